@@ -1,0 +1,27 @@
+"""Multi-scale feature maps from vision backbones, under one verified contract."""
+
+from .contract import verify as verify
+from .creation import build_model_with_cfg as build_model_with_cfg
+from .errors import ArgumentError as ArgumentError
+from .errors import CheckpointError as CheckpointError
+from .errors import ContractError as ContractError
+from .errors import FeatxError as FeatxError
+from .errors import ImageError as ImageError
+from .errors import InputError as InputError
+from .errors import MissingPackageError as MissingPackageError
+from .errors import OutIndicesError as OutIndicesError
+from .errors import OutputError as OutputError
+from .errors import UnknownModelError as UnknownModelError
+from .errors import WeightsNotFoundError as WeightsNotFoundError
+from .factory import create_model as create_model
+from .features import FeatureInfo as FeatureInfo
+from .features import Levels as Levels
+from .preprocessing import DataConfig as DataConfig
+from .preprocessing import transform as transform
+from .preprocessing import transform_whole as transform_whole
+from .registry import list_models as list_models
+from .registry import register_model as register_model
+from .weights import load_weights as load_weights
+from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
+
+__version__ = "0.1.0"

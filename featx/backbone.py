@@ -1,0 +1,90 @@
+"""The two base classes of image models: Backbone, whose children run in order, and Pyramid, which is asked for maps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .errors import InputError
+from .features import Levels
+from .preprocessing import DataConfig
+
+
+class Backbone(nn.Module):
+    """An image model whose children, run in the order they are registered, turn images into logits.
+
+    A family sets `feature_info` and `in_chans` beside the layers they describe. The child that holds the deepest level
+    ends `forward_features`; the ones after it are the head.
+
+    size_divisor: the sides of an image must be multiples of it; 1 takes any size.
+    last_linear: path of the layer that depends on the number of classes.
+    """
+
+    size_divisor: ClassVar[int] = 1
+    last_linear: ClassVar[str]
+
+    feature_info: Levels
+    data_config: DataConfig
+    in_chans: int
+
+    @staticmethod
+    def size_rule(side: int, reduction: int) -> int:
+        """Cells of a map along a side of so many pixels: a cell that is only partly covered counts.
+
+        It holds for every size the family takes; a family whose sizes follow another rule overrides it.
+        """
+        return -(-side // reduction)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The deepest map, which the head turns into logits: (N, in_chans, H, W) to (N, chs, H / r, W / r)."""
+        deepest = self.feature_info[-1].name.split(".")[0]
+        for name, child in self.named_children():
+            x = child(x)
+            if name == deepest:
+                break
+        return x
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Logits of the deepest map: (N, chs, h, w) to (N, num_classes), or pooled features if there are no classes."""
+        deepest = self.feature_info[-1].name.split(".")[0]
+        names = [name for name, _ in self.named_children()]
+        for child in list(self.children())[names.index(deepest) + 1 :]:
+            x = child(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) to logits (N, num_classes), or pooled features if there are no classes."""
+        check_images(x, self.in_chans)
+        return self.forward_head(self.forward_features(x))
+
+
+class Pyramid(Backbone, ABC):
+    """A model that returns its own maps, because no order of its children would."""
+
+    @abstractmethod
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """The maps of `levels`, which ascend; each is (N, chs, H / reduction, W / reduction)."""
+
+    @abstractmethod
+    def unused(self, levels: Sequence[int]) -> Iterable[str]:
+        """Paths of the modules that no map of `levels`, which ascend, needs."""
+
+
+def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:
+    """Raise InputError unless `x` is (N, in_chans, H, W) with sides of at least `smallest` pixels."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected a tensor (N, C, H, W), got {type(x).__name__}: see featx.transform for images")
+    shape = tuple(x.shape)
+    if x.ndim != 4:
+        hint = "add the batch axis with x.unsqueeze(0)" if x.ndim == 3 else "stack images of one size"
+        raise InputError(f"expected images (N, C, H, W), got shape {shape}: {hint}")
+    if in_chans is not None and shape[1] != in_chans:
+        channels_last = shape[3] == in_chans
+        hint = "use x.permute(0, 3, 1, 2)" if channels_last else f"or build the model with in_chans={shape[1]}"
+        raise InputError(f"expected {in_chans} channels on axis 1, got shape {shape}: {hint}")
+    if min(shape[2:]) < smallest:
+        raise InputError(
+            f"images of {shape[2]}x{shape[3]} pixels are smaller than one cell of the deepest map ({smallest} pixels): "
+            "enlarge them, or ask for shallower levels with out_indices"
+        )

@@ -1,0 +1,203 @@
+"""The command line: thin commands over the library."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import featx
+from featx.describe import describe
+from featx.registry import Variant, lookup
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx list' shows all.")]
+OutIndices = Annotated[
+    str | None, typer.Option(help="Levels in the order wanted, such as 1,2,3 or -1; all by default.", metavar="I,J,…")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Published weights from the Hub; the default.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A file of weights instead: .safetensors, .pt, .pth or .bin.")]
+RandomWeights = Annotated[int | None, typer.Option(help="Random weights from this seed instead.", metavar="SEED")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
+
+
+class Precision(StrEnum):
+    """Types that maps are stored in."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+@app.command("list")
+def list_(pattern: Annotated[str, typer.Argument(help="Shell-style, such as 'resnet*'.")] = "*") -> None:
+    """Names of all models, with the tags of their published weights, the default first."""
+    names = featx.list_models(pattern)
+    if not names:
+        raise featx.UnknownModelError(f"no model matches {pattern!r}; 'featx list' shows all names")
+    table = Table(box=None)
+    table.add_column("model", no_wrap=True, style="bold")
+    table.add_column("published weights")
+    for name in names:
+        entry = lookup(name)
+        table.add_row(name, " ".join(entry.weights) if isinstance(entry, Variant) and entry.weights else "none")
+    out.print(table)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Size = None) -> None:
+    """The levels of a model: channels, reduction, size of the map, and what going that deep costs."""
+    with torch.device("meta"):
+        model = featx.create_model(name)
+    config = featx.FeatureExtractWrapper(model).data_config or featx.DataConfig()
+    default = config.size
+    shown = (size, size) if size else default
+    table = Table(
+        title=name,
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        caption="params and GMACs: of an extractor that ends at the level",
+    )
+    map_columns = [f"map@{side}" for side in dict.fromkeys((default[0], shown[0]))]
+    for column in ("index", "name", "chs", "stride", *map_columns, "params", f"GMACs@{shown[0]}"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for index, (cost, used) in enumerate(zip(describe(model, default), describe(model, shown), strict=True)):
+        maps = dict.fromkeys(f"{height}×{width}" for height, width in (cost.map_size, used.map_size))
+        facts = (f"{cost.level.chs}", f"{cost.level.reduction}", *maps, f"{cost.parameters:,}")
+        table.add_row(f"{index}", cost.level.name, *facts, f"{used.macs / 1e9:.3f}")
+    out.print(table)
+    out.print(f"whole classifier: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+
+
+@app.command()
+def extract(
+    inputs: Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for them.")],
+    model: Model,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the maps; must be new or empty.")],
+    out_indices: OutIndices = None,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = None,
+    size: Size = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images the model sees at once.")] = 16,
+    dtype: Annotated[Precision, typer.Option(help="Type the maps are stored in.")] = Precision.float32,
+) -> None:
+    """Write the maps of images as safetensors files with an index. Exits with 1 if an image could not be read."""
+    from featx.extract import extract, find_images
+
+    find_images(inputs)  # before minutes go into weights
+    extractor, weights = build(model, out_indices, pretrained, checkpoint, random_weights)
+    bar = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*bar.columns, console=err) as shown:
+        task = shown.add_task("extracting", total=None)
+        summary = extract(
+            inputs,
+            extractor,
+            folder,
+            size=size,
+            batch_size=batch_size,
+            dtype=getattr(torch, dtype),
+            made_by={"featx": featx.__version__, "model": model, "weights": weights},
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
+        )
+    size_mb = summary.nbytes / 2**20
+    out.print(f"{summary.written} images, {len(summary.shards)} files of maps ({size_mb:.1f} MiB) in {folder}")
+    out.print(f"weights: {weights}")
+    if summary.failed:
+        out.print(f"[red]{len(summary.failed)} files could not be extracted:")
+        for path, reason in summary.failed.items():
+            out.print(f"  {path}: {reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    model: Model,
+    picture: Annotated[Path, typer.Option("--out", help="Picture to write, such as maps.png.")],
+    out_indices: OutIndices = None,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = None,
+    size: Size = None,
+) -> None:
+    """Draw a photograph beside its maps, their channels reduced to colours by PCA."""
+    from featx.extract.images import open_image
+    from featx.viz import maps_grid, save_figure
+
+    try:
+        photograph = open_image(image)
+    except featx.ImageError as error:
+        raise featx.ImageError(f"{image}: {error}") from error
+    extractor, weights = build(model, out_indices, pretrained, checkpoint, random_weights)
+    with torch.inference_mode():
+        maps = extractor(featx.transform_whole(extractor, size=size)(photograph)[None])
+    figure = maps_grid(photograph, list(maps), extractor.feature_info, title=f"{model} · weights: {weights}")
+    save_figure(figure, picture)
+    out.print(f"{picture}: {len(maps)} maps of {image} by {model}, weights: {weights}", soft_wrap=True)
+
+
+def build(
+    name: str, out_indices: str | None, pretrained: bool, checkpoint: Path | None, seed: int | None
+) -> tuple[featx.FeatureExtractWrapper, str]:
+    """The extractor that the options describe, in eval mode, and where its weights come from."""
+    if pretrained + (checkpoint is not None) + (seed is not None) > 1:
+        raise featx.ArgumentError("--pretrained, --checkpoint and --random-weights exclude each other")
+    fetch = checkpoint is None and seed is None
+    if seed is not None:
+        torch.manual_seed(seed)
+    if fetch:
+        quiet_hub()
+        err.print(f"weights of {name}: from the cache or the Hub …")
+    try:
+        extractor = featx.create_model(
+            name, fetch, features_only=True, out_indices=parse_indices(out_indices), checkpoint_path=checkpoint
+        )
+    except featx.WeightsNotFoundError as error:
+        raise featx.WeightsNotFoundError(f"{error} (here: --checkpoint FILE or --random-weights SEED)") from error
+    weights = "published" if fetch else f"{checkpoint}" if checkpoint else f"random, seed {seed}"
+    return extractor.eval(), weights
+
+
+def parse_indices(text: str | None) -> list[int] | None:
+    """Indices from "1,2,3"; ArgumentError if that is not what the text is."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise featx.ArgumentError(f"--out-indices {text}: expected ints separated by commas, such as 1,2,3") from None
+
+
+def quiet_hub() -> None:
+    """Keep the Hub client's retries off the screen; our own error says what failed and what to do."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if show:
+        out.print(f"featx {featx.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit status 2, not a traceback."""
+    try:
+        app()
+    except featx.FeatxError as error:
+        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was written so far is whole and indexed")
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""What can go wrong, one class per kind; each is also the built-in error it resembles."""
+
+
+class FeatxError(Exception):
+    """Base of every error featx raises on purpose: what happened, what was expected, what to do."""
+
+
+class UnknownModelError(FeatxError, ValueError):
+    """No model has that name."""
+
+
+class ArgumentError(FeatxError, TypeError):
+    """An argument that does not exist, does not fit the others, or has a value this model cannot take."""
+
+
+class OutIndicesError(FeatxError, ValueError):
+    """`out_indices` or `out_names` that do not choose levels of the model."""
+
+
+class ContractError(FeatxError, ValueError):
+    """A model whose maps are not what its `feature_info` says, or cannot be taken as it says."""
+
+
+class InputError(FeatxError, ValueError):
+    """A batch of images that the model cannot take."""
+
+
+class CheckpointError(FeatxError, ValueError):
+    """A file of weights that cannot be read or does not fit the model."""
+
+
+class WeightsNotFoundError(FeatxError, FileNotFoundError):
+    """Weights that are neither on disk nor reachable on the Hub."""
+
+
+class ImageError(FeatxError, ValueError):
+    """A file that holds no image, or one that cannot be decoded whole."""
+
+
+class OutputError(FeatxError, OSError):
+    """Results that cannot be written where they were asked for."""
+
+
+class MissingPackageError(FeatxError, ImportError):
+    """An optional package that this function needs."""

@@ -1,0 +1,79 @@
+"""Find image files, and open any of them as the picture a person would see."""
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import ArgumentError, ImageError
+
+LARGEST_ASPECT = 100
+
+
+def find_images(inputs: Iterable[str | Path]) -> list[Path]:
+    """Every file named, and every image file below every folder named, sorted within a folder, each once.
+
+    Raises ArgumentError naming all inputs that do not exist, or if there is no image at all.
+    """
+    paths = [Path(given) for given in inputs]
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise ArgumentError(f"no such file or folder: {', '.join(absent)}")
+    suffixes = set(Image.registered_extensions())
+    found = [image for path in paths for image in (_below(path, suffixes) if path.is_dir() else [path])]
+    if not found:
+        raise ArgumentError(f"no image files in {', '.join(map(str, paths))}; images are known by endings such as .jpg")
+    return list(dict.fromkeys(found))
+
+
+def _below(folder: Path, suffixes: set[str]) -> list[Path]:
+    names = (Path(where, name) for where, _, files in os.walk(folder) for name in files)
+    return sorted(path for path in names if path.suffix.lower() in suffixes)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in RGB, 8 bits, upright, over white where it is transparent, the first frame if it has several.
+
+    Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
+    """
+    try:
+        with warnings.catch_warnings():
+            # a large photograph is not an attack; Pillow itself refuses what is twice as large again
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _rgb(_upright(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image in any format that Pillow reads") from error
+    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
+        raise ImageError(f"{error}" or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if max(image.size) > LARGEST_ASPECT * min(image.size):
+        raise ImageError(f"{image.width}x{image.height} pixels: one side is more than {LARGEST_ASPECT} times the other")
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode == "F":
+        raise ImageError("floating-point pixels have no agreed range: convert the file to 8 or 16 bits")
+    if image.has_transparency_data:
+        over = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray as 8-bit gray; Pillow's own conversion would clip it to white."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ImageError(f"pixels from {pixels.min()} to {pixels.max()} fit neither 8 nor 16 bits")
+    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))

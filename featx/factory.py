@@ -1,0 +1,180 @@
+"""create_model: from a name to a model or a feature extractor."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from torch import nn
+
+from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
+from .features import OutIndices
+from .preprocessing import from_hub
+from .registry import Creation, Variant, lookup
+from .weights import load_weights
+from .weights.hub import hub_config, hub_weights
+from .wrappers import FeatureExtractWrapper
+from .wrappers.extractor import Output
+
+# Other libraries' names for our arguments.
+NEAR_MISSES = {
+    "feature_only": "features_only",
+    "in_channels": "in_chans",
+    "n_classes": "num_classes",
+    "num_labels": "num_classes",
+    "out_features": "out_names",
+    "weights": "checkpoint_path",
+    "checkpoint": "checkpoint_path",
+    "replace_stride_with_dilation": "output_stride",
+}
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    features_only: Literal[True],
+    out_indices: OutIndices | None = None,
+    out_names: Sequence[str] | None = None,
+    output: Output = "list",
+    checkpoint_path: str | Path | None = None,
+    output_stride: int | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    cache_dir: str | Path | None = None,
+    **arch: Any,
+) -> FeatureExtractWrapper: ...
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    features_only: Literal[False] = False,
+    checkpoint_path: str | Path | None = None,
+    output_stride: int | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    cache_dir: str | Path | None = None,
+    **arch: Any,
+) -> nn.Module: ...
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    features_only: bool = False,
+    out_indices: OutIndices | None = None,
+    out_names: Sequence[str] | None = None,
+    output: Output = "list",
+    checkpoint_path: str | Path | None = None,
+    output_stride: int | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    cache_dir: str | Path | None = None,
+    **arch: Any,
+) -> nn.Module:
+    """The model of that name: a classifier, or with `features_only` an extractor of multi-scale maps.
+
+    name: one of `list_models()`; a tag after a dot chooses among its published weights: `resnet50.a1_in1k`.
+    pretrained: download the weights with that tag, or the default ones, from the Hub.
+    out_indices: levels to return, in this order; negatives count from the deepest, an int n means the last n, None all.
+    out_names: the same by name.
+    output: "list" of maps, or "dict" from level name to map.
+    checkpoint_path: a file of weights instead; every tensor must fit.
+    output_stride: 8, 16 or 32: the coarsest reduction, kept by dilation.
+    in_chans, num_classes: of the images and the logits; 0 classes give pooled features. None is as the weights have
+        it. A classifier of another size than the weights' is left at its random initialisation.
+    cache_dir: where downloads are kept.
+    arch: further fields of the family's configuration.
+
+    Raises UnknownModelError, ArgumentError, OutIndicesError, CheckpointError, WeightsNotFoundError, and ContractError
+    for a user's model that gives no maps.
+    """
+    choice = {"out_indices": out_indices, "out_names": out_names, "output": output}
+    if not features_only and choice != {"out_indices": None, "out_names": None, "output": "list"}:
+        raise ArgumentError("out_indices, out_names and output choose among maps: pass features_only=True too")
+    if pretrained and checkpoint_path is not None:
+        raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
+    entry, tag = _find(name)
+    given = {"output_stride": output_stride, "in_chans": in_chans, "num_classes": num_classes, **arch}
+    given = {field: value for field, value in given.items() if value is not None}
+    if not isinstance(entry, Variant):
+        model = _call(entry, pretrained, given, {"features_only": True, **choice} if features_only else {})
+        if checkpoint_path is not None:
+            load_weights(model, checkpoint_path)
+        return model
+
+    published = hub_config(_repo(name, tag), cache_dir) if pretrained else {}
+    model = entry.build(_configured(name, entry, {**_classes(published), **given}))
+    model.data_config = from_hub(published.get("pretrained_cfg", {}), entry.data)
+    skip = () if num_classes is None else (f"{type(model).last_linear}.",)
+    if features_only:
+        model = FeatureExtractWrapper(model, out_indices, out_names=out_names, output=output)
+    source = hub_weights(_repo(name, tag), cache_dir) if pretrained else checkpoint_path
+    if source is not None:
+        load_weights(model, source, resized=skip)
+    return model
+
+
+def _find(name: str) -> tuple[Variant[Any] | Creation, str]:
+    """The entry of a name, and the tag of its weights: the one after the dot, or the default."""
+    base, _, tag = name.partition(".")
+    entry = lookup(base)
+    tags = entry.weights if isinstance(entry, Variant) else ()
+    if tag and tag not in tags:
+        raise UnknownModelError(f"{base} has no weights tagged {tag!r}; it has {list(tags)}")
+    return entry, tag or next(iter(tags), "")
+
+
+def _repo(name: str, tag: str) -> str:
+    base = name.partition(".")[0]
+    if not tag:
+        raise WeightsNotFoundError(f"{base} has no published weights: pass checkpoint_path= or pretrained=False")
+    return f"timm/{base}.{tag}"
+
+
+def _classes(published: dict[str, Any]) -> dict[str, int]:
+    return {"num_classes": published["num_classes"]} if "num_classes" in published else {}
+
+
+def _configured(name: str, variant: Variant[Any], given: dict[str, Any]) -> Any:
+    """The variant's configuration with the given fields; ArgumentError naming every field it does not have."""
+    known = [field.name for field in fields(variant.config)]
+    if "output_stride" in given and "output_stride" not in known:
+        raise ArgumentError(f"{name} cannot trade strides for dilation: leave output_stride out")
+    _refuse_unknown(name, given, known)
+    return replace(variant.config, **given)
+
+
+def _refuse_unknown(name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    arguments = [*_arguments(), *known]
+    problems = []
+    for word in given:
+        if word not in known:
+            close = NEAR_MISSES.get(word) or next(iter(get_close_matches(word, arguments, n=1)), None)
+            problems.append(f"{word!r}" + (f" (did you mean {close!r}?)" if close else ""))
+    if problems:
+        raise ArgumentError(f"{name} has no argument {', '.join(problems)}; its configuration has {list(known)}")
+
+
+def _arguments() -> list[str]:
+    return [p.name for p in signature(create_model).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
+def _call(create: Creation, pretrained: bool, given: dict[str, Any], choice: dict[str, Any]) -> nn.Module:
+    """What a user's creation function returns; ArgumentError if it does not take what was given."""
+    name, parameters = create.__name__, signature(create).parameters
+    if "in_chans" in given and "in_chans" not in parameters and "in_channels" in parameters:
+        given = {**given, "in_channels": given["in_chans"]}
+        del given["in_chans"]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        _refuse_unknown(name, [*given, *choice], list(parameters))
+    model = create(pretrained, **given, **choice)
+    if choice and not isinstance(model, FeatureExtractWrapper):
+        raise ContractError(
+            f"{name} returned a {type(model).__name__} although features_only=True was asked: let it return "
+            "build_model_with_cfg(Class, pretrained, **kwargs)"
+        )
+    return model

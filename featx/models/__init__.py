@@ -1,0 +1,1 @@
+"""One family per file; a file registers its variants when it is imported."""

@@ -1,0 +1,185 @@
+"""HRNet, https://arxiv.org/abs/1908.07919: branches of four resolutions run side by side and exchange what they see.
+
+Upsampled branches are cropped to the branch they are added to, so that any size works; at sizes that need no crop the
+numbers are the reference's (timm), which refuses the others. The level after a branch is what its classifier reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Pyramid
+from ..features import FeatureInfo, Levels
+from ..preprocessing import DataConfig
+from ..registry import Variant, register
+from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
+
+HEAD_CHS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class HRNetConfig:
+    """width: channels of the finest branch; each coarser one has twice as many.
+
+    modules: exchange modules in stages 2, 3 and 4. depth: blocks per branch in a module. stem_depth, stem_chs: of
+    stage 1, which has one branch.
+    """
+
+    width: int
+    modules: tuple[int, int, int] = (1, 4, 3)
+    depth: int = 4
+    stem_depth: int = 4
+    stem_chs: int = 64
+    in_chans: int = 3
+    num_classes: int = 1000
+
+
+class HRNet(Pyramid):
+    """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem's first activation, the four branches."""
+
+    last_linear = "classifier"
+
+    def __init__(self, cfg: HRNetConfig) -> None:
+        super().__init__()
+        self.in_chans = cfg.in_chans
+        self.conv1 = nn.Conv2d(cfg.in_chans, 64, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(64, 64, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.act2 = nn.ReLU(inplace=True)
+        self.layer1 = repeat(Bottleneck, 64, cfg.stem_chs, cfg.stem_depth)
+        widths = [cfg.stem_chs * Bottleneck.expansion]
+        for number, modules in enumerate(cfg.modules, start=1):
+            wider = [cfg.width * 2**branch for branch in range(number + 1)]
+            self.add_module(f"transition{number}", transition(widths, wider))
+            self.add_module(f"stage{number + 1}", nn.Sequential(*(Exchange(wider, cfg.depth) for _ in range(modules))))
+            widths = wider
+        self.incre_modules = nn.ModuleList(repeat(Bottleneck, w, c, 1) for w, c in zip(widths, HEAD_CHS, strict=True))
+        chs = [c * Bottleneck.expansion for c in HEAD_CHS]
+        self.downsamp_modules = nn.ModuleList(conv_norm(a, b, 2, act=True, bias=True) for a, b in pairwise(chs))
+        self.final_layer = nn.Sequential(nn.Conv2d(chs[-1], 2048, 1), nn.BatchNorm2d(2048), nn.ReLU(inplace=True))
+        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(2048, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        branches = [FeatureInfo(c, 4 * 2**branch, f"incre_modules.{branch}") for branch, c in enumerate(chs)]
+        self.feature_info = Levels([FeatureInfo(64, 2, "act1"), *branches])
+        init_conv_norm(self)
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        x = self.act1(self.bn1(self.conv1(x)))
+        maps = [x] if 0 in levels else []
+        if levels[-1] == 0:
+            return maps
+        branches = self._branches(x)
+        return maps + [self.incre_modules[level - 1](branches[level - 1]) for level in levels if level > 0]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the classifier pools: the four branches summed from fine to coarse, (N, 2048, H / 32, W / 32)."""
+        y, *coarser = self.forward_maps(x, range(1, len(self.feature_info)))
+        for down, branch in zip(self.downsamp_modules, coarser, strict=True):
+            y = branch + down(y)
+        return self.final_layer(y)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.classifier(self.flatten(self.global_pool(x)))
+
+    def unused(self, levels: Sequence[int]) -> Iterator[str]:
+        yield from ("downsamp_modules", "final_layer", "global_pool", "flatten", "classifier")
+        if levels[-1] == 0:
+            trunk = ("layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4")
+            yield from ("conv2", "bn2", "act2", *trunk, "incre_modules")
+            return
+        last_exchange = f"stage4.{len(self.get_submodule('stage4')._modules) - 1}"
+        for branch in range(len(HEAD_CHS)):
+            if branch + 1 not in levels:
+                yield from (f"incre_modules.{branch}", f"{last_exchange}.fuse_layers.{branch}")
+
+    def _branches(self, x: Tensor) -> list[Tensor]:
+        """The stem's map (N, 64, H / 2, W / 2) to one map per branch, fine to coarse, at 1/4 to 1/32."""
+        maps = [self.layer1(self.act2(self.bn2(self.conv2(x))))]
+        for number in (1, 2, 3):
+            paths = self.get_submodule(f"transition{number}").children()
+            # a branch that this stage adds starts from the coarsest one there is
+            maps = [path(maps[min(branch, len(maps) - 1)]) for branch, path in enumerate(paths)]
+            maps = self.get_submodule(f"stage{number + 1}")(maps)
+        return maps
+
+
+class Exchange(nn.Module):
+    """Residual blocks in every branch, then every branch becomes the sum of all: maps to maps of the same shapes."""
+
+    def __init__(self, widths: Sequence[int], depth: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(repeat(BasicBlock, width, width, depth) for width in widths)
+        self.fuse_layers = nn.ModuleList(Fuse(widths, branch) for branch in range(len(widths)))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        # where nobody reads a branch, pruning leaves an identity in its place
+        return [fuse(maps) for fuse in self.fuse_layers]
+
+
+class Fuse(nn.ModuleList):
+    """All branches brought to the size and width of one of them and summed."""
+
+    def __init__(self, widths: Sequence[int], branch: int) -> None:
+        super().__init__(
+            upsampled(width, widths[branch], 2 ** (other - branch))
+            if other > branch
+            else downsampled(width, widths[branch], branch - other)
+            for other, width in enumerate(widths)
+        )
+        self.branch = branch
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        height, width = maps[self.branch].shape[-2:]
+        first, *others = (path(x)[..., :height, :width] for path, x in zip(self, maps, strict=True))
+        for y in others:
+            first = first + y
+        return F.relu(first)
+
+
+def repeat(block: type[BasicBlock | Bottleneck], in_chs: int, chs: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(block(in_chs, chs), *(block(chs * block.expansion, chs) for _ in range(depth - 1)))
+
+
+def conv_norm(in_chs: int, chs: int, stride: int, *, act: bool, bias: bool = False) -> nn.Sequential:
+    layers = [nn.Conv2d(in_chs, chs, 3, stride, 1, bias=bias), nn.BatchNorm2d(chs)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if act else nn.Sequential(*layers)
+
+
+def transition(widths: Sequence[int], wider: Sequence[int]) -> nn.ModuleList:
+    """From the branches of one stage to those of the next, which has one more."""
+    kept = [nn.Identity() if a == b else conv_norm(a, b, 1, act=True) for a, b in zip(widths, wider, strict=False)]
+    return nn.ModuleList([*kept, nn.Sequential(conv_norm(widths[-1], wider[-1], 2, act=True))])
+
+
+def upsampled(in_chs: int, chs: int, factor: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs), nn.Upsample(scale_factor=factor))
+
+
+def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:
+    """The identity, or as many strided convolutions as it takes, the last without activation."""
+    if halvings == 0:
+        return nn.Identity()
+    before = [conv_norm(in_chs, in_chs, 2, act=True) for _ in range(halvings - 1)]
+    return nn.Sequential(*before, conv_norm(in_chs, chs, 2, act=False))
+
+
+BILINEAR = DataConfig(interpolation="bilinear")
+GLUON = ("gluon_in1k", "ms_in1k")
+
+register(
+    {
+        "hrnet_w18_small": Variant(HRNet, HRNetConfig(16, (1, 1, 1), 2, 1, 32), GLUON),
+        "hrnet_w18_small_v2": Variant(HRNet, HRNetConfig(18, (1, 3, 2), 2, 2), GLUON),
+        "hrnet_w18": Variant(
+            HRNet, HRNetConfig(18), ("ms_aug_in1k", "ms_in1k"), DataConfig(interpolation="bilinear", crop=0.95)
+        ),
+        **{f"hrnet_w{w}": Variant(HRNet, HRNetConfig(w), ("ms_in1k",), BILINEAR) for w in (30, 32, 40, 44, 48, 64)},
+    }
+)

@@ -1,0 +1,82 @@
+"""How images become the tensors that a model's weights expect."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, float32, nn
+
+from .errors import ArgumentError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What images looked like when the weights were trained.
+
+    size: sides in pixels (height, width) of the crop.
+    crop: share of the resized image's shorter side that the centre crop keeps.
+    mean, std: per channel, of pixels in [0, 1], in RGB.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop: float = 0.875
+
+
+def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
+    """The preprocessing a timm-style `config.json` or `default_cfg` states; `default` where it is silent."""
+    size = cfg.get("input_size")
+    stated = {
+        "size": tuple(size[1:]) if size else None,
+        "mean": tuple(cfg["mean"]) if "mean" in cfg else None,
+        "std": tuple(cfg["std"]) if "std" in cfg else None,
+        "interpolation": cfg.get("interpolation"),
+        "crop": cfg.get("crop_pct"),
+    }
+    return replace(default, **{key: value for key, value in stated.items() if value is not None})
+
+
+def transform(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
+    """A function from an RGB PIL image to the (3, size, size) float tensor that the model's weights expect.
+
+    The shorter side is resized to size / crop, the centre is cropped and normalised. `size` (pixels) replaces the
+    configured one. Raises ArgumentError for a size below 1 and for a model without `data_config`.
+    """
+    from torchvision.transforms import v2
+
+    config = _config(model, size)
+    crop = [_resize(config, int(min(config.size) / config.crop)), v2.CenterCrop(config.size)]
+    return v2.Compose([*crop, *_scale(config)])
+
+
+def transform_whole(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
+    """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`."""
+    from torchvision.transforms import v2
+
+    config = _config(model, size)
+    return v2.Compose([_resize(config, min(config.size)), *_scale(config)])
+
+
+def _config(model: nn.Module, size: int | None) -> DataConfig:
+    config = getattr(model, "data_config", None)
+    if not isinstance(config, DataConfig):
+        raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
+    if size is not None and size < 1:
+        raise ArgumentError(f"size={size}: expected a positive number of pixels")
+    return config if size is None else replace(config, size=(size, size))
+
+
+def _resize(config: DataConfig, shorter: int) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Resize(shorter, interpolation=v2.InterpolationMode(config.interpolation))
+
+
+def _scale(config: DataConfig) -> list[Any]:
+    from torchvision.transforms import v2
+
+    return [v2.PILToTensor(), v2.ToDtype(float32, scale=True), v2.Normalize(config.mean, config.std)]

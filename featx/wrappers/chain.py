@@ -1,0 +1,104 @@
+"""Maps of a model whose modules run one after another: the sequential and the flattened case."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from ..backbone import Backbone, Pyramid
+from ..errors import ContractError
+from ..features import FeatureInfo, as_levels
+from .order import prove_order
+from .transparent import Transparent
+
+
+class Chain(Transparent[nn.Module], Pyramid):
+    """Runs the children of `model` in order, opening a container only where a level lies inside it.
+
+    Raises ContractError, naming the module, if a level is no module or if running its children in order is not what
+    `model` itself does. A Backbone that keeps its inherited forward does so by definition; of any other model it is
+    proven with tensors that have shapes but no values.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.feature_info = as_levels(model.feature_info, type(model).__name__)
+        self._steps = steps_to(model, self.feature_info)
+        in_order = runs_in_order(model, self._steps)
+        self._overwritten = frozenset() if in_order else prove_order(model, self._steps, self.feature_info)
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        taps = [self.feature_info[level].name for level in levels]
+        maps = []
+        for step in self._steps:
+            x = self.get_submodule(step)(x)
+            if step in taps:
+                tap = require_map(x, step)
+                maps.append(tap.clone() if step in self._overwritten else tap)
+            if step == taps[-1]:
+                break
+        return maps
+
+    def unused(self, levels: Sequence[int]) -> Iterator[str]:
+        last = self._steps.index(self.feature_info[levels[-1]].name)
+        yield from _beside(self, self._steps[: last + 1])
+
+
+def steps_to(model: nn.Module, levels: Sequence[FeatureInfo]) -> tuple[str, ...]:
+    """Paths of the modules to run, in order, up to the deepest level; ContractError if a level is not among them."""
+    todo = [level.name for level in levels]
+    steps: list[str] = []
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        nonlocal todo
+        for name, child in module.named_children():
+            path = prefix + name
+            if not todo:
+                return
+            if any(tap.startswith(path + ".") for tap in todo):
+                visit(child, path + ".")
+            else:
+                steps.append(path)
+                todo = [tap for tap in todo if tap != path]
+
+    visit(model, "")
+    if todo:
+        raise ContractError(
+            f"feature_info of {type(model).__name__} names {todo}, which no module it registers is called, or which "
+            f"lies inside another level; its children are {[name for name, _ in model.named_children()]}"
+        )
+    order = [step for step in steps if step in [level.name for level in levels]]
+    if order != [level.name for level in levels]:
+        raise ContractError(
+            f"feature_info of {type(model).__name__} lists {[level.name for level in levels]}, but its modules are "
+            f"registered in the order {order}: register modules and levels in the order they run"
+        )
+    return tuple(steps)
+
+
+def runs_in_order(model: nn.Module, steps: Sequence[str]) -> bool:
+    """Whether the classes alone guarantee that `steps` are what `model` runs."""
+    containers = {step.rpartition(".")[0] for step in steps} - {""}
+    return (
+        isinstance(model, Backbone)
+        and type(model).forward is Backbone.forward
+        and type(model).forward_features is Backbone.forward_features
+        and all(type(model.get_submodule(path)) is nn.Sequential for path in containers)
+    )
+
+
+def _beside(module: nn.Module, steps: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """Paths of the modules that are not on the way to a step."""
+    for name, child in module._modules.items():
+        path = prefix + name
+        if child is not None and any(step.startswith(path + ".") for step in steps):
+            yield from _beside(child, steps, path + ".")
+        elif path not in steps:
+            yield path
+
+
+def require_map(value: object, name: str) -> Tensor:
+    """The value itself if it is a map; ContractError saying what it is if not."""
+    if isinstance(value, Tensor) and value.ndim == 4:
+        return value
+    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ContractError(f"module {name!r} returned {what}, not a map (N, C, H, W): make the model a Pyramid instead")

@@ -1,0 +1,94 @@
+"""FeatureExtractWrapper: images in, maps out."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..backbone import Pyramid, check_images
+from ..errors import ArgumentError, ContractError
+from ..features import FeatureInfo, Levels, OutIndices
+from ..preprocessing import DataConfig
+from .chain import Chain
+from .prune import without
+from .rewritten import Rewritten
+from .transparent import Transparent
+
+Output = Literal["list", "dict"]
+
+
+class FeatureExtractWrapper(Transparent[Pyramid]):
+    """Returns a model's maps instead of its prediction.
+
+    `model` is a Backbone, a Pyramid, or any module with `feature_info` whose children run in order, or which says
+    `is_rewritten = True` and returns its maps from `forward_features`. It stays as it is; the extractor shares its
+    parameters, under the same names, and holds nothing that the asked levels do not need.
+
+    out_indices, out_names: which levels, in which order; see `create_model`.
+    output: "list", or "dict" keyed by level name.
+
+    Raises ContractError if the model has no `feature_info` or its maps cannot be taken as that says, OutIndicesError
+    if the levels do not exist, and, when called, InputError for a batch the model cannot take.
+    """
+
+    feature_info: Levels
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: OutIndices | None = None,
+        *,
+        out_names: Sequence[str] | None = None,
+        output: Output = "list",
+    ) -> None:
+        if output not in ("list", "dict"):
+            raise ArgumentError(f"output={output!r}: choose 'list' or 'dict'")
+        pyramid = as_pyramid(model)
+        chosen = pyramid.feature_info.select(out_indices, out_names)
+        ascending = sorted(chosen.out_indices)
+        super().__init__(without(pyramid, pyramid.unused(ascending)))
+        self.feature_info = chosen
+        self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
+        self._output = output
+        self._smallest = max(chosen.reduction())
+        self._left_out = frozenset(model.state_dict()) - frozenset(self.state_dict())
+
+    @property
+    def in_chans(self) -> int | None:
+        """Channels of the images, None if the model does not say."""
+        return getattr(self._source, "in_chans", None)
+
+    @property
+    def data_config(self) -> DataConfig | None:
+        """Preprocessing that the weights expect, None if the model does not say."""
+        return getattr(self._source, "data_config", None)
+
+    @property
+    def _source(self) -> nn.Module:
+        pyramid = self._inner
+        return pyramid._inner if isinstance(pyramid, Transparent) else pyramid
+
+    def feature_at(self, stride: int) -> FeatureInfo:
+        """The deepest of the returned levels with this reduction; OutIndicesError if there is none."""
+        return self.feature_info.feature_at(stride)
+
+    def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
+        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
+        check_images(x, self.in_chans, self._smallest)
+        ascending = self._inner.forward_maps(x, self._ascending)
+        maps = [ascending[position] for position in self._order]
+        return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
+
+
+def as_pyramid(model: nn.Module) -> Pyramid:
+    """The model as a source of maps; ContractError if it is none."""
+    if isinstance(model, FeatureExtractWrapper):
+        raise ContractError("this is a feature extractor already; wrap the model it was made from")
+    if isinstance(model, Pyramid):
+        return model
+    if not hasattr(model, "feature_info"):
+        raise ContractError(
+            f"{type(model).__name__} has no feature_info: list the levels as dictionaries with chs, reduction and name "
+            "(path of the module whose output is the map) in self.feature_info"
+        )
+    return Rewritten(model) if getattr(model, "is_rewritten", False) else Chain(model)

@@ -1,0 +1,109 @@
+"""The proof that a model runs its modules one after another, without computing anything."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import ContractError
+from ..features import FeatureInfo
+
+
+class _Deepest(Exception):  # noqa: N818  (a signal, no error)
+    """Ends the model's forward once the deepest level has been reached; what follows does not matter."""
+
+
+def prove_order(model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo]) -> frozenset[str]:
+    """Levels whose map a later module overwrites in place, if `steps` run in order are what `model` does.
+
+    `model` itself is run on meta tensors: each step must be called once, in order, with nothing but what the step
+    before returned. Raises ContractError naming the first module that breaks this.
+    """
+    calls = _trace(model, steps)
+    owner = type(model).__name__
+    if len(calls) < len(steps):
+        raise ContractError(f"{owner} never calls {steps[len(calls)]!r}, which is registered on the way to a level")
+    for (step, inputs, _, _), (_, _, before, _) in zip(calls[1:], calls[:-1], strict=True):
+        if inputs[0] is not before:
+            raise ContractError(
+                f"{owner} computes the input of {step!r} from something else than the output of the module before it: "
+                "put what happens in between into a module, or return the maps yourself (is_rewritten = True)"
+            )
+    taps = {level.name for level in levels}
+    return frozenset(step for step, _, output, version in calls if step in taps and output._version != version)
+
+
+Call = tuple[str, tuple[Any, ...], Any, int]
+
+
+def _trace(model: nn.Module, steps: Sequence[str]) -> list[Call]:
+    """(step, inputs, output, output's version) of every call of a step, in order."""
+    calls: list[Call] = []
+
+    def before(step: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        owner = type(model).__name__
+        if len(args) != 1 or kwargs:
+            given = [*(f"{len(args)} inputs" for _ in [0] if len(args) != 1), *kwargs]
+            raise ContractError(f"{owner} calls {step!r} with {', '.join(given)}; a chain passes one tensor on")
+        if step in [done for done, *_ in calls]:
+            raise ContractError(f"{owner} calls {step!r} twice: give each use a module of its own")
+        if step != steps[len(calls)]:
+            raise ContractError(
+                f"{owner} calls {step!r} where {steps[len(calls)]!r} is registered: register modules in running order"
+            )
+        if not calls and args[0] is not images:
+            raise ContractError(f"{owner} changes the images before {step!r}: put that into a first module")
+
+    def after(step: str, args: tuple[Any, ...], output: Any) -> None:
+        calls.append((step, args, output, output._version if isinstance(output, Tensor) else 0))
+        if step == steps[-1]:
+            raise _Deepest
+
+    images = meta_images(model)
+    handles = [
+        handle
+        for step in steps
+        for handle in (
+            model.get_submodule(step).register_forward_pre_hook(
+                lambda _, args, kwargs, step=step: before(step, args, kwargs), with_kwargs=True
+            ),
+            model.get_submodule(step).register_forward_hook(lambda _, args, out, step=step: after(step, args, out)),
+        )
+    ]
+    try:
+        run_on_meta(model, images)
+    except _Deepest:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def run_on_meta(model: nn.Module, images: Tensor) -> Any:
+    """What `model` returns for `images` on the meta device, with its own state untouched."""
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    try:
+        with torch.no_grad():
+            return functional_call(model, state, (images,))
+    except ContractError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ContractError(
+            f"{type(model).__name__} does not run on meta tensors of shape {tuple(images.shape)}, so that its maps "
+            f"cannot be checked: {error}"
+        ) from error
+
+
+def meta_images(model: nn.Module, size: tuple[int, int] | None = None) -> Tensor:
+    """Two images without values, of the size and channels that `model` expects as far as it says so."""
+    data = getattr(model, "data_config", None)
+    height, width = size or (data.size if data is not None else (224, 224))
+    convs = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = getattr(model, "in_chans", None) or next(convs, 3)
+    return torch.empty(2, channels, height, width, device="meta")

@@ -1,0 +1,57 @@
+"""A module that stands in for another without changing any name."""
+
+from typing import Any, Generic, Self, TypeVar
+
+from torch import nn
+
+from ..errors import ContractError
+
+Inner = TypeVar("Inner", bound=nn.Module)
+
+# What a module may override or register to change how its state is read or written, which this class would bypass.
+STATE_METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict", "_load_from_state_dict", "get_extra_state")
+STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class Transparent(nn.Module, Generic[Inner]):
+    """Has the parameters, buffers and children of `inner` under the same names, so that checkpoints fit both.
+
+    Both modules hold the same registries: replacing or deleting a child of one replaces or deletes it in the other.
+    Attributes of this class and its subclasses start with an underscore, lest one hides a child of `inner`.
+    Raises ContractError if `inner` reads or writes its own state in a special way.
+    """
+
+    def __init__(self, inner: Inner) -> None:
+        _require_plain_state(inner)
+        super().__init__()
+        self.training = inner.training
+        self._held = (inner,)  # in a tuple, so that nn.Module does not register it under a prefix
+        self._parameters, self._buffers, self._modules = inner._parameters, inner._buffers, inner._modules
+        self._non_persistent_buffers_set = inner._non_persistent_buffers_set
+
+    @property
+    def _inner(self) -> Inner:
+        return self._held[0]
+
+    def train(self, mode: bool = True) -> Self:
+        self._inner.train(mode)
+        self.training = mode
+        return self
+
+
+def _require_plain_state(inner: nn.Module) -> None:
+    if isinstance(inner, Transparent):
+        return
+    kind: Any = type(inner)
+    overridden = [name for name in STATE_METHODS if getattr(kind, name) is not getattr(nn.Module, name)]
+    hooked = [name for name in STATE_HOOKS if getattr(inner, name)]
+    if overridden or hooked:
+        raise ContractError(
+            f"{kind.__name__} changes how its own state is saved or loaded ({', '.join(overridden + hooked)}), which "
+            "its feature extractor would bypass: move that into a child module"
+        )
