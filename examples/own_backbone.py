@@ -1,6 +1,6 @@
 """Your own backbone under the contract: the three shapes a network can have, registered and built by name.
 
-    python examples/own_backbone.py
+python examples/own_backbone.py
 """
 
 import torch
@@ -105,16 +105,12 @@ class DummyFeatureNet3(DummyNet3):
 
 @featx.register_model
 def dummynet18(pretrained: bool = False, num_classes: int = 1000, in_channels: int = 3, **kwargs) -> nn.Module:
-    return featx.build_model_with_cfg(
-        DummyNet1, pretrained, num_classes=num_classes, in_channels=in_channels, **kwargs
-    )
+    return featx.build_model_with_cfg(DummyNet1, pretrained, num_classes=num_classes, in_channels=in_channels, **kwargs)
 
 
 @featx.register_model
 def dummynet34(pretrained: bool = False, num_classes: int = 1000, in_channels: int = 3, **kwargs) -> nn.Module:
-    return featx.build_model_with_cfg(
-        DummyNet2, pretrained, num_classes=num_classes, in_channels=in_channels, **kwargs
-    )
+    return featx.build_model_with_cfg(DummyNet2, pretrained, num_classes=num_classes, in_channels=in_channels, **kwargs)
 
 
 @featx.register_model

@@ -1,5 +1,7 @@
 """Multi-scale feature maps from vision backbones, under one verified contract."""
 
+from .backbone import Backbone as Backbone
+from .backbone import Pyramid as Pyramid
 from .contract import verify as verify
 from .creation import build_model_with_cfg as build_model_with_cfg
 from .errors import ArgumentError as ArgumentError

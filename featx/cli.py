@@ -1,7 +1,10 @@
 """The command line: thin commands over the library."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +14,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import featx
 from featx.describe import describe
 from featx.registry import Variant, lookup
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
-out, err = Console(), Console(stderr=True)
+out, err = Console(markup=False), Console(stderr=True, markup=False)  # names of files may look like markup
 
 Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx list' shows all.")]
 OutIndices = Annotated[
@@ -25,7 +29,9 @@ OutIndices = Annotated[
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Published weights from the Hub; the default.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A file of weights instead: .safetensors, .pt, .pth or .bin.")]
-RandomWeights = Annotated[int | None, typer.Option(help="Random weights from this seed instead.", metavar="SEED")]
+RandomWeights = Annotated[
+    int | None, typer.Option(min=0, max=2**32 - 1, help="Random weights from this seed instead.", metavar="SEED")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
 
 
@@ -96,7 +102,7 @@ def extract(
     find_images(inputs)  # before minutes go into weights
     extractor, weights = build(model, out_indices, pretrained, checkpoint, random_weights)
     bar = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*bar.columns, console=err) as shown:
+    with _interruptible(), Progress(*bar.columns, console=err) as shown:
         task = shown.add_task("extracting", total=None)
         summary = extract(
             inputs,
@@ -108,13 +114,13 @@ def extract(
             made_by={"featx": featx.__version__, "model": model, "weights": weights},
             progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
-    size_mb = summary.nbytes / 2**20
-    out.print(f"{summary.written} images, {len(summary.shards)} files of maps ({size_mb:.1f} MiB) in {folder}")
-    out.print(f"weights: {weights}")
+    files = f"{len(summary.shards)} files of maps ({summary.nbytes / 2**20:.1f} MiB)"
+    out.print(f"{summary.written} images, {files} in {folder}", soft_wrap=True)
+    out.print(f"weights: {weights}", soft_wrap=True)
     if summary.failed:
-        out.print(f"[red]{len(summary.failed)} files could not be extracted:")
+        out.print(f"{len(summary.failed)} files could not be extracted:", style="red")
         for path, reason in summary.failed.items():
-            out.print(f"  {path}: {reason}", markup=False, soft_wrap=True)
+            out.print(f"  {path}: {reason}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -177,6 +183,15 @@ def parse_indices(text: str | None) -> list[int] | None:
         raise featx.ArgumentError(f"--out-indices {text}: expected ints separated by commas, such as 1,2,3") from None
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; what was written so far is whole and indexed")
+        raise typer.Exit(130) from None
+
+
 def quiet_hub() -> None:
     """Keep the Hub client's retries off the screen; our own error says what failed and what to do."""
     from huggingface_hub.utils import logging
@@ -193,11 +208,11 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit status 2, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         app()
     except featx.FeatxError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; what was written so far is whole and indexed")
-        sys.exit(130)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from torch import Tensor, float32, nn
+from torch import Tensor, nn
 
 from .errors import ArgumentError
 
@@ -43,14 +44,14 @@ def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
 def transform(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
     """A function from an RGB PIL image to the (3, size, size) float tensor that the model's weights expect.
 
-    The shorter side is resized to size / crop, the centre is cropped and normalised. `size` (pixels) replaces the
-    configured one. Raises ArgumentError for a size below 1 and for a model without `data_config`.
+    The image is resized at its own aspect so that it just covers size / crop, its centre is cropped and normalised.
+    `size` (pixels) replaces the configured one. Raises ArgumentError for a size below 1 and for a model without
+    `data_config`.
     """
     from torchvision.transforms import v2
 
     config = _config(model, size)
-    crop = [_resize(config, int(min(config.size) / config.crop)), v2.CenterCrop(config.size)]
-    return v2.Compose([*crop, *_scale(config)])
+    return v2.Compose([_resize_to_cover(config), v2.CenterCrop(config.size), *_scale(config)])
 
 
 def transform_whole(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
@@ -76,7 +77,24 @@ def _resize(config: DataConfig, shorter: int) -> Any:
     return v2.Resize(shorter, interpolation=v2.InterpolationMode(config.interpolation))
 
 
-def _scale(config: DataConfig) -> list[Any]:
+def _resize_to_cover(config: DataConfig) -> Any:
+    height, width = (int(side / config.crop) for side in config.size)
+    if height == width:
+        return _resize(config, height)
+    return partial(_cover, height=height, width=width, interpolation=config.interpolation)
+
+
+def _cover(image: Any, *, height: int, width: int, interpolation: str) -> Any:
+    """The PIL image at its own aspect, as small as still covers height x width pixels."""
     from torchvision.transforms import v2
 
-    return [v2.PILToTensor(), v2.ToDtype(float32, scale=True), v2.Normalize(config.mean, config.std)]
+    ratio = min(image.height / height, image.width / width)
+    sides = [round(image.height / ratio), round(image.width / ratio)]
+    return v2.functional.resize(image, sides, v2.InterpolationMode(interpolation))
+
+
+def _scale(config: DataConfig) -> list[Any]:
+    from torchvision.transforms import ToTensor, v2
+
+    # ToTensor divides by 255, as in training; v2.ToDtype multiplies by 1 / 255, which rounds differently
+    return [ToTensor(), v2.Normalize(config.mean, config.std)]

@@ -69,7 +69,7 @@ def _run(extractor: FeatureExtractWrapper, images: list[Decoded], dtype: torch.d
     good = [image for image in images if image.pixels is not None]
     if not good:
         return Batch([], [], [], failed)
-    device = next(extractor.parameters()).device
+    device = next(extractor.parameters(), torch.empty(0)).device
     maps = extractor(torch.stack([image.pixels for image in good if image.pixels is not None]).to(device))
     maps = [map_.to("cpu", dtype) for map_ in (maps.values() if isinstance(maps, dict) else maps)]
     finite = torch.stack([map_.flatten(1).isfinite().all(1) for map_ in maps]).all(0).tolist()

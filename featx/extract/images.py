@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -11,18 +12,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import ArgumentError, ImageError
 
 LARGEST_ASPECT = 100
+# Endings that Pillow registers although it decodes no such file.
+NOT_DECODED = {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".palm", ".pdf"}
+# What warnings do is one setting for all threads: only one of them may change it at a time.
+WARNINGS = Lock()
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     """Every file named, and every image file below every folder named, sorted within a folder, each once.
 
-    Raises ArgumentError naming all inputs that do not exist, or if there is no image at all.
+    Raises ArgumentError naming all inputs that do not exist, for a folder that cannot be read, or if there is no image.
     """
     paths = [Path(given) for given in inputs]
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
         raise ArgumentError(f"no such file or folder: {', '.join(absent)}")
-    suffixes = set(Image.registered_extensions())
+    suffixes = set(Image.registered_extensions()) - NOT_DECODED
     found = [image for path in paths for image in (_below(path, suffixes) if path.is_dir() else [path])]
     if not found:
         raise ArgumentError(f"no image files in {', '.join(map(str, paths))}; images are known by endings such as .jpg")
@@ -30,8 +35,12 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def _below(folder: Path, suffixes: set[str]) -> list[Path]:
-    names = (Path(where, name) for where, _, files in os.walk(folder) for name in files)
+    names = (Path(where, name) for where, _, files in os.walk(folder, onerror=_refuse) for name in files)
     return sorted(path for path in names if path.suffix.lower() in suffixes)
+
+
+def _refuse(error: OSError) -> None:
+    raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
 
 
 def open_image(path: Path) -> Image.Image:
@@ -40,17 +49,21 @@ def open_image(path: Path) -> Image.Image:
     Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
     """
     try:
-        with warnings.catch_warnings():
-            # a large photograph is not an attack; Pillow itself refuses what is twice as large again
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _rgb(_upright(image))
+        with _open(path) as image:
+            return _rgb(_upright(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image in any format that Pillow reads") from error
     except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
         raise ImageError(f"{error}" or type(error).__name__) from error
+
+
+def _open(path: Path) -> Image.Image:
+    with WARNINGS, warnings.catch_warnings():
+        # a large photograph is not an attack; Pillow itself refuses what is twice as large again
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -33,7 +33,7 @@ class MapsWriter:
     """
 
     def __init__(self, folder: str | Path, levels: Levels, meta: dict[str, Any]) -> None:
-        self.folder, self.levels, self.meta = Path(folder), levels, meta
+        self.folder, self.levels = Path(folder), levels
         self.shards: list[Path] = []
         self._lines: list[dict[Any, Any]] = []
         self._waiting: list[Batch] = []
@@ -44,6 +44,7 @@ class MapsWriter:
             raise OutputError(f"cannot write to {self.folder}: {error}") from error
         if held:
             raise OutputError(f"{self.folder} is not empty ({', '.join(held[:3])}): name a new folder")
+        self._write("meta.json", lambda part: part.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8"))
 
     def add(self, batch: Batch) -> None:
         """Take a batch; its maps are written once a shard is full."""
@@ -54,12 +55,11 @@ class MapsWriter:
             self._write_shard()
 
     def close(self) -> None:
-        """Write the last shard, the index and the description."""
+        """Write the last shard and the index."""
         try:
             self._write_shard()
         finally:
             self._write("index.csv", self._save_index)
-            self._write("meta.json", lambda part: part.write_text(json.dumps(self.meta, indent=2) + "\n"))
 
     def __enter__(self) -> Self:
         return self
@@ -100,5 +100,6 @@ class MapsWriter:
                 os.fsync(file.fileno())
             part.replace(self.folder / name)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise OutputError(f"cannot write {self.folder / name}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)  # there is one only if something went wrong

@@ -22,7 +22,7 @@ def principal_colours(map_: Tensor) -> Tensor:
 
     A component spans its 1st to 99th percentile. Where there are fewer components than colours the rest is mid-gray.
     """
-    cells = map_.detach().double().flatten(1).T  # (h w, chs)
+    cells = map_.detach().cpu().double().flatten(1).T  # (h w, chs)
     cells = cells - cells.mean(0)
     left, scale, axes = torch.linalg.svd(cells, full_matrices=False)
     # the sign of a component is arbitrary: make its largest weight positive, so that a picture does not depend on luck
@@ -48,7 +48,7 @@ def maps_grid(image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: 
         height, width = map_.shape[1:]
         caption = f"{level.name}\n{level.chs} channels · 1/{level.reduction} · {width}×{height} cells"
         _panel(axis, principal_colours(map_).numpy(), image, caption)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -75,7 +75,7 @@ def _axes(count: int, aspect: float) -> tuple["Figure", list[Any]]:
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis in axes:
         axis.set_axis_off()
-    return figure, axes
+    return figure, axes[:count]
 
 
 def _panel(axis: Any, picture: Any, image: "Image", caption: str) -> None:

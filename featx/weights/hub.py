@@ -4,16 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsNotFoundError
+from ..errors import CheckpointError, WeightsNotFoundError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def hub_weights(repo: str, cache_dir: str | Path | None = None) -> Path:
     """Local path of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for filename in WEIGHT_FILES:
+    def known_absent(filename: str) -> bool:
+        return try_to_load_from_cache(repo, filename, cache_dir) is _CACHED_NO_EXIST
+
+    for filename in sorted(WEIGHT_FILES, key=known_absent):  # the file that is cached is then found without the Hub
         try:
             return download(repo, filename, cache_dir)
         except WeightsNotFoundError as error:
@@ -24,12 +28,22 @@ def hub_weights(repo: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def hub_config(repo: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """A repository's `config.json`; WeightsNotFoundError if it is neither there nor cached."""
-    return json.loads(download(repo, "config.json", cache_dir).read_text())
+    """A repository's `config.json`.
+
+    WeightsNotFoundError if it is neither there nor cached, CheckpointError if it is not a JSON object.
+    """
+    path = download(repo, "config.json", cache_dir)
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} of {repo} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg", {}), dict):
+        raise CheckpointError(f"{path} of {repo}: expected a JSON object, and pretrained_cfg in it one too")
+    return config
 
 
 def download(repo: str, filename: str, cache_dir: str | Path | None = None) -> Path:
-    """Local path of a file on the Hub, from the cache if it is there."""
+    """Local path of a file on the Hub, from the cache if it is there; WeightsNotFoundError if it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -39,6 +53,8 @@ def download(repo: str, filename: str, cache_dir: str | Path | None = None) -> P
         RepositoryNotFoundError,
     )
 
+    # HTTPError of the HTTP client, which is another package in each major version of huggingface_hub
+    http_errors = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
         return Path(hf_hub_download(repo, filename, cache_dir=cache_dir))
     except GatedRepoError as error:
@@ -47,10 +63,19 @@ def download(repo: str, filename: str, cache_dir: str | Path | None = None) -> P
         raise WeightsNotFoundError(f"the Hub has no repository {repo}, or it is private: set HF_TOKEN") from error
     except LocalEntryNotFoundError as error:
         raise WeightsNotFoundError(
-            f"cannot reach the Hub for {filename} of {repo}, and it is not in the cache. Connect, set HF_ENDPOINT to a "
-            "mirror, pass checkpoint_path= with a file, or use random weights"
+            f"cannot reach the Hub for {filename} of {repo} ({_first_line(error.__cause__ or error)}), "
+            "and it is not in the cache. Connect, set HF_ENDPOINT to a mirror, pass checkpoint_path= with a file, "
+            "or use random weights"
         ) from error
     except EntryNotFoundError as error:
         raise WeightsNotFoundError(f"the Hub repository {repo} has no {filename}") from error
-    except HfHubHTTPError as error:
-        raise WeightsNotFoundError(f"the Hub did not give {filename} of {repo}: {error}") from error
+    except (*http_errors, OSError) as error:
+        raise WeightsNotFoundError(
+            f"could not fetch {filename} of {repo} ({_first_line(error)}): "
+            "try again, or pass checkpoint_path= with a file"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    reason, _, _ = str(error).strip().partition("\n")  # what follows advises what cannot be done through featx
+    return f"{type(error).__name__}: {reason}"

@@ -1,5 +1,6 @@
 """Files of weights as dictionaries of tensors. Nothing is ever unpickled but tensors and plain containers."""
 
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -43,13 +44,16 @@ def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of pickles it did not write itself; whether it can read this one shows in a moment
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors, or is damaged; it was not read, because reading it could run code. If "
             "you trust it, read it with torch.load(path, weights_only=False) and save its state_dict() as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a whole PyTorch file ({error}): fetch or save it again") from error
 
 

@@ -45,8 +45,8 @@ def _trace(model: nn.Module, steps: Sequence[str]) -> list[Call]:
     def before(step: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         owner = type(model).__name__
         if len(args) != 1 or kwargs:
-            given = [*(f"{len(args)} inputs" for _ in [0] if len(args) != 1), *kwargs]
-            raise ContractError(f"{owner} calls {step!r} with {', '.join(given)}; a chain passes one tensor on")
+            given = f"{len(args)} positional and {len(kwargs)} keyword inputs"
+            raise ContractError(f"{owner} calls {step!r} with {given}; a chain passes one tensor on")
         if step in [done for done, *_ in calls]:
             raise ContractError(f"{owner} calls {step!r} twice: give each use a module of its own")
         if step != steps[len(calls)]:

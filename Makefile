@@ -1,0 +1,51 @@
+# Every target sets up what it needs from nothing: a virtual environment in .venv, made by uv.
+
+UV := $(shell command -v uv || echo .uv/bin/uv)
+BIN := .venv/bin
+READY := .venv/.ready
+# two processes of one thread each are faster on two cores than one process of two
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test parity check format lint types docs bench clean constraints
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(PYTEST) -m "not parity"
+
+parity: $(READY)
+	$(PYTEST) -m parity
+
+check: format lint types test
+
+format: $(READY)
+	$(BIN)/ruff format .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright
+
+docs: $(READY)
+	$(BIN)/mkdocs build -q --strict -d build/docs
+
+bench: $(READY)
+	$(BIN)/python benchmarks/import_time.py
+
+clean:
+	rm -rf .venv .uv demo build dist .pytest_cache .ruff_cache
+
+# after a change of pyproject.toml: the versions that every fresh machine gets
+constraints: $(UV)
+	$(UV) pip compile -q --universal --no-header --no-annotate --no-emit-index-url --all-extras --group dev pyproject.toml -o constraints.txt
+
+$(READY): pyproject.toml constraints.txt | $(UV)
+	test -x $(BIN)/python || $(UV) venv -q --python ">=3.11" .venv
+	$(UV) pip install -q --python $(BIN)/python -c constraints.txt --group dev -e ".[all]"
+	touch $@
+
+.uv/bin/uv:
+	python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target .uv uv

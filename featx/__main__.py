@@ -1,0 +1,5 @@
+"""`python -m featx` is `featx`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""What several test files need: variants to test, weights that make comparisons mean something."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import featx
+from featx import registry
+from featx.features import as_levels
+
+VARIANTS = featx.list_models()
+
+# The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
+SMALL = ["resnet18", "resnet50d", "resnext50_32x4d", "mobilenetv2_035", "mobilenetv3_small_050", "hrnet_w18_small"]
+
+IMAGES = (2, 3, 64, 96)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random norm statistics and biases, in place, so that nothing multiplies by one or adds zero; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+            elif isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                module.bias.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def relative_difference(ours: Tensor, reference: Tensor) -> float:
+    """Largest difference over the reference's largest value; both must be finite, and the reference not zero."""
+    assert ours.shape == reference.shape
+    assert ours.isfinite().all()
+    assert reference.isfinite().all()
+    assert reference.abs().max() > 0
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape or IMAGES, generator=torch.Generator().manual_seed(seed))
+
+
+def hooked_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The outputs of the modules that `feature_info` names, seen from outside while the intact model runs."""
+    seen, levels = {}, as_levels(model.feature_info, "the model")
+    handles = [
+        # cloned: a later in-place operation of the model must not change what was seen
+        model.get_submodule(level.name).register_forward_hook(
+            lambda _, __, output, name=level.name: seen.update({name: output.clone()})
+        )
+        for level in levels
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return [seen[level.name] for level in levels]
+
+
+@pytest.fixture(params=SMALL)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return randomise(featx.create_model(request.param))
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that a test registers are forgotten after it."""
+    featx.list_models()
+    monkeypatch.setattr(registry, "_models", dict(registry._models))
+
+
+@pytest.fixture
+def tolerant_of_torch() -> Iterator[None]:
+    """For tests of torch's own compilers, which warn of their own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

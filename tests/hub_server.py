@@ -1,0 +1,118 @@
+"""A Hub of model repositories on the loopback interface: what huggingface_hub asks when it fetches files of one."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha1, sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Literal
+from urllib.parse import unquote
+
+FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filename>.+)")
+
+# What goes wrong with a file: the connection ends in the middle of it, at every attempt; half of it is sent as if that
+# were all; the server is overloaded; it closes the connection without an answer.
+Fault = Literal["cut", "halved", "busy", "mute"]
+
+
+@dataclass
+class Repository:
+    """Files at the head of branch main. `refusal` is 401 (no token) or 403 (a token without access) of a gated one."""
+
+    files: dict[str, bytes]
+    refusal: int | None = None
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+    @property
+    def commit(self) -> str:
+        return sha1(b"".join(name.encode() + data for name, data in sorted(self.files.items()))).hexdigest()
+
+
+class Hub:
+    """Serves `repositories`, a dictionary by owner/name, at `endpoint`; `requests` are those so far: "GET /path"."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Answer, self))
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def stop(self) -> None:
+        """From now on connections to `endpoint` are refused."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """The answer to one request."""
+
+    def __init__(self, hub: Hub, *args: Any) -> None:
+        self.hub = hub
+        super().__init__(*args)
+
+    def answer(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        file = FILE.fullmatch(unquote(self.path))
+        repository = self.hub.repositories.get(file["repo"]) if file else None
+        if file is None or repository is None:
+            self.refuse(404, "RepoNotFound")
+        elif repository.refusal:
+            self.refuse(repository.refusal, "GatedRepo")
+        elif file["revision"] not in ("main", repository.commit):
+            self.refuse(404, "RevisionNotFound")
+        elif file["filename"] not in repository.files:
+            self.refuse(404, "EntryNotFound", repository.commit)
+        else:
+            self.give(repository, file["filename"])
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def refuse(self, status: int, code: str | None = None, commit: str | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"X-Error-Code": code, "X-Repo-Commit": commit, "Content-Length": "0"}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def give(self, repository: Repository, filename: str) -> None:
+        data, fault = repository.files[filename], repository.faults.get(filename)
+        if fault == "mute":
+            return
+        if fault == "busy":
+            self.refuse(503)
+            return
+        etag = sha256(data).hexdigest()
+        if fault == "halved" and self.command == "GET":
+            data = data[: len(data) // 2]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", repository.commit)
+        self.send_header("Content-Length", str(len(data) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[start : len(data) // 2 if fault == "cut" else None])
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass  # the tests read Hub.requests
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    hub = Hub()
+    try:
+        yield hub
+    finally:
+        hub.stop()

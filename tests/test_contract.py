@@ -1,0 +1,86 @@
+"""The promises to every registered variant, proven on shapes alone. A new family is covered by being registered."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import VARIANTS
+from torch import nn
+
+import featx
+from featx import FeatureExtractWrapper
+from featx.registry import lookup
+
+
+@pytest.fixture(params=VARIANTS, scope="module")
+def on_meta(request: pytest.FixtureRequest) -> nn.Module:
+    with torch.device("meta"):
+        return featx.create_model(request.param)
+
+
+def test_feature_info_is_true_at_every_size(on_meta):
+    proven = featx.verify(on_meta)
+    assert len(proven.sizes) == 5
+    assert proven.levels == on_meta.feature_info
+
+
+def test_reductions_and_depths_grow(on_meta):
+    assert on_meta.feature_info.reduction() == sorted(on_meta.feature_info.reduction())
+
+
+def test_every_name_is_a_module(on_meta):
+    for name in on_meta.feature_info.names():
+        assert isinstance(on_meta.get_submodule(name), nn.Module)
+
+
+def test_names_and_shapes_of_every_level_are_those_of_the_full_model(on_meta):
+    state = {name: tensor.shape for name, tensor in on_meta.state_dict().items()}
+    parameters = {name for name, _ in on_meta.named_parameters()}
+    for level in range(len(on_meta.feature_info)):
+        extractor = FeatureExtractWrapper(on_meta, [level])
+        held = {name: tensor.shape for name, tensor in extractor.state_dict().items()}
+        assert held
+        assert held.items() <= state.items()
+        assert {name for name, _ in extractor.named_parameters()} <= parameters
+        assert {name for name, _ in nn.Sequential(extractor).named_parameters()} <= {f"0.{name}" for name in parameters}
+
+
+def test_wrapping_leaves_the_model_whole(on_meta):
+    before = [name for name, _ in on_meta.named_modules()]
+    FeatureExtractWrapper(on_meta, [0])
+    assert [name for name, _ in on_meta.named_modules()] == before
+
+
+def test_shallower_extractors_hold_less(on_meta):
+    held = [
+        sum(p.numel() for p in FeatureExtractWrapper(on_meta, [level]).parameters())
+        for level in range(len(on_meta.feature_info))
+    ]
+    assert held == sorted(held)
+    assert held[0] < held[-1] < sum(p.numel() for p in on_meta.parameters())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
+    if "output_stride" not in [field.name for field in dataclasses.fields(lookup(name).config)]:
+        with pytest.raises(featx.ArgumentError, match="cannot trade strides for dilation"):
+            featx.create_model(name, output_stride=output_stride)
+        return
+    with torch.device("meta"):
+        plain, dilated = featx.create_model(name), featx.create_model(name, output_stride=output_stride)
+    expected = [min(reduction, output_stride) for reduction in plain.feature_info.reduction()]
+    assert dilated.feature_info.reduction() == expected
+    assert dilated.feature_info.names() == plain.feature_info.names()
+    assert list(dilated.state_dict()) == list(plain.state_dict())
+    featx.verify(dilated, sizes=[(224, 224), (97, 161)])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_number_of_classes_and_channels_is_a_choice(name):
+    with torch.device("meta"):
+        model = featx.create_model(name, num_classes=7, in_chans=5)
+        assert model(torch.empty(2, 5, 64, 64)).shape == (2, 7)
+        pooled = featx.create_model(name, num_classes=0)(torch.empty(2, 3, 64, 64))
+    assert pooled.ndim == 2
+    assert pooled.shape[1] > 7

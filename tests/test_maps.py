@@ -1,0 +1,164 @@
+"""What extractors compute, on the smallest variants."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.distributed
+from conftest import hooked_maps, images
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.nn.parallel import DistributedDataParallel
+
+import featx
+from featx import FeatureExtractWrapper
+
+
+def maps_of(module, x):
+    with torch.no_grad():
+        return module(x)
+
+
+def assert_same(ours, reference):
+    assert len(ours) == len(reference)
+    for a, b in zip(ours, reference, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_maps_are_the_outputs_of_the_named_modules_of_the_intact_model(model):
+    assert_same(maps_of(FeatureExtractWrapper(model), images()), hooked_maps(model, images()))
+
+
+def test_maps_come_in_the_order_of_out_indices(model):
+    every = maps_of(FeatureExtractWrapper(model), images())
+    extractor = FeatureExtractWrapper(model, (3, 1))
+    assert_same(maps_of(extractor, images()), [every[3], every[1]])
+    assert list(extractor.feature_info) == [model.feature_info[3], model.feature_info[1]]
+
+
+def test_each_level_alone_equals_that_level_among_all(model):
+    every = maps_of(FeatureExtractWrapper(model), images())
+    for level in range(len(model.feature_info)):
+        assert_same(maps_of(FeatureExtractWrapper(model, [level]), images()), [every[level]])
+
+
+def test_a_dict_is_keyed_by_level_name(model):
+    maps = maps_of(FeatureExtractWrapper(model, [2, 0], output="dict"), images())
+    assert list(maps) == [model.feature_info[2].name, model.feature_info[0].name]
+    assert_same(list(maps.values()), maps_of(FeatureExtractWrapper(model, [2, 0]), images()))
+
+
+def test_forward_head_of_forward_features_is_forward(model):
+    with torch.no_grad():
+        assert torch.equal(model.forward_head(model.forward_features(images())), model(images()))
+
+
+def test_every_parameter_of_every_level_gets_a_gradient(model):
+    for level in range(len(model.feature_info)):
+        extractor = FeatureExtractWrapper(copy.deepcopy(model), [level]).train()
+        extractor(images())[0].square().mean().backward()
+        assert [name for name, p in extractor.named_parameters() if p.grad is None] == []
+
+
+def test_training_mode_follows_the_wrapper(model):
+    extractor = FeatureExtractWrapper(model)
+    extractor.train()
+    assert all(module.training for module in extractor.modules())
+    extractor.eval()
+    assert not any(module.training for module in extractor.modules())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_a_copy_is_independent_and_has_the_same_names_and_maps(model, copied):
+    extractor = FeatureExtractWrapper(model, [1, -1])
+    before = maps_of(extractor, images())
+    twin = copied(extractor)
+    assert_same(maps_of(twin, images()), before)
+    assert list(twin.state_dict()) == list(extractor.state_dict())
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert_same(maps_of(extractor, images()), before)
+
+
+def test_replacing_a_child_of_a_copy_changes_its_maps(model):
+    twin = copy.deepcopy(FeatureExtractWrapper(model, [0]))
+    twin.conv_stem = twin.conv1 = torch.nn.Identity()
+    with pytest.raises(RuntimeError):  # the norm behind it now gets 3 channels
+        twin(images())
+
+
+def test_moving_and_casting_reach_every_tensor(model):
+    extractor = FeatureExtractWrapper(model, [2]).double()
+    assert {t.dtype for t in extractor.state_dict().values() if t.is_floating_point()} == {torch.float64}
+    assert maps_of(extractor, images().double())[0].dtype == torch.float64
+
+
+def test_channels_last_is_kept(model):
+    extractor = FeatureExtractWrapper(model).to(memory_format=torch.channels_last)
+    reference = maps_of(extractor, images())
+    for map_, expected in zip(
+        maps_of(extractor, images().to(memory_format=torch.channels_last)), reference, strict=True
+    ):
+        assert map_.is_contiguous(memory_format=torch.channels_last)
+        # another memory format sums in another order
+        torch.testing.assert_close(map_, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_gives_bfloat16_maps(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert maps_of(FeatureExtractWrapper(model, [1]), images())[0].dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("tolerant_of_torch")
+def test_compiles_whole_and_keeps_names(model):
+    extractor = FeatureExtractWrapper(model, [-1, 1])
+    compiled = torch.compile(extractor, fullgraph=True, backend="eager")
+    assert_same(maps_of(compiled, images()), maps_of(extractor, images()))
+    assert [name.removeprefix("_orig_mod.") for name in compiled.state_dict()] == list(extractor.state_dict())
+
+
+@pytest.mark.usefixtures("tolerant_of_torch")
+def test_exports_with_the_names_of_the_model(model):
+    extractor = FeatureExtractWrapper(model, [-1, 1])
+    exported = torch.export.export(extractor, (images(),))
+    assert_same(maps_of(exported.module(), images()), maps_of(extractor, images()))
+    assert exported.state_dict.keys() <= model.state_dict().keys()
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    store = tmp_path_factory.mktemp("ddp") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process", "tolerant_of_torch")
+def test_trains_under_ddp_with_every_parameter_used(model):
+    parallel = DistributedDataParallel(FeatureExtractWrapper(model, [1]).train())
+    for _ in range(2):  # a second step fails if the first left a parameter without a gradient
+        parallel(images())[0].mean().backward()
+    assert {name.removeprefix("module.") for name, _ in parallel.named_parameters()} <= {
+        name for name, _ in model.named_parameters()
+    }
+
+
+def test_distributed_checkpoints_have_the_names_of_the_model(model):
+    assert get_model_state_dict(FeatureExtractWrapper(model, [2])).keys() <= model.state_dict().keys()
+
+
+def test_batch_norms_of_an_extractor_can_be_synchronised(model):
+    extractor = FeatureExtractWrapper(model, [1])
+    names = list(extractor.state_dict())
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
+    assert list(synced.state_dict()) == names
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synced.modules())
+
+
+def test_to_empty_fills_an_extractor_built_without_memory():
+    with torch.device("meta"):
+        extractor = featx.create_model("resnet18", features_only=True)
+    filled = extractor.to_empty(device="cpu")
+    filled.load_state_dict(featx.create_model("resnet18", features_only=True).state_dict())
+    assert maps_of(filled.eval(), images())[0].shape == (2, 64, 32, 48)

@@ -1,0 +1,149 @@
+"""Same weights, same numbers: every variant against timm, with random norm statistics.
+
+Differences are relative to the largest value of the reference. Both sides run the same float operations in the same
+order, so that 1e-5 leaves room only for other builds of the kernels.
+"""
+
+import pytest
+import timm
+import torch
+from conftest import SMALL, VARIANTS, images, randomise, relative_difference
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+import featx
+from featx import FeatureExtractWrapper
+from featx.registry import lookup
+
+TOLERANCE = 1e-5
+SIZES = [(224, 224), (192, 256), (223, 225)]
+
+
+class CroppedUpsample(nn.Module):
+    """timm's upsampling in an HRNet, cropped to the branch it is added to, as timm itself does at no size."""
+
+    def __init__(self, upsample: nn.Upsample) -> None:
+        super().__init__()
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(x)[..., : self.height, : self.width]
+
+
+def cropping(reference: nn.Module, size: tuple[int, int]) -> None:
+    """Let timm's HRNet take `size`, in place: row i of a fuse layer is at a stride of 4 * 2**i."""
+    for name, module in list(reference.named_modules()):
+        path = name.split(".")
+        if isinstance(module, nn.Upsample) and path[-1] != "upsample":
+            module = CroppedUpsample(module)
+            reference.get_submodule(".".join(path[:-1]))[int(path[-1])] = module
+        if isinstance(module, CroppedUpsample):
+            row = int(path[path.index("fuse_layers") + 1])
+            module.height, module.width = (-(-side // (4 * 2**row)) for side in size)
+
+
+def pair(name: str, **kwargs) -> tuple[nn.Module, nn.Module]:
+    """Our model and timm's, with the same weights, loaded strictly in both directions."""
+    reference = randomise(timm.create_model(name, **kwargs))
+    ours = featx.create_model(name, **kwargs).eval()
+    ours.load_state_dict(reference.state_dict())
+    reference.load_state_dict(ours.state_dict())
+    return ours, reference
+
+
+def timm_maps(reference: nn.Module, name: str, **kwargs) -> nn.Module:
+    """timm's own feature extractor with the weights of `reference`."""
+    extractor = timm.create_model(name, features_only=True, **kwargs).eval()
+    assert not extractor.load_state_dict(reference.state_dict(), strict=False).missing_keys
+    return extractor
+
+
+@torch.no_grad()
+def largest_difference(name: str, sizes: list[tuple[int, int]], **kwargs) -> float:
+    """Over the logits and all maps at all sizes."""
+    ours, reference = pair(name, **kwargs)
+    ours_maps, reference_maps = FeatureExtractWrapper(ours), timm_maps(reference, name, **kwargs)
+    assert ours_maps.feature_info.channels() == reference_maps.feature_info.channels()
+    assert ours_maps.feature_info.reduction() == reference_maps.feature_info.reduction()
+    differences = []
+    for size in sizes:
+        x = images(1, 3, *size)
+        cropping(reference, size)
+        cropping(reference_maps, size)
+        outputs = [ours(x), *ours_maps(x)], [reference(x), *reference_maps(x)]
+        differences += [relative_difference(a, b) for a, b in zip(*outputs, strict=True)]
+    return max(differences)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_and_maps_equal_timms(name):
+    assert largest_difference(name, SIZES) <= TOLERANCE
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in SMALL])
+def test_logits_and_maps_of_every_variant_equal_timms(name):
+    assert largest_difference(name, SIZES) <= TOLERANCE
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "resnext50_32x4d", "mobilenetv2_035"])
+def test_dilated_maps_equal_timms(name, output_stride):
+    assert largest_difference(name, [(97, 161)], output_stride=output_stride) <= TOLERANCE
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_mobilenetv3_equals_timms_where_timm_dilates(output_stride):
+    # timm's MobileNetV3 classifier cannot be dilated, its feature extractor can
+    name = "mobilenetv3_small_050"
+    ours = randomise(featx.create_model(name, output_stride=output_stride))
+    reference = timm_maps(ours, name, output_stride=output_stride)
+    with torch.no_grad():
+        outputs = FeatureExtractWrapper(ours)(images(1, 3, 97, 161)), reference(images(1, 3, 97, 161))
+    assert max(relative_difference(a, b) for a, b in zip(*outputs, strict=True)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_doubles_agree_to_ten_digits(name):
+    ours, reference = (model.double() for model in pair(name))
+    with torch.no_grad():
+        assert relative_difference(ours(images().double()), reference(images().double())) <= 1e-10
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_training_step_gives_the_gradients_and_statistics_of_timms(name):
+    ours, reference = (model.train().double() for model in pair(name))
+    for model in (ours, reference):
+        model(images().double()).square().mean().backward()
+    theirs = dict(reference.named_parameters())
+    # a bias before a batch norm has no gradient but rounding errors
+    largest = max(p.grad.abs().max() for p in theirs.values())
+    for key, parameter in ours.named_parameters():
+        assert (parameter.grad - theirs[key].grad).abs().max() <= 1e-10 * largest, key
+    for key, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, reference.get_buffer(key), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_default_weights_and_preprocessing_are_timms(name):
+    variant, cfg = lookup(name), get_pretrained_cfg(name)
+    assert (variant.weights[0] if variant.weights else None) == (cfg.tag if cfg.hf_hub_id else None)
+    assert {f"{name}.{tag}" for tag in variant.weights} == set(timm.list_pretrained(f"{name}.*"))
+    stated = (*cfg.input_size[1:], cfg.mean, cfg.std, cfg.interpolation, cfg.crop_pct)
+    data = variant.data
+    assert (*data.size, data.mean, data.std, data.interpolation, data.crop) == stated
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fresh_weights_are_drawn_from_the_distributions_of_timms(name):
+    torch.manual_seed(0)
+    ours, reference = featx.create_model(name), timm.create_model(name)
+    theirs = dict(reference.named_parameters())
+    for key, tensor in ours.named_parameters():
+        if len(theirs[key].unique()) == 1:
+            assert torch.equal(tensor, theirs[key]), key
+            continue
+        # the spread of n numbers is known to about 1 / sqrt(2n): 5 of those for a normal distribution
+        spread = 5 / (2 * tensor.numel()) ** 0.5
+        assert tensor.std().item() == pytest.approx(theirs[key].std().item(), rel=2 * spread), key
+        assert tensor.mean().item() == pytest.approx(0, abs=2 * spread * tensor.std().item()), key
