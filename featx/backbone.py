@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import ArgumentError, InputError
 from .features import Levels
 from .preprocessing import DataConfig
 
@@ -14,11 +14,13 @@ from .preprocessing import DataConfig
 class Backbone(nn.Module):
     """An image model whose children, run in the order they are registered, turn images into logits.
 
-    A family sets `feature_info` and `in_chans` beside the layers they describe. The child that holds the deepest level
-    ends `forward_features`; the ones after it are the head.
+    A family sets `feature_info`, `in_chans` and the rest beside the layers they describe. The child that holds the
+    deepest level ends `forward_features`; the ones after it are the head.
 
     size_divisor: the sides of an image must be multiples of it; 1 takes any size.
     last_linear: path of the layer that depends on the number of classes.
+    num_features: channels of what `forward_features` returns.
+    head_hidden_size: channels that enter the last linear layer.
     """
 
     size_divisor: ClassVar[int] = 1
@@ -27,6 +29,8 @@ class Backbone(nn.Module):
     feature_info: Levels
     data_config: DataConfig
     in_chans: int
+    num_features: int
+    head_hidden_size: int
 
     @staticmethod
     def size_rule(side: int, reduction: int) -> int:
@@ -58,6 +62,11 @@ class Backbone(nn.Module):
         check_images(x, self.in_chans)
         return self.forward_head(self.forward_features(x))
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a fresh one, in place; 0 classes leave the pooled features."""
+        device = next(self.parameters()).device
+        self.set_submodule(self.last_linear, classifier(self.head_hidden_size, num_classes).to(device))
+
 
 class Pyramid(Backbone, ABC):
     """A model that returns its own maps, because no order of its children would."""
@@ -69,6 +78,13 @@ class Pyramid(Backbone, ABC):
     @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:
         """Paths of the modules that no map of `levels`, which ascend, needs."""
+
+
+def classifier(chs: int, num_classes: int) -> nn.Module:
+    """(N, chs) to logits (N, num_classes), or the features themselves if there are no classes."""
+    if num_classes < 0:
+        raise ArgumentError(f"num_classes={num_classes}: expected 0 (pooled features) or more")
+    return nn.Linear(chs, num_classes) if num_classes else nn.Identity()
 
 
 def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:

@@ -20,17 +20,17 @@ IMAGES = (2, 3, 64, 96)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random norm statistics and biases, in place, so that nothing multiplies by one or adds zero; in eval mode."""
+    """Random norm scales and statistics, biases and tokens, in place, so that nothing multiplies by one or adds zero.
+
+    In eval mode.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.3, generator=generator)
-                module.running_mean.normal_(0, 0.3, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-            elif isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                module.bias.normal_(0, 0.1, generator=generator)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("bias", "beta", "running_mean", "token")):
+                tensor.normal_(0, 0.3, generator=generator)
+            elif name.endswith("running_var") or (tensor.is_floating_point() and tensor.numel() == max(tensor.shape)):
+                tensor.uniform_(0.5, 1.5, generator=generator)  # what is a vector and no bias is a scale
     return model.eval()
 
 

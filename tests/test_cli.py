@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -34,11 +35,11 @@ class Ran:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the command line within this process, a terminal of 200 columns."""
+    """Runs the command line within this process."""
 
     def run(*words: str | Path) -> Ran:
         monkeypatch.setattr(sys, "argv", ["featx", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", "200")  # so that mistakes in options are told in one line
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             featx.cli.main()
@@ -99,7 +100,8 @@ def names(folder: Path) -> list[str]:
 def test_list_shows_every_model(run):
     ran = run("list")
     assert ran.status == 0
-    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == featx.list_models()
+    lines = [line for line in ran.out.splitlines()[1:] if not line.startswith("  ")]  # which is how tags go on
+    assert [line.split()[0] for line in lines] == featx.list_models()
 
 
 def test_list_shows_the_models_that_match(run):
@@ -207,6 +209,7 @@ def test_a_mistake_as_a_process_is_one_message_and_status_2(tmp_path):
     assert ran.stderr == f"error: no such file or folder: {lost}\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_file_name_that_is_no_text_can_be_named(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Path(path).touch()
@@ -378,7 +381,7 @@ def test_a_value_that_an_option_cannot_have_is_an_error_that_names_it(run, tmp_p
 
 
 def test_an_interrupted_extraction_says_what_it_leaves(run, tmp_path, photographs, monkeypatch):
-    def interrupt(*_) -> None:
+    def interrupt(*_, **__) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(featx.extract.run, "map_batches", interrupt)
@@ -412,7 +415,7 @@ def test_show_draws_the_photograph_and_its_maps(run, tmp_path, photographs):
         # three columns of four inches, two rows a little higher than that for a square photograph, 110 dots an inch
         assert drawn.width == 3 * 4 * 110
         assert 2 * 4 * 110 < drawn.height < 2 * 5 * 110
-        assert len(set(drawn.convert("RGB").resize((64, 64)).getdata())) > 500
+        assert len(np.unique(np.asarray(drawn.convert("L")))) > 100  # and it is not blank
 
 
 @pytest.mark.parametrize("asked", ["-1", "1,2,3", "4,0"])

@@ -11,10 +11,11 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Pyramid
+from ..backbone import Pyramid, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.pool import global_pool
 from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
 
 HEAD_CHS = (32, 64, 128, 256)
@@ -35,6 +36,8 @@ class HRNetConfig:
     stem_chs: int = 64
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
 
 
 class HRNet(Pyramid):
@@ -62,9 +65,11 @@ class HRNet(Pyramid):
         chs = [c * Bottleneck.expansion for c in HEAD_CHS]
         self.downsamp_modules = nn.ModuleList(conv_norm(a, b, 2, act=True, bias=True) for a, b in pairwise(chs))
         self.final_layer = nn.Sequential(nn.Conv2d(chs[-1], 2048, 1), nn.BatchNorm2d(2048), nn.ReLU(inplace=True))
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.global_pool = global_pool(cfg.global_pool)
         self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(2048, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.classifier = classifier(2048, cfg.num_classes)
+        self.num_features = self.head_hidden_size = 2048
         branches = [FeatureInfo(c, 4 * 2**branch, f"incre_modules.{branch}") for branch, c in enumerate(chs)]
         self.feature_info = Levels([FeatureInfo(64, 2, "act1"), *branches])
         init_conv_norm(self)
@@ -85,10 +90,10 @@ class HRNet(Pyramid):
         return self.final_layer(y)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.classifier(self.flatten(self.global_pool(x)))
+        return self.classifier(self.head_drop(self.flatten(self.global_pool(x))))
 
     def unused(self, levels: Sequence[int]) -> Iterator[str]:
-        yield from ("downsamp_modules", "final_layer", "global_pool", "flatten", "classifier")
+        yield from ("downsamp_modules", "final_layer", "global_pool", "flatten", "head_drop", "classifier")
         if levels[-1] == 0:
             trunk = ("layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4")
             yield from ("conv2", "bn2", "act2", *trunk, "incre_modules")

@@ -1,32 +1,43 @@
-"""ResNet, https://arxiv.org/abs/1512.03385, with the ResNeXt, Wide and D variants.
+"""ResNet, https://arxiv.org/abs/1512.03385, with the ResNeXt, Wide, C, D, S, T, RS, SE, ECA and GroupNorm variants.
 
-The stride of a stage is in the 3x3 convolution of its first block. D variants (https://arxiv.org/abs/1812.01187) have a
-stem of three 3x3 convolutions and average in the shortcut. Reference: timm.
+The stride of a stage is in the 3x3 convolution of its first block. C, D, S and T variants have a stem of three 3x3
+convolutions, D and T average in the shortcut (https://arxiv.org/abs/1812.01187). Reference: timm.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
-from .layers.residual import BasicBlock, Bottleneck, Residual, init_conv_norm
+from .layers.attention import EfficientChannelAttention, se_module, wide_se_module
+from .layers.drop_path import rising_rates
+from .layers.pool import global_pool
+from .layers.residual import BasicBlock, Bottleneck, Residual, conv3x3, init_conv_norm
 from .layers.steps import Step, plan_steps
 
 
 @dataclass(frozen=True, slots=True)
 class ResNetConfig:
-    """depths: blocks per stage. stem: channels of its convolutions: one of 7x7, or several of 3x3."""
+    """depths: blocks per stage. stem: channels of its convolutions: one of 7x7, or several of 3x3.
+
+    conv_pool: a strided convolution takes the place of the max-pool (https://arxiv.org/abs/2103.07579).
+    """
 
     depths: tuple[int, ...]
     block: type[BasicBlock | Bottleneck] = Bottleneck
     style: Residual = Residual()
     stem: tuple[int, ...] = (64,)
+    conv_pool: bool = False
     in_chans: int = 3
     num_classes: int = 1000
     output_stride: int = 32
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
 
 
 class ResNet(Backbone):
@@ -37,65 +48,78 @@ class ResNet(Backbone):
     def __init__(self, cfg: ResNetConfig) -> None:
         super().__init__()
         self.in_chans, chs = cfg.in_chans, cfg.stem[-1]
-        self.conv1 = stem_convs(cfg.in_chans, cfg.stem)
-        self.bn1 = nn.BatchNorm2d(chs)
+        self.conv1 = stem_convs(cfg)
+        self.bn1 = cfg.style.norm(chs)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = conv_pool(chs, cfg.style) if cfg.conv_pool else nn.MaxPool2d(3, 2, 1)
         info = [FeatureInfo(chs, 2, "act1")]
         steps = plan_steps((1, 2, 2, 2), stem=4, output_stride=cfg.output_stride)
-        for number, (depth, (step, reduction)) in enumerate(zip(cfg.depths, steps, strict=True), start=1):
-            self.add_module(f"layer{number}", stage(cfg, depth, chs, 32 * 2**number, step))
+        rates = rising_rates(cfg.drop_path_rate, cfg.depths)
+        for number, (stage_rates, (step, reduction)) in enumerate(zip(rates, steps, strict=True), start=1):
+            self.add_module(f"layer{number}", stage(cfg, chs, 32 * 2**number, step, stage_rates))
             chs = 32 * 2**number * cfg.block.expansion
             info.append(FeatureInfo(chs, reduction, f"layer{number}"))
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.global_pool = global_pool(cfg.global_pool)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(chs, cfg.num_classes) if cfg.num_classes else nn.Identity()
-        self.feature_info = Levels(info)
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.fc = classifier(chs, cfg.num_classes)
+        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
         init_conv_norm(self)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 module.zero_init_last()
 
 
-def stem_convs(in_chans: int, widths: tuple[int, ...]) -> nn.Module:
+def stem_convs(cfg: ResNetConfig) -> nn.Module:
     """The convolutions before `bn1`; together they halve the image."""
-    if len(widths) == 1:
-        return nn.Conv2d(in_chans, widths[0], 7, 2, 3, bias=False)
+    if len(cfg.stem) == 1:
+        return nn.Conv2d(cfg.in_chans, cfg.stem[0], 7, 2, 3, bias=False)
     layers: list[nn.Module] = []
-    for position, width in enumerate(widths[:-1]):
-        conv = nn.Conv2d(in_chans, width, 3, 2 if position == 0 else 1, 1, bias=False)
-        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        in_chans = width
-    return nn.Sequential(*layers, nn.Conv2d(in_chans, widths[-1], 3, 1, 1, bias=False))
+    for in_chs, chs in pairwise((cfg.in_chans, *cfg.stem[:-1])):
+        layers += [conv3x3(in_chs, chs, 1 if layers else 2, 1), cfg.style.norm(chs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, conv3x3(cfg.stem[-2], cfg.stem[-1], 1, 1))
 
 
-def stage(cfg: ResNetConfig, depth: int, in_chs: int, chs: int, step: Step) -> nn.Sequential:
-    """`depth` blocks, the first of which changes the channels and takes the stride."""
-    first = cfg.block(in_chs, chs, step, cfg.style)
+def conv_pool(chs: int, style: Residual) -> nn.Sequential:
+    """(N, chs, H, W) to (N, chs, H / 2, W / 2) by a convolution."""
+    return nn.Sequential(conv3x3(chs, chs, 2, 1), style.norm(chs), nn.ReLU(inplace=True))
+
+
+def stage(cfg: ResNetConfig, in_chs: int, chs: int, step: Step, rates: list[float]) -> nn.Sequential:
+    """A block per drop-path rate; the first changes the channels and takes the stride."""
+    first = cfg.block(in_chs, chs, step, cfg.style, rates[0])
     out_chs = chs * cfg.block.expansion
-    return nn.Sequential(first, *(cfg.block(out_chs, chs, step.after, cfg.style) for _ in range(depth - 1)))
+    return nn.Sequential(first, *(cfg.block(out_chs, chs, step.after, cfg.style, rate) for rate in rates[1:]))
 
 
-D_STEM, D = (32, 32, 64), Residual(avg_down=True)
-A1 = DataConfig(crop=0.95)
-D256 = DataConfig(size=(256, 256), crop=0.95)
-TV = DataConfig(interpolation="bilinear")
+def group_norm(chs: int) -> nn.GroupNorm:
+    """In 32 groups (https://arxiv.org/abs/1803.08494)."""
+    return nn.GroupNorm(32, chs)
 
 
-def basic(*depths: int) -> ResNetConfig:
-    return ResNetConfig(depths, BasicBlock)
+DEEP, TIERED = (32, 32, 64), (24, 32, 64)
+SE = Residual(attn=se_module)
+AVG = Residual(avg_down=True)
+SE_AVG, ECA_AVG, RS = (replace(AVG, attn=attn) for attn in (se_module, EfficientChannelAttention, wide_se_module))
+R18 = R26 = (2, 2, 2, 2)
+R34 = R50 = (3, 4, 6, 3)
+R101, R152, R200 = (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
 
 
-def basic_d(*depths: int) -> ResNetConfig:
-    return ResNetConfig(depths, BasicBlock, D, D_STEM)
+def basic(depths: tuple[int, ...], style: Residual = Residual(), stem: tuple[int, ...] = (64,)) -> ResNetConfig:
+    return ResNetConfig(depths, BasicBlock, style, stem)
 
 
-def bottleneck(*depths: int, groups: int = 1, width: int = 64) -> ResNetConfig:
-    return ResNetConfig(depths, Bottleneck, Residual(groups, width))
+def bottleneck(depths: tuple[int, ...], style: Residual = Residual(), stem: tuple[int, ...] = (64,)) -> ResNetConfig:
+    return ResNetConfig(depths, Bottleneck, style, stem)
 
 
-def bottleneck_d(*depths: int) -> ResNetConfig:
-    return ResNetConfig(depths, Bottleneck, D, D_STEM)
+def next_(groups: int, width: int, style: Residual = Residual()) -> Residual:
+    return replace(style, groups=groups, group_width=width)
+
+
+def data(size: int = 224, crop: float = 0.875, interpolation: str = "bicubic") -> DataConfig:
+    return DataConfig((size, size), interpolation=interpolation, crop=crop)
 
 
 A = "a1_in1k a2_in1k a3_in1k"
@@ -106,31 +130,66 @@ RESNET50 = (
 )
 A1H = f"a1h_in1k {A} gluon_in1k tv2_in1k tv_in1k"
 VARIANTS = [
-    ("resnet18", basic(2, 2, 2, 2), f"{A} {FB} gluon_in1k tv_in1k", A1),
-    ("resnet34", basic(3, 4, 6, 3), f"{A} bt_in1k gluon_in1k ra4_e3600_r224_in1k tv_in1k", A1),
-    ("resnet50", bottleneck(3, 4, 6, 3), RESNET50, A1),
-    ("resnet101", bottleneck(3, 4, 23, 3), A1H, A1),
-    ("resnet152", bottleneck(3, 8, 36, 3), A1H, A1),
-    ("resnet18d", basic_d(2, 2, 2, 2), "ra2_in1k ra4_e3600_r224_in1k", DataConfig()),
-    ("resnet34d", basic_d(3, 4, 6, 3), "ra2_in1k", DataConfig()),
-    ("resnet50d", bottleneck_d(3, 4, 6, 3), f"ra2_in1k {A} gluon_in1k ra4_e3600_r224_in1k", DataConfig()),
-    ("resnet101d", bottleneck_d(3, 4, 23, 3), "ra2_in1k gluon_in1k", D256),
-    ("resnet152d", bottleneck_d(3, 8, 36, 3), "ra2_in1k gluon_in1k", D256),
-    ("resnet200d", bottleneck_d(3, 24, 36, 3), "ra2_in1k", D256),
+    ("resnet10t", basic((1, 1, 1, 1), AVG, TIERED), "c3_in1k", data(176)),
+    ("resnet14t", bottleneck((1, 1, 1, 1), AVG, TIERED), "c3_in1k", data(176)),
+    ("resnet18", basic(R18), f"{A} {FB} gluon_in1k tv_in1k", data(crop=0.95)),
+    ("resnet18d", basic(R18, AVG, DEEP), "ra2_in1k ra4_e3600_r224_in1k", data()),
+    ("resnet26", bottleneck(R26), "bt_in1k", data()),
+    ("resnet26d", bottleneck(R26, AVG, DEEP), "bt_in1k", data()),
+    ("resnet26t", bottleneck(R26, AVG, TIERED), "ra2_in1k", data(256, 0.94)),
+    ("resnet34", basic(R34), f"{A} bt_in1k gluon_in1k ra4_e3600_r224_in1k tv_in1k", data(crop=0.95)),
+    ("resnet34d", basic(R34, AVG, DEEP), "ra2_in1k", data()),
+    ("resnet50", bottleneck(R50), RESNET50, data(crop=0.95)),
+    ("resnet50c", bottleneck(R50, stem=DEEP), "gluon_in1k", data()),
+    ("resnet50d", bottleneck(R50, AVG, DEEP), f"ra2_in1k {A} gluon_in1k ra4_e3600_r224_in1k", data()),
+    ("resnet50s", bottleneck(R50, stem=(64, 64, 128)), "gluon_in1k", data()),
+    ("resnet50t", bottleneck(R50, AVG, TIERED), "", data()),
+    ("resnet50_gn", bottleneck(R50, Residual(norm=group_norm)), "a1h_in1k", data(crop=0.94)),
+    ("resnet101", bottleneck(R101), A1H, data(crop=0.95)),
+    ("resnet101c", bottleneck(R101, stem=DEEP), "gluon_in1k", data()),
+    ("resnet101d", bottleneck(R101, AVG, DEEP), "ra2_in1k gluon_in1k", data(256, 0.95)),
+    ("resnet101s", bottleneck(R101, stem=(64, 64, 128)), "gluon_in1k", data()),
+    ("resnet152", bottleneck(R152), A1H, data(crop=0.95)),
+    ("resnet152c", bottleneck(R152, stem=DEEP), "gluon_in1k", data()),
+    ("resnet152d", bottleneck(R152, AVG, DEEP), "ra2_in1k gluon_in1k", data(256, 0.95)),
+    ("resnet152s", bottleneck(R152, stem=(64, 64, 128)), "gluon_in1k", data()),
+    ("resnet200", bottleneck(R200), "", data()),
+    ("resnet200d", bottleneck(R200, AVG, DEEP), "ra2_in1k", data(256, 0.95)),
     (
         "resnext50_32x4d",
-        bottleneck(3, 4, 6, 3, groups=32, width=4),
+        bottleneck(R50, next_(32, 4)),
         f"a1h_in1k {A} {FB} gluon_in1k ra_in1k tv2_in1k tv_in1k",
-        A1,
+        data(crop=0.95),
     ),
+    ("resnext50d_32x4d", bottleneck(R50, next_(32, 4, AVG), DEEP), "bt_in1k", data()),
+    ("resnext101_32x4d", bottleneck(R101, next_(32, 4)), f"{FB} gluon_in1k", data(interpolation="bilinear")),
     (
         "resnext101_32x8d",
-        bottleneck(3, 4, 23, 3, groups=32, width=8),
+        bottleneck(R101, next_(32, 8)),
         f"tv_in1k {FB} fb_wsl_ig1b_ft_in1k tv2_in1k",
-        TV,
+        data(interpolation="bilinear"),
     ),
-    ("wide_resnet50_2", bottleneck(3, 4, 6, 3, width=128), "racm_in1k tv2_in1k tv_in1k", DataConfig()),
-    ("wide_resnet101_2", bottleneck(3, 4, 23, 3, width=128), "tv_in1k tv2_in1k", TV),
+    ("resnext101_64x4d", bottleneck(R101, next_(64, 4)), "c1_in1k gluon_in1k tv_in1k", data(crop=0.95)),
+    ("wide_resnet50_2", bottleneck(R50, next_(1, 128)), "racm_in1k tv2_in1k tv_in1k", data()),
+    ("wide_resnet101_2", bottleneck(R101, next_(1, 128)), "tv_in1k tv2_in1k", data(interpolation="bilinear")),
+    ("seresnet18", basic(R18, SE), "", data()),
+    ("seresnet34", basic(R34, SE), "", data()),
+    ("seresnet50", bottleneck(R50, SE), f"{A} ra2_in1k", data(crop=0.95)),
+    ("seresnet50t", bottleneck(R50, SE_AVG, TIERED), "", data()),
+    ("seresnet101", bottleneck(R101, SE), "", data()),
+    ("seresnet152", bottleneck(R152, SE), "", data()),
+    ("seresnet152d", bottleneck(R152, SE_AVG, DEEP), "ra2_in1k", data(256, 0.95)),
+    ("seresnext50_32x4d", bottleneck(R50, next_(32, 4, SE)), "racm_in1k gluon_in1k", data()),
+    ("seresnext101_32x4d", bottleneck(R101, next_(32, 4, SE)), "gluon_in1k", data()),
+    ("seresnext101_32x8d", bottleneck(R101, next_(32, 8, SE)), "ah_in1k", data(crop=0.95)),
+    ("seresnext101_64x4d", bottleneck(R101, next_(64, 4, SE)), "gluon_in1k", data()),
+    ("ecaresnet26t", bottleneck(R26, ECA_AVG, TIERED), "ra2_in1k", data(256)),
+    ("ecaresnet50d", bottleneck(R50, ECA_AVG, DEEP), "miil_in1k", data()),
+    ("ecaresnet50t", bottleneck(R50, ECA_AVG, TIERED), f"ra2_in1k {A}", data(256)),
+    ("ecaresnet101d", bottleneck(R101, ECA_AVG, DEEP), "miil_in1k", data()),
+    ("ecaresnet269d", bottleneck((3, 30, 48, 8), ECA_AVG, DEEP), "ra2_in1k", data(320, 0.95)),
+    ("resnetrs50", ResNetConfig(R50, style=RS, stem=DEEP, conv_pool=True), "tf_in1k", data(160, 0.91)),
+    ("resnetrs101", ResNetConfig(R101, style=RS, stem=DEEP, conv_pool=True), "tf_in1k", data(192, 0.94)),
 ]
 
-register({name: Variant(ResNet, config, tuple(tags.split()), data) for name, config, tags, data in VARIANTS})
+register({name: Variant(ResNet, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})

@@ -10,7 +10,8 @@ from math import ceil, sqrt
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
-from .squeeze_excite import SqueezeExcite
+from .attention import SqueezeExcite
+from .rounding import round_chs
 from .steps import Step, plan_steps
 
 
@@ -107,13 +108,7 @@ def depthwise(chs: int, kernel: int, step: Step) -> nn.Conv2d:
 
 
 def squeeze_excite(chs: int, ratio: float) -> nn.Module:
-    return SqueezeExcite(chs, round_chs(chs * ratio)) if ratio else nn.Identity()
-
-
-def round_chs(chs: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, but not less than 90 % of `chs`."""
-    rounded = max(divisor, int(chs + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * chs else rounded
+    return SqueezeExcite(chs, round_chs(chs * ratio), nn.Hardsigmoid) if ratio else nn.Identity()
 
 
 def widen(stages: Sequence[Stage], multiplier: float) -> tuple[Stage, ...]:

@@ -1,9 +1,11 @@
 """The two residual blocks of ResNet (https://arxiv.org/abs/1512.03385), which HRNet is made of too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .drop_path import drop_path
 from .steps import Step
 
 
@@ -13,11 +15,14 @@ class Residual:
 
     groups, group_width: of the 3x3 convolution; a width of 64 keeps the plain ResNet's (https://arxiv.org/abs/1611.05431).
     avg_down: the shortcut averages before its 1x1 convolution instead of striding it (https://arxiv.org/abs/1812.01187).
+    norm, attn: from channels to the norm, and to the channel attention before the shortcut is added.
     """
 
     groups: int = 1
     group_width: int = 64
     avg_down: bool = False
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    attn: Callable[[int], nn.Module] = nn.Identity
 
 
 class BasicBlock(nn.Module):
@@ -25,25 +30,29 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_chs: int, chs: int, step: Step = Step(), style: Residual = Residual()) -> None:
+    def __init__(
+        self, in_chs: int, chs: int, step: Step = Step(), style: Residual = Residual(), drop: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_chs, chs, step.stride, step.entry)
-        self.bn1 = nn.BatchNorm2d(chs)
+        self.bn1 = style.norm(chs)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(chs, chs, 1, step.dilation)
-        self.bn2 = nn.BatchNorm2d(chs)
+        self.bn2 = style.norm(chs)
+        self.se = style.attn(chs)
+        self.drop_path = drop_path(drop)
         self.downsample = shortcut(in_chs, chs, step, style)
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.drop_path(self.se(self.bn2(self.conv2(y))))
         y += self.downsample(x)
         return self.act2(y)
 
     def zero_init_last(self) -> None:
         """Start as the identity, in place (https://arxiv.org/abs/1706.02677)."""
-        nn.init.zeros_(self.bn2.weight)
+        nn.init.zeros_(self.bn2.get_parameter("weight"))
 
 
 class Bottleneck(nn.Module):
@@ -51,30 +60,34 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_chs: int, chs: int, step: Step = Step(), style: Residual = Residual()) -> None:
+    def __init__(
+        self, in_chs: int, chs: int, step: Step = Step(), style: Residual = Residual(), drop: float = 0.0
+    ) -> None:
         super().__init__()
         width, out_chs = chs * style.group_width // 64 * style.groups, chs * self.expansion
         self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = style.norm(width)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(width, width, step.stride, step.entry, style.groups)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = style.norm(width)
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_chs)
+        self.bn3 = style.norm(out_chs)
+        self.se = style.attn(out_chs)
+        self.drop_path = drop_path(drop)
         self.downsample = shortcut(in_chs, out_chs, step, style)
         self.act3 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.act2(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = self.drop_path(self.se(self.bn3(self.conv3(y))))
         y += self.downsample(x)
         return self.act3(y)
 
     def zero_init_last(self) -> None:
         """Start as the identity, in place (https://arxiv.org/abs/1706.02677)."""
-        nn.init.zeros_(self.bn3.weight)
+        nn.init.zeros_(self.bn3.get_parameter("weight"))
 
 
 def conv3x3(in_chs: int, chs: int, stride: int, dilation: int, groups: int = 1) -> nn.Conv2d:
@@ -86,8 +99,8 @@ def shortcut(in_chs: int, chs: int, step: Step, style: Residual) -> nn.Module:
     if step.stride == 1 and in_chs == chs:
         return nn.Identity()
     if not style.avg_down:
-        return nn.Sequential(nn.Conv2d(in_chs, chs, 1, step.stride, bias=False), nn.BatchNorm2d(chs))
-    return nn.Sequential(_average(step), nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs))
+        return nn.Sequential(nn.Conv2d(in_chs, chs, 1, step.stride, bias=False), style.norm(chs))
+    return nn.Sequential(_average(step), nn.Conv2d(in_chs, chs, 1, bias=False), style.norm(chs))
 
 
 def _average(step: Step) -> nn.Module:

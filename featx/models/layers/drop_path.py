@@ -1,0 +1,38 @@
+"""Stochastic depth, https://arxiv.org/abs/1603.09382."""
+
+from torch import Tensor, nn
+
+from ...errors import ArgumentError
+
+
+class DropPath(nn.Module):
+    """In training, zero whole samples of a residual branch with probability `rate` and scale up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"rate={self.rate:.3f}"
+
+
+def drop_path(rate: float) -> nn.Module:
+    """A DropPath, or nothing for a rate of 0; ArgumentError unless 0 <= rate < 1."""
+    if not 0 <= rate < 1:
+        raise ArgumentError(f"drop_path_rate={rate}: expected 0 or more, and less than 1")
+    return DropPath(rate) if rate else nn.Identity()
+
+
+def rising_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """A rate per block and stage, rising evenly from 0 at the first block to `rate` at the last."""
+    last = max(sum(depths) - 1, 1)
+    rates = [rate * block / last for block in range(sum(depths))]
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
