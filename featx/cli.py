@@ -114,8 +114,7 @@ def extract(
             made_by={"featx": featx.__version__, "model": model, "weights": weights},
             progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
-    files = f"{len(summary.shards)} files of maps ({summary.nbytes / 2**20:.1f} MiB)"
-    out.print(f"{summary.written} images, {files} in {folder}", soft_wrap=True)
+    out.print(f"maps of {summary.written} images, {summary.nbytes / 2**20:.1f} MiB, in {folder}", soft_wrap=True)
     out.print(f"weights: {weights}", soft_wrap=True)
     if summary.failed:
         out.print(f"{len(summary.failed)} files could not be extracted:", style="red")

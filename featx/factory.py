@@ -44,6 +44,7 @@ def create_model(
     output_stride: int | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
+    auto_mapping: bool = True,
     cache_dir: str | Path | None = None,
     **arch: Any,
 ) -> FeatureExtractWrapper: ...
@@ -57,6 +58,7 @@ def create_model(
     output_stride: int | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
+    auto_mapping: bool = True,
     cache_dir: str | Path | None = None,
     **arch: Any,
 ) -> nn.Module: ...
@@ -72,6 +74,7 @@ def create_model(
     output_stride: int | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
+    auto_mapping: bool = True,
     cache_dir: str | Path | None = None,
     **arch: Any,
 ) -> nn.Module:
@@ -86,14 +89,14 @@ def create_model(
     output_stride: 8, 16 or 32: the coarsest reduction, kept by dilation.
     in_chans, num_classes: of the images and the logits; 0 classes give pooled features. None is as the weights have
         it. A classifier of another size than the weights' is left at its random initialisation.
+    auto_mapping: recognise names that other programs write into checkpoints; False takes the model's own names alone.
     cache_dir: where downloads are kept.
     arch: further fields of the family's configuration.
 
     Raises UnknownModelError, ArgumentError, OutIndicesError, CheckpointError, WeightsNotFoundError, and ContractError
     for a user's model that gives no maps.
     """
-    choice = {"out_indices": out_indices, "out_names": out_names, "output": output}
-    if not features_only and choice != {"out_indices": None, "out_names": None, "output": "list"}:
+    if not features_only and (out_indices is not None or out_names is not None or output != "list"):
         raise ArgumentError("out_indices, out_names and output choose among maps: pass features_only=True too")
     if pretrained and checkpoint_path is not None:
         raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
@@ -101,9 +104,11 @@ def create_model(
     given = {"output_stride": output_stride, "in_chans": in_chans, "num_classes": num_classes, **arch}
     given = {field: value for field, value in given.items() if value is not None}
     if not isinstance(entry, Variant):
-        model = _call(entry, pretrained, given, {"features_only": True, **choice} if features_only else {})
+        choice = {"out_indices": out_indices, "out_names": out_names, "output": None if output == "list" else output}
+        choice = {"features_only": True, **{k: v for k, v in choice.items() if v is not None}} if features_only else {}
+        model = _call(entry, pretrained, given, choice)
         if checkpoint_path is not None:
-            load_weights(model, checkpoint_path)
+            load_weights(model, checkpoint_path, auto_mapping=auto_mapping)
         return model
 
     published = hub_config(_repo(name, tag), cache_dir) if pretrained else {}
@@ -114,7 +119,7 @@ def create_model(
         model = FeatureExtractWrapper(model, out_indices, out_names=out_names, output=output)
     source = hub_weights(_repo(name, tag), cache_dir) if pretrained else checkpoint_path
     if source is not None:
-        load_weights(model, source, resized=skip)
+        load_weights(model, source, resized=skip, auto_mapping=auto_mapping)
     return model
 
 

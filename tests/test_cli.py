@@ -210,12 +210,12 @@ def test_a_mistake_as_a_process_is_one_message_and_status_2(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_a_file_name_that_is_no_text_can_be_named(tmp_path):
+def test_a_file_name_that_is_no_text_can_be_named(run, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Path(path).touch()
-    ran = start("extract", path, *SMALL, "--out", tmp_path / "out", PYTHONIOENCODING="utf-8:strict")
-    assert ran.returncode == 1
-    assert f"  {tmp_path}/\\udcff.png: not an image" in ran.stdout
+    ran = run("extract", path, *SMALL, "--out", tmp_path / "out")
+    assert ran.status == 1
+    assert f"  {tmp_path}/\\udcff.png: not an image" in ran.out
 
 
 def test_extract_writes_the_maps_of_the_model_it_names(run, tmp_path, photographs, checkpoint):

@@ -604,3 +604,11 @@ def test_a_writer_that_was_given_nothing_leaves_an_index_without_lines(tmp_path)
         pass
     assert index(tmp_path / "out") == []
     assert json.loads((tmp_path / "out/meta.json").read_text()) == {"model": "none"}
+
+
+def test_a_size_the_model_does_not_take_is_refused_before_anything_is_written(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    backbone = featx.create_model("mobilenetv3_small_050", features_only=True).eval()
+    with pytest.raises(featx.InputError, match="16x16 pixels are smaller than one cell"):
+        extract([tmp_path / "a.png"], backbone, tmp_path / "out", size=16)
+    assert not (tmp_path / "out").exists()

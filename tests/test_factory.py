@@ -33,6 +33,11 @@ def test_levels_are_chosen_by_index_or_name():
     assert by_index.feature_info.names() == ["layer3", "layer1"]
 
 
+def test_an_array_of_indices_needs_features_only_too():
+    with pytest.raises(ArgumentError, match="pass features_only=True"):
+        featx.create_model("resnet18", out_indices=torch.tensor([1, 2]))
+
+
 def test_levels_are_found_by_stride():
     backbone = featx.create_model("resnet18", features_only=True)
     assert backbone.feature_at(8) == featx.FeatureInfo(128, 8, "layer2")

@@ -118,6 +118,16 @@ def test_names_that_other_programs_write_are_recognised(trained, tmp_path, wrapp
     assert equal_states(featx.create_model(NAME, checkpoint_path=path).state_dict(), trained.state_dict())
 
 
+def test_without_auto_mapping_only_the_models_own_names_load(trained, tmp_path):
+    path = save({f"module.{name}": tensor for name, tensor in trained.state_dict().items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected module.conv_stem.weight"):
+        featx.create_model(NAME, checkpoint_path=path, auto_mapping=False)
+    path = save(trained.state_dict(), tmp_path / "own.pth")
+    assert equal_states(
+        featx.create_model(NAME, checkpoint_path=path, auto_mapping=False).state_dict(), trained.state_dict()
+    )
+
+
 def test_names_are_left_alone_where_the_model_has_them():
     wanted = {"model.a_0.weight": torch.zeros(1), "model.b": torch.zeros(1)}
     assert to_native(wanted, wanted).keys() == wanted.keys()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torchvision
+from PIL import Image
 
 from ..errors import ArgumentError
 from ..preprocessing import transform
@@ -46,7 +47,7 @@ def extract(
     progress: called with (files done, files in all) after every batch.
 
     Raises ArgumentError for inputs that do not exist, a batch size below 1 or a model in training mode, OutputError if
-    `out` cannot be written.
+    `out` cannot be written, InputError for a size the model does not take.
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size}: expected a positive number of images")
@@ -54,6 +55,7 @@ def extract(
         raise ArgumentError("the model is in training mode, where maps depend on the batch: call model.eval() first")
     paths = find_images(inputs)
     prepare = transform(extractor, size=size)
+    extractor._check(prepare(Image.new("RGB", (8, 8)))[None])  # before anything is written
     written, failed = 0, {}
     with MapsWriter(out, extractor.feature_info, _meta(extractor, size, dtype, made_by or {})) as writer:
         for batch in map_batches(extractor, paths, prepare, batch_size=batch_size, dtype=dtype):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingPackageError, OutputError
+from ..errors import InputError, MissingPackageError, OutputError
 from ..features import Levels
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ def principal_colours(map_: Tensor) -> Tensor:
     """(chs, h, w) to (h, w, 3) in [0, 1]: the cells' three principal components as red, green and blue.
 
     A component spans its 1st to 99th percentile. Where there are fewer components than colours the rest is mid-gray.
+    Raises InputError for NaN and infinite values.
     """
+    if not map_.isfinite().all():
+        raise InputError("the map holds NaN or infinite values, which have no colour: are the weights right?")
     cells = map_.detach().cpu().double().flatten(1).T  # (h w, chs)
     cells = cells - cells.mean(0)
     left, scale, axes = torch.linalg.svd(cells, full_matrices=False)

@@ -4,7 +4,7 @@ Every function is pure: dictionary in, new dictionary out.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +16,8 @@ CONTAINERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 
 
-def to_native(checkpoint: Any, wanted: Mapping[str, Tensor]) -> StateDict:
-    """The tensors of a checkpoint under the model's names.
+def to_native(checkpoint: Any, wanted: Collection[str]) -> StateDict:
+    """The tensors of a checkpoint under the model's names, which `wanted` lists.
 
     A training checkpoint is opened at `state_dict` or `model`. A prefix that all its names share and a level that was
     flattened (`layers_0.weight` for `layers.0.weight`) are undone. Raises CheckpointError if it holds anything else.
@@ -45,7 +45,7 @@ def tensors_of(checkpoint: Any) -> StateDict:
     return dict(checkpoint)
 
 
-def unflatten(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
+def unflatten(state: StateDict, wanted: Collection[str]) -> StateDict:
     """`a_0.b` becomes `a.0.b` where the model has the second name and not the first."""
 
     def renamed(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .layout import to_native
+from .layout import tensors_of, to_native
 from .read import read_checkpoint
 
 
@@ -16,18 +16,21 @@ def load_weights(
     *,
     skip: tuple[str, ...] = (),
     resized: tuple[str, ...] = (),
+    auto_mapping: bool = True,
 ) -> None:
     """Fill every parameter and buffer of `model` from a file or a dictionary of named tensors, in place.
 
     A feature extractor takes the full model's checkpoint as well as its own. Tensors whose names start with one of
-    `skip`, e.g. ("fc.",), stay as they are in the model; so do those of `resized` if their shapes differ. Nothing is
-    loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
-    WeightsNotFoundError if there is no such file.
+    `skip`, e.g. ("fc.",), stay as they are in the model; so do those of `resized` if their shapes differ. Names that
+    other programs write (see `layout`) are recognised unless `auto_mapping` is False. Nothing is loaded unless
+    everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor. WeightsNotFoundError if
+    there is no such file.
     """
     read = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
     wanted = model.state_dict()
     left_out = getattr(model, "_left_out", frozenset())
-    given = to_native(read, {**wanted, **dict.fromkeys(left_out, Tensor())})
+    known = {*wanted, *left_out}
+    given = to_native(read, known) if auto_mapping else tensors_of(read)
     skip += tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
     given = {name: tensor for name, tensor in given.items() if name not in left_out and not name.startswith(skip)}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(skip)}

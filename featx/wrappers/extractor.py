@@ -63,6 +63,10 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         """Preprocessing that the weights expect, None if the model does not say."""
         return getattr(self._source, "data_config", None)
 
+    def _check(self, x: Tensor) -> None:
+        """Raise InputError unless `x` is a batch of images that this extractor takes."""
+        check_images(x, self.in_chans, self._smallest)
+
     @property
     def _source(self) -> nn.Module:
         pyramid = self._inner
@@ -74,7 +78,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
 
     def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
         """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
-        check_images(x, self.in_chans, self._smallest)
+        self._check(x)
         ascending = self._inner.forward_maps(x, self._ascending)
         maps = [ascending[position] for position in self._order]
         return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
