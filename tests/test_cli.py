@@ -172,7 +172,7 @@ def test_extract_of_good_images_exits_with_0_and_says_what_it_wrote(run, tmp_pat
     ran = run("extract", photographs, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 0
     size = (tmp_path / "out" / SHARD).stat().st_size / 2**20
-    expected = f"2 images, 1 files of maps ({size:.1f} MiB) in {tmp_path}/out\nweights: random, seed 0\n"
+    expected = f"maps of 2 images, {size:.1f} MiB, in {tmp_path}/out\nweights: random, seed 0\n"
     assert ran.out == expected
 
 
