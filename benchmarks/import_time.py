@@ -20,9 +20,8 @@ def cpu_seconds(statement: str) -> float:
 def main() -> None:
     import torch
 
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {REPEATS} processes each\n"
-    )
+    machine = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}"
+    print(f"{machine}, {REPEATS} processes each\n")
     seconds = {statement: [] for statement in STATEMENTS}
     for _ in range(REPEATS):
         for statement in STATEMENTS:

@@ -179,7 +179,7 @@ def test_extract_of_good_images_exits_with_0_and_says_what_it_wrote(run, tmp_pat
 def test_extract_with_bad_images_exits_with_1_and_names_each_with_its_reason(run, tmp_path, mixed):
     ran = run("extract", mixed, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 1
-    assert ran.out.startswith("2 images, ")
+    assert ran.out.startswith("maps of 2 images, ")
     assert "3 files could not be extracted:\n" in ran.out
     for name, reason in {"empty.png": "not an image", "text.jpg": "not an image", "cut.jpg": "truncated"}.items():
         (line,) = [line for line in ran.out.splitlines() if name in line]
