@@ -34,6 +34,7 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/build.py
 
 clean:
 	rm -rf .venv .uv demo build dist .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from statistics import median
 
-REPEATS = 15
+REPEATS = 7
 STATEMENTS = ("import torch", "import featx", "import featx; featx.list_models()", "import timm")
 
 

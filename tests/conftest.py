@@ -84,3 +84,14 @@ def tolerant_of_torch() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the parity sweep: the largest difference to the reference per variant."""
+    reports = [report for kind in ("passed", "failed", "skipped") for report in terminalreporter.stats.get(kind, [])]
+    rows = [dict(report.user_properties) for report in reports if report.when == "call"]
+    table = {row["variant"]: row.get("difference", "failed") for row in rows if "variant" in row}
+    if table:
+        terminalreporter.section("largest difference to the reference, relative to its largest value")
+        for variant, difference in sorted(table.items()):
+            terminalreporter.write_line(f"{variant:32} {difference}")
