@@ -59,7 +59,8 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) to logits (N, num_classes), or pooled features if there are no classes."""
-        check_images(x, self.in_chans)
+        deepest = self.feature_info[-1].reduction
+        check_images(x, self.in_chans, smallest=1 if self.size_rule(1, deepest) else deepest)
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:

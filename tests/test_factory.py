@@ -135,6 +135,11 @@ def test_a_classifier_refuses_images_that_do_not_fit_as_well():
         featx.create_model("resnet18")(torch.zeros(2, 1, 64, 64))
 
 
+def test_a_classifier_that_rounds_down_refuses_images_smaller_than_a_cell():
+    with pytest.raises(featx.InputError, match="images of 16x16 pixels are smaller than one cell"):
+        featx.create_model("convnext_atto")(torch.zeros(1, 3, 16, 16))
+
+
 def test_shallow_levels_take_images_that_are_too_small_for_deep_ones():
     maps = featx.create_model("resnet18", features_only=True, out_indices=[0, 1]).eval()(torch.zeros(1, 3, 5, 7))
     assert [tuple(m.shape[2:]) for m in maps] == [(3, 4), (2, 2)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..backbone import Pyramid, check_images
@@ -77,11 +78,21 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         return self.feature_info.feature_at(stride)
 
     def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
-        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
+        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for.
+
+        Maps are contiguous in the memory format of the images.
+        """
         self._check(x)
         ascending = self._inner.forward_maps(x, self._ascending)
-        maps = [ascending[position] for position in self._order]
+        layout = layout_of(x)
+        maps = [ascending[position].contiguous(memory_format=layout) for position in self._order]
         return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Channels last if the tensor is that and nothing else, the default otherwise."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def as_pyramid(model: nn.Module) -> Pyramid:
