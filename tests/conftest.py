@@ -11,10 +11,24 @@ import featx
 from featx import registry
 from featx.features import as_levels
 
-VARIANTS = featx.list_models()
-
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
-SMALL = ["resnet18", "resnet50d", "resnext50_32x4d", "mobilenetv2_035", "mobilenetv3_small_050", "hrnet_w18_small"]
+SMALL = [
+    *("resnet18", "resnet50d", "resnext50_32x4d", "ecaresnet26t", "resnest14d", "repvgg_a0"),
+    *("mobilenetv2_035", "mobilenetv3_small_050", "tf_mobilenetv3_small_minimal_100", "test_efficientnet"),
+    *(
+        "efficientnet_b0",
+        "rexnet_100",
+        "hrnet_w18_small",
+        "convnext_atto",
+        "convnextv2_atto",
+        "mobilevit_xxs",
+        "mobilevitv2_050",
+    ),
+    *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224"),
+]
+
+# Every variant; those that are not small only with the marker `sweep`.
+VARIANTS = [name if name in SMALL else pytest.param(name, marks=pytest.mark.sweep) for name in featx.list_models()]
 
 IMAGES = (2, 3, 64, 96)
 
@@ -50,10 +64,17 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 def hooked_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The outputs of the modules that `feature_info` names, seen from outside while the intact model runs."""
     seen, levels = {}, as_levels(model.feature_info, "the model")
-    handles = [
+
+    def keep(name: str, reduction: int, output: Tensor) -> None:
+        if output.ndim == 3:  # tokens of a ViT
+            grid = [-(-side // reduction) for side in x.shape[2:]]
+            output = output[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
         # cloned: a later in-place operation of the model must not change what was seen
+        seen[name] = output.clone()
+
+    handles = [
         model.get_submodule(level.name).register_forward_hook(
-            lambda _, __, output, name=level.name: seen.update({name: output.clone()})
+            lambda _, __, out, level=level: keep(level.name, level.reduction, out)
         )
         for level in levels
     ]

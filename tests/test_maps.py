@@ -82,7 +82,7 @@ def test_a_copy_is_independent_and_has_the_same_names_and_maps(model, copied):
 
 
 def test_replacing_a_child_of_a_copy_changes_its_maps(model):
-    twin = copy.deepcopy(FeatureExtractWrapper(model, [0]))
+    twin = copy.deepcopy(FeatureExtractWrapper(model, [1]))
     first = next(name for name, child in twin.named_children() if next(child.parameters(), None) is not None)
     setattr(twin, first, torch.nn.Identity())
     with pytest.raises(RuntimeError):  # what comes next now gets 3 channels
@@ -113,13 +113,19 @@ def test_channels_last_is_kept(model):
         torch.testing.assert_close(map_, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_gives_bfloat16_maps(model):
+def test_autocast_computes_in_bfloat16(model):
+    extractor = FeatureExtractWrapper(model, [1])
+    (expected,) = maps_of(extractor, images())
     with torch.autocast("cpu", torch.bfloat16):
-        assert maps_of(FeatureExtractWrapper(model, [1]), images())[0].dtype == torch.bfloat16
+        (rounded,) = maps_of(extractor, images())
+    assert not torch.equal(rounded.float(), expected)
+    # bfloat16 has 8 bits, and errors add up over the layers
+    assert torch.nn.functional.cosine_similarity(rounded.float().flatten(), expected.flatten(), 0) > 0.99
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
 def test_compiles_whole_and_keeps_names(model):
+    torch._dynamo.reset()  # torch compiles one function for eight models at most
     extractor = FeatureExtractWrapper(model, [-1, 1])
     compiled = torch.compile(extractor, fullgraph=True, backend="eager")
     assert_same(maps_of(compiled, images()), maps_of(extractor, images()))

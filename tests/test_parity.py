@@ -10,12 +10,13 @@ import pytest
 import timm
 import torch
 from conftest import SMALL, VARIANTS, images, randomise, relative_difference
-from featx.models.vit import ViTConfig
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import featx
 from featx import FeatureExtractWrapper
+from featx.models.mobilevit import MobileViTConfig
+from featx.models.vit import ViTConfig
 from featx.registry import lookup
 
 TOLERANCE = 1e-5
@@ -23,7 +24,7 @@ SIZES = [(224, 224), (192, 256), (223, 225)]
 
 # Those of the small variants that timm can dilate, classifier and all.
 DILATED = [name for name in SMALL if "output_stride" in inspect.signature(type(lookup(name).config)).parameters]
-DILATED = [name for name in DILATED if not name.startswith("mobilenetv3")]
+DILATED = [name for name in DILATED if "mobilenetv3" not in name]
 
 # Millions of parameters beyond which a pair of models takes too long here.
 LARGEST = 130
@@ -60,6 +61,8 @@ def options(name: str) -> dict[str, bool]:
 def pair(name: str, **kwargs) -> tuple[nn.Module, nn.Module]:
     """Our model and timm's, with the same weights, loaded strictly in both directions."""
     reference = randomise(timm.create_model(name, **kwargs, **options(name)))
+    if "output_stride" in kwargs and isinstance(lookup(name).config, MobileViTConfig):
+        kwargs["local_dilation"] = True  # as timm; the default is the original's
     ours = featx.create_model(name, **kwargs).eval()
     ours.load_state_dict(reference.state_dict())
     reference.load_state_dict(ours.state_dict())
@@ -84,7 +87,12 @@ class TimmMaps(nn.Module):
         self.model.load_state_dict({key: state[key.replace(".", "_")] for key in self.model.state_dict()})
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.model.forward_intermediates(x, intermediates_only=True) if self.tokens else self.model(x)
+        if not self.tokens:
+            return self.model(x)
+        # as tokens: timm cannot shape those of hybrids into maps at odd sizes
+        tokens = self.model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
+        grid = [-(-side // self.levels[0][1]) for side in x.shape[2:]]
+        return [map_.transpose(1, 2).unflatten(2, grid) for map_ in tokens]
 
 
 def same_levels(ours: nn.Module, theirs: TimmMaps) -> FeatureExtractWrapper:
@@ -126,8 +134,8 @@ def test_logits_and_maps_equal_timms(name):
     assert largest_difference(name, SIZES) <= TOLERANCE
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", featx.list_models())
 def test_logits_and_maps_of_every_variant_equal_timms(name, record_property):
     with torch.device("meta"):
         millions = sum(parameter.numel() for parameter in featx.create_model(name).parameters()) / 1e6
@@ -135,7 +143,7 @@ def test_logits_and_maps_of_every_variant_equal_timms(name, record_property):
     if millions > LARGEST:
         record_property("difference", f"not computed: {millions:.0f} M parameters")
         pytest.skip(f"{millions:.0f} M parameters: its names and shapes are compared, its values are not")
-    difference = largest_difference(name, SIZES)
+    difference = largest_difference(name, SIZES[1:])
     record_property("difference", f"{difference:.1e}")
     assert difference <= TOLERANCE
 
@@ -198,9 +206,9 @@ def test_fresh_weights_are_drawn_from_the_distributions_of_timms(name):
         if len(theirs[key].unique()) == 1:
             assert torch.equal(tensor, theirs[key]), key
             continue
-        # the spread of n numbers is known to about 1 / sqrt(2n): 5 of those for a normal distribution
-        spread = 5 / (2 * tensor.numel()) ** 0.5
-        assert tensor.std().item() == pytest.approx(theirs[key].std().item(), rel=2 * spread), key
-        assert tensor.mean().item() == pytest.approx(theirs[key].mean().item(), abs=4 * spread * tensor.std().item()), (
-            key
-        )
+        # the median of n magnitudes is known to about 1.2 / sqrt(n) of itself; unlike the deviation it does not mind
+        # the rare values of 2 that timm's truncated normal draws by rounding
+        accuracy = 10 / tensor.numel() ** 0.5
+        magnitude = tensor.abs().median().item()
+        assert magnitude == pytest.approx(theirs[key].abs().median().item(), rel=accuracy), key
+        assert tensor.mean().item() == pytest.approx(theirs[key].mean().item(), abs=accuracy * magnitude), key

@@ -24,15 +24,20 @@ class DropPath(nn.Module):
 
 
 def drop_path(rate: float) -> nn.Module:
-    """A DropPath, or nothing for a rate of 0; ArgumentError unless 0 <= rate < 1."""
+    """A DropPath, or nothing for a rate of 0."""
+    return DropPath(rate) if rate else nn.Identity()
+
+
+def require_rate(rate: float) -> float:
+    """The rate itself; ArgumentError unless 0 <= rate < 1."""
     if not 0 <= rate < 1:
         raise ArgumentError(f"drop_path_rate={rate}: expected 0 or more, and less than 1")
-    return DropPath(rate) if rate else nn.Identity()
+    return rate
 
 
 def rising_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """A rate per block and stage, rising evenly from 0 at the first block to `rate` at the last."""
     last = max(sum(depths) - 1, 1)
-    rates = [rate * block / last for block in range(sum(depths))]
+    rates = [require_rate(rate) * block / last for block in range(sum(depths))]
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]

@@ -3,24 +3,29 @@
 A family's stages are tables of rows; `build_stages` turns them into modules and says which levels they give.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, sqrt
 
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
 from .attention import SqueezeExcite
+from .drop_path import drop_path, require_rate
+from .padding import even_conv, same_conv
 from .rounding import round_chs
 from .steps import Step, plan_steps
+
+Activation = type[nn.Module]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """Blocks of one kind in a stage; only the first takes the stride.
 
-    expand: channels inside a block over those that enter it. se: channels of the squeeze-and-excitation's waist over
-    those inside the block; 0 leaves it out.
+    expand: channels inside a block over those that enter it. se: whether a block gates its channels, as the style says.
+    act: in place of the style's. shortcut: whether there is one where the shapes allow it.
     """
 
     block: type["MobileBlock"]
@@ -28,38 +33,73 @@ class Row:
     kernel: int = 3
     stride: int = 1
     expand: float = 1.0
-    se: float = 0.0
-    act: type[nn.Module] = nn.Hardswish
     repeats: int = 1
+    se: bool = False
+    act: Activation | None = None
+    shortcut: bool = True
 
 
 Stage = tuple[Row, ...]
 
 
+def input_gate(in_chs: int, chs: int, act: Activation) -> SqueezeExcite:
+    """Squeeze-and-excitation through a quarter of the channels that enter a block (EfficientNet)."""
+    return SqueezeExcite(chs, round(in_chs / 4), nn.Sigmoid, act)
+
+
+def inner_gate(_in_chs: int, chs: int, _act: Activation) -> SqueezeExcite:
+    """Squeeze-and-excitation through a quarter of the channels inside a block, gated by Hardsigmoid (MobileNetV3)."""
+    return SqueezeExcite(chs, round_chs(chs / 4), nn.Hardsigmoid)
+
+
+@dataclass(frozen=True, slots=True)
+class MobileStyle:
+    """What all blocks of a network have in common.
+
+    act: the activation, where a row has none of its own.
+    gate: from the channels that enter a block, those inside it, and its activation to its squeeze-and-excitation.
+    conv: from input and output channels, kernel, stride, dilation and groups to a convolution.
+    norm: from channels to the norm.
+    """
+
+    act: Activation
+    gate: Callable[[int, int, Activation], nn.Module] = input_gate
+    conv: Callable[[int, int, int, int, int, int], nn.Conv2d] = even_conv
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+
+
+tensorflow_norm = partial(nn.BatchNorm2d, eps=1e-3)
+
+
+def as_tensorflow(style: MobileStyle) -> MobileStyle:
+    """The style with the padding and the norms that weights trained in TensorFlow expect."""
+    return replace(style, conv=same_conv, norm=tensorflow_norm)
+
+
 class MobileBlock(nn.Module):
     """(N, in_chs, H, W) to (N, row.chs, H / stride, W / stride), with a shortcut where the shapes allow it."""
 
-    def __init__(self, in_chs: int, row: Row, step: Step) -> None:
+    def __init__(self, in_chs: int, row: Row, step: Step, _style: MobileStyle, drop: float = 0.0) -> None:
         super().__init__()
-        self.has_shortcut = step.stride == 1 and in_chs == row.chs
+        self.has_shortcut = row.shortcut and step.stride == 1 and in_chs == row.chs
+        self.drop_path = drop_path(drop)
 
     def transform(self, x: Tensor) -> Tensor:
         """What the block adds to its shortcut."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.transform(x) + x if self.has_shortcut else self.transform(x)
+        return self.drop_path(self.transform(x)) + x if self.has_shortcut else self.transform(x)
 
 
 class ConvNormAct(MobileBlock):
-    """A dense convolution, never with a shortcut."""
+    """A dense convolution; it has no room for squeeze-and-excitation."""
 
-    def __init__(self, in_chs: int, row: Row, step: Step) -> None:
-        super().__init__(in_chs, row, step)
-        self.has_shortcut = False
-        self.conv = nn.Conv2d(in_chs, row.chs, row.kernel, step.stride, row.kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(row.chs)
-        self.act1 = row.act(inplace=True)
+    def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
+        super().__init__(in_chs, row, step, style, drop)
+        self.conv = style.conv(in_chs, row.chs, row.kernel, step.stride, step.entry, 1)
+        self.bn1 = style.norm(row.chs)
+        self.act1 = activation(row, style)
 
     def transform(self, x: Tensor) -> Tensor:
         return self.act1(self.bn1(self.conv(x)))
@@ -68,14 +108,14 @@ class ConvNormAct(MobileBlock):
 class DepthwiseSeparable(MobileBlock):
     """A depthwise and a 1x1 convolution (https://arxiv.org/abs/1704.04861)."""
 
-    def __init__(self, in_chs: int, row: Row, step: Step) -> None:
-        super().__init__(in_chs, row, step)
-        self.conv_dw = depthwise(in_chs, row.kernel, step)
-        self.bn1 = nn.BatchNorm2d(in_chs)
-        self.act1 = row.act(inplace=True)
-        self.se = squeeze_excite(in_chs, row.se)
-        self.conv_pw = nn.Conv2d(in_chs, row.chs, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(row.chs)
+    def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
+        super().__init__(in_chs, row, step, style, drop)
+        self.conv_dw = style.conv(in_chs, in_chs, row.kernel, step.stride, step.entry, in_chs)
+        self.bn1 = style.norm(in_chs)
+        self.act1 = activation(row, style)
+        self.se = squeeze_excite(in_chs, in_chs, row, style)
+        self.conv_pw = style.conv(in_chs, row.chs, 1, 1, 1, 1)
+        self.bn2 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv_pw(self.se(self.act1(self.bn1(self.conv_dw(x))))))
@@ -84,18 +124,18 @@ class DepthwiseSeparable(MobileBlock):
 class InvertedResidual(MobileBlock):
     """Expand by 1x1, convolve depthwise, project by 1x1 without activation."""
 
-    def __init__(self, in_chs: int, row: Row, step: Step) -> None:
-        super().__init__(in_chs, row, step)
+    def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
+        super().__init__(in_chs, row, step, style, drop)
         chs = round_chs(in_chs * row.expand)
-        self.conv_pw = nn.Conv2d(in_chs, chs, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(chs)
-        self.act1 = row.act(inplace=True)
-        self.conv_dw = depthwise(chs, row.kernel, step)
-        self.bn2 = nn.BatchNorm2d(chs)
-        self.act2 = row.act(inplace=True)
-        self.se = squeeze_excite(chs, row.se)
-        self.conv_pwl = nn.Conv2d(chs, row.chs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(row.chs)
+        self.conv_pw = style.conv(in_chs, chs, 1, 1, 1, 1)
+        self.bn1 = style.norm(chs)
+        self.act1 = activation(row, style)
+        self.conv_dw = style.conv(chs, chs, row.kernel, step.stride, step.entry, chs)
+        self.bn2 = style.norm(chs)
+        self.act2 = activation(row, style)
+        self.se = squeeze_excite(in_chs, chs, row, style)
+        self.conv_pwl = style.conv(chs, row.chs, 1, 1, 1, 1)
+        self.bn3 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv_pw(x)))
@@ -103,38 +143,75 @@ class InvertedResidual(MobileBlock):
         return self.bn3(self.conv_pwl(x))
 
 
-def depthwise(chs: int, kernel: int, step: Step) -> nn.Conv2d:
-    return nn.Conv2d(chs, chs, kernel, step.stride, step.entry * (kernel // 2), step.entry, chs, bias=False)
+class FusedInvertedResidual(MobileBlock):
+    """One dense convolution expands and looks around (https://arxiv.org/abs/2104.00298); a 1x1 projects."""
+
+    def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
+        super().__init__(in_chs, row, step, style, drop)
+        chs = round_chs(in_chs * row.expand)
+        self.conv_exp = style.conv(in_chs, chs, row.kernel, step.stride, step.entry, 1)
+        self.bn1 = style.norm(chs)
+        self.act1 = activation(row, style)
+        self.se = squeeze_excite(in_chs, chs, row, style)
+        self.conv_pwl = style.conv(chs, row.chs, 1, 1, 1, 1)
+        self.bn2 = style.norm(row.chs)
+
+    def transform(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv_pwl(self.se(self.act1(self.bn1(self.conv_exp(x))))))
 
 
-def squeeze_excite(chs: int, ratio: float) -> nn.Module:
-    return SqueezeExcite(chs, round_chs(chs * ratio), nn.Hardsigmoid) if ratio else nn.Identity()
+def activation(row: Row, style: MobileStyle) -> nn.Module:
+    return (row.act or style.act)(inplace=True)
 
 
-def widen(stages: Sequence[Stage], multiplier: float) -> tuple[Stage, ...]:
-    """The table with every stage's channels times `multiplier`, rounded."""
-    return tuple(tuple(replace(row, chs=round_chs(row.chs * multiplier)) for row in stage) for stage in stages)
+def squeeze_excite(in_chs: int, chs: int, row: Row, style: MobileStyle) -> nn.Module:
+    return style.gate(in_chs, chs, row.act or style.act) if row.se else nn.Identity()
+
+
+def widen(stages: Sequence[Stage], multiplier: float, lowest: float = 0.9) -> tuple[Stage, ...]:
+    """The table with all channels times `multiplier`, rounded to not less than `lowest` of that."""
+
+    def wider(row: Row) -> Row:
+        return replace(row, chs=round_chs(row.chs * multiplier, lowest=lowest))
+
+    return tuple(tuple(wider(row) for row in stage) for stage in stages)
 
 
 def deepen(stages: Sequence[Stage], multiplier: float) -> tuple[Stage, ...]:
-    """The table with every row's repeats times `multiplier`, rounded up; each stage is one row."""
-    return tuple(tuple(replace(row, repeats=ceil(row.repeats * multiplier)) for row in stage) for stage in stages)
+    """The table with the blocks of every stage times `multiplier`, rounded up."""
+    return tuple(_deeper(stage, multiplier) for stage in stages)
 
 
-def build_stages(stages: Sequence[Stage], in_chs: int, output_stride: int) -> tuple[nn.Sequential, list[FeatureInfo]]:
+def _deeper(stage: Stage, multiplier: float) -> Stage:
+    """Later rows take their share of the blocks first, so that the first row takes what rounding leaves."""
+    before = sum(row.repeats for row in stage)
+    after, deeper = ceil(before * multiplier), []
+    for row in reversed(stage):
+        repeats = max(1, round(row.repeats / before * after))
+        before, after = before - row.repeats, after - repeats
+        deeper.append(replace(row, repeats=repeats))
+    return tuple(reversed(deeper))
+
+
+def build_stages(
+    stages: Sequence[Stage], in_chs: int, style: MobileStyle, *, output_stride: int, drop_path_rate: float
+) -> tuple[nn.Sequential, list[FeatureInfo]]:
     """The stages behind a stem of stride 2, to be registered as `blocks`, and one level per nominal reduction.
 
     A level is the last stage before the next stride. Where the first stage strides, the stem's `act1` is a level too.
+    Block i of n drops its branch at a rate of `drop_path_rate` * i / n.
     """
     strides = [stage[0].stride for stage in stages]
     plan = plan_steps(strides, stem=2, output_stride=output_stride)
     info = [FeatureInfo(in_chs, 2, "act1")] if strides[0] > 1 else []
+    depth = sum(row.repeats for stage in stages for row in stage)
+    rates = iter([require_rate(drop_path_rate) * block / depth for block in range(depth)])
     built: list[nn.Module] = []
     for number, (stage, (step, reduction)) in enumerate(zip(stages, plan, strict=True)):
         rows = [row for row in stage for _ in range(row.repeats)]
         blocks: list[nn.Module] = []
         for row in rows:
-            blocks.append(row.block(in_chs, row, step))
+            blocks.append(row.block(in_chs, row, step, style, next(rates)))
             in_chs, step = row.chs, step.after
         built.append(nn.Sequential(*blocks))
         if number + 1 == len(stages) or strides[number + 1] > 1:

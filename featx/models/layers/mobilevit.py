@@ -1,0 +1,78 @@
+"""What MobileViT and MobileViTv2 share: inverted residuals, patches, levels and the recipe of fresh weights."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+from torch import Tensor, nn
+
+from ...features import FeatureInfo
+from .conv_norm import ConvNorm
+from .drop_path import drop_path
+from .rounding import round_chs
+from .steps import Step
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve depthwise, project: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
+
+    def __init__(
+        self, in_chs: int, chs: int, expand: float, step: Step, act: type[nn.Module], drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = round_chs(round(in_chs * expand))
+        self.conv1_1x1 = ConvNorm(in_chs, width, act=act)
+        self.conv2_kxk = ConvNorm(width, width, 3, step, width, act)
+        self.conv3_1x1 = ConvNorm(width, chs)
+        self.has_shortcut = step.stride == 1 and in_chs == chs
+        self.drop_path = drop_path(drop) if self.has_shortcut else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop_path(self.conv3_1x1(self.conv2_kxk(self.conv1_1x1(x))))
+        return x + y if self.has_shortcut else y
+
+
+def whole_patches(side: int, patch: int) -> int:
+    """The side rounded up to a multiple of the patch's."""
+    return -(-side // patch) * patch
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """Pixels at the same place in their patches, side by side: (N, C, H, W) to (N, C, patch * patch, cells)."""
+    n, chs, height, width = x.shape
+    x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 1, 3, 5, 2, 4)
+    return x.reshape(n, chs, patch * patch, -1)
+
+
+def from_patches(x: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The way back: (N, C, patch * patch, cells) to (N, C, height, width)."""
+    n, chs = x.shape[:2]
+    x = x.reshape(n, chs, patch, patch, height // patch, width // patch).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(n, chs, height, width)
+
+
+def stage_levels(
+    stem_chs: int, strides: Sequence[int], chs: Sequence[int], reductions: Sequence[int]
+) -> list[FeatureInfo]:
+    """The last stage before each next stride, behind a `stem` of stride 2, which is a level if the first one strides.
+
+    strides: as designed; reductions: as they are after any dilation.
+    """
+    info = [FeatureInfo(stem_chs, 2, "stem")] if strides[0] > 1 else []
+    for number, (width, reduction) in enumerate(zip(chs, reductions, strict=True)):
+        if number + 1 == len(strides) or strides[number + 1] > 1:
+            info.append(FeatureInfo(width, reduction, f"stages.{number}"))
+    return info
+
+
+def init_weights(model: nn.Module) -> None:
+    """Normal convolutions (fan out per group) and linear layers, identities as residual branches, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+        elif isinstance(module, InvertedResidual) and module.has_shortcut:
+            nn.init.zeros_(module.conv3_1x1.bn.weight)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

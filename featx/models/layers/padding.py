@@ -1,0 +1,33 @@
+"""Convolutions padded so that a side of n cells becomes ceil(n / stride): evenly, or as TensorFlow does.
+
+Both pad the same where the stride is 1. TensorFlow's SAME pads a strided convolution by no more than it needs, and by
+the odd cell at the right and bottom; how much it needs depends on the size of the map.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's SAME: (N, in_chs, H, W) to (N, chs, H / stride, W / stride) rounded up."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        (top, bottom), (left, right) = (self._margins(input.shape[axis], axis) for axis in (-2, -1))
+        return super().forward(F.pad(input, (left, right, top, bottom)))
+
+    def _margins(self, side: int, axis: int) -> tuple[int, int]:
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        missing = max(reach - self.stride[axis] + -side % self.stride[axis], 0)
+        return missing // 2, missing - missing // 2
+
+
+def even_conv(in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Without bias, and padded by the same amount on all sides; `kernel` is odd."""
+    return nn.Conv2d(in_chs, chs, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
+
+
+def same_conv(in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Without bias, and padded as TensorFlow does; `kernel` is odd."""
+    if stride == 1:
+        return even_conv(in_chs, chs, kernel, stride, dilation, groups)
+    return SameConv2d(in_chs, chs, kernel, stride, 0, dilation, groups, bias=False)

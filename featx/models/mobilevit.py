@@ -1,0 +1,195 @@
+"""MobileViT, https://arxiv.org/abs/2110.02178: convolutions, and attention among patches in the later stages.
+
+A block resizes a map whose sides are no multiples of the patch, and resizes it back. In a stage that dilates instead of
+striding, its local convolution stays as it is, as in the original (CVNets) and transformers; timm dilates it:
+`local_dilation=True`. Both the last stage and its expansion, which alone timm lists, are levels. Any table of stages
+can be built, and read from the YAML of a NetsPresso model. References: timm, CVNets, NetsPresso Trainer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..errors import ArgumentError
+from ..features import FeatureInfo, Levels
+from ..preprocessing import DataConfig
+from ..registry import Variant, register
+from .layers.conv_norm import ConvNorm
+from .layers.drop_path import rising_rates
+from .layers.head import pooled_head
+from .layers.mobilevit import (
+    InvertedResidual,
+    from_patches,
+    init_weights,
+    stage_levels,
+    to_patches,
+    whole_patches,
+)
+from .layers.stage_table import MobileViTStage, Mv2Stage, StageRow, plan_stages, read_table
+from .layers.steps import Step
+from .layers.transformer import Block, TransformerStyle
+
+MOST_EXPANDED = 960
+
+
+@dataclass(frozen=True, slots=True)
+class MobileViTConfig:
+    """stages: in running order behind a stem of stride 2, `stem_chs` channels wide.
+
+    attention_dropout_prob, ffn_dropout_prob: in the transformer blocks. output_expansion_ratio: channels of the last
+    map over those of the last stage, at most 960 channels in all. use_fusion_layer: a block ends by fusing its input
+    with what attention made of it. local_dilation: with dilation, dilate the blocks' local convolutions too, as timm.
+    """
+
+    stages: tuple[StageRow, ...]
+    stem_chs: int = 16
+    patch_size: int = 2
+    num_attention_heads: int = 4
+    attention_dropout_prob: float = 0.0
+    ffn_dropout_prob: float = 0.0
+    output_expansion_ratio: float = 4
+    use_fusion_layer: bool = True
+    local_dilation: bool = False
+    in_chans: int = 3
+    num_classes: int = 1000
+    output_stride: int = 32
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+
+class MobileViT(Backbone):
+    """Images (N, in_chans, H, W) to logits (N, num_classes).
+
+    Levels: the last stage at each reduction, and the expansion of the deepest.
+    """
+
+    last_linear = "head.fc"
+
+    def __init__(self, cfg: MobileViTConfig) -> None:
+        super().__init__()
+        _check_table(cfg)
+        self.in_chans = cfg.in_chans
+        chs = [cfg.stem_chs, *(row.out_channels for row in cfg.stages)]
+        plan = plan_stages(cfg.stages, cfg.output_stride)
+        rates = rising_rates(cfg.drop_path_rate, tuple(row.depth for row in cfg.stages))
+        self.stem = ConvNorm(cfg.in_chans, cfg.stem_chs, 3, Step(2), act=nn.SiLU)
+        self.stages = nn.Sequential(
+            *(
+                stage(cfg, row, in_chs, step, drops)
+                for row, in_chs, (step, _), drops in zip(cfg.stages, chs[:-1], plan, rates, strict=True)
+            )
+        )
+        self.num_features = self.head_hidden_size = min(int(cfg.output_expansion_ratio * chs[-1]), MOST_EXPANDED)
+        self.final_conv = ConvNorm(chs[-1], self.num_features, act=nn.SiLU)
+        self.head = pooled_head(self.num_features, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
+        strides, reductions = [row.stride for row in cfg.stages], [reduction for _, reduction in plan]
+        info = stage_levels(cfg.stem_chs, strides, chs[1:], reductions)
+        self.feature_info = Levels([*info, FeatureInfo(self.num_features, reductions[-1], "final_conv")])
+        init_weights(self)
+
+
+def stage(cfg: MobileViTConfig, row: StageRow, in_chs: int, step: Step, rates: list[float]) -> nn.Sequential:
+    """The blocks of a row, one per drop-path rate."""
+    chs, expand = row.out_channels, row.ir_expansion_ratio
+    if isinstance(row, MobileViTStage):
+        block = MobileViTBlock(cfg, row, step.dilation if cfg.local_dilation else 1, rates[-1])
+        return nn.Sequential(
+            *(InvertedResidual(in_chs, chs, expand, step, nn.SiLU, rate) for rate in rates[:-1]), block
+        )
+    first = InvertedResidual(in_chs, chs, expand, step, nn.SiLU, rates[0])
+    return nn.Sequential(first, *(InvertedResidual(chs, chs, expand, step.after, nn.SiLU, rate) for rate in rates[1:]))
+
+
+class MobileViTBlock(nn.Module):
+    """Local convolution, attention among patches, projection and fusion with the input: (N, chs, H, W) to the same."""
+
+    def __init__(self, cfg: MobileViTConfig, row: MobileViTStage, dilation: int, drop: float) -> None:
+        super().__init__()
+        chs, dim = row.out_channels, row.attention_channels
+        self.patch = cfg.patch_size
+        self.conv_kxk = ConvNorm(chs, chs, 3, Step(1, dilation, dilation), act=nn.SiLU)
+        self.conv_1x1 = nn.Conv2d(chs, dim, 1, bias=False)
+        blocks = (transformer_block(cfg, row, drop) for _ in range(row.num_blocks))
+        self.transformer = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(dim)
+        self.conv_proj = ConvNorm(dim, chs, act=nn.SiLU)
+        self.conv_fusion = ConvNorm(2 * chs, chs, 3, act=nn.SiLU) if cfg.use_fusion_layer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_proj(self.attend(self.conv_1x1(self.conv_kxk(x))))
+        return y if self.conv_fusion is None else self.conv_fusion(torch.cat((x, y), dim=1))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention among the pixels at the same place in their patches: (N, dim, H, W) to the same."""
+        size = x.shape[-2:]
+        height, width = (whole_patches(side, self.patch) for side in size)
+        if (height, width) != size:
+            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        x = to_patches(x, self.patch).permute(0, 2, 3, 1)  # (N, pixels, patches, dim)
+        tokens = self.norm(self.transformer(x.flatten(0, 1)))
+        x = from_patches(tokens.reshape(x.shape).permute(0, 3, 1, 2), self.patch, height, width)
+        return x if (height, width) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def transformer_block(cfg: MobileViTConfig, row: MobileViTStage, drop_path: float) -> Block:
+    """A block whose attention drops only weights, and whose feed-forward layers have the width of the row."""
+    # half a channel more survives the rounding of the ratio, and is cut off in the product
+    ratio = (row.ffn_intermediate_channels + 0.5) / row.attention_channels
+    drop, attn_drop = cfg.ffn_dropout_prob, cfg.attention_dropout_prob
+    style = TransformerStyle(mlp_ratio=ratio, act=nn.SiLU, eps=1e-5, drop=drop, attn_drop=attn_drop)
+    block = Block(row.attention_channels, cfg.num_attention_heads, style, drop_path)
+    block.attn.proj_drop = nn.Dropout(0.0)
+    return block
+
+
+def _check_table(cfg: MobileViTConfig) -> None:
+    """Raise ArgumentError listing everything in the configuration that cannot be built."""
+    heads, in_chs, problems = cfg.num_attention_heads, cfg.stem_chs, []
+    if not cfg.stages or min(cfg.patch_size, heads) < 1:
+        given = f"{len(cfg.stages)} stages, patch_size={cfg.patch_size}, num_attention_heads={heads}"
+        raise ArgumentError(f"{given}: expected at least 1 of each")
+    for number, row in enumerate(cfg.stages):
+        if min(row.num_blocks, row.stride) < 1:
+            problems.append(f"stage {number}: num_blocks={row.num_blocks}, stride={row.stride}; expected 1 or more")
+        if isinstance(row, MobileViTStage) and row.attention_channels % heads:
+            problems.append(
+                f"stage {number}: attention_channels={row.attention_channels} do not divide by {heads} heads"
+            )
+        if isinstance(row, MobileViTStage) and row.stride == 1 and row.out_channels != in_chs:
+            why = f"without a stride it keeps the {in_chs} that enter it"
+            problems.append(f"stage {number}: out_channels={row.out_channels}, but {why}")
+        in_chs = row.out_channels
+    if problems:
+        raise ArgumentError("this MobileViT cannot be built:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def read_config(path: str | Path) -> MobileViTConfig:
+    """The configuration that a YAML file of NetsPresso Trainer's shape describes; see `read_table`."""
+    rows, params = read_table(path)
+    return MobileViTConfig(rows, **params)
+
+
+def table(chs: tuple[int, ...], attn_chs: tuple[int, int, int], expand: float) -> tuple[StageRow, ...]:
+    """The stages of the published models."""
+    rows: list[StageRow] = [Mv2Stage(chs[0], 1, 1, expand), Mv2Stage(chs[1], 3, 2, expand)]
+    for out_chs, dim, depth in zip(chs[2:], attn_chs, (2, 4, 3), strict=True):
+        rows.append(MobileViTStage(out_chs, depth, 2, expand, dim, 2 * dim, dilate=False))
+    return tuple(rows)
+
+
+XXS = table((16, 24, 48, 64, 80), (64, 80, 96), 2.0)
+XS = table((32, 48, 64, 80, 96), (96, 120, 144), 4.0)
+S = table((32, 64, 96, 128, 160), (144, 192, 240), 4.0)
+DATA = DataConfig((256, 256), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop=0.9)
+
+register(
+    {
+        f"mobilevit_{size}": Variant(MobileViT, MobileViTConfig(rows), ("cvnets_in1k",), DATA)
+        for size, rows in {"xxs": XXS, "xs": XS, "s": S}.items()
+    }
+)
