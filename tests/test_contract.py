@@ -77,6 +77,21 @@ def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_the_classifier_can_be_replaced(name):
+    with torch.device("meta"):
+        model = featx.create_model(name)
+        model.reset_classifier(7)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+        model.reset_classifier(0)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, model.head_hidden_size)
+        model.reset_classifier(3)
+        assert {key for key, value in model.state_dict().items() if value.shape[:1] == (3,)} == {
+            f"{type(model).last_linear}.weight",
+            f"{type(model).last_linear}.bias",
+        }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_number_of_classes_and_channels_is_a_choice(name):
     with torch.device("meta"):
         model = featx.create_model(name, num_classes=7, in_chans=5)

@@ -69,12 +69,17 @@ def reference_v2(**config: Any) -> nn.Module:
     return randomise(transformers.MobileViTV2ForImageClassification(config))
 
 
-def reference_v1(**config: Any) -> nn.Module:
+V1 = {
+    "xxs": {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0},
+    "xs": {"hidden_sizes": [96, 120, 144], "neck_hidden_sizes": [16, 32, 48, 64, 80, 96, 384]},
+    "s": {},
+}
+
+
+def reference_v1(size: str = "xxs", **config: Any) -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    xxs = {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0}
-    return randomise(
-        transformers.MobileViTForImageClassification(transformers.MobileViTConfig(num_labels=5, **xxs, **config))
-    )
+    config = transformers.MobileViTConfig(num_labels=5, **V1[size], **config)
+    return randomise(transformers.MobileViTForImageClassification(config))
 
 
 @torch.no_grad()
@@ -89,7 +94,9 @@ def assert_equal(ours: nn.Module, reference: Any, height: int, width: int) -> No
         assert relative_difference(a, b) <= 1e-10
 
 
-@pytest.mark.parametrize("width", [0.5, 0.6])
+@pytest.mark.parametrize(
+    "width", [0.5, 0.6, *(pytest.param(w, marks=pytest.mark.sweep) for w in (0.75, 1.0, 1.25, 1.5, 1.75, 2.0))]
+)
 def test_v2_equals_transformers(width):
     ours = featx.create_model("mobilevitv2_050", width_multiplier=width, num_classes=5)
     assert_equal(ours, reference_v2(width_multiplier=width), 256, 256)
@@ -119,6 +126,12 @@ def test_v2_without_local_dilation_equals_transformers_when_dilated(output_strid
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (200, 232), (97, 161)])
 def test_v1_equals_transformers(height, width):
     assert_equal(featx.create_model("mobilevit_xxs", num_classes=5), reference_v1(), height, width)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("size", ["xs", "s"])
+def test_larger_v1s_equal_transformers(size):
+    assert_equal(featx.create_model(f"mobilevit_{size}", num_classes=5), reference_v1(size), 256, 256)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

@@ -25,6 +25,7 @@ HEAD_CHS = (32, 64, 128, 256)
 class HRNetConfig:
     """width: channels of the finest branch; each coarser one has twice as many.
 
+    head_bias: in the convolutions of the classifier.
     modules: exchange modules in stages 2, 3 and 4. depth: blocks per branch in a module. stem_depth, stem_chs: of
     stage 1, which has one branch.
     """
@@ -34,6 +35,7 @@ class HRNetConfig:
     depth: int = 4
     stem_depth: int = 4
     stem_chs: int = 64
+    head_bias: bool = True
     in_chans: int = 3
     num_classes: int = 1000
     global_pool: str = "avg"
@@ -63,8 +65,11 @@ class HRNet(Pyramid):
             widths = wider
         self.incre_modules = nn.ModuleList(repeat(Bottleneck, w, c, 1) for w, c in zip(widths, HEAD_CHS, strict=True))
         chs = [c * Bottleneck.expansion for c in HEAD_CHS]
-        self.downsamp_modules = nn.ModuleList(conv_norm(a, b, 2, act=True, bias=True) for a, b in pairwise(chs))
-        self.final_layer = nn.Sequential(nn.Conv2d(chs[-1], 2048, 1), nn.BatchNorm2d(2048), nn.ReLU(inplace=True))
+        self.downsamp_modules = nn.ModuleList(
+            conv_norm(a, b, 2, act=True, bias=cfg.head_bias) for a, b in pairwise(chs)
+        )
+        last = nn.Conv2d(chs[-1], 2048, 1, bias=cfg.head_bias)
+        self.final_layer = nn.Sequential(last, nn.BatchNorm2d(2048), nn.ReLU(inplace=True))
         self.global_pool = global_pool(cfg.global_pool)
         self.flatten = nn.Flatten()
         self.head_drop = nn.Dropout(cfg.drop_rate)
@@ -176,15 +181,16 @@ def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:
 
 
 BILINEAR = DataConfig(interpolation="bilinear")
-GLUON = ("gluon_in1k", "ms_in1k")
+WIDE_CROP = DataConfig(interpolation="bilinear", crop=0.95)
+GLUON, PADDLE = ("gluon_in1k", "ms_in1k"), ("paddle_in1k",)
 
 register(
     {
         "hrnet_w18_small": Variant(HRNet, HRNetConfig(16, (1, 1, 1), 2, 1, 32), GLUON),
         "hrnet_w18_small_v2": Variant(HRNet, HRNetConfig(18, (1, 3, 2), 2, 2), GLUON),
-        "hrnet_w18": Variant(
-            HRNet, HRNetConfig(18), ("ms_aug_in1k", "ms_in1k"), DataConfig(interpolation="bilinear", crop=0.95)
-        ),
+        "hrnet_w18": Variant(HRNet, HRNetConfig(18), ("ms_aug_in1k", "ms_in1k"), WIDE_CROP),
+        "hrnet_w18_ssld": Variant(HRNet, HRNetConfig(18, head_bias=False), PADDLE, WIDE_CROP),
+        "hrnet_w48_ssld": Variant(HRNet, HRNetConfig(48, head_bias=False), PADDLE, WIDE_CROP),
         **{f"hrnet_w{w}": Variant(HRNet, HRNetConfig(w), ("ms_in1k",), BILINEAR) for w in (30, 32, 40, 44, 48, 64)},
     }
 )
