@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import featx
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
@@ -23,6 +25,11 @@ def test_a_shown_block_runs(block):
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_readme_counts_every_variant():
+    counts = re.findall(r"^\| [A-Z].* \| (\d+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sum(map(int, counts)) == len(featx.list_models())
 
 
 def test_what_the_comments_of_the_contract_page_say_is_so():
