@@ -97,7 +97,8 @@ def test_a_tag_names_published_weights():
 
 
 def test_models_are_listed_sorted_by_pattern():
-    assert featx.list_models("hrnet_w18*") == ["hrnet_w18", "hrnet_w18_small", "hrnet_w18_small_v2"]
+    assert featx.list_models("hrnet_w18_s*_v2") == ["hrnet_w18_small_v2"]
+    assert featx.list_models("wide_resnet*_2") == ["wide_resnet101_2", "wide_resnet50_2"]
     assert featx.list_models("nothing*") == []
     assert featx.list_models() == sorted(featx.list_models())
 
