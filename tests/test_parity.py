@@ -116,14 +116,18 @@ def same_levels(ours: nn.Module, theirs: TimmMaps) -> FeatureExtractWrapper:
 
 
 @torch.no_grad()
-def largest_difference(name: str, sizes: list[tuple[int, int]], **kwargs) -> float:
+def largest_difference(
+    name: str, sizes: list[tuple[int, int]], *, dtype: torch.dtype = torch.float32, **kwargs
+) -> float:
     """Over the logits and all maps at all sizes."""
     ours, reference = pair(name, **kwargs)
     theirs = TimmMaps(reference, name, **kwargs)
     maps = same_levels(ours, theirs)
+    for model in (ours, reference, theirs):
+        model.to(dtype)
     differences = []
     for size in sizes:
-        x = images(1, 3, *size)
+        x = images(1, 3, *size).to(dtype)
         cropping(reference, size)
         cropping(theirs, size)
         outputs = [ours(x), *maps(x)], [reference(x), *theirs(x)]
@@ -166,7 +170,10 @@ def test_logits_and_maps_of_every_variant_equal_timms(name, record_property):
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", [name for name in featx.list_models() if timm_dilates(name)])
 def test_dilated_maps_of_every_variant_equal_timms(name, output_stride):
-    assert largest_difference(name, [(97, 161)], output_stride=output_stride, **affordable(name)) <= TOLERANCE
+    # in doubles: with random weights some deep networks amplify the rounding of floats until nothing else is left
+    # (repvgg_d2se at 8: timm's floats differ from timm's doubles by more than the largest value)
+    options = {"dtype": torch.float64, "output_stride": output_stride, **affordable(name)}
+    assert largest_difference(name, [(97, 161)], **options) <= TOLERANCE
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
