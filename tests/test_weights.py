@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import featx
 from featx import CheckpointError, WeightsNotFoundError
-from featx.weights.layout import to_native
+from featx.weights.names import unwrapped
 
 NAME = "mobilenetv3_small_050"
 
@@ -130,7 +130,7 @@ def test_without_auto_mapping_only_the_models_own_names_load(trained, tmp_path):
 
 def test_names_are_left_alone_where_the_model_has_them():
     wanted = {"model.a_0.weight": torch.zeros(1), "model.b": torch.zeros(1)}
-    assert to_native(wanted, wanted).keys() == wanted.keys()
+    assert unwrapped(wanted, wanted).keys() == wanted.keys()
 
 
 class RunsCode:

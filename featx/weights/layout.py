@@ -1,55 +1,76 @@
-"""Names of tensors as the model has them, from the names other programs write around or into them.
+"""Layouts: how other programs name and shape the tensors of the families we have.
 
-Every function is pure: dictionary in, new dictionary out.
+A file in `layouts` describes one program and lists a Layout per family in `LAYOUTS`.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
+from . import layouts
 from .read import StateDict
 
-CONTAINERS = ("state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+State = Mapping[str, Tensor]
 
 
-def to_native(checkpoint: Any, wanted: Collection[str]) -> StateDict:
-    """The tensors of a checkpoint under the model's names, which `wanted` lists.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one program names and shapes the tensors of one family. All functions are pure.
 
-    A training checkpoint is opened at `state_dict` or `model`. A prefix that all its names share and a level that was
-    flattened (`layers_0.weight` for `layers.0.weight`) are undone. Raises CheckpointError if it holds anything else.
+    system: the program. family: name of the class whose own names are the native ones.
+    recognises: whether these tensors are in the layout; no two layouts of a family recognise the same tensors.
+    to_native: the tensors under the names of a model, all of which the second argument lists in no order.
+    from_native: the way back, None where there is none.
+    ignores: pattern of names that a family's model has no use for, and why.
+    settings: fields of the family's configuration that the program's own layers ask for.
+    notes: what the conversion changes besides names and shapes.
     """
-    state = tensors_of(checkpoint)
-    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
-        if any(name.startswith(prefix) for name in wanted):
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return unflatten(state, wanted)
+
+    system: str
+    family: str
+    recognises: Callable[[State], bool]
+    to_native: Callable[[State, Collection[str]], StateDict]
+    from_native: Callable[[State], StateDict] | None = None
+    ignores: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def tensors_of(checkpoint: Any) -> StateDict:
-    """The named tensors in what a file held."""
-    for container in CONTAINERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(container), Mapping):
-            checkpoint = checkpoint[container]
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"expected named tensors, got a {type(checkpoint).__name__}")
-    others = {str(name): type(value).__name__ for name, value in checkpoint.items() if not isinstance(value, Tensor)}
-    if others:
-        raise CheckpointError(
-            f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}"
-        )
-    return dict(checkpoint)
+@cache
+def all_layouts() -> tuple[Layout, ...]:
+    """The layouts of every file in `layouts`."""
+    files = sorted(module.name for module in iter_modules(layouts.__path__))
+    return tuple(layout for file in files for layout in import_module(f"{layouts.__name__}.{file}").LAYOUTS)
 
 
-def unflatten(state: StateDict, wanted: Collection[str]) -> StateDict:
-    """`a_0.b` becomes `a.0.b` where the model has the second name and not the first."""
+def recognise(state: State, families: Collection[str]) -> Layout | None:
+    """The layout that the tensors of a model of one of these families are in, None if their names are native."""
+    found = [layout for layout in all_layouts() if layout.family in families and layout.recognises(state)]
+    if len(found) > 1:
+        raise CheckpointError(f"these tensors look like {[layout.system for layout in found]}: say which with layout=")
+    return found[0] if found else None
 
-    def renamed(name: str) -> str:
-        dotted = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", name)
-        return dotted if name not in wanted and dotted in wanted else name
 
-    return {renamed(name): tensor for name, tensor in state.items()}
+def find(system: str, families: Collection[str]) -> Layout:
+    """The layout of that program for one of these families; CheckpointError with those there are."""
+    for layout in all_layouts():
+        if layout.system == system and layout.family in families:
+            return layout
+    known = sorted({layout.system for layout in all_layouts() if layout.family in families})
+    raise CheckpointError(f"no layout {system!r} of {sorted(families)}: there are {known}")
+
+
+def has(*patterns: str) -> Callable[[State], bool]:
+    """A function that says whether each pattern is found in the beginning of some name."""
+
+    def recognises(state: State) -> bool:
+        return all(any(re.match(pattern, name) for name in state) for pattern in patterns)
+
+    return recognises

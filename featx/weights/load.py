@@ -1,13 +1,15 @@
 """Put tensors into a model, all of them or none."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .layout import tensors_of, to_native
-from .read import read_checkpoint
+from .layout import recognise
+from .names import tensors_of, unflattened, unwrapped
+from .read import StateDict, read_checkpoint
 
 
 def load_weights(
@@ -30,7 +32,9 @@ def load_weights(
     wanted = model.state_dict()
     left_out = getattr(model, "_left_out", frozenset())
     known = {*wanted, *left_out}
-    given = to_native(read, known) if auto_mapping else tensors_of(read)
+    given = tensors_of(read)
+    if auto_mapping:
+        given = to_native(given, known, families(model))
     skip += tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
     given = {name: tensor for name, tensor in given.items() if name not in left_out and not name.startswith(skip)}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(skip)}
@@ -42,6 +46,21 @@ def load_weights(
             + "\n".join(f"  {problem}" for problem in problems)
         )
     model.load_state_dict(given, strict=False)  # what is skipped is missing
+
+
+def families(model: nn.Module) -> tuple[str, ...]:
+    """Names of the classes that a model, or the model inside an extractor, is of."""
+    return tuple(cls.__name__ for cls in type(getattr(model, "_source", model)).__mro__)
+
+
+def to_native(state: StateDict, wanted: Collection[str], families: Collection[str]) -> StateDict:
+    """The tensors under the model's names, which `wanted` lists, from any layout that is recognised."""
+    state = unwrapped(state, wanted)
+    layout = recognise(state, families)
+    if layout is None:
+        return unflattened(state, wanted)
+    kept = {name: tensor for name, tensor in state.items() if not any(re.match(p, name) for p in layout.ignores)}
+    return layout.to_native(kept, wanted)
 
 
 def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
