@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,6 +10,24 @@ from torch import Tensor, nn
 from .errors import ArgumentError, InputError
 from .features import Levels
 from .preprocessing import DataConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """What every family's configuration has. drop_rate: dropout before the classifier."""
+
+    in_chans: int = 3
+    num_classes: int = 1000
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StridedConfig(BackboneConfig):
+    """What the families add whose strides can be traded for dilation: the deepest reduction, 8, 16 or 32."""
+
+    output_stride: int = 32
+    drop_path_rate: float = 0.0
 
 
 class Backbone(nn.Module):
@@ -75,6 +94,13 @@ class Pyramid(Backbone, ABC):
     @abstractmethod
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """The maps of `levels`, which ascend; each is (N, chs, H / reduction, W / reduction)."""
+
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Each map with the prefix tokens that went beside it: ((N, prefix tokens, chs), (N, chs, h, w)).
+
+        A model without prefix tokens gives none of them: (N, 0, chs).
+        """
+        return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
 
     @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:

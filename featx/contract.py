@@ -9,6 +9,7 @@ from .backbone import Backbone
 from .errors import ContractError
 from .features import Levels
 from .wrappers import FeatureExtractWrapper
+from .wrappers.extractor import maps_in
 from .wrappers.order import meta_images, run_on_meta
 
 Size = tuple[int, int]
@@ -49,7 +50,7 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:
 
 def _shapes(extractor: FeatureExtractWrapper, size: Size) -> list[tuple[int, ...]]:
     maps = run_on_meta(extractor, meta_images(extractor, size))
-    return [tuple(map_.shape) for map_ in (maps.values() if isinstance(maps, dict) else maps)]
+    return [tuple(map_.shape) for map_ in maps_in(maps)]
 
 
 def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: list[tuple[int, ...]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .errors import ContractError
 from .features import Levels, as_levels
 from .wrappers import FeatureExtractWrapper
+from .wrappers.extractor import maps_in
 
 DEEPEST, EXPANSION = 5, "l5_exp"
 
@@ -24,8 +25,7 @@ def endpoints(
     levels are not one per stride.
     """
     names = layers(extractor.feature_info)
-    maps = extractor(x)
-    maps = list(maps.values()) if isinstance(maps, dict) else maps
+    maps = maps_in(extractor(x))
     left_out = {EXPANSION} if use_l5 and not use_l5_exp else set() if use_l5 else {f"l{DEEPEST}", EXPANSION}
     return {f"out_{name}": map_ for name, map_ in zip(names, maps, strict=True) if name not in left_out}
 

@@ -84,7 +84,7 @@ def create_model(
     pretrained: download the weights with that tag, or the default ones, from the Hub.
     out_indices: levels to return, in this order; negatives count from the deepest, an int n means the last n, None all.
     out_names: the same by name.
-    output: "list" of maps, or "dict" from level name to map.
+    output: "list" of maps, "dict" from level name to map, or "tokens": pairs of a transformer's prefix tokens and map.
     checkpoint_path: a file of weights instead; every tensor must fit.
     output_stride: 8, 16 or 32: the coarsest reduction, kept by dilation.
     in_chans, num_classes: of the images and the logits; 0 classes give pooled features. None is as the weights have

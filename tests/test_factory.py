@@ -61,7 +61,7 @@ def test_new_models_are_in_training_mode_as_torch_has_it():
         ({"out_indices": [1]}, "pass features_only=True"),
         ({"out_names": ["layer1"]}, "pass features_only=True"),
         ({"output": "dict"}, "pass features_only=True"),
-        ({"features_only": True, "output": "tuple"}, "choose 'list' or 'dict'"),
+        ({"features_only": True, "output": "tuple"}, "choose one of"),
         ({"pretrained": True, "checkpoint_path": "x.pt"}, "pass one of them"),
         ({"feature_only": True}, "'feature_only' .did you mean 'features_only'"),
         ({"in_channels": 1}, "'in_channels' .did you mean 'in_chans'"),

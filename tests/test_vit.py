@@ -185,6 +185,25 @@ def test_prefix_tokens_are_the_class_token_and_the_registers():
     assert torch.equal(every, model.norm(torch.cat([tokens, tokens_of(map_)], dim=1)))
 
 
+@torch.no_grad()
+def test_an_extractor_gives_prefix_tokens_on_request_in_the_order_asked_for():
+    name, x = "vit_small_patch14_reg4_dinov2", images(2, 3, 70, 99)
+    model = randomise(featx.create_model(name, **NARROW, registers=3))
+    pairs = featx.FeatureExtractWrapper(model, [1, 0], output="tokens")(x)
+    maps = featx.FeatureExtractWrapper(model, [1, 0])(x)
+    for level, (tokens, map_), alone in zip((1, 0), pairs, maps, strict=True):
+        assert torch.equal(tokens, model.forward_tokens(x, [level])[0][0])
+        assert torch.equal(map_, alone)
+
+
+@torch.no_grad()
+def test_a_convolutional_extractor_has_no_prefix_tokens_to_give():
+    extractor = featx.create_model("resnet18", features_only=True, out_indices=[2, 0], output="tokens").eval()
+    pairs = extractor(images(2, 3, 64, 64))
+    assert [tuple(tokens.shape) for tokens, _ in pairs] == [(2, 0, 128), (2, 0, 64)]
+    assert [tuple(map_.shape) for _, map_ in pairs] == [(2, 128, 8, 8), (2, 64, 32, 32)]
+
+
 def test_normed_maps_are_refused_where_the_norm_follows_the_pool():
     with pytest.raises(featx.ArgumentError, match="norm_maps=True has no norm to apply"):
         featx.create_model("vit_wee_patch16_reg1_gap_256", norm_maps=True)

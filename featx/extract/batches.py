@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import maps_in
 from .images import open_image
 
 Prepare = Callable[[Image.Image], Tensor]
@@ -71,7 +72,7 @@ def _run(extractor: FeatureExtractWrapper, images: list[Decoded], dtype: torch.d
         return Batch([], [], [], failed)
     device = next(extractor.parameters(), torch.empty(0)).device
     maps = extractor(torch.stack([image.pixels for image in good if image.pixels is not None]).to(device))
-    maps = [map_.to("cpu", dtype) for map_ in (maps.values() if isinstance(maps, dict) else maps)]
+    maps = [map_.to("cpu", dtype) for map_ in maps_in(maps)]
     finite = torch.stack([map_.flatten(1).isfinite().all(1) for map_ in maps]).all(0).tolist()
     for image in (image for image, is_finite in zip(good, finite, strict=True) if not is_finite):
         failed[image.source] = f"its maps do not fit into {dtype}: they hold infinite values or NaN"

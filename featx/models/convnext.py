@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, classifier
+from ..backbone import Backbone, StridedConfig, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -33,7 +33,7 @@ class ChannelLinear(nn.Linear):
 
 
 @dataclass(frozen=True, slots=True)
-class ConvNeXtConfig:
+class ConvNeXtConfig(StridedConfig):
     """depths, chs: blocks and channels per stage. mix: from (in, out) channels to a layer of the perceptrons.
 
     grn: global response norm instead of layer scale. stem_chs: between the stem's overlapping convolutions; 0 stands
@@ -50,12 +50,6 @@ class ConvNeXtConfig:
     norm_first: bool = False
     hidden_chs: int = 0
     norm_eps: float = 1e-6
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class ConvNeXt(Backbone):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..backbone import Backbone, classifier
+from ..backbone import Backbone, StridedConfig, classifier
 from ..features import Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -35,19 +35,13 @@ SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 
 
 @dataclass(frozen=True, slots=True)
-class EfficientNetConfig:
+class EfficientNetConfig(StridedConfig):
     """stem_chs, head_chs: channels of the convolutions before and after the stages."""
 
     stages: tuple[Stage, ...]
     stem_chs: int = 32
     head_chs: int = 1280
     style: MobileStyle = SILU
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class EfficientNet(Backbone):

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Pyramid, classifier
+from ..backbone import BackboneConfig, Pyramid, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -22,7 +22,7 @@ HEAD_CHS = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
-class HRNetConfig:
+class HRNetConfig(BackboneConfig):
     """width: channels of the finest branch; each coarser one has twice as many.
 
     head_bias: in the convolutions of the classifier.
@@ -36,10 +36,6 @@ class HRNetConfig:
     stem_depth: int = 4
     stem_chs: int = 64
     head_bias: bool = True
-    in_chans: int = 3
-    num_classes: int = 1000
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
 
 
 class HRNet(Pyramid):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..backbone import Backbone, classifier
+from ..backbone import Backbone, StridedConfig, classifier
 from ..features import Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -33,19 +33,13 @@ HARD = MobileStyle(nn.Hardswish, inner_gate)
 
 
 @dataclass(frozen=True, slots=True)
-class MobileNetV3Config:
+class MobileNetV3Config(StridedConfig):
     """head_chs: channels of the convolution after the pool."""
 
     stages: tuple[Stage, ...]
     head_chs: int
     stem_chs: int = 16
     style: MobileStyle = HARD
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class MobileNetV3(Backbone):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, StridedConfig
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
@@ -37,7 +37,7 @@ MOST_EXPANDED = 960
 
 
 @dataclass(frozen=True, slots=True)
-class MobileViTConfig:
+class MobileViTConfig(StridedConfig):
     """stages: in running order behind a stem of stride 2, `stem_chs` channels wide.
 
     attention_dropout_prob, ffn_dropout_prob: in the transformer blocks. output_expansion_ratio: channels of the last
@@ -54,12 +54,6 @@ class MobileViTConfig:
     output_expansion_ratio: float = 4
     use_fusion_layer: bool = True
     local_dilation: bool = False
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class MobileViT(Backbone):

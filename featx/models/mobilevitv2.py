@@ -12,7 +12,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, StridedConfig
 from ..errors import ArgumentError
 from ..features import Levels
 from ..preprocessing import DataConfig
@@ -36,7 +36,7 @@ FIRST_ATTENTION = 8  # total stride of the first stage with attention
 
 
 @dataclass(frozen=True, slots=True)
-class MobileViTV2Config:
+class MobileViTV2Config(StridedConfig):
     """What shapes a MobileViTv2, under the names of transformers' MobileViTV2Config where it has one.
 
     width_multiplier: of all channels, which are rounded to multiples of 8. expand_ratio: channels inside an inverted
@@ -58,12 +58,6 @@ class MobileViTV2Config:
     attn_dropout: float = 0.0
     ffn_dropout: float = 0.0
     local_dilation: bool = True
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class MobileViTV2(Backbone):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..backbone import Backbone
+from ..backbone import Backbone, StridedConfig
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
@@ -28,7 +28,7 @@ from .layers.steps import Step, plan_steps
 
 
 @dataclass(frozen=True, slots=True)
-class RepVGGConfig:
+class RepVGGConfig(StridedConfig):
     """depths: blocks per stage. widths: channels per stage over 64, 128, 256 and 512.
 
     groups: of every second block's convolutions. attn: from channels to the channel attention after the sum.
@@ -38,12 +38,6 @@ class RepVGGConfig:
     widths: tuple[float, ...]
     groups: int = 1
     attn: Callable[[int], nn.Module] = nn.Identity
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class RepVGG(Backbone):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from ..backbone import Backbone, classifier
+from ..backbone import Backbone, StridedConfig, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -21,7 +21,7 @@ from .layers.steps import Step, plan_steps
 
 
 @dataclass(frozen=True, slots=True)
-class ResNetConfig:
+class ResNetConfig(StridedConfig):
     """depths: blocks per stage. stem: channels of its convolutions: one of 7x7, or several of 3x3.
 
     conv_pool: a strided convolution takes the place of the max-pool (https://arxiv.org/abs/2103.07579).
@@ -32,12 +32,6 @@ class ResNetConfig:
     style: Residual = Residual()
     stem: tuple[int, ...] = (64,)
     conv_pool: bool = False
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
 
 class ResNet(Backbone):

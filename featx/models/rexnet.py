@@ -4,12 +4,12 @@ The shortcut of a block is added to the first channels of its output. `rexnetr_*
 or 16. Reference: timm.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, StridedConfig
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
@@ -36,7 +36,7 @@ STAGES = (Stage(1, 1, 1, False), Stage(2, has_se=False), Stage(2), Stage(6), Sta
 
 
 @dataclass(frozen=True, slots=True)
-class ReXNetConfig:
+class ReXNetConfig(StridedConfig):
     """width: multiplies all channels. divisor: channels are rounded to its multiples.
 
     first_chs, growth: channels of the first block, and how many more a block after the last would have, before `width`.
@@ -48,12 +48,7 @@ class ReXNetConfig:
     first_chs: int = 16
     growth: int = 180
     se_ratio: float = 1 / 12
-    in_chans: int = 3
-    num_classes: int = 1000
-    output_stride: int = 32
-    global_pool: str = "avg"
-    drop_rate: float = 0.2
-    drop_path_rate: float = 0.0
+    drop_rate: float = field(default=0.2, kw_only=True)
 
 
 class ReXNet(Backbone):

@@ -1,7 +1,7 @@
 """FeatureExtractWrapper: images in, maps out."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from .prune import without
 from .rewritten import Rewritten
 from .transparent import Transparent
 
-Output = Literal["list", "dict"]
+Output = Literal["list", "dict", "tokens"]
+Maps = list[Tensor] | dict[str, Tensor] | list[tuple[Tensor, Tensor]]
 
 
 class FeatureExtractWrapper(Transparent[Pyramid]):
@@ -26,7 +27,8 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     parameters, under the same names, and holds nothing that the asked levels do not need.
 
     out_indices, out_names: which levels, in which order; see `create_model`.
-    output: "list", or "dict" keyed by level name.
+    output: "list", "dict" keyed by level name, or "tokens": a list of pairs of prefix tokens (N, tokens, chs), none of
+        which a convolutional model has, and map.
 
     Raises ContractError if the model has no `feature_info` or its maps cannot be taken as that says, OutIndicesError
     if the levels do not exist, and, when called, InputError for a batch the model cannot take.
@@ -42,8 +44,8 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         out_names: Sequence[str] | None = None,
         output: Output = "list",
     ) -> None:
-        if output not in ("list", "dict"):
-            raise ArgumentError(f"output={output!r}: choose 'list' or 'dict'")
+        if output not in get_args(Output):
+            raise ArgumentError(f"output={output!r}: choose one of {get_args(Output)}")
         pyramid = as_pyramid(model)
         chosen = pyramid.feature_info.select(out_indices, out_names)
         ascending = sorted(chosen.out_indices)
@@ -77,16 +79,26 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         """The deepest of the returned levels with this reduction; OutIndicesError if there is none."""
         return self.feature_info.feature_at(stride)
 
-    def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
+    def forward(self, x: Tensor) -> Maps:
         """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for.
 
         Maps are contiguous in the memory format of the images.
         """
         self._check(x)
-        ascending = self._inner.forward_maps(x, self._ascending)
         layout = layout_of(x)
-        maps = [ascending[position].contiguous(memory_format=layout) for position in self._order]
+        if self._output == "tokens":
+            pairs = self._inner.forward_tokens(x, self._ascending)
+            return [(pairs[i][0], pairs[i][1].contiguous(memory_format=layout)) for i in self._order]
+        ascending = self._inner.forward_maps(x, self._ascending)
+        maps = [ascending[i].contiguous(memory_format=layout) for i in self._order]
         return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
+
+
+def maps_in(returned: Maps) -> list[Tensor]:
+    """The maps in what an extractor returned, whatever `output` it was asked for."""
+    if isinstance(returned, dict):
+        return list(returned.values())
+    return [item[1] if isinstance(item, tuple) else item for item in returned]
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
