@@ -40,6 +40,7 @@ class Backbone(nn.Module):
     last_linear: path of the layer that depends on the number of classes.
     num_features: channels of what `forward_features` returns.
     head_hidden_size: channels that enter the last linear layer.
+    architecture, config: the name and the configuration `create_model` built it from.
     """
 
     size_divisor: ClassVar[int] = 1
@@ -47,6 +48,8 @@ class Backbone(nn.Module):
 
     feature_info: Levels
     data_config: DataConfig
+    architecture: str
+    config: BackboneConfig
     in_chans: int
     num_features: int
     head_hidden_size: int
@@ -58,6 +61,10 @@ class Backbone(nn.Module):
         It holds for every size the family takes; a family whose sizes follow another rule overrides it.
         """
         return -(-side // reduction)
+
+    @staticmethod
+    def initialise(module: nn.Module) -> None:
+        """Give a part of the model the family's random values, in place; layers PyTorch initialises well keep its."""
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The deepest map, which the head turns into logits: (N, in_chans, H, W) to (N, chs, H / r, W / r)."""
@@ -84,8 +91,9 @@ class Backbone(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last linear layer by a fresh one, in place; 0 classes leave the pooled features."""
-        device = next(self.parameters()).device
-        self.set_submodule(self.last_linear, classifier(self.head_hidden_size, num_classes).to(device))
+        head = classifier(self.head_hidden_size, num_classes)
+        self.initialise(head)
+        self.set_submodule(self.last_linear, head.to(next(self.parameters()).device))
 
 
 class Pyramid(Backbone, ABC):

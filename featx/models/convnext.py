@@ -52,10 +52,20 @@ class ConvNeXtConfig(StridedConfig):
     norm_eps: float = 1e-6
 
 
+def init_convnext(model: nn.Module) -> None:
+    """Truncated normal weights, zero biases, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ConvNeXt(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stages."""
 
     last_linear = "head.fc"
+    initialise = staticmethod(init_convnext)
 
     @staticmethod
     def size_rule(side: int, reduction: int) -> int:
@@ -80,7 +90,7 @@ class ConvNeXt(Backbone):
         self.head = head(cfg)
         self.head_hidden_size = cfg.hidden_chs or chs
         self.feature_info = Levels(info)
-        init_convnext(self)
+        self.initialise(self)
 
 
 def overlapping_size_rule(side: int, reduction: int) -> int:
@@ -160,15 +170,6 @@ def head(cfg: ConvNeXtConfig) -> nn.Sequential:
     layers["drop"] = nn.Dropout(cfg.drop_rate)
     layers["fc"] = classifier(cfg.hidden_chs or chs, cfg.num_classes)
     return nn.Sequential(layers)
-
-
-def init_convnext(model: ConvNeXt) -> None:
-    """Truncated normal weights, zero biases, in place."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def data(size: int = 224, crop: float = 0.875) -> DataConfig:

@@ -48,6 +48,7 @@ class EfficientNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last stage at each reduction."""
 
     last_linear = "classifier"
+    initialise = staticmethod(init_mobile)
 
     def __init__(self, cfg: EfficientNetConfig) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class EfficientNet(Backbone):
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.classifier = classifier(cfg.head_chs, cfg.num_classes)
         self.feature_info, self.num_features, self.head_hidden_size = Levels(info), info[-1].chs, cfg.head_chs
-        init_mobile(self)
+        self.initialise(self)
 
 
 DS, IR = DepthwiseSeparable, InvertedResidual

@@ -42,6 +42,7 @@ class HRNet(Pyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem's first activation, the four branches."""
 
     last_linear = "classifier"
+    initialise = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: HRNetConfig) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class HRNet(Pyramid):
         self.num_features = self.head_hidden_size = 2048
         branches = [FeatureInfo(c, 4 * 2**branch, f"incre_modules.{branch}") for branch, c in enumerate(chs)]
         self.feature_info = Levels([FeatureInfo(64, 2, "act1"), *branches])
-        init_conv_norm(self)
+        self.initialise(self)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))

@@ -46,6 +46,7 @@ class MobileNetV3(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last stage at each reduction."""
 
     last_linear = "classifier"
+    initialise = staticmethod(init_mobile)
 
     def __init__(self, cfg: MobileNetV3Config) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class MobileNetV3(Backbone):
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.classifier = classifier(cfg.head_chs, cfg.num_classes)
         self.feature_info, self.num_features, self.head_hidden_size = Levels(info), info[-1].chs, cfg.head_chs
-        init_mobile(self)
+        self.initialise(self)
 
 
 CN, DS, IR, RELU = ConvNormAct, DepthwiseSeparable, InvertedResidual, nn.ReLU

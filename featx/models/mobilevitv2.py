@@ -64,6 +64,7 @@ class MobileViTV2(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: each stage."""
 
     last_linear = "head.fc"
+    initialise = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTV2Config) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class MobileViTV2(Backbone):
         self.head = pooled_head(stage_chs[-1], cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.num_features = self.head_hidden_size = stage_chs[-1]
         self.feature_info = Levels(stage_levels(stem_chs, STRIDES, stage_chs, reductions))
-        init_weights(self)
+        self.initialise(self)
 
 
 def stage(cfg: MobileViTV2Config, in_chs: int, chs: int, number: int, step: Step, rates: list[float]) -> nn.Sequential:

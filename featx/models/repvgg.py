@@ -40,10 +40,22 @@ class RepVGGConfig(StridedConfig):
     attn: Callable[[int], nn.Module] = nn.Identity
 
 
+def init_repvgg(model: nn.Module) -> None:
+    """Normal weights everywhere, in place: norms around 0.1, so that the sum of the branches starts small."""
+    init_mobile(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 0.1, 0.1)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+
+
 class RepVGG(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem, the stages."""
 
     last_linear = "head.fc"
+    initialise = staticmethod(init_repvgg)
 
     def __init__(self, cfg: RepVGGConfig) -> None:
         super().__init__()
@@ -62,7 +74,7 @@ class RepVGG(Backbone):
         self.stages = nn.Sequential(*stages)
         self.head = pooled_head(chs, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
-        init_repvgg(self)
+        self.initialise(self)
 
 
 class RepVGGBlock(nn.Module):
@@ -159,17 +171,6 @@ def stage(cfg: RepVGGConfig, in_chs: int, chs: int, step: Step, rates: list[floa
 def squeeze_excite(chs: int) -> SEModule:
     """Its waist is a sixteenth of the channels, not rounded."""
     return SEModule(chs, chs // 16)
-
-
-def init_repvgg(model: RepVGG) -> None:
-    """Normal weights everywhere, in place: norms around 0.1, so that the sum of the branches starts small."""
-    init_mobile(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.1, 0.1)
-            nn.init.normal_(module.bias, 0.0, 0.1)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
 
 
 def data(size: int = 224, crop: float = 0.875) -> DataConfig:

@@ -38,6 +38,7 @@ class ResNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: after the stem's activation, after each stage."""
 
     last_linear = "fc"
+    initialise = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: ResNetConfig) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class ResNet(Backbone):
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.fc = classifier(chs, cfg.num_classes)
         self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
-        init_conv_norm(self)
+        self.initialise(self)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 module.zero_init_last()

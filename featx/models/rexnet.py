@@ -55,6 +55,7 @@ class ReXNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last block at each reduction."""
 
     last_linear = "head.fc"
+    initialise = staticmethod(init_mobile)
 
     def __init__(self, cfg: ReXNetConfig) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class ReXNet(Backbone):
         self.features = nn.Sequential(*blocks, ConvNorm(chs, self.num_features, act=nn.SiLU))
         self.head = pooled_head(self.num_features, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info = Levels(info)
-        init_mobile(self)
+        self.initialise(self)
 
 
 class LinearBottleneck(nn.Module):

@@ -61,6 +61,7 @@ class ViT(Pyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the patches after each block."""
 
     last_linear = "head"
+    initialise = staticmethod(init_transformer)
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class ViT(Pyramid):
             FeatureInfo(cfg.dim, self.patch_embed.reduction, f"blocks.{i}") for i in range(cfg.depth)
         )
         self.num_features = cfg.dim
-        init_transformer(self)
+        self.initialise(self)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return [map_ for _, map_ in self.forward_tokens(x, levels)]
