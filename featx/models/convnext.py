@@ -38,7 +38,7 @@ class ConvNeXtConfig(StridedConfig):
 
     grn: global response norm instead of layer scale. stem_chs: between the stem's overlapping convolutions; 0 stands
     for a stem of one 4x4 convolution. act: of the perceptrons. norm_first: norm before the global pool. hidden_chs: of
-    a layer before the logits, 0 for none.
+    a layer before the logits, 0 for none. norm_eps: of all norms but, unless it is None, the last: head_norm_eps.
     """
 
     depths: tuple[int, int, int, int]
@@ -50,6 +50,7 @@ class ConvNeXtConfig(StridedConfig):
     norm_first: bool = False
     hidden_chs: int = 0
     norm_eps: float = 1e-6
+    head_norm_eps: float | None = None
 
 
 def init_convnext(model: nn.Module) -> None:
@@ -86,7 +87,7 @@ class ConvNeXt(Backbone):
         )
         info = [FeatureInfo(cfg.chs[i], reduction, f"stages.{i}") for i, (_, reduction) in enumerate(plan)]
         chs = self.num_features = cfg.chs[-1]
-        self.norm_pre = LayerNorm2d(chs, cfg.norm_eps) if cfg.norm_first else nn.Identity()
+        self.norm_pre = last_norm(cfg) if cfg.norm_first else nn.Identity()
         self.head = head(cfg)
         self.head_hidden_size = cfg.hidden_chs or chs
         self.feature_info = Levels(info)
@@ -158,12 +159,16 @@ def mlp(cfg: ConvNeXtConfig, chs: int) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
+def last_norm(cfg: ConvNeXtConfig) -> LayerNorm2d:
+    return LayerNorm2d(cfg.chs[-1], cfg.norm_eps if cfg.head_norm_eps is None else cfg.head_norm_eps)
+
+
 def head(cfg: ConvNeXtConfig) -> nn.Sequential:
     """(N, chs, H, W) to logits (N, num_classes); the norm follows the pool unless it came before."""
     chs = cfg.chs[-1]
     layers: OrderedDict[str, nn.Module] = OrderedDict(global_pool=global_pool(cfg.global_pool))
     if not cfg.norm_first:
-        layers["norm"] = LayerNorm2d(chs, cfg.norm_eps)
+        layers["norm"] = last_norm(cfg)
     layers["flatten"] = nn.Flatten()
     if cfg.hidden_chs:
         layers["pre_logits"] = nn.Sequential(OrderedDict(fc=nn.Linear(chs, cfg.hidden_chs), act=nn.GELU()))

@@ -32,7 +32,7 @@ class ViTConfig(BackboneConfig):
     positions too. pre_norm: a norm before the blocks, and patches without bias. antialias: of the resized positions.
     global_pool: "token" for the class token, or "avg" over the patches. fc_norm: the last norm comes after the pool.
     norm_maps: maps, too, go through the last norm. representation: width of a tanh layer before the classifier
-    (`pre_logits`), 0 for none.
+    (`pre_logits`), 0 for none. norm_eps: of all norms; None is as the style has it.
     """
 
     dim: int
@@ -51,6 +51,7 @@ class ViTConfig(BackboneConfig):
     fc_norm: bool = False
     norm_maps: bool = False
     representation: int = 0
+    norm_eps: float | None = None
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
@@ -76,7 +77,7 @@ class ViT(Pyramid):
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, positions, cfg.dim), std=0.02))
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         self.norm_pre = layer_norm(cfg, cfg.pre_norm)
-        style = replace(cfg.style, drop=cfg.proj_drop_rate, attn_drop=cfg.attn_drop_rate)
+        style = replace(cfg.style, eps=norm_eps(cfg), drop=cfg.proj_drop_rate, attn_drop=cfg.attn_drop_rate)
         (rates,) = rising_rates(cfg.drop_path_rate, (cfg.depth,))
         self.blocks = nn.Sequential(*(Block(cfg.dim, cfg.heads, style, rate) for rate in rates))
         self.norm = layer_norm(cfg, not cfg.fc_norm)
@@ -194,7 +195,11 @@ def prefix_tokens(dim: int, count: int) -> nn.Parameter | None:
 
 
 def layer_norm(cfg: ViTConfig, wanted: bool) -> nn.Module:
-    return nn.LayerNorm(cfg.dim, cfg.style.eps) if wanted else nn.Identity()
+    return nn.LayerNorm(cfg.dim, norm_eps(cfg)) if wanted else nn.Identity()
+
+
+def norm_eps(cfg: ViTConfig) -> float:
+    return cfg.style.eps if cfg.norm_eps is None else cfg.norm_eps
 
 
 def representation(cfg: ViTConfig) -> nn.Module:
