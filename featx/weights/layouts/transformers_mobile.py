@@ -1,0 +1,161 @@
+"""transformers' names of EfficientNet and MobileNetV2 (its models/efficientnet and models/mobilenet_v2).
+
+It numbers all blocks in a row, where we number them within stages, so that the names of a model say which is which.
+Both were trained in TensorFlow, and are padded and normalised as there.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from ...errors import CheckpointError
+from ...models.layers.mobile import MobileStyle, as_tensorflow
+from ..layout import Layout, State, has
+from ..names import renamed
+from ..read import StateDict
+from .transformers import written
+
+Modules = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """transformers' names for our modules: outside the blocks, in a block without, and in one with expansion.
+
+    block: from the number of a block in the network to its name. known: pattern of the names of all but the head.
+    """
+
+    prefix: str
+    outside: Modules
+    separable: Modules
+    inverted: Modules
+    block: Callable[[int], str]
+    known: str
+
+
+EFFICIENTNET = Naming(
+    "efficientnet",
+    {
+        "conv_stem": "embeddings.convolution",
+        "bn1": "embeddings.batchnorm",
+        "conv_head": "encoder.top_conv",
+        "bn2": "encoder.top_bn",
+        "classifier": "classifier",
+    },
+    {
+        "conv_dw": "depthwise_conv.depthwise_conv",
+        "bn1": "depthwise_conv.depthwise_norm",
+        "se.conv_reduce": "squeeze_excite.reduce",
+        "se.conv_expand": "squeeze_excite.expand",
+        "conv_pw": "projection.project_conv",
+        "bn2": "projection.project_bn",
+    },
+    {
+        "conv_pw": "expansion.expand_conv",
+        "bn1": "expansion.expand_bn",
+        "conv_dw": "depthwise_conv.depthwise_conv",
+        "bn2": "depthwise_conv.depthwise_norm",
+        "se.conv_reduce": "squeeze_excite.reduce",
+        "se.conv_expand": "squeeze_excite.expand",
+        "conv_pwl": "projection.project_conv",
+        "bn3": "projection.project_bn",
+    },
+    "encoder.blocks.{}".format,
+    r"embeddings\.|encoder\.",
+)
+MOBILENETV2 = Naming(
+    "mobilenet_v2",
+    {
+        "conv_stem": "conv_stem.first_conv.convolution",
+        "bn1": "conv_stem.first_conv.normalization",
+        "conv_head": "conv_1x1.convolution",
+        "bn2": "conv_1x1.normalization",
+        "classifier": "classifier",
+    },
+    {
+        "conv_dw": "conv_3x3.convolution",
+        "bn1": "conv_3x3.normalization",
+        "conv_pw": "reduce_1x1.convolution",
+        "bn2": "reduce_1x1.normalization",
+    },
+    {
+        "conv_pw": "expand_1x1.convolution",
+        "bn1": "expand_1x1.normalization",
+        "conv_dw": "conv_3x3.convolution",
+        "bn2": "conv_3x3.normalization",
+        "conv_pwl": "reduce_1x1.convolution",
+        "bn3": "reduce_1x1.normalization",
+    },
+    lambda number: f"layer.{number - 1}" if number else "conv_stem",
+    r"conv_stem\.first_conv\.|(conv_stem|layer\.\d+)\.(expand_1x1|conv_3x3|reduce_1x1)\.|conv_1x1\.",
+)
+
+
+def modules(naming: Naming, names: Collection[str]) -> dict[str, str]:
+    """From the modules of the model that has these native names to transformers' modules."""
+    found = {
+        (int(match[1]), int(match[2])) for match in (re.match(r"blocks\.(\d+)\.(\d+)\.", n) for n in names) if match
+    }
+    table = dict(naming.outside)
+    for number, (stage, place) in enumerate(sorted(found)):
+        block = f"blocks.{stage}.{place}"
+        inside = naming.inverted if f"{block}.conv_pwl.weight" in names else naming.separable
+        table |= {f"{block}.{ours}": f"{naming.block(number)}.{theirs}" for ours, theirs in inside.items()}
+    return table
+
+
+def in_modules(state: State, table: Modules) -> StateDict:
+    """Every tensor under its module's name in `table`; where that has none, under its own."""
+    parts = {name: name.rpartition(".") for name in state}
+    return {f"{table.get(parts[name][0], parts[name][0])}.{parts[name][2]}": state[name] for name in state}
+
+
+def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict:
+    table = {theirs: ours for ours, theirs in modules(naming, names).items()}
+    return in_modules(renamed(state, [(rf"^{naming.prefix}\.", "")]), table)
+
+
+def from_native(naming: Naming, state: State) -> StateDict:
+    """Raises CheckpointError if the blocks are not such as this network is made of."""
+    gated = "se.conv_reduce" in naming.inverted
+    if gated != any(".se." in name for name in state):
+        kind = "has squeeze-and-excitation in" if gated else "has no squeeze-and-excitation in"
+        raise CheckpointError(f"transformers' {naming.prefix} {kind} its blocks, unlike this model")
+    return written(in_modules(state, modules(naming, state)), (), naming.known, naming.prefix)
+
+
+def layout(system: str, naming: Naming, act: type[nn.Module], *marks: str, note: str) -> Layout:
+    return Layout(
+        system,
+        "EfficientNet",
+        has(*(rf"({naming.prefix}\.)?{mark}" for mark in marks)),
+        partial(to_native, naming),
+        partial(from_native, naming),
+        ignores={r"segmentation_head\.": "head of semantic segmentation"},
+        settings={"style": as_tensorflow(MobileStyle(act))},
+        notes=("convolutions pad as TensorFlow does, and batch norms add 1e-3 to the variance", note),
+    )
+
+
+LAYOUTS = (
+    layout(
+        "transformers",
+        EFFICIENTNET,
+        nn.SiLU,
+        r"embeddings\.batchnorm\.weight",
+        r"encoder\.blocks\.0\.depthwise_conv\.depthwise_conv\.weight",
+        note="transformers pads as is right at the size of images that a variant was designed for, at any size: there "
+        "its maps are ours, and elsewhere those of b0 alone, if sides are multiples of 32",
+    ),
+    layout(
+        "transformers-mobilenet_v2",
+        MOBILENETV2,
+        nn.ReLU6,
+        r"conv_stem\.first_conv\.convolution\.weight",
+        r"layer\.0\.expand_1x1\.convolution\.weight",
+        note="the published weights have 1001 classes, of which the first is the background",
+    ),
+)

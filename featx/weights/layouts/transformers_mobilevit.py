@@ -1,0 +1,143 @@
+"""transformers' names of MobileViT and MobileViTV2 (its models/mobilevit and models/mobilevitv2).
+
+Weights of MobileViT come from CVNets, where they were trained on images in the order blue, green, red; we compute maps
+of images in the order red, green, blue, so that the first convolution is turned round. MobileViTV2 was trained on the
+latter. Of models for semantic segmentation the encoder is taken, which in MobileViT ends before the expansion.
+"""
+
+from collections.abc import Collection
+
+from ..fused import fused, split
+from ..layout import Layout, State, has
+from ..names import Rule, renamed
+from ..read import StateDict
+from .transformers import written
+
+COMMON: tuple[Rule, ...] = (
+    (r"^mobilevit(v2)?\.", ""),
+    (r"\.attention\.(qkv_proj|out_proj)\.convolution\.", r".attn.\1."),
+    (r"\.ffn\.conv(\d)\.convolution\.", r".mlp.fc\1."),
+    (r"\.attention\.attention\.(q|k|v)\w+\.", r".attn.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.conv_1x1\.convolution\.", ".conv_1x1."),
+    (r"\.convolution\.", ".conv."),
+    (r"\.normalization\.", ".bn."),
+    (r"^conv_stem\.", "stem."),
+    (r"^conv_1x1_exp\.", "final_conv."),
+    (r"^encoder\.layer\.(\d+)\.layer\.(\d+)\.", r"stages.\1.\2."),
+    (r"^encoder\.layer\.(\d+)\.downsampling_layer\.", r"stages.\1.0."),
+    (r"^encoder\.layer\.(\d+)\.", r"stages.\1.1."),
+    (r"\.expand_1x1\.", ".conv1_1x1."),
+    (r"\.conv_3x3\.", ".conv2_kxk."),
+    (r"\.reduce_1x1\.", ".conv3_1x1."),
+    (r"\.conv_projection\.", ".conv_proj."),
+    (r"\.fusion\.", ".conv_fusion."),
+    (r"\.transformer\.layer\.", ".transformer."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layernorm\.", ".norm."),
+    (r"^classifier\.", "head.fc."),
+)
+# Stages 0 and 1 are rows of inverted residuals; of the others, the first block is one and the second has attention.
+BACK: tuple[Rule, ...] = (
+    (r"^stem\.", "conv_stem."),
+    (r"^final_conv\.", "conv_1x1_exp."),
+    (r"^stages\.([01])\.", r"encoder.layer.\1.layer."),
+    (r"^stages\.(\d+)\.0\.", r"encoder.layer.\1.downsampling_layer."),
+    (r"^stages\.(\d+)\.1\.", r"encoder.layer.\1."),
+    (r"\.conv1_1x1\.", ".expand_1x1."),
+    (r"\.conv2_kxk\.", ".conv_3x3."),
+    (r"\.conv3_1x1\.", ".reduce_1x1."),
+    (r"\.conv_proj\.", ".conv_projection."),
+    (r"\.conv_fusion\.", ".fusion."),
+    (r"\.transformer\.", ".transformer.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.norm\.", ".layernorm."),
+    (r"\.conv\.", ".convolution."),
+    (r"\.bn\.", ".normalization."),
+    (r"\.conv_1x1\.(?=weight)", ".conv_1x1.convolution."),
+    (r"^head\.fc\.", "classifier."),
+)
+V1_BACK: tuple[Rule, ...] = (
+    *BACK,
+    (r"\.attn\.q\.", ".attention.attention.query."),
+    (r"\.attn\.k\.", ".attention.attention.key."),
+    (r"\.attn\.v\.", ".attention.attention.value."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+V2_BACK: tuple[Rule, ...] = (
+    *BACK,
+    (r"\.attn\.(\w+)\.", r".attention.\1.convolution."),
+    (r"\.mlp\.fc(\d)\.", r".ffn.conv\1.convolution."),
+)
+RESIDUAL = r"(layer\.\d+|downsampling_layer)\.(expand_1x1|conv_3x3|reduce_1x1)"
+ATTENTION = r"conv_kxk|conv_1x1|conv_projection|fusion|layernorm|transformer\.layer\.\d+"
+KNOWN = rf"conv_stem\.|conv_1x1_exp\.|encoder\.layer\.\d+\.({RESIDUAL}|{ATTENTION})\."
+STEM = "stem.conv.weight"
+
+
+def turned_round(state: State) -> StateDict:
+    """The first convolution of three channels for images whose channels come in the opposite order."""
+    new = dict(state)
+    if STEM in new and new[STEM].shape[1] == 3:
+        new[STEM] = new[STEM].flip(1)
+    return new
+
+
+def v1_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return turned_round(fused(renamed(state, COMMON)))
+
+
+def v1_from_native(state: State) -> StateDict:
+    return written(split(turned_round(state)), V1_BACK, KNOWN, "mobilevit")
+
+
+def v2_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return renamed(state, COMMON)
+
+
+def v2_from_native(state: State) -> StateDict:
+    return written(state, V2_BACK, KNOWN, "mobilevitv2")
+
+
+HEAD = {r"segmentation_head\.": "head of semantic segmentation"}
+
+LAYOUTS = (
+    Layout(
+        "transformers",
+        "MobileViT",
+        has(
+            r"(mobilevit\.)?conv_stem\.convolution\.weight",
+            r"(mobilevit\.)?encoder\.layer\.2\.transformer\.layer\.0\.attention\.attention\.query\.weight",
+        ),
+        v1_to_native,
+        v1_from_native,
+        ignores=HEAD,
+        notes=(
+            "first convolution flipped from BGR to RGB",
+            "a model for semantic segmentation has no expansion: ask for the levels before it (final_conv)",
+        ),
+    ),
+    Layout(
+        "transformers",
+        "MobileViTV2",
+        has(
+            r"(mobilevitv2\.)?conv_stem\.convolution\.weight",
+            r"(mobilevitv2\.)?encoder\.layer\.2\.transformer\.layer\.0\.attention\.qkv_proj\.convolution\.weight",
+        ),
+        v2_to_native,
+        v2_from_native,
+        ignores=HEAD,
+        settings={"local_dilation": False},
+        notes=(
+            "with output_stride, local convolutions are not dilated, as in transformers; weights that were converted "
+            "from CVNets, as Apple's, were trained with them dilated: local_dilation=True",
+            "a map whose sides are no multiples of the patch is enlarged, where transformers fills with zeros",
+        ),
+    ),
+)
