@@ -1,0 +1,87 @@
+"""NetsPresso Trainer's MobileViT: the whole classification model, whose backbone is `backbone.`, or the backbone alone.
+
+The names are those of its modules, which follow transformers inside the transformer blocks: query, key and value are
+layers of their own. The classifier is the last of the layers in `head.classifier`; a head of several layers is left
+out, because a MobileViT has one. https://github.com/Nota-NetsPresso/netspresso-trainer
+"""
+
+import re
+from collections.abc import Collection
+
+import torch
+
+from ..layout import Layout, State, has
+from ..names import renamed
+from ..pairs import Pair, rules, rules_back
+from ..read import StateDict
+from .cvnets import LAST_NORM, last_norms
+
+BACKBONE = r"(?:backbone\.)?"
+PAIRS: tuple[Pair, ...] = (
+    ("^patch_embed.conv.block.", "^stem."),
+    ("^encoder.blocks.", "^stages."),
+    (".block.0.block.", ".conv1_1x1."),
+    (".block.1.block.", ".conv2_kxk."),
+    (".block.2.block.", ".conv3_1x1."),
+    (".local_rep.0.block.", ".conv_kxk."),
+    (".local_rep.1.block.conv.", ".conv_1x1."),
+    (".proj.block.", ".conv_proj."),
+    (".fusion.block.", ".conv_fusion."),
+    ("^conv_1x1_exp.block.", "^final_conv."),
+    (".norm.", ".bn."),
+    (".global_rep.#.layernorm_before.", ".transformer.#.norm1."),
+    (".global_rep.#.token_mixer.qkv.", ".transformer.#.attn.qkv."),
+    (".global_rep.#.token_mixer.linear.", ".transformer.#.attn.proj."),
+    (".global_rep.#.layernorm_after.", ".transformer.#.norm2."),
+    (".global_rep.#.channel_mlp.ffn.dense1.", ".transformer.#.mlp.fc1."),
+    (".global_rep.#.channel_mlp.ffn.dense2.", ".transformer.#.mlp.fc2."),
+)
+# the classifier, behind a dropout that has no tensors
+HEAD: Pair = ("^head.classifier.1.", "^head.fc.")
+MIXED = ("query", "key", "value")
+
+
+def _to_native(state: State, _: Collection[str]) -> StateDict:
+    head = [name for name in state if re.match(r"head\.classifier\.(\d+\.)?weight$", name)]
+    one_layer = {name: tensor for name, tensor in state.items() if len(head) < 2 or not name.startswith("head.")}
+    table = [(f"^{BACKBONE}", ""), *rules(PAIRS), LAST_NORM, (r"^head\.classifier\.(\d+\.)?", "head.fc.")]
+    return renamed(_fused(one_layer), table)
+
+
+def _from_native(state: State) -> StateDict:
+    table = [*last_norms(state), *rules_back((*PAIRS, HEAD)), (r"^(?!head\.)", "backbone.")]
+    return _split(renamed(state, table))
+
+
+def _fused(state: State) -> StateDict:
+    """With `qkv` in place of query, key and value; where one of the three is missing the others stay."""
+    fused: StateDict = dict(state)
+    for name in state:
+        parts = [name.replace(".query.", f".{part}.") for part in MIXED]
+        if ".token_mixer.query." in name and all(part in state for part in parts):
+            fused[name.replace(".query.", ".qkv.")] = torch.cat([fused.pop(part) for part in parts])
+    return fused
+
+
+def _split(state: State) -> StateDict:
+    """The way back from `_fused`."""
+    split: StateDict = {}
+    for name, tensor in state.items():
+        if ".token_mixer.qkv." not in name:
+            split[name] = tensor
+            continue
+        for part, value in zip(MIXED, tensor.chunk(3), strict=True):
+            split[name.replace(".qkv.", f".{part}.")] = value.clone()
+    return split
+
+
+LAYOUTS = (
+    Layout(
+        system="netspresso",
+        family="MobileViT",
+        recognises=has(rf"{BACKBONE}patch_embed\.conv\.block\.conv\.", rf"{BACKBONE}encoder\.blocks\.0\.0\.block\.0\."),
+        to_native=_to_native,
+        from_native=_from_native,
+        notes=("trained on RGB images normalised with ImageNet's mean and deviation, unlike the registered weights",),
+    ),
+)
