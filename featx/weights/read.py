@@ -15,7 +15,7 @@ PICKLES = (".pt", ".pth", ".bin")
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a `.safetensors`, `.pt`, `.pth` or `.bin` file holds, on the CPU.
+    """What a `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz` file holds, on the CPU.
 
     Raises WeightsNotFoundError if there is no such file, CheckpointError if it is of another kind, damaged, or would
     have to run code to be read.
@@ -27,6 +27,10 @@ def read_checkpoint(path: str | Path) -> Any:
         return _read_safetensors(path)
     if path.suffix in PICKLES:
         return _read_pickle(path)
+    if path.suffix == ".npz":
+        from .npz import read_npz
+
+        return read_npz(path)
     raise CheckpointError(f"{path}: cannot tell what kind of file this is; expected {_kinds()}")
 
 
@@ -58,4 +62,4 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _kinds() -> str:
-    return ", ".join((".safetensors", *PICKLES))
+    return ", ".join((".safetensors", *PICKLES, ".npz"))
