@@ -1,0 +1,155 @@
+"""The original ViTs and hybrids, as Flax wrote them into `.npz` files.
+
+The names are paths in a tree of parameters, `opt/target/` before them where the file is a training state. Kernels are
+(in, out) or (height, width, in, out); attention has an axis for its heads. Files from before Flax's linen have the
+norms of the convolutions as (1, 1, 1, C). https://github.com/google-research/vision_transformer
+"""
+
+import re
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ..layout import Layout, State, has
+from ..names import Rule, renamed
+from ..pairs import Pair, rules, rules_back
+from ..read import StateDict
+
+TRAINING = r"(?:opt/target/)?"
+BLOCK, ATTENTION = "^Transformer/encoderblock_#/", "^Transformer/encoderblock_#/MultiHeadDotProductAttention_1/"
+PAIRS: tuple[Pair, ...] = (
+    ("^cls", "^cls_token"),
+    ("^embedding/", "^patch_embed.proj."),
+    ("^Transformer/posembed_input/pos_embedding", "^pos_embed"),
+    ("^Transformer/encoder_norm/", "^norm."),
+    (f"{BLOCK}LayerNorm_0/", "^blocks.#.norm1."),
+    (f"{ATTENTION}qkv/", "^blocks.#.attn.qkv."),
+    (f"{ATTENTION}out/", "^blocks.#.attn.proj."),
+    (f"{BLOCK}LayerNorm_2/", "^blocks.#.norm2."),
+    (f"{BLOCK}MlpBlock_3/Dense_0/", "^blocks.#.mlp.fc1."),
+    (f"{BLOCK}MlpBlock_3/Dense_1/", "^blocks.#.mlp.fc2."),
+    ("^pre_logits/", "^pre_logits.fc."),
+    ("^head/", "^head."),
+    ("^conv_root/", "^patch_embed.backbone.stem.conv."),
+    ("^gn_root/", "^patch_embed.backbone.stem.norm."),
+    ("/conv_proj/", "/downsample.conv."),
+    ("/gn_proj/", "/downsample.norm."),
+    ("/conv#/", "/conv#."),
+    ("/gn#/", "/norm#."),
+)
+STAGES = "patch_embed.backbone.stages."
+MIXED = ("query", "key", "value")
+
+# Heads of the published widths; the tensors of a ViT do not tell how many it has.
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
+
+
+def _to_native(state: State, _: Collection[str]) -> StateDict:
+    state = _fused({name: _as_torch(name, tensor) for name, tensor in renamed(state, [(f"^{TRAINING}", "")]).items()})
+    stages = any(name.startswith("block1/") for name in state)
+    table: list[Rule] = [
+        *rules(PAIRS),
+        (r"^block(\d+)/unit(\d+)/", lambda m: f"{STAGES}{int(m[1]) - 1}.blocks.{int(m[2]) - 1}."),
+        (r"(kernel|scale)$", "weight"),
+        # a hybrid without stages is its stem
+        *([] if stages else [(r"^patch_embed\.backbone\.stem\.", "patch_embed.backbone.")]),
+    ]
+    return renamed(state, table)
+
+
+def to_flax(state: State, heads: int) -> StateDict:
+    """The tensors of a ViT whose attention has so many heads under Flax's names and in its shapes.
+
+    Raises CheckpointError for tensors that the original ViTs have no place for.
+    """
+    table: list[Rule] = [
+        (r"(^|\.)(norm\d?)\.weight$", r"\1\2.scale"),
+        (r"\.weight$", ".kernel"),
+        (r"^patch_embed\.backbone\.(conv|norm)\.", r"patch_embed.backbone.stem.\1."),
+        (
+            rf"^{re.escape(STAGES)}(\d+)\.blocks\.(\d+)\.",
+            lambda m: f"block{int(m[1]) + 1}/unit{int(m[2]) + 1}/",
+        ),
+        *rules_back(PAIRS),
+    ]
+    flax = renamed(state, table)
+    homeless = [native for name, native in zip(flax, state, strict=True) if "." in name or name in state]
+    if homeless:
+        raise CheckpointError(
+            f"the original ViTs have no place for {homeless[:5]}{' and more' if homeless[5:] else ''}: Flax's names "
+            "are for models without registers, factors of residual branches and other norms than theirs"
+        )
+    return {name: _as_flax(name, tensor, heads) for name, tensor in _split(flax).items()}
+
+
+def _from_native(state: State) -> StateDict:
+    """Raises CheckpointError if it is of no published width."""
+    width = state["norm.weight"].numel() if "norm.weight" in state else state["patch_embed.proj.weight"].shape[0]
+    if width not in HEADS:
+        raise CheckpointError(f"cannot tell the heads of a ViT {width} channels wide: expected one of {[*HEADS]}")
+    return to_flax(state, HEADS[width])
+
+
+def _as_torch(name: str, tensor: Tensor) -> Tensor:
+    """Kernels with the output first, vectors as vectors, others as they are."""
+    path, _, leaf = name.rpartition("/")
+    if leaf in ("scale", "bias"):
+        return tensor.flatten()
+    if leaf != "kernel":
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    if tensor.ndim == 3:
+        tensor = tensor.flatten(0, 1) if path.endswith("/out") else tensor.flatten(1)
+    return tensor.T.contiguous()
+
+
+def _as_flax(name: str, tensor: Tensor, heads: int) -> Tensor:
+    """The way back from `_as_torch`, but for vectors that were none."""
+    path, _, leaf = name.rpartition("/")
+    mixed = path.endswith(MIXED)
+    if leaf == "bias" and mixed:
+        return tensor.unflatten(0, (heads, -1))
+    if leaf != "kernel":
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.permute(2, 3, 1, 0).contiguous()
+    kernel = tensor.T.contiguous()
+    if mixed:
+        return kernel.unflatten(1, (heads, -1))
+    return kernel.unflatten(0, (heads, -1)) if path.endswith("/out") else kernel
+
+
+def _fused(state: State) -> StateDict:
+    """With `qkv` in place of query, key and value, whose outputs come first; what lacks one of the three stays."""
+    fused: StateDict = dict(state)
+    for name in state:
+        parts = [name.replace("/query/", f"/{part}/") for part in MIXED]
+        if "/query/" in name and all(part in state for part in parts):
+            fused[name.replace("/query/", "/qkv/")] = torch.cat([fused.pop(part) for part in parts])
+    return fused
+
+
+def _split(state: State) -> StateDict:
+    """The way back from `_fused`."""
+    split: StateDict = {}
+    for name, tensor in state.items():
+        if "/qkv/" not in name:
+            split[name] = tensor
+            continue
+        for part, value in zip(MIXED, tensor.chunk(3), strict=True):
+            split[name.replace("/qkv/", f"/{part}/")] = value.clone()
+    return split
+
+
+LAYOUTS = (
+    Layout(
+        system="flax",
+        family="ViT",
+        recognises=has(f"{TRAINING}embedding/kernel$", f"{TRAINING}Transformer/encoderblock_0/"),
+        to_native=_to_native,
+        from_native=_from_native,
+    ),
+)

@@ -1,0 +1,225 @@
+"""Compare featx with outputs that other programs computed: `python tests/check_golden.py FOLDER`.
+
+FOLDER is a case, or holds cases. A case is a folder with the program's own checkpoint, `manifest.json`, and per size of
+images a safetensors file with the input and the outputs. Every output must be within the tolerance that the manifest
+states; a case of a program that SYSTEMS does not list fails. Exits with 1 if anything does.
+"""
+
+# ruff: noqa: T201 (a command prints)
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import featx
+from featx.cvnets import endpoints
+from featx.models.layers.stage_table import BLOCK_TYPES
+
+# Images (N, C, H, W), as the program was fed them, to outputs under the program's names.
+Run = Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A folder and what its manifest says."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.manifest["config"]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / self.manifest["checkpoint"]["file"]
+
+    def classes(self, output: str) -> int:
+        """Channels of an output, from its shape in the first file."""
+        return next(iter(self.manifest["outputs"].values()))[output]["shape"][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An output of one file: the largest difference, what is tolerated, and why it is not compared or fails."""
+
+    case: str
+    file: str
+    output: str
+    difference: float = 0.0
+    tolerance: float = 0.0
+    failure: str = ""
+    left_out: str = ""
+
+
+def cvnets(case: Case) -> Run:
+    config = case.config
+    size = {"xx_small": "xxs", "x_small": "xs", "small": "s"}
+    if config["model.classification.name"] == "mobilevit":
+        name, arch = f"mobilevit_{size[config['model.classification.mit.mode']]}", {}
+    else:
+        name = "mobilevitv2_100"
+        arch = {"width_multiplier": config["model.classification.mitv2.width_multiplier"]}
+    arch["output_stride"] = config.get("model.segmentation.output_stride", config.get("output_stride"))
+    extractor = featx.create_model(name, features_only=True, checkpoint_path=case.checkpoint, **arch).eval()
+    classes = config.get("model.classification.n_classes")
+    alone = "model.segmentation.seg_head" not in config
+    arch["num_classes"] = classes
+    model = featx.create_model(name, checkpoint_path=case.checkpoint, **arch).eval() if alone else None
+    flip = case.manifest["inputs"][0]["channel_order"].startswith("BGR")  # our models take RGB
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        x = x.flip(1) if flip else x
+        outputs = endpoints(extractor, x, use_l5_exp=True)
+        return outputs if model is None else {**outputs, "logits": model(x)}
+
+    return run
+
+
+def netspresso(case: Case) -> Run:
+    backbone = case.config["architecture"]["backbone"]
+    rows = [dict(row) for row in backbone["stage_params"]]
+    arch = {"stages": tuple(BLOCK_TYPES[row.pop("block_type")](**row) for row in rows), **backbone["params"]}
+    classes = case.manifest["num_classes"]
+    model = featx.create_model("mobilevit_s", num_classes=classes, checkpoint_path=case.checkpoint, **arch).eval()
+    pooled = featx.create_model("mobilevit_s", num_classes=0, checkpoint_path=case.checkpoint, **arch).eval()
+    places = {"backbone.patch_embed": "stem", "backbone.conv_1x1_exp": "final_conv"}
+    places |= {f"backbone.encoder.blocks.{number}": f"stages.{number}" for number in range(len(rows))}
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        maps = {f"hook:{theirs}": output_of(model, ours, x) for theirs, ours in places.items()}
+        return {**maps, "last_feature": pooled(x), "pred": model(x)}
+
+    return run
+
+
+def output_of(model: nn.Module, path: str, x: Tensor) -> Tensor:
+    """What the module at that path returns while the model runs."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
+    model(x)
+    handle.remove()
+    return seen[0]
+
+
+def vit(case: Case, **arch: Any) -> Run:
+    config = case.config
+    model = featx.create_model(
+        f"vit_tiny_patch{config['patch_size']}_224",
+        dim=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        image_size=config["img_size_of_checkpoint"],
+        checkpoint_path=case.checkpoint,
+        **arch,
+    ).eval()
+    block = re.search(r"blocks\[(\d+)\]", case.manifest["notes"])
+    number = int(block[1]) if block else 0
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        with torch.enable_grad(), Attention() as attention:
+            tokens = model.forward_features(x)
+            (gradients,) = torch.autograd.grad(tokens.sum(), attention.maps[number])
+        outputs = {"tokens": tokens, "attention_map": attention.maps[number], "attn_gradients": gradients}
+        return {**outputs, "head_logits": model(x)} if arch["num_classes"] else outputs
+
+    return run
+
+
+class Attention(TorchFunctionMode):
+    """Computes attention step by step and keeps the map of each block, (N, heads, L, L), in `maps`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args
+        self.maps.append((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1))
+        return self.maps[-1] @ v
+
+
+def blip(case: Case) -> Run:
+    return vit(case, num_classes=0, antialias=False)
+
+
+def flax(case: Case) -> Run:
+    return vit(case, num_classes=case.classes("head_logits"))
+
+
+# First word of `system` in the manifest, and what builds our model of such a case.
+SYSTEMS: dict[str, Callable[[Case], Run]] = {"CVNets": cvnets, "NetsPresso": netspresso, "BLIP": blip, "Flax": flax}
+
+# Outputs of parts that are no backbones.
+LEFT_OUT = {"seg_out": "of the segmentation head", "seg_head.classifier": "of the segmentation head"}
+
+
+def check(folder: Path) -> Iterator[Row]:
+    """One row per output of a case; one alone if nothing can be compared."""
+    case = Case(folder, json.loads((folder / "manifest.json").read_text()))
+    system = case.manifest["system"].split()[0]
+    if system not in SYSTEMS:
+        yield Row(folder.name, "", "", failure=f"{system} is not supported")
+        return
+    try:
+        run = SYSTEMS[system](case)
+    except featx.FeatxError as error:
+        yield Row(folder.name, "", "", failure=f"{type(error).__name__}: {error}")
+        return
+    for file, expected in case.manifest["outputs"].items():
+        with torch.no_grad():
+            tensors = load_file(folder / file)
+            outputs = run(tensors["input"])
+        for name, facts in expected.items():
+            yield compared(Row(folder.name, file, name), outputs, tensors[name], facts["suggested_tolerance"]["atol"])
+
+
+def compared(row: Row, outputs: dict[str, Tensor], expected: Tensor, tolerance: float) -> Row:
+    case, file, name = row.case, row.file, row.output
+    if name in LEFT_OUT:
+        return Row(case, file, name, left_out=LEFT_OUT[name])
+    if name not in outputs:
+        return Row(case, file, name, failure="not computed")
+    if outputs[name].shape != expected.shape:
+        return Row(case, file, name, failure=f"shape {tuple(outputs[name].shape)}, not {tuple(expected.shape)}")
+    difference = (outputs[name] - expected).abs().max().item()
+    failure = "" if difference <= tolerance else "too large"  # NaN is not smaller
+    return Row(case, file, name, difference, tolerance, failure)
+
+
+def main(folder: Path) -> int:
+    """Print the table; the exit status."""
+    cases = (
+        [folder] if (folder / "manifest.json").exists() else sorted(p.parent for p in folder.glob("*/manifest.json"))
+    )
+    if not cases:
+        print(f"{folder} holds no case")
+        return 1
+    failures = 0
+    print(f"{'case':36} {'file':26} {'output':32} {'difference':>10} {'tolerance':>10}")
+    for case in cases:
+        for row in check(case):
+            verdict = f"FAILED: {row.failure}" if row.failure else f"left out: {row.left_out}" if row.left_out else "ok"
+            numbers = f"{row.difference:10.1e} {row.tolerance:10.1e}" if row.tolerance else " " * 21
+            print(f"{row.case:36} {row.file:26} {row.output:32} {numbers} {verdict}")
+            failures += bool(row.failure)
+    print(f"{len(cases)} cases, {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(main(Path(sys.argv[1])))
