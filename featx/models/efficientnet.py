@@ -27,6 +27,7 @@ from .layers.mobile import (
     deepen,
     init_mobile,
     widen,
+    with_norm_eps,
 )
 from .layers.pool import global_pool
 from .layers.rounding import round_chs
@@ -36,12 +37,16 @@ SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 
 @dataclass(frozen=True, slots=True)
 class EfficientNetConfig(StridedConfig):
-    """stem_chs, head_chs: channels of the convolutions before and after the stages."""
+    """stem_chs, head_chs: channels of the convolutions before and after the stages.
+
+    norm_eps: of the batch norms; None leaves them as the style has them.
+    """
 
     stages: tuple[Stage, ...]
     stem_chs: int = 32
     head_chs: int = 1280
     style: MobileStyle = SILU
+    norm_eps: float | None = None
 
 
 class EfficientNet(Backbone):
@@ -52,7 +57,7 @@ class EfficientNet(Backbone):
 
     def __init__(self, cfg: EfficientNetConfig) -> None:
         super().__init__()
-        self.in_chans, style = cfg.in_chans, cfg.style
+        self.in_chans, style = cfg.in_chans, with_norm_eps(cfg.style, cfg.norm_eps)
         self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
         self.bn1 = style.norm(cfg.stem_chs)
         self.act1 = style.act(inplace=True)

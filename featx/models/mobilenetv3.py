@@ -25,6 +25,7 @@ from .layers.mobile import (
     init_mobile,
     inner_gate,
     widen,
+    with_norm_eps,
 )
 from .layers.pool import global_pool
 from .layers.rounding import round_chs
@@ -34,12 +35,16 @@ HARD = MobileStyle(nn.Hardswish, inner_gate)
 
 @dataclass(frozen=True, slots=True)
 class MobileNetV3Config(StridedConfig):
-    """head_chs: channels of the convolution after the pool."""
+    """head_chs: channels of the convolution after the pool.
+
+    norm_eps: of the batch norms; None leaves them as the style has them.
+    """
 
     stages: tuple[Stage, ...]
     head_chs: int
     stem_chs: int = 16
     style: MobileStyle = HARD
+    norm_eps: float | None = None
 
 
 class MobileNetV3(Backbone):
@@ -50,7 +55,7 @@ class MobileNetV3(Backbone):
 
     def __init__(self, cfg: MobileNetV3Config) -> None:
         super().__init__()
-        self.in_chans, style = cfg.in_chans, cfg.style
+        self.in_chans, style = cfg.in_chans, with_norm_eps(cfg.style, cfg.norm_eps)
         self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
         self.bn1 = style.norm(cfg.stem_chs)
         self.act1 = style.act(inplace=True)

@@ -76,6 +76,11 @@ def as_tensorflow(style: MobileStyle) -> MobileStyle:
     return replace(style, conv=same_conv, norm=tensorflow_norm)
 
 
+def with_norm_eps(style: MobileStyle, eps: float | None) -> MobileStyle:
+    """The style with batch norms that add `eps` to the variance; None leaves the style as it is."""
+    return style if eps is None else replace(style, norm=partial(nn.BatchNorm2d, eps=eps))
+
+
 class MobileBlock(nn.Module):
     """(N, in_chs, H, W) to (N, row.chs, H / stride, W / stride), with a shortcut where the shapes allow it."""
 
