@@ -1,0 +1,104 @@
+"""torchvision's names of ConvNeXt and ViT, as its models save them; its ResNets have the names that ours have."""
+
+import re
+from collections.abc import Collection
+
+from torch import Tensor
+
+from ..layout import Layout, State, has
+from ..names import Rule, renamed
+from ..read import StateDict
+
+
+def half(match: re.Match[str]) -> str:
+    """The stage in torchvision's count of stages and of the downsampling before each but the first."""
+    return f"stages.{int(match[1]) // 2}.downsample."
+
+
+CONVNEXT: tuple[Rule, ...] = (
+    (r"^features\.0\.", "stem."),
+    (r"^features\.([246])\.", half),
+    (r"^features\.([1357])\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}.blocks.{match[2]}."),
+    (r"\.block\.0\.", ".conv_dw."),
+    (r"\.block\.2\.", ".norm."),
+    (r"\.block\.3\.", ".mlp.fc1."),
+    (r"\.block\.5\.", ".mlp.fc2."),
+    (r"\.layer_scale$", ".gamma"),
+    (r"^classifier\.0\.", "head.norm."),
+    (r"^classifier\.2\.", "head.fc."),
+)
+TO_CONVNEXT: tuple[Rule, ...] = (
+    (r"^stem\.", "features.0."),
+    (r"^stages\.(\d+)\.downsample\.", lambda match: f"features.{2 * int(match[1])}."),
+    (r"^stages\.(\d+)\.blocks\.", lambda match: f"features.{2 * int(match[1]) + 1}."),
+    (r"\.conv_dw\.", ".block.0."),
+    (r"^(features.*)\.norm\.", r"\1.block.2."),
+    (r"\.mlp\.fc1\.", ".block.3."),
+    (r"\.mlp\.fc2\.", ".block.5."),
+    (r"\.gamma$", ".layer_scale"),
+    (r"^head\.norm\.", "classifier.0."),
+    (r"^head\.fc\.", "classifier.2."),
+)
+
+
+def convnext_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return {name: shaped(name, tensor) for name, tensor in renamed(state, CONVNEXT).items()}
+
+
+def shaped(name: str, tensor: Tensor) -> Tensor:
+    """Layer scale, which comes as (chs, 1, 1), as (chs,)."""
+    return tensor.flatten() if name.endswith(".gamma") else tensor
+
+
+def convnext_from_native(state: State) -> StateDict:
+    new = renamed(state, TO_CONVNEXT)
+    return {name: t[:, None, None] if name.endswith(".layer_scale") else t for name, t in new.items()}
+
+
+# Before 2022-08 the two layers of a perceptron were named linear_1 and linear_2; files from then are still published.
+VIT: tuple[Rule, ...] = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+    (r"^heads\.head\.", "head."),
+    (r"^heads\.pre_logits\.", "pre_logits.fc."),
+)
+TO_VIT: tuple[Rule, ...] = (
+    (r"^cls_token$", "class_token"),
+    (r"^patch_embed\.proj\.", "conv_proj."),
+    (r"^pos_embed$", "encoder.pos_embedding"),
+    (r"^norm\.", "encoder.ln."),
+    (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
+    (r"\.attn\.proj\.", ".self_attention.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+    (r"^head\.", "heads.head."),
+    (r"^pre_logits\.fc\.", "heads.pre_logits."),
+)
+
+
+def vit_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return renamed(state, VIT)
+
+
+def vit_from_native(state: State) -> StateDict:
+    return renamed(state, TO_VIT)
+
+
+is_convnext = has(r"features\.0\.1\.weight$", r"features\.1\.0\.layer_scale$", r"features\.1\.0\.block\.5\.weight$")
+is_vit = has(
+    r"class_token$", r"conv_proj\.weight$", r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$"
+)
+LAYOUTS = (
+    Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native),
+    Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native),
+)
