@@ -29,7 +29,8 @@ class ViTConfig(BackboneConfig):
 
     stem: blocks per stage of a ResNet before the patches, which are then counted in cells of its map; None for none.
     class_token, registers: the prefix tokens, which stand before the patches. prefix_positions: whether these have
-    positions too. pre_norm: a norm before the blocks, and patches without bias. antialias: of the resized positions.
+    positions too. pre_norm: a norm before the blocks, and patches without bias. antialias, position_excess: how
+    positions are resized, see `resample_positions`.
     global_pool: "token" for the class token, or "avg" over the patches. fc_norm: the last norm comes after the pool.
     norm_maps: maps, too, go through the last norm. representation: width of a tanh layer before the classifier
     (`pre_logits`), 0 for none. norm_eps: of all norms; None is as the style has it.
@@ -47,6 +48,7 @@ class ViTConfig(BackboneConfig):
     prefix_positions: bool = True
     pre_norm: bool = False
     antialias: bool = True
+    position_excess: float = 0.0
     global_pool: str = field(default="token", kw_only=True)
     fc_norm: bool = False
     norm_maps: bool = False
@@ -69,7 +71,7 @@ class ViT(Pyramid):
         self.patch_embed = PatchEmbed(cfg)
         check(cfg, self.patch_embed.reduction)
         self.in_chans, self.num_prefix_tokens = cfg.in_chans, cfg.class_token + cfg.registers
-        self.norm_maps, self.antialias = cfg.norm_maps, cfg.antialias
+        self.norm_maps, self.antialias, self.position_excess = cfg.norm_maps, cfg.antialias, cfg.position_excess
         self.num_positioned = self.num_prefix_tokens if cfg.prefix_positions else 0
         self.cls_token = prefix_tokens(cfg.dim, int(cfg.class_token))
         self.reg_token = prefix_tokens(cfg.dim, cfg.registers)
@@ -125,7 +127,11 @@ class ViT(Pyramid):
         """What enters the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
         height, width = patches.shape[-2:]
         positions = resample_positions(
-            self.pos_embed, (height, width), prefix=self.num_positioned, antialias=self.antialias
+            self.pos_embed,
+            (height, width),
+            prefix=self.num_positioned,
+            antialias=self.antialias,
+            excess=self.position_excess,
         )
         prefix = [
             token.expand(patches.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None
