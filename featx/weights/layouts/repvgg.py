@@ -1,0 +1,41 @@
+"""Names in DingXiaoH/RepVGG, for training and for deployment."""
+
+from collections.abc import Collection
+
+from ..layout import Layout, State, has
+from ..names import Rule, renamed
+from ..read import StateDict
+
+TO_NATIVE: tuple[Rule, ...] = (
+    (r"^stage0\.", "stem."),
+    (r"^stage(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}."),
+    (r"\.rbr_dense\.", ".conv_kxk."),
+    (r"\.rbr_1x1\.", ".conv_1x1."),
+    (r"\.rbr_identity\.", ".identity."),
+    (r"\.rbr_reparam\.", ".reparam_conv."),
+    (r"\.se\.down\.", ".attn.fc1."),
+    (r"\.se\.up\.", ".attn.fc2."),
+    (r"^linear\.", "head.fc."),
+)
+FROM_NATIVE: tuple[Rule, ...] = (
+    (r"^stem\.", "stage0."),
+    (r"^stages\.(\d+)\.", lambda match: f"stage{int(match[1]) + 1}."),
+    (r"\.conv_kxk\.", ".rbr_dense."),
+    (r"\.conv_1x1\.", ".rbr_1x1."),
+    (r"\.identity\.", ".rbr_identity."),
+    (r"\.reparam_conv\.", ".rbr_reparam."),
+    (r"\.attn\.fc1\.", ".se.down."),
+    (r"\.attn\.fc2\.", ".se.up."),
+    (r"^head\.fc\.", "linear."),
+)
+
+
+def to_native(state: State, _names: Collection[str]) -> StateDict:
+    return renamed(state, TO_NATIVE)
+
+
+def from_native(state: State) -> StateDict:
+    return renamed(state, FROM_NATIVE)
+
+
+LAYOUTS = (Layout("repvgg", "RepVGG", has(r"stage0\.rbr_(dense\.conv|reparam)\.weight$"), to_native, from_native),)
