@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from .read import StateDict
 
 CONTAINERS = ("state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "body.", "graph_module.")
 
 # A pattern, and what takes its place: both as re.sub has them.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
