@@ -1,0 +1,49 @@
+"""timm's ViTs of the past; its names of today are ours. What its feature nets rename is undone in `names`.
+
+The first ViTs took patches by a linear layer. Those pretrained on ImageNet-21k had a tanh layer before the classifier,
+which timm now leaves out, so that the logits change.
+"""
+
+from collections.abc import Callable, Collection
+from math import isqrt
+
+from ..layout import Layout, State, has
+from ..read import StateDict
+
+PATCHES, REPRESENTATION = "patch_embed.proj.weight", "pre_logits.fc.weight"
+WIDTHS = (192, 384, 512, 768, 1024, 1280)
+
+is_vit = has(r"cls_token$", r"pos_embed$", r"patch_embed\.proj\.weight$", r"blocks\.0\.attn\.qkv\.weight$")
+
+
+def to_native(state: State, _names: Collection[str]) -> StateDict:
+    """The kernel of a linear layer on patches of RGB images, (dim, 3 * patch * patch), is a convolution's."""
+    weight = state.get(PATCHES)
+    if weight is None or weight.ndim != 2:
+        return dict(state)
+    side = isqrt(weight.shape[1] // 3)
+    return {**state, PATCHES: weight.unflatten(1, (3, side, side))}
+
+
+def from_native(state: State) -> StateDict:
+    return dict(state)
+
+
+def has_linear_patches(state: State) -> bool:
+    return is_vit(state) and state[PATCHES].ndim == 2 and REPRESENTATION not in state
+
+
+def has_representation(width: int) -> Callable[[State], bool]:
+    def recognises(state: State) -> bool:
+        return is_vit(state) and REPRESENTATION in state and state[REPRESENTATION].shape[0] == width
+
+    return recognises
+
+
+LAYOUTS = (
+    Layout("timm", "ViT", has_linear_patches, to_native),
+    *(
+        Layout("timm", "ViT", has_representation(width), to_native, from_native, settings={"representation": width})
+        for width in WIDTHS
+    ),
+)
