@@ -23,7 +23,10 @@ from .preprocessing import transform as transform
 from .preprocessing import transform_whole as transform_whole
 from .registry import list_models as list_models
 from .registry import register_model as register_model
+from .report import LoadReport as LoadReport
 from .weights import load_weights as load_weights
+from .weights import push_to_hub as push_to_hub
+from .weights import save as save
 from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
 
 __version__ = "0.1.0"

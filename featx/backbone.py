@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .errors import ArgumentError, InputError
 from .features import Levels
 from .preprocessing import DataConfig
+from .report import LoadReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class Backbone(nn.Module):
     num_features: channels of what `forward_features` returns.
     head_hidden_size: channels that enter the last linear layer.
     architecture, config: the name and the configuration `create_model` built it from.
+    label_names: of the classes, where the weights' `config.json` has them.
+    load_report: what loading its weights did.
     """
 
     size_divisor: ClassVar[int] = 1
@@ -50,6 +53,8 @@ class Backbone(nn.Module):
     data_config: DataConfig
     architecture: str
     config: BackboneConfig
+    label_names: tuple[str, ...] = ()
+    load_report: LoadReport | None = None
     in_chans: int
     num_features: int
     head_hidden_size: int
@@ -63,7 +68,7 @@ class Backbone(nn.Module):
         return -(-side // reduction)
 
     @staticmethod
-    def initialise(module: nn.Module) -> None:
+    def initialise(module: nn.Module, /) -> None:
         """Give a part of the model the family's random values, in place; layers PyTorch initialises well keep its."""
 
     def forward_features(self, x: Tensor) -> Tensor:

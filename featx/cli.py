@@ -21,6 +21,8 @@ from featx.describe import describe
 from featx.registry import Variant, lookup
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
+weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
+app.add_typer(weights_app, name="weights")
 out, err = Console(markup=False), Console(stderr=True, markup=False)  # names of files may look like markup
 
 Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx list' shows all.")]
@@ -33,6 +35,11 @@ RandomWeights = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 1, help="Random weights from this seed instead.", metavar="SEED")
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
+
+WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, an URL or hf-hub:owner/repo.", metavar="FILE")]
+ForModel = Annotated[str | None, typer.Option("--model", help="Name of a model that the weights should fit.")]
+Layout = Annotated[str | None, typer.Option(help="The program that wrote the weights; recognised by default.")]
+Container = Annotated[str | None, typer.Option(help="Entry of a training checkpoint, such as model_ema or teacher.")]
 
 
 class Precision(StrEnum):
@@ -148,6 +155,49 @@ def show(
     figure = maps_grid(photograph, list(maps), extractor.feature_info, title=f"{model} · weights: {weights}")
     save_figure(figure, picture)
     out.print(f"{picture}: {len(maps)} maps of {image} by {model}, weights: {weights}", soft_wrap=True)
+
+
+@weights_app.command()
+def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, container: Container = None) -> None:
+    """What a checkpoint holds, and with a model what loading it would do."""
+    from featx.weights.checkpoint import Reading
+    from featx.weights.convert import inspect as look
+    from featx.weights.convert import rehearse
+
+    if model is not None:
+        out.print(str(rehearse(file, model, Reading(layout=layout, container=container))), soft_wrap=True)
+        return
+    found = look(file, container)
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    out.print(f"{file}: {found.tensors} tensors ({dtypes}), {found.values:,} values, {found.nbytes / 2**20:.1f} MiB")
+    out.print(f"names such as {', '.join(found.first)}", soft_wrap=True)
+    for family, system in found.systems.items():
+        out.print(f"layout: {system}'s, of a {family}")
+    if not found.systems:
+        out.print("layout: no other program's; --model NAME tells whether it fits a model")
+    for name in found.not_finite:
+        out.print(f"holds infinite values or NaN: {name}", style="red")
+
+
+@weights_app.command()
+def convert(
+    file: WeightsFile,
+    target: Annotated[Path, typer.Argument(help="File to write: .safetensors, or .pt or .pth for PyTorch's.")],
+    model: Annotated[str, typer.Option("--model", help="Name of the model that the weights are of.")],
+    to: Annotated[
+        str, typer.Option(help="Layout to write: native (timm's names), torchvision, transformers, …")
+    ] = "native",
+    layout: Layout = None,
+    container: Container = None,
+) -> None:
+    """Write a checkpoint in another layout. Every tensor of the model must be there."""
+    from featx.weights.checkpoint import Reading
+    from featx.weights.convert import convert as converted
+    from featx.weights.save import write_checkpoint
+
+    state = converted(file, model, to, Reading(layout=layout, container=container))
+    write_checkpoint(state, target)
+    out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)
 
 
 def build(

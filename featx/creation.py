@@ -9,7 +9,7 @@ from .errors import WeightsNotFoundError
 from .features import OutIndices
 from .preprocessing import DataConfig, from_hub
 from .weights import load_weights
-from .weights.hub import hub_weights
+from .weights.source import HUB
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
 
@@ -47,5 +47,5 @@ def _source(name: str, cfg: Mapping[str, Any]) -> Any:
     if cfg.get("file"):
         return cfg["file"]
     if cfg.get("hf_hub_id"):
-        return hub_weights(cfg["hf_hub_id"])
+        return f"{HUB}{cfg['hf_hub_id']}"
     raise WeightsNotFoundError(f"default_cfg of {name} names no weights: set its 'hf_hub_id' or 'file'")

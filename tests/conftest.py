@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import featx
 from featx import registry
 from featx.features import as_levels
+from featx.weights.checkpoint import Reading, open_checkpoint
 
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
 SMALL = [
@@ -116,3 +117,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest difference to the reference, relative to its largest value")
         for variant, difference in sorted(table.items()):
             terminalreporter.write_line(f"{variant:32} {difference}")
+
+
+def to_native(state, names, families):
+    """The tensors of a checkpoint as loading it converts them."""
+    return open_checkpoint(state, names, families, Reading()).state

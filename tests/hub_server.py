@@ -13,22 +13,32 @@ from urllib.parse import unquote
 
 FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filename>.+)")
 
-# What goes wrong with a file: the connection ends in the middle of it, at every attempt; half of it is sent as if that
-# were all; the server is overloaded; it closes the connection without an answer.
-Fault = Literal["cut", "halved", "busy", "mute"]
+# What goes wrong with a file: the connection ends in the middle of it, at every attempt or at the first alone; half of
+# it is sent as if that were all; the server is overloaded; it closes the connection without an answer.
+Fault = Literal["cut", "cut once", "halved", "busy", "mute"]
 
 
 @dataclass
 class Repository:
-    """Files at the head of branch main. `refusal` is 401 (no token) or 403 (a token without access) of a gated one."""
+    """Files at the head of branch main, and of other branches and tags in `revisions`.
+
+    `refusal` is 401 (no token) or 403 (a token without access) of a gated one. `token` opens one that is private.
+    """
 
     files: dict[str, bytes]
+    revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    token: str | None = None
     refusal: int | None = None
     faults: dict[str, Fault] = field(default_factory=dict)
 
-    @property
-    def commit(self) -> str:
-        return sha1(b"".join(name.encode() + data for name, data in sorted(self.files.items()))).hexdigest()
+    def at(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a branch, a tag or a commit; None if there is no such revision."""
+        trees = {"main": self.files, **self.revisions}
+        return {**trees, **{commit(files): files for files in trees.values()}}.get(revision)
+
+
+def commit(files: dict[str, bytes]) -> str:
+    return sha1(b"".join(name.encode() + data for name, data in sorted(files.items()))).hexdigest()
 
 
 class Hub:
@@ -60,16 +70,19 @@ class Answer(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {self.path}")
         file = FILE.fullmatch(unquote(self.path))
         repository = self.hub.repositories.get(file["repo"]) if file else None
-        if file is None or repository is None:
+        if file is None or repository is None or not self.may_see(repository):
             self.refuse(404, "RepoNotFound")
         elif repository.refusal:
             self.refuse(repository.refusal, "GatedRepo")
-        elif file["revision"] not in ("main", repository.commit):
+        elif (files := repository.at(file["revision"])) is None:
             self.refuse(404, "RevisionNotFound")
-        elif file["filename"] not in repository.files:
-            self.refuse(404, "EntryNotFound", repository.commit)
+        elif file["filename"] not in files:
+            self.refuse(404, "EntryNotFound", commit(files))
         else:
-            self.give(repository, file["filename"])
+            self.give(files, file["filename"], repository.faults)
+
+    def may_see(self, repository: Repository) -> bool:
+        return repository.token is None or self.headers.get("Authorization") == f"Bearer {repository.token}"
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -77,33 +90,35 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
-    def refuse(self, status: int, code: str | None = None, commit: str | None = None) -> None:
+    def refuse(self, status: int, code: str | None = None, head: str | None = None) -> None:
         self.send_response(status)
-        for name, value in {"X-Error-Code": code, "X-Repo-Commit": commit, "Content-Length": "0"}.items():
+        for name, value in {"X-Error-Code": code, "X-Repo-Commit": head, "Content-Length": "0"}.items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()
 
-    def give(self, repository: Repository, filename: str) -> None:
-        data, fault = repository.files[filename], repository.faults.get(filename)
+    def give(self, files: dict[str, bytes], filename: str, faults: dict[str, Fault]) -> None:
+        data, fault = files[filename], faults.get(filename)
         if fault == "mute":
             return
         if fault == "busy":
             self.refuse(503)
             return
+        if fault == "cut once" and self.command == "GET":
+            del faults[filename]
         etag = sha256(data).hexdigest()
         if fault == "halved" and self.command == "GET":
             data = data[: len(data) // 2]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", repository.commit)
+        self.send_header("X-Repo-Commit", commit(files))
         self.send_header("Content-Length", str(len(data) - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data[start : len(data) // 2 if fault == "cut" else None])
+            self.wfile.write(data[start : len(data) // 2 if fault in ("cut", "cut once") else None])
 
     def log_message(self, format: str, *args: Any) -> None:
         pass  # the tests read Hub.requests

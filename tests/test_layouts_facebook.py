@@ -11,14 +11,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, to_native
 from timm.models.convnext import checkpoint_filter_fn as timm_convnext
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_vit
 from torch import Tensor, nn
 
 import featx
 from featx.weights.layout import find, recognise
-from featx.weights.load import to_native
 
 # Single precision, the same operations in another order.
 TOLERANCE = 1e-5

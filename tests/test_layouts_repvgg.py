@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, to_native
 from torch import Tensor
 
 import featx
 from featx.models.repvgg import reparameterize
 from featx.weights.layout import find, recognise
-from featx.weights.load import to_native
 
 FIELDS = {"depths": (2, 1, 1, 1), "widths": (0.25, 0.25, 0.25, 0.25), "num_classes": 7}
 

@@ -3,13 +3,12 @@
 import pytest
 import timm
 import torch
-from conftest import SMALL, images, randomise, relative_difference
+from conftest import SMALL, images, randomise, relative_difference, to_native
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 import featx
 from featx.weights.layout import recognise
-from featx.weights.load import to_native
 
 # Wrappers that timm cannot put around these: their levels lie deeper than it looks, or are no modules.
 NESTED = ("mobilenet", "test_efficientnet", "vit", "hrnet")

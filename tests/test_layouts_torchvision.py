@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, to_native
 from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models import convnext, efficientnet
@@ -18,7 +18,6 @@ import featx
 from featx.models.layers.mobile import ConvNormAct as Dense
 from featx.models.layers.mobile import DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from featx.weights.layout import Layout, find, recognise
-from featx.weights.load import to_native
 
 # Single precision, the same operations in another order.
 TOLERANCE = 1e-5

@@ -123,16 +123,19 @@ def test_the_weights_decide_the_number_of_classes(hub):
     assert model(images(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_another_number_of_classes_leaves_the_head_at_its_initialisation(hub):
+def test_another_number_of_classes_gives_a_fresh_head_initialised_as_the_family_does(hub):
     state = weights()
     publish(hub, state)
     torch.manual_seed(3)
-    fresh = featx.create_model(NAME, num_classes=5).state_dict()
-    torch.manual_seed(3)
     model = featx.create_model(NAME, pretrained=True, num_classes=5)
     assert_holds(model, state, but=HEAD)
-    assert model.get_parameter(f"{HEAD}weight").shape[0] == 5
-    assert_holds(model.get_submodule("classifier"), {name: fresh[f"{HEAD}{name}"] for name in ("weight", "bias")})
+    fresh = model.classifier
+    torch.manual_seed(3)
+    model.reset_classifier(5)
+    assert_holds(fresh, model.classifier.state_dict())
+    assert model.load_report.fresh == (f"{HEAD}weight", f"{HEAD}bias")
+
+    assert_holds(featx.create_model(NAME, pretrained=True), state)
 
 
 def test_the_same_number_of_classes_keeps_the_head(hub):
@@ -254,7 +257,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(hub, tmp_path):
     publish(hub, weights())
     (tmp_path / "file").touch()
     with pytest.raises(WeightsNotFoundError, match=r"could not fetch config\.json.*Not a directory"):
-        hub_config(REPO, tmp_path / "file" / "cache")
+        hub_config(REPO, cache_dir=tmp_path / "file" / "cache")
 
 
 def test_weights_with_missing_tensors_are_refused_with_a_list(hub):

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomise, relative_difference
 from safetensors.torch import save_file
 
 import featx
@@ -41,7 +41,10 @@ def test_a_full_checkpoint_fills_an_extractor(trained, tmp_path, out_indices):
     loaded = featx.create_model(NAME, features_only=True, out_indices=out_indices, checkpoint_path=path).eval()
     expected = featx.FeatureExtractWrapper(trained, out_indices)
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(loaded(images()), expected(images()), strict=True))
+        for a, b in zip(loaded(images()), expected(images()), strict=True):
+            assert (
+                relative_difference(a, b) <= 1e-5
+            )  # memory that is mapped is aligned otherwise, sums are ordered so too
 
 
 def test_an_extractors_checkpoint_fills_an_extractor_and_the_full_model(trained, tmp_path):
@@ -130,7 +133,7 @@ def test_without_auto_mapping_only_the_models_own_names_load(trained, tmp_path):
 
 def test_names_are_left_alone_where_the_model_has_them():
     wanted = {"model.a_0.weight": torch.zeros(1), "model.b": torch.zeros(1)}
-    assert unwrapped(wanted, wanted).keys() == wanted.keys()
+    assert [state.keys() for state in unwrapped(wanted, wanted)] == [wanted.keys()]
 
 
 class RunsCode:

@@ -5,44 +5,58 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, WeightsNotFoundError
+from .shards import INDEX, shard_names
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
-def hub_weights(repo: str, cache_dir: str | Path | None = None) -> Path:
-    """Local path of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
+def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> tuple[Path, ...]:
+    """Local paths of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def known_absent(filename: str) -> bool:
-        return try_to_load_from_cache(repo, filename, cache_dir) is _CACHED_NO_EXIST
+        return try_to_load_from_cache(repo, filename, cache_dir, revision) is _CACHED_NO_EXIST
 
     for filename in sorted(WEIGHT_FILES, key=known_absent):  # the file that is cached is then found without the Hub
         try:
-            return download(repo, filename, cache_dir)
+            path = download(repo, filename, revision, cache_dir)
         except WeightsNotFoundError as error:
             absent = isinstance(error.__cause__, EntryNotFoundError)
             if not absent or isinstance(error.__cause__, LocalEntryNotFoundError):
                 raise
+            continue
+        if not filename.endswith(INDEX):
+            return (path,)
+        return tuple(download(repo, shard, revision, cache_dir) for shard in shard_names(path))
     raise WeightsNotFoundError(f"the Hub repository {repo} has none of {WEIGHT_FILES}")
 
 
-def hub_config(repo: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
+def hub_config(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> dict[str, Any]:
     """A repository's `config.json`.
 
     WeightsNotFoundError if it is neither there nor cached, CheckpointError if it is not a JSON object.
     """
-    path = download(repo, "config.json", cache_dir)
+    return checked_config(download(repo, "config.json", revision, cache_dir), f" of {repo}")
+
+
+def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
+    """The JSON object in a `config.json`; CheckpointError if it is none."""
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path} of {repo} is not JSON: {error}") from error
+        raise CheckpointError(f"{path}{whose} is not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg", {}), dict):
-        raise CheckpointError(f"{path} of {repo}: expected a JSON object, and pretrained_cfg in it one too")
+        raise CheckpointError(f"{path}{whose}: expected a JSON object, and pretrained_cfg in it one too")
     return config
 
 
-def download(repo: str, filename: str, cache_dir: str | Path | None = None) -> Path:
+def download(repo: str, filename: str, revision: str = "main", cache_dir: str | Path | None = None) -> Path:
     """Local path of a file on the Hub, from the cache if it is there; WeightsNotFoundError if it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -51,16 +65,19 @@ def download(repo: str, filename: str, cache_dir: str | Path | None = None) -> P
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     # HTTPError of the HTTP client, which is another package in each major version of huggingface_hub
     http_errors = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
-        return Path(hf_hub_download(repo, filename, cache_dir=cache_dir))
+        return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
     except GatedRepoError as error:
         raise WeightsNotFoundError(f"{repo} is gated: accept its terms on the Hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise WeightsNotFoundError(f"the Hub has no repository {repo}, or it is private: set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise WeightsNotFoundError(f"the Hub repository {repo} has no revision {revision!r}") from error
     except LocalEntryNotFoundError as error:
         raise WeightsNotFoundError(
             f"cannot reach the Hub for {filename} of {repo} ({_first_line(error.__cause__ or error)}), "

@@ -30,6 +30,7 @@ class Layout:
     from_native: the way back, None where there is none.
     ignores: pattern of names that a family's model has no use for, and why.
     settings: fields of the family's configuration that the program's own layers ask for.
+    data: fields of DataConfig that models of this program expect, where they differ from the variant's.
     notes: what the conversion changes besides names and shapes.
     """
 
@@ -40,6 +41,7 @@ class Layout:
     from_native: Callable[[State], StateDict] | None = None
     ignores: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -58,13 +60,17 @@ def recognise(state: State, families: Collection[str]) -> Layout | None:
     return found[0] if found else None
 
 
-def find(system: str, families: Collection[str]) -> Layout:
-    """The layout of that program for one of these families; CheckpointError with those there are."""
-    for layout in all_layouts():
-        if layout.system == system and layout.family in families:
-            return layout
-    known = sorted({layout.system for layout in all_layouts() if layout.family in families})
-    raise CheckpointError(f"no layout {system!r} of {sorted(families)}: there are {known}")
+def find(system: str, families: Collection[str], state: State | None = None) -> Layout:
+    """The layout of that program for one of these families; CheckpointError with those there are.
+
+    Of several, which differ in their settings, the one that recognises the tensors.
+    """
+    mine = [layout for layout in all_layouts() if layout.family in families]
+    rows = [layout for layout in mine if layout.system == system or layout.system.startswith(f"{system}-")]
+    if not rows:
+        known = sorted({layout.system for layout in mine})
+        raise CheckpointError(f"no layout {system!r} is known of this family: there are {['native', *known]}")
+    return next((layout for layout in rows if state and layout.recognises(state)), rows[0])
 
 
 def has(*patterns: str) -> Callable[[State], bool]:

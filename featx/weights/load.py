@@ -1,51 +1,55 @@
 """Put tensors into a model, all of them or none."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .layout import recognise
-from .names import tensors_of, unflattened, unwrapped
-from .read import StateDict, read_checkpoint
+from ..report import LoadReport
+from .adapt import adapted
+from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
+from .read import StateDict
 
 
 def load_weights(
     model: nn.Module,
-    checkpoint: str | Path | Mapping[str, Tensor],
+    checkpoint: Weights,
     *,
     skip: tuple[str, ...] = (),
-    resized: tuple[str, ...] = (),
     auto_mapping: bool = True,
-) -> None:
-    """Fill every parameter and buffer of `model` from a file or a dictionary of named tensors, in place.
+    layout: str | None = None,
+    container: str | None = None,
+    finite: bool = True,
+    cache_dir: str | Path | None = None,
+) -> LoadReport:
+    """Fill every parameter and buffer of `model` in place, and say what was done.
 
-    A feature extractor takes the full model's checkpoint as well as its own. Tensors whose names start with one of
-    `skip`, e.g. ("fc.",), stay as they are in the model; so do those of `resized` if their shapes differ. Names that
-    other programs write (see `layout`) are recognised unless `auto_mapping` is False. Nothing is loaded unless
-    everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor. WeightsNotFoundError if
-    there is no such file.
+    checkpoint: a file, a folder, an URL, "hf-hub:owner/repo[@revision]", or tensors by name. A feature extractor takes
+        the full model's checkpoint as well as its own.
+    skip: tensors whose names start with one of these, e.g. ("fc.",), stay as they are in the model.
+    auto_mapping: recognise the names that other programs write; False takes the model's own names alone.
+    layout: the program that named the tensors, where it should not be recognised.
+    container: the entry of a training checkpoint to take, such as "model_ema" or "teacher".
+    finite: False takes infinite values and NaN, too.
+    cache_dir: where downloads are kept.
+
+    Nothing is loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
+    WeightsNotFoundError if there is nothing at that place.
     """
-    read = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
-    wanted = model.state_dict()
-    left_out = getattr(model, "_left_out", frozenset())
-    known = {*wanted, *left_out}
-    given = tensors_of(read)
-    if auto_mapping:
-        given = to_native(given, known, families(model))
-    skip += tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
-    given = {name: tensor for name, tensor in given.items() if name not in left_out and not name.startswith(skip)}
-    wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(skip)}
-    problems = list(_mismatches(wanted, given))
-    if problems:
-        source = "the checkpoint" if isinstance(checkpoint, Mapping) else checkpoint
-        raise CheckpointError(
-            f"{source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was loaded:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
-    model.load_state_dict(given, strict=False)  # what is skipped is missing
+    reading = Reading(auto_mapping, layout, container, cache_dir)
+    opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
+    _require_settings(model, opened)
+    tensors, report = fitted(model, opened, skip=skip, finite=finite)
+    model.load_state_dict(tensors, strict=False)  # what is skipped is missing
+    return report
+
+
+def names_of(model: nn.Module) -> frozenset[str]:
+    """Names of the whole model's tensors, of which an extractor may hold a part."""
+    return frozenset(model.state_dict()) | getattr(model, "_left_out", frozenset())
 
 
 def families(model: nn.Module) -> tuple[str, ...]:
@@ -53,23 +57,90 @@ def families(model: nn.Module) -> tuple[str, ...]:
     return tuple(cls.__name__ for cls in type(getattr(model, "_source", model)).__mro__)
 
 
-def to_native(state: StateDict, wanted: Collection[str], families: Collection[str]) -> StateDict:
-    """The tensors under the model's names, which `wanted` lists, from any layout that is recognised."""
-    state = unwrapped(state, wanted)
-    layout = recognise(state, families)
-    if layout is None:
-        return unflattened(state, wanted)
-    kept = {name: tensor for name, tensor in state.items() if not any(re.match(p, name) for p in layout.ignores)}
-    return layout.to_native(kept, wanted)
+def fitted(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    skip: tuple[str, ...] = (),
+    resized: tuple[str, ...] = (),
+    finite: bool = True,
+) -> tuple[StateDict, LoadReport]:
+    """The tensors for every place in the model, which is left alone, and what was done to them.
+
+    resized: like `skip`, but only if their shapes differ. The rest, and the errors, as in `load_weights`.
+    """
+    wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
+    skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
+    needed = {name: tensor for name, tensor in checkpoint.state.items() if name not in unneeded}
+    given, changes = adapted(needed, wanted, getattr(model, "_source", model))
+    other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
+    skipped |= {name: "skipped on request" for name in given if name.startswith(skip)}
+    skipped |= {name: "of another size" for name in given if name.startswith(other_size)}
+    skip += other_size
+    given = {name: tensor for name, tensor in given.items() if not name.startswith(skip)}
+    fresh = tuple(name for name in wanted if name.startswith(skip))
+    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, given, finite))
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was "
+            "loaded:\n" + "\n".join(f"  {problem}" for problem in problems)
+        )
+    layout, notes = (checkpoint.layout.system, checkpoint.layout.notes) if checkpoint.layout else (NATIVE, ())
+    changes = {name: how for name, how in changes.items() if name in given}
+    return given, LoadReport(checkpoint.source, layout, tuple(given), changes, skipped, fresh, notes)
+
+
+def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
+    """Names of what an extractor has left out of its model, the classifier always among it."""
+    left_out = getattr(model, "_left_out", None)
+    if left_out is None:
+        return []
+    head = getattr(getattr(model, "_source", model), "last_linear", None)
+    return [name for name in state if name in left_out or (head is not None and name.startswith(f"{head}."))]
 
 
 def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    yield from (f"missing    {name} {tuple(wanted[name].shape)}" for name in wanted if name not in given)
-    yield from (f"unexpected {name} {tuple(given[name].shape)}" for name in given if name not in wanted)
-    for name in wanted.keys() & given.keys():
-        if wanted[name].shape != given[name].shape:
-            yield f"misshaped  {name}: {tuple(given[name].shape)}, the model needs {tuple(wanted[name].shape)}"
+def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> Iterator[str]:
+    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    for name in (name for name in wanted if name in missing):
+        yield f"missing    {name} {tuple(wanted[name].shape)}{_closest(name, wanted, given, unexpected)}"
+    for name in (name for name in given if name in unexpected):
+        yield f"unexpected {name} {tuple(given[name].shape)}{_closest(name, given, wanted, missing)}"
+    for name in (name for name in wanted if name in given):
+        there, here = given[name], wanted[name]
+        if there.shape != here.shape:
+            yield f"misshaped  {name}: {tuple(there.shape)}, the model needs {tuple(here.shape)}"
+        elif there.is_floating_point() != here.is_floating_point() or there.is_complex():
+            yield f"mistyped   {name}: {there.dtype}, the model needs {here.dtype}"
+        elif finite and not all_finite(there):
+            yield f"not finite {name}: it holds infinite values or NaN; finite=False takes them"
+
+
+def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
+    """A hint at tensors of that shape with a similar name; nothing is ever matched by it."""
+    alike = [other for other in free if others[other].shape == own[name].shape]
+    close = get_close_matches(name, alike[:100], n=2, cutoff=0.6)  # a bound, since each comparison costs
+    return f" (similar: {', '.join(close)})" if close else ""
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return True
+    # one pass without a mask; values so large that only their sum overflows are looked at again
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError if the model was not built as the layout's program builds it."""
+    config = getattr(getattr(model, "_source", model), "config", None)
+    asked = checkpoint.layout.settings if checkpoint.layout else {}
+    wrong = {name: value for name, value in asked.items() if config is None or getattr(config, name) != value}
+    if wrong and checkpoint.layout:
+        raise CheckpointError(
+            f"{checkpoint.source} is in the layout of {checkpoint.layout.system}, whose numbers need {wrong}: let "
+            "create_model(..., checkpoint_path=...) build the model, or pass these to it"
+        )

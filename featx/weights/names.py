@@ -4,7 +4,7 @@ Every function is pure: dictionary in, new dictionary out.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,37 +13,82 @@ from ..errors import CheckpointError
 from .read import StateDict
 
 CONTAINERS = ("state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "body.", "graph_module.")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "backbone.",
+    "model.",
+    "encoder.",
+    "visual_encoder.",
+    "body.",
+    "graph_module.",
+)
+PARTS = ("backbone.", "encoder.", "visual_encoder.", "model.backbone.")
 
 # A pattern, and what takes its place: both as re.sub has them.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
-def tensors_of(checkpoint: Any) -> StateDict:
+def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
     """The named tensors in what a file held.
 
-    A training checkpoint is opened at `state_dict` or `model`. Raises CheckpointError if it holds anything else.
+    container: the entry they are under, such as "model_ema" or "teacher", or the first part of their names. By default
+        a training checkpoint is opened at `state_dict` or `model`. Raises CheckpointError if it holds anything else.
     """
-    for container in CONTAINERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(container), Mapping):
-            checkpoint = checkpoint[container]
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"expected named tensors, got a {type(checkpoint).__name__}")
-    others = {str(name): type(value).__name__ for name, value in checkpoint.items() if not isinstance(value, Tensor)}
-    if others:
+    opened = _opened(checkpoint, container)
+    if not isinstance(opened, Mapping):
+        raise CheckpointError(f"expected named tensors, got a {type(opened).__name__}")
+    others = {str(name): type(value).__name__ for name, value in opened.items() if not isinstance(value, Tensor)}
+    if others or not opened:
+        inside = [name for name, value in opened.items() if isinstance(value, Mapping)]
+        hint = f"; if they are under one of {inside}, say which with container=" if inside else ""
         raise CheckpointError(
-            f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}"
+            f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}{hint}"
         )
-    return dict(checkpoint)
+    return {str(name): tensor for name, tensor in opened.items()}
 
 
-def unwrapped(state: StateDict, wanted: Collection[str]) -> StateDict:
-    """Without the prefixes that all names share, unless the model's own names, `wanted`, begin so."""
+def _opened(checkpoint: Any, container: str | None) -> Any:
+    """What is in the container, or in those that need no asking."""
+    for name in CONTAINERS if container is None else (container,):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
+            checkpoint = checkpoint[name]
+        elif container is not None:
+            return _under(checkpoint, container)
+    return checkpoint
+
+
+def _under(checkpoint: Any, container: str) -> Any:
+    """The tensors whose names begin with the container's; CheckpointError if there are none."""
+    entries = checkpoint if isinstance(checkpoint, Mapping) else {}
+    inside = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
+    if not inside:
+        parts = sorted({str(name).partition(".")[0] for name in entries})
+        raise CheckpointError(f"there is no container {container!r}; the checkpoint has {parts}")
+    return {name.removeprefix(f"{container}."): value for name, value in inside.items()}
+
+
+def unwrapped(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateDict]:
+    """The tensors as they are, then without each prefix that all names share, unless those of the model begin so."""
+    yield state
     while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
         if any(name.startswith(prefix) for name in wanted):
-            break
+            return
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+        yield state
+
+
+def backbone_prefix(state: StateDict, wanted: Collection[str]) -> str | None:
+    """The first of PARTS that some names begin with: they are the backbone in a bigger model. None if there is none.
+
+    Also None if the model has any of these names as they are, or names that begin so themselves.
+    """
+    if any(name in state for name in wanted):
+        return None
+    for prefix in PARTS:
+        if any(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in wanted):
+            return prefix
+    return None
 
 
 def unflattened(state: StateDict, wanted: Collection[str]) -> StateDict:

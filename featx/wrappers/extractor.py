@@ -10,6 +10,7 @@ from ..backbone import Pyramid, check_images
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
 from ..preprocessing import DataConfig
+from ..report import LoadReport
 from .chain import Chain
 from .prune import without
 from .rewritten import Rewritten
@@ -65,6 +66,11 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     def data_config(self) -> DataConfig | None:
         """Preprocessing that the weights expect, None if the model does not say."""
         return getattr(self._source, "data_config", None)
+
+    @property
+    def load_report(self) -> LoadReport | None:
+        """What loading the weights did, None for a model that `create_model` did not load."""
+        return getattr(self._source, "load_report", None)
 
     def _check(self, x: Tensor) -> None:
         """Raise InputError unless `x` is a batch of images that this extractor takes."""

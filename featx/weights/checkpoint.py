@@ -1,0 +1,100 @@
+"""A checkpoint, opened: its tensors under a model's own names, whatever wrote them."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .layout import Layout, find, recognise
+from .names import backbone_prefix, tensors_of, unflattened, unwrapped
+from .read import StateDict, read_checkpoint
+from .source import locate
+
+Weights = str | Path | Mapping[str, Any]
+NATIVE = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read a checkpoint; see `load_weights`."""
+
+    auto_mapping: bool = True
+    layout: str | None = None
+    container: str | None = None
+    cache_dir: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """state: tensors by native names. source: where they came from. layout: what they were converted from, if at all.
+
+    skipped: names in the checkpoint that no model of the family has a use for, and why. borrowed: the tensors belong to
+    the caller.
+    """
+
+    state: StateDict
+    source: str
+    layout: Layout | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    borrowed: bool = False
+
+
+def open_checkpoint(weights: Weights, names: Collection[str], families: Collection[str], how: Reading) -> Checkpoint:
+    """The tensors of `weights`, what `locate` finds or a dictionary, for a model of `families` that has these `names`.
+
+    Raises WeightsNotFoundError and CheckpointError.
+    """
+    if not how.auto_mapping and how.layout not in (None, NATIVE):
+        raise CheckpointError(f"auto_mapping=False takes the model's own names alone: leave layout={how.layout!r} out")
+    borrowed = isinstance(weights, Mapping)
+    source, state = read_tensors(weights, how.container, how.cache_dir)
+    if not how.auto_mapping:
+        return Checkpoint(state, source, borrowed=borrowed)
+    state, layout = _recognised(state, names, families, how.layout)
+    skipped: dict[str, str] = {}
+    if layout is None and (prefix := backbone_prefix(state, names)) is not None:
+        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        inside, layout = _recognised(part, names, families, how.layout)
+        if layout is not None or any(name in inside for name in names):
+            skipped = {name: f"outside {prefix.rstrip('.')}" for name in state if not name.startswith(prefix)}
+            state = inside
+    if layout is None:
+        return Checkpoint(unflattened(state, names), source, None, skipped, borrowed)
+    kept, ignored = _split(state, layout.ignores)
+    return Checkpoint(layout.to_native(kept, names), source, layout, {**skipped, **ignored}, borrowed)
+
+
+def read_tensors(weights: Weights, container: str | None, cache_dir: str | Path | None) -> tuple[str, StateDict]:
+    """Where the tensors are, in words, and the tensors; of several files all together."""
+    if isinstance(weights, Mapping):
+        return "the checkpoint", tensors_of(weights, container)
+    paths, state = locate(weights, cache_dir), {}
+    if len(paths) == 1:
+        return str(paths[0]), tensors_of(read_checkpoint(paths[0]), container)
+    for path in paths:
+        shard = tensors_of(read_checkpoint(path), container)
+        if again := sorted(state.keys() & shard.keys()):
+            raise CheckpointError(f"{path} holds tensors that another shard holds too: {again}")
+        state.update(shard)
+    return str(weights), state
+
+
+def _recognised(
+    state: StateDict, names: Collection[str], families: Collection[str], asked: str | None
+) -> tuple[StateDict, Layout | None]:
+    """The tensors without prefixes that mean nothing, and their layout; some layouts begin with such a prefix."""
+    for bare in unwrapped(state, names):
+        state = bare
+        if asked is None and (layout := recognise(bare, families)) is not None:
+            return bare, layout
+    return state, None if asked in (None, NATIVE) else find(asked, families, state)
+
+
+def _split(state: StateDict, ignores: Mapping[str, str]) -> tuple[StateDict, dict[str, str]]:
+    """The tensors that no pattern of `ignores` matches, and the reasons for the others."""
+    reasons = {
+        name: reason for name in state for pattern, reason in ignores.items() if re.match(pattern, name) is not None
+    }
+    return {name: tensor for name, tensor in state.items() if name not in reasons}, reasons

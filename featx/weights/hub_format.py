@@ -1,0 +1,118 @@
+"""`config.json` of a model on the Hub as timm writes it, read and written."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from torch import nn
+
+from ..backbone import Backbone
+from ..errors import ArgumentError, CheckpointError
+from ..preprocessing import DataConfig
+from ..registry import Variant, lookup
+
+# Our fields by timm's names, where these differ.
+FIELDS = {"img_size": "image_size"}
+
+
+def architecture_in(config: Mapping[str, Any], where: str) -> str:
+    """The name of the model; CheckpointError if there is none."""
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"config.json of {where} names no architecture, so it is not in timm's format: name the model yourself, "
+            f"create_model(name, checkpoint_path={where!r})"
+        )
+    return name
+
+
+def arguments_in(config: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
+    """Fields of our configuration, of which there are those in `known`, as `config.json` states them.
+
+    Raises CheckpointError if it states others.
+    """
+    model_args: dict[str, Any] = config.get("model_args", {})
+    stated = {FIELDS.get(name, name): value for name, value in model_args.items()}
+    if unknown := sorted(stated.keys() - set(known)):
+        raise CheckpointError(f"config.json of {where} has model_args that this family lacks: {unknown}")
+    stated = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
+    return {**({"num_classes": config["num_classes"]} if "num_classes" in config else {}), **stated}
+
+
+def labels_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes in the order of the logits; empty if they are not stated."""
+    return tuple(config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names") or ())
+
+
+def levels_in(config: Mapping[str, Any]) -> list[int] | None:
+    """The levels of the extractor that was saved; None if it was a classifier."""
+    return config.get("featx", {}).get("out_indices")
+
+
+def config_json(model: Backbone) -> dict[str, Any]:
+    """What timm, and `create_model`, read to build the model again.
+
+    Raises ArgumentError for a model that `create_model` has not built, or one with a field that JSON has no word for.
+    """
+    variant = lookup(model.architecture) if hasattr(model, "architecture") else None
+    if not isinstance(variant, Variant):
+        raise ArgumentError(f"{type(model).__name__} was not built by create_model, so nobody could build it again")
+    classes = _classes(model)
+    labels = {"label_names": list(model.label_names)} if len(model.label_names) == classes else {}
+    return {
+        "architecture": model.architecture,
+        "num_classes": classes,
+        "num_features": model.num_features,
+        "model_args": _changed(model, variant),
+        **labels,
+        "pretrained_cfg": {
+            "custom_load": False,
+            **_preprocessing(model.data_config, model.in_chans),
+            "num_classes": classes,
+            "first_conv": _first_conv(model),
+            "classifier": model.last_linear,
+            **labels,
+        },
+    }
+
+
+def _classes(model: Backbone) -> int:
+    last = model.get_submodule(model.last_linear) if _has(model, model.last_linear) else None
+    return last.out_features if isinstance(last, nn.Linear) else 0
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in model.named_modules())
+
+
+def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
+    """The fields in which the configuration differs from the variant's, by timm's names."""
+    theirs = {ours: name for name, ours in FIELDS.items()}
+    names = [field.name for field in fields(model.config) if field.name != "num_classes"]
+    changed = {n: getattr(model.config, n) for n in names if getattr(model.config, n) != getattr(variant.config, n)}
+    wordless = {name: value for name, value in changed.items() if not _in_json(value)}
+    if wordless:
+        raise ArgumentError(f"these fields of {model.architecture} cannot be written into a config.json: {wordless}")
+    return {theirs.get(name, name): value for name, value in changed.items()}
+
+
+def _in_json(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_in_json(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _first_conv(model: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
+
+
+def _preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
+    stated = asdict(data)
+    return {
+        "input_size": [in_chans, *stated["size"]],
+        "mean": stated["mean"],
+        "std": stated["std"],
+        "interpolation": stated["interpolation"],
+        "crop_pct": stated["crop"],
+        "crop_mode": "center",
+    }

@@ -1,0 +1,111 @@
+"""Where weights are: a file, a folder, a URL or a repository on the Hub, as files on this machine."""
+
+import os
+import re
+from hashlib import file_digest, sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
+from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights
+from .shards import INDEX, shard_names
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+
+
+def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path, ...]:
+    """The files that hold the weights at `where`, several if they are sharded; downloaded if they are not here.
+
+    where: a file, a folder (also as "local-dir:path"), "hf-hub:owner/repo[@revision]", or an http(s) URL, whose
+        download is checked if its name carries the beginning of its SHA-256 ("name-0123abcd.pth").
+
+    Raises WeightsNotFoundError if there is nothing, CheckpointError if it cannot be what it is said to be.
+    """
+    text = str(where)
+    if text.startswith(HUB):
+        return hub_weights(*repository(text), cache_dir)
+    if re.match("https?://", text):
+        return (fetched(text, cache_dir),)
+    path = Path(text.removeprefix(FOLDER))
+    if path.is_dir():
+        path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
+    if not path.is_file():
+        kinds = f"a folder with one of {WEIGHT_FILES}" if path.is_dir() else "a file of weights or a folder with them"
+        raise WeightsNotFoundError(f"{path} is not {kinds}: check the path")
+    if path.name.endswith(INDEX):
+        return tuple(path.parent / name for name in shard_names(path))
+    return (path,)
+
+
+def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
+    """The `config.json` of "hf-hub:owner/repo[@revision]" or "local-dir:path"; errors as in `hub_config`."""
+    if where.startswith(HUB):
+        return hub_config(*repository(where), cache_dir)
+    path = Path(where.removeprefix(FOLDER)) / "config.json"
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{path} is not a file: expected a folder that featx.save or timm wrote")
+    return checked_config(path)
+
+
+def repository(text: str) -> tuple[str, str]:
+    """("owner/repo", revision) of "hf-hub:owner/repo[@revision]", main by default; ArgumentError if it is none."""
+    name, _, revision = text.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ArgumentError(f"{text!r} names no repository: expected {HUB}owner/repo or {HUB}owner/repo@revision")
+    return name, revision or "main"
+
+
+def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
+    """The file at `url`, downloaded once, whole, into `cache_dir`, by default PyTorch's folder of checkpoints.
+
+    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says.
+    """
+    import torch
+
+    name = Path(unquote(urlsplit(url).path)).name
+    parent = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "checkpoints"
+    path = parent / sha256(url.encode()).hexdigest()[:16] / name  # two addresses may end in one name
+    if not name:
+        raise ArgumentError(f"{url} names no file: expected the address of a checkpoint")
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as folder:
+            download = Path(folder) / name
+            _download(url, download)
+            _check_hash(download, url)
+            os.replace(download, path)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    from urllib.request import urlretrieve  # it says when a connection ends before the file does
+
+    from huggingface_hub.utils import tqdm
+
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
+
+        def show(blocks: int, size: int, total: int) -> None:
+            bar.total = total if total > 0 else None
+            bar.update(blocks * size - bar.n)
+
+        try:
+            urlretrieve(url, path, show)
+        except OSError as error:
+            reason = str(error) or type(error).__name__
+            raise WeightsNotFoundError(
+                f"could not fetch {url} ({reason}): try again, or download it and pass the file"
+            ) from error
+
+
+def _check_hash(path: Path, url: str) -> None:
+    expected = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        found = file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected[1]):
+        raise CheckpointError(
+            f"{url} is not the file its name says: its SHA-256 begins with {found[: len(expected[1])]}; it was deleted"
+        )
