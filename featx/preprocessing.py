@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from .errors import ArgumentError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+# Fields of DataConfig that go together.
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD}
+INCEPTION = {"mean": HALF, "std": HALF}
 
 
 @dataclass(frozen=True, slots=True)

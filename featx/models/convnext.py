@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, StridedConfig, classifier
 from ..features import FeatureInfo, Levels
-from ..preprocessing import DataConfig
+from ..preprocessing import CLIP_MEAN, CLIP_STD, DataConfig
 from ..registry import Variant, register
 from .layers.drop_path import drop_path, rising_rates
 from .layers.norm import GlobalResponseNorm, LayerNorm2d
@@ -182,8 +182,7 @@ def data(size: int = 224, crop: float = 0.875) -> DataConfig:
 
 
 def clip(size: int) -> DataConfig:
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return DataConfig((size, size), mean, std, crop=1.0)
+    return DataConfig((size, size), CLIP_MEAN, CLIP_STD, crop=1.0)
 
 
 pointwise = partial(nn.Conv2d, kernel_size=1)

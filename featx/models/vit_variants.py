@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..preprocessing import DataConfig
+from ..preprocessing import CLIP_MEAN, CLIP_STD, HALF, DataConfig
 from ..registry import Variant, register
 from .layers.transformer import GatedMlp, TransformerStyle
 from .vit import ViT, ViTConfig
@@ -18,9 +18,6 @@ DINO_STYLE = TransformerStyle(layer_scale=1e-5)
 GIANT_STYLE = TransformerStyle(2.66667 * 2, GatedMlp, nn.SiLU, layer_scale=1e-5)
 
 R26, R50 = (2, 2, 2, 2), (3, 4, 6, 3)
-
-HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def deit3(size: Size, patch: int = 16, image: int = 224) -> ViTConfig:

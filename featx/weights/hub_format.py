@@ -10,6 +10,7 @@ from ..backbone import Backbone
 from ..errors import ArgumentError, CheckpointError
 from ..preprocessing import DataConfig
 from ..registry import Variant, lookup
+from .values import decoded, encoded, is_plain, same
 
 # Our fields by timm's names, where these differ.
 FIELDS = {"img_size": "image_size"}
@@ -33,9 +34,10 @@ def arguments_in(config: Mapping[str, Any], known: Collection[str], where: str) 
     """
     model_args: dict[str, Any] = config.get("model_args", {})
     stated = {FIELDS.get(name, name): value for name, value in model_args.items()}
+    stated |= config.get("featx", {}).get("config", {})
     if unknown := sorted(stated.keys() - set(known)):
         raise CheckpointError(f"config.json of {where} has model_args that this family lacks: {unknown}")
-    stated = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
+    stated = {name: decoded(value) for name, value in stated.items()}
     return {**({"num_classes": config["num_classes"]} if "num_classes" in config else {}), **stated}
 
 
@@ -52,18 +54,22 @@ def levels_in(config: Mapping[str, Any]) -> list[int] | None:
 def config_json(model: Backbone) -> dict[str, Any]:
     """What timm, and `create_model`, read to build the model again.
 
-    Raises ArgumentError for a model that `create_model` has not built, or one with a field that JSON has no word for.
+    Raises ArgumentError for a model that `create_model` has not built, or one with a field that cannot be written.
     """
     variant = lookup(model.architecture) if hasattr(model, "architecture") else None
     if not isinstance(variant, Variant):
         raise ArgumentError(f"{type(model).__name__} was not built by create_model, so nobody could build it again")
     classes = _classes(model)
+    changed = _changed(model, variant)
+    plain = {name: value for name, value in changed.items() if is_plain(value)}
+    theirs = {ours: name for name, ours in FIELDS.items()}
     labels = {"label_names": list(model.label_names)} if len(model.label_names) == classes else {}
     return {
         "architecture": model.architecture,
         "num_classes": classes,
         "num_features": model.num_features,
-        "model_args": _changed(model, variant),
+        "model_args": {theirs.get(name, name): value for name, value in plain.items()},
+        "featx": {"config": {name: encoded(value) for name, value in changed.items() if name not in plain}},
         **labels,
         "pretrained_cfg": {
             "custom_load": False,
@@ -86,20 +92,13 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
-    """The fields in which the configuration differs from the variant's, by timm's names."""
-    theirs = {ours: name for name, ours in FIELDS.items()}
+    """The fields in which the configuration differs from the variant's."""
     names = [field.name for field in fields(model.config) if field.name != "num_classes"]
-    changed = {n: getattr(model.config, n) for n in names if getattr(model.config, n) != getattr(variant.config, n)}
-    wordless = {name: value for name, value in changed.items() if not _in_json(value)}
-    if wordless:
-        raise ArgumentError(f"these fields of {model.architecture} cannot be written into a config.json: {wordless}")
-    return {theirs.get(name, name): value for name, value in changed.items()}
-
-
-def _in_json(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_in_json(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return {
+        name: getattr(model.config, name)
+        for name in names
+        if not same(getattr(model.config, name), getattr(variant.config, name))
+    }
 
 
 def _first_conv(model: nn.Module) -> str:

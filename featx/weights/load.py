@@ -12,6 +12,7 @@ from ..report import LoadReport
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
 from .read import StateDict
+from .values import same
 
 
 def load_weights(
@@ -138,7 +139,7 @@ def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError if the model was not built as the layout's program builds it."""
     config = getattr(getattr(model, "_source", model), "config", None)
     asked = checkpoint.layout.settings if checkpoint.layout else {}
-    wrong = {name: value for name, value in asked.items() if config is None or getattr(config, name) != value}
+    wrong = {n: value for n, value in asked.items() if config is None or not same(getattr(config, n), value)}
     if wrong and checkpoint.layout:
         raise CheckpointError(
             f"{checkpoint.source} is in the layout of {checkpoint.layout.system}, whose numbers need {wrong}: let "

@@ -67,7 +67,7 @@ def description(model: nn.Module) -> dict[str, Any]:
     config = config_json(backbone)
     _require_same_names(model, backbone, config["num_classes"])
     if isinstance(model, FeatureExtractWrapper):
-        config["featx"] = {"out_indices": list(model.feature_info.out_indices)}
+        config["featx"]["out_indices"] = list(model.feature_info.out_indices)
     return config
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 
 from ...errors import CheckpointError
+from ...preprocessing import CLIP
 from ..layout import Layout, State, has
 from ..names import renamed
 from ..read import StateDict
@@ -38,6 +39,7 @@ LAYOUTS = (
         recognises=has(f"{ENCODER}cls_token$", rf"{ENCODER}patch_embed\.proj\.", rf"{ENCODER}blocks\.0\.attn\.qkv\."),
         to_native=_to_native,
         from_native=_from_native,
+        data=CLIP,
         ignores={
             r"visual_encoder_m\.": "moving average of the image encoder, kept for pretraining",
             r"text_(encoder|decoder)(_m)?\.": "text model",

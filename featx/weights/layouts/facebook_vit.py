@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import torch
 
+from ...preprocessing import IMAGENET
 from ..layout import Layout, State, has
 from ..names import Rule, renamed
 from ..read import StateDict
@@ -87,6 +88,7 @@ LAYOUTS = (
         dinov2_from_native,
         ignores=MASK,
         settings={"antialias": False, "position_excess": 0.1},
+        data=IMAGENET,
     ),
     Layout(
         "dinov2",
@@ -95,6 +97,7 @@ LAYOUTS = (
         dinov2_to_native,
         dinov2_from_native,
         ignores=MASK,
+        data=IMAGENET,
         notes=("the class token's position is added to the token",),
     ),
     Layout(
@@ -103,6 +106,7 @@ LAYOUTS = (
         has(r"cls_token$", r"pos_embed$", r"blocks\.0\.attn\.qkv\.weight$", r"blocks\.0\.gamma_1$"),
         deit3_to_native,
         deit3_from_native,
+        data=IMAGENET,
     ),
     Layout(
         "mae",
@@ -110,5 +114,6 @@ LAYOUTS = (
         has(r"cls_token$", r"decoder_embed\.weight$", r"decoder_pred\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
         mae_to_native,
         ignores={r"mask_token$|decoder_": "decoder of masked pretraining"},
+        data=IMAGENET,
     ),
 )

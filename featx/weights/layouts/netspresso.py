@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import torch
 
+from ...preprocessing import IMAGENET
 from ..layout import Layout, State, has
 from ..names import renamed
 from ..pairs import Pair, rules, rules_back
@@ -82,6 +83,6 @@ LAYOUTS = (
         recognises=has(rf"{BACKBONE}patch_embed\.conv\.block\.conv\.", rf"{BACKBONE}encoder\.blocks\.0\.0\.block\.0\."),
         to_native=_to_native,
         from_native=_from_native,
-        notes=("trained on RGB images normalised with ImageNet's mean and deviation, unlike the registered weights",),
+        data=IMAGENET,
     ),
 )

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from ...preprocessing import IMAGENET
 from ..layout import Layout, State, has
 from ..names import Rule, renamed
 from ..read import StateDict
@@ -99,6 +100,6 @@ is_vit = has(
     r"class_token$", r"conv_proj\.weight$", r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$"
 )
 LAYOUTS = (
-    Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native),
-    Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native),
+    Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native, data=IMAGENET),
+    Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native, data=IMAGENET),
 )

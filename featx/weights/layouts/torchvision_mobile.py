@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
+from ...preprocessing import IMAGENET
 from ..layout import Layout, State, has
 from ..read import StateDict
 
@@ -130,14 +131,23 @@ def is_plain_efficientnet(state: State) -> bool:
 EPSILON = {"norm_eps": 1e-3}
 EFFICIENTNET = partial(to_native, draw_up=efficientnet)
 LAYOUTS = (
-    Layout("torchvision", "EfficientNet", is_plain_efficientnet, EFFICIENTNET, efficientnet_from_native),
-    Layout("torchvision", "EfficientNet", has_larger_epsilon, EFFICIENTNET, efficientnet_from_native, settings=EPSILON),
+    Layout("torchvision", "EfficientNet", is_plain_efficientnet, EFFICIENTNET, efficientnet_from_native, data=IMAGENET),
+    Layout(
+        "torchvision",
+        "EfficientNet",
+        has_larger_epsilon,
+        EFFICIENTNET,
+        efficientnet_from_native,
+        settings=EPSILON,
+        data=IMAGENET,
+    ),
     Layout(
         "torchvision",
         "EfficientNet",
         is_mobilenetv2,
         partial(to_native, draw_up=mobilenetv2),
         efficientnet_from_native,
+        data=IMAGENET,
     ),
     Layout(
         "torchvision",
@@ -146,5 +156,6 @@ LAYOUTS = (
         mobilenetv3_to_native,
         mobilenetv3_from_native,
         settings=EPSILON,
+        data=IMAGENET,
     ),
 )

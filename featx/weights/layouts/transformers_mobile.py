@@ -13,6 +13,7 @@ from torch import nn
 
 from ...errors import CheckpointError
 from ...models.layers.mobile import MobileStyle, as_tensorflow
+from ...preprocessing import IMAGENET_MEAN, INCEPTION
 from ..layout import Layout, State, has
 from ..names import renamed
 from ..read import StateDict
@@ -127,7 +128,10 @@ def from_native(naming: Naming, state: State) -> StateDict:
     return written(in_modules(state, modules(naming, state)), (), naming.known, naming.prefix)
 
 
-def layout(system: str, naming: Naming, act: type[nn.Module], *marks: str, note: str) -> Layout:
+Data = dict[str, tuple[float, ...]]
+
+
+def layout(system: str, naming: Naming, act: type[nn.Module], *marks: str, data: Data, note: str) -> Layout:
     return Layout(
         system,
         "EfficientNet",
@@ -136,6 +140,7 @@ def layout(system: str, naming: Naming, act: type[nn.Module], *marks: str, note:
         partial(from_native, naming),
         ignores={r"segmentation_head\.": "head of semantic segmentation"},
         settings={"style": as_tensorflow(MobileStyle(act))},
+        data=data,
         notes=("convolutions pad as TensorFlow does, and batch norms add 1e-3 to the variance", note),
     )
 
@@ -147,6 +152,7 @@ LAYOUTS = (
         nn.SiLU,
         r"embeddings\.batchnorm\.weight",
         r"encoder\.blocks\.0\.depthwise_conv\.depthwise_conv\.weight",
+        data={"mean": IMAGENET_MEAN, "std": (0.47853944, 0.4732864, 0.47434163)},
         note="transformers pads as is right at the size of images that a variant was designed for, at any size: there "
         "its maps are ours, and elsewhere those of b0 alone, if sides are multiples of 32",
     ),
@@ -156,6 +162,7 @@ LAYOUTS = (
         nn.ReLU6,
         r"conv_stem\.first_conv\.convolution\.weight",
         r"layer\.0\.expand_1x1\.convolution\.weight",
+        data=INCEPTION,
         note="the published weights have 1001 classes, of which the first is the background",
     ),
 )

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ...errors import CheckpointError
+from ...preprocessing import CLIP, IMAGENET
 from ..fused import fused, split
 from ..layout import Layout, State, has
 from ..names import Rule, renamed
@@ -205,6 +206,7 @@ LAYOUTS = (
         dinov2_from_native,
         ignores=PRETRAINING | TWICE,
         settings={"antialias": False},
+        data=IMAGENET,
         notes=(POSITIONS,),
     ),
     Layout(
@@ -214,6 +216,7 @@ LAYOUTS = (
         dinov2_to_native,
         dinov2_from_native,
         ignores=PRETRAINING | TWICE,
+        data=IMAGENET,
         notes=("position of the class token added to that token",),
     ),
     Layout(
@@ -228,6 +231,7 @@ LAYOUTS = (
         blip_from_native,
         ignores=NOT_VISION,
         settings={"norm_eps": 1e-5, "antialias": False},
+        data=CLIP,
         notes=("norms add 1e-5 to the variance, where BLIP itself adds 1e-6", POSITIONS),
     ),
 )
