@@ -28,8 +28,14 @@ SMALL = [
     *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224"),
 ]
 
-# Every variant; those that are not small only with the marker `sweep`.
-VARIANTS = [name if name in SMALL else pytest.param(name, marks=pytest.mark.sweep) for name in featx.list_models()]
+
+def swept(pattern: str = "*") -> list:
+    """Names of variants as parameters of a test; those that are not small only with the marker `sweep`."""
+    names = featx.list_models(pattern)
+    return [name if name in SMALL else pytest.param(name, marks=pytest.mark.sweep) for name in names]
+
+
+VARIANTS = swept()
 
 IMAGES = (2, 3, 64, 96)
 
@@ -108,15 +114,25 @@ def tolerant_of_torch() -> Iterator[None]:
         yield
 
 
+# What the parity sweep records of a variant; dilation only of what the reference can dilate.
+COLUMNS = ("maps", "training step", "stride 8", "stride 16", "reduced")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the parity sweep: the largest difference to the reference per variant."""
-    reports = [report for kind in ("passed", "failed", "skipped") for report in terminalreporter.stats.get(kind, [])]
-    rows = [dict(report.user_properties) for report in reports if report.when == "call"]
-    table = {row["variant"]: row.get("difference", "failed") for row in rows if "variant" in row}
-    if table:
-        terminalreporter.section("largest difference to the reference, relative to its largest value")
-        for variant, difference in sorted(table.items()):
-            terminalreporter.write_line(f"{variant:32} {difference}")
+    """The table of the parity sweep: the largest differences to the reference per variant, and what was not checked."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    table: dict[str, dict[str, str]] = {}
+    for row in (dict(report.user_properties) for report in reports if report.when == "call"):
+        if "variant" in row:
+            table.setdefault(row["variant"], {}).update(row)
+    if any("maps" in row for row in table.values()):
+        terminalreporter.section("largest differences to the reference, relative to its largest value")
+        terminalreporter.write_line(f"{'variant':36}" + "".join(f"{column:14}" for column in COLUMNS))
+        for variant, row in sorted(table.items()):
+            terminalreporter.write_line(f"{variant:36}" + "".join(f"{row.get(column, '-'):14}" for column in COLUMNS))
+        checked = [variant for variant, row in table.items() if "maps" in row and "training step" in row]
+        unchecked = sorted(set(featx.list_models()) - set(checked))
+        terminalreporter.write_line(f"not checked: {', '.join(unchecked) or 'none'}")
 
 
 def to_native(state, names, families):

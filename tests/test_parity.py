@@ -1,16 +1,19 @@
 """Same weights, same numbers: every variant against timm, with random norm statistics.
 
 Differences are relative to the largest value of the reference. Both sides run the same float operations in the same
-order, so that 1e-5 leaves room only for other builds of the kernels.
+order, so that 1e-5 leaves room only for other builds of the kernels. A training step is compared in doubles, where a
+deep network's gradients keep more digits than the rounding of floats would leave: 1e-10 is far above what doubles lose
+and far below what any mistake makes.
 """
 
 import inspect
+from math import isfinite
 from typing import Any
 
 import pytest
 import timm
 import torch
-from conftest import SMALL, VARIANTS, images, randomise, relative_difference
+from conftest import SMALL, VARIANTS, images, randomise, relative_difference, swept
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -22,10 +25,10 @@ from featx.models.vit import ViTConfig
 from featx.registry import lookup
 
 TOLERANCE = 1e-5
+TRAINING_TOLERANCE = 1e-10
 SIZES = [(224, 224), (192, 256), (223, 225)]
 
 
-# Those of the small variants that timm can dilate, classifier and all.
 def timm_dilates(name: str) -> bool:
     """Whether timm can dilate it, classifier and all, as we can."""
     return "output_stride" in inspect.signature(type(lookup(name).config)).parameters and "mobilenetv3" not in name
@@ -117,10 +120,15 @@ def same_levels(ours: nn.Module, theirs: TimmMaps) -> FeatureExtractWrapper:
 
 @torch.no_grad()
 def largest_difference(
-    name: str, sizes: list[tuple[int, int]], *, dtype: torch.dtype = torch.float32, **kwargs
+    name: str,
+    ours: nn.Module,
+    reference: nn.Module,
+    sizes: list[tuple[int, int]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    **kwargs,
 ) -> float:
-    """Over the logits and all maps at all sizes."""
-    ours, reference = pair(name, **kwargs)
+    """Over the logits and all maps at all sizes. kwargs: what the pair was built with."""
     theirs = TimmMaps(reference, name, **kwargs)
     maps = same_levels(ours, theirs)
     for model in (ours, reference, theirs):
@@ -135,6 +143,34 @@ def largest_difference(
     return max(differences)
 
 
+def training_difference(ours: nn.Module, reference: nn.Module, *shape: int) -> float:
+    """Over the gradients of all parameters and the norm statistics after a step in doubles, to which both change.
+
+    A parameter's difference is relative to its own largest gradient, but for those that have none except rounding
+    errors, like a bias before a batch norm: there to 1e-4 of the largest of all, so that doubles leave 1e-12 of it.
+    Three images at least: of two, the norms in ResNeSt's gates make +1 and -1, whatever they are given.
+    """
+    cropping(reference, shape[-2:])
+    for model in (ours, reference):
+        torch.manual_seed(0)  # the same units drop out
+        model.double().train()(images(*shape).double()).square().mean().backward()
+    assert not [key for key, parameter in ours.named_parameters() if parameter.grad is None]
+    theirs = {key: parameter.grad for key, parameter in reference.named_parameters()}
+    largest = {key: grad.abs().max().item() for key, grad in theirs.items()}
+    floor = 1e-4 * max(largest.values())
+    differences = [
+        (parameter.grad - theirs[key]).abs().max().item() / max(largest[key], floor)
+        for key, parameter in ours.named_parameters()
+    ]
+    for key, buffer in ours.named_buffers():
+        if buffer.is_floating_point():
+            differences.append(relative_difference(buffer, reference.get_buffer(key)))
+        else:
+            assert torch.equal(buffer, reference.get_buffer(key)), key
+    assert all(map(isfinite, differences))
+    return max(differences)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_names_and_shapes_of_all_weights_are_timms(name):
     with torch.device("meta"):
@@ -146,7 +182,7 @@ def test_names_and_shapes_of_all_weights_are_timms(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_logits_and_maps_equal_timms(name):
-    assert largest_difference(name, SIZES) <= TOLERANCE
+    assert largest_difference(name, *pair(name), SIZES) <= TOLERANCE
 
 
 def affordable(name: str) -> dict[str, Any]:
@@ -158,39 +194,54 @@ def affordable(name: str) -> dict[str, Any]:
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", featx.list_models())
-def test_logits_and_maps_of_every_variant_equal_timms(name, record_property):
-    shallow = affordable(name)
-    difference = largest_difference(name, SIZES[1:], **shallow)
+def test_every_variant_equals_timms_in_its_maps_and_in_a_training_step(name, record_property):
     record_property("variant", name)
-    record_property("difference", f"{difference:.1e}" + (f" with {shallow}" if shallow else ""))
-    assert difference <= TOLERANCE
+    shallow = affordable(name)
+    if shallow:
+        record_property("reduced", " ".join(f"{field}={value}" for field, value in shallow.items()))
+    models = pair(name, **shallow)  # both comparisons in one test, so that they are built once
+    maps = largest_difference(name, *models, SIZES[1:], **shallow)
+    record_property("maps", f"{maps:.1e}")
+    # the smallest images of which a map at 1/32 has more than one cell
+    step = training_difference(*models, 3, 3, 64, 64)
+    record_property("training step", f"{step:.1e}")
+    assert maps <= TOLERANCE
+    assert step <= TRAINING_TOLERANCE
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", [name for name in featx.list_models() if timm_dilates(name)])
-def test_dilated_maps_of_every_variant_equal_timms(name, output_stride):
+def test_dilated_maps_of_every_variant_equal_timms(name, output_stride, record_property):
+    record_property("variant", name)
     # in doubles: with random weights some deep networks amplify the rounding of floats until nothing else is left
     # (repvgg_d2se at 8: timm's floats differ from timm's doubles by more than the largest value)
-    options = {"dtype": torch.float64, "output_stride": output_stride, **affordable(name)}
-    assert largest_difference(name, [(97, 161)], **options) <= TOLERANCE
+    arguments = {"output_stride": output_stride, **affordable(name)}
+    difference = largest_difference(name, *pair(name, **arguments), [(97, 161)], dtype=torch.float64, **arguments)
+    record_property(f"stride {output_stride}", f"{difference:.1e}")
+    assert difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", DILATED)
 def test_dilated_maps_equal_timms(name, output_stride):
-    assert largest_difference(name, [(97, 161)], output_stride=output_stride) <= TOLERANCE
+    models = pair(name, output_stride=output_stride)
+    assert largest_difference(name, *models, [(97, 161)], output_stride=output_stride) <= TOLERANCE
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilated_mobilenetv3_equals_timms_where_timm_dilates(output_stride):
+@pytest.mark.parametrize("name", swept("*mobilenetv3*"))
+def test_dilated_mobilenetv3_equals_timms_where_timm_dilates(name, output_stride, record_property):
     # timm's MobileNetV3 classifier cannot be dilated, its feature extractor can
-    name = "mobilenetv3_small_050"
+    record_property("variant", name)
     ours = randomise(featx.create_model(name, output_stride=output_stride))
-    reference = TimmMaps(ours, name, output_stride=output_stride)
+    theirs = TimmMaps(ours, name, output_stride=output_stride)
+    x = images(1, 3, 97, 161)
     with torch.no_grad():
-        outputs = FeatureExtractWrapper(ours)(images(1, 3, 97, 161)), reference(images(1, 3, 97, 161))
-    assert max(relative_difference(a, b) for a, b in zip(*outputs, strict=True)) <= TOLERANCE
+        outputs = same_levels(ours, theirs)(x), theirs(x)
+    difference = max(relative_difference(a, b) for a, b in zip(*outputs, strict=True))
+    record_property(f"stride {output_stride}", f"{difference:.1e}")
+    assert difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -202,17 +253,7 @@ def test_doubles_agree_to_ten_digits(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_training_step_gives_the_gradients_and_statistics_of_timms(name):
-    ours, reference = (model.train().double() for model in pair(name))
-    for model in (ours, reference):
-        torch.manual_seed(0)  # the same units drop out
-        model(images().double()).square().mean().backward()
-    theirs = dict(reference.named_parameters())
-    # a bias before a batch norm has no gradient but rounding errors
-    largest = max(p.grad.abs().max() for p in theirs.values())
-    for key, parameter in ours.named_parameters():
-        assert (parameter.grad - theirs[key].grad).abs().max() <= 1e-10 * largest, key
-    for key, buffer in ours.named_buffers():
-        torch.testing.assert_close(buffer, reference.get_buffer(key), rtol=1e-10, atol=1e-12)
+    assert training_difference(*pair(name), 3, 3, 64, 96) <= TRAINING_TOLERANCE
 
 
 @pytest.mark.parametrize("name", VARIANTS)
