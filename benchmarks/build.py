@@ -1,6 +1,8 @@
-"""Time and memory to build large variants with random weights, against timm: fresh processes, interleaved, medians.
+"""Time and memory to build the largest variants with random weights, against timm.
 
-Peak memory is read the Linux way.
+Medians of fresh processes, ours and timm's in turn. CPU seconds of one thread, which depend least on the number of
+cores and on what else runs. Memory is by how much building raises the peak of the process's resident memory, read the
+Linux way; the weights alone are its lower bound.
 
 python benchmarks/build.py [NAME ...]
 """
@@ -11,18 +13,22 @@ import sys
 from statistics import median
 
 REPEATS = 3
-NAMES = ("resnet152", "hrnet_w64", "resnet50", "mobilenetv3_large_100")
+NAMES = (
+    *("vit_huge_patch14_224", "convnext_xlarge", "convnextv2_huge", "tf_efficientnetv2_l"),
+    *("hrnet_w64", "resnest269e"),
+)
 CODE = """
-import os, {library}
+import os, torch, {library}
+torch.set_num_threads(1)
 def cpu():
     times = os.times()
     return times.user + times.system
 def memory(line):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(line)) / 1024
-{library}.create_model("mobilenetv3_small_050")
+{library}.create_model("test_efficientnet")  # imports the families; so small that it leaves no memory to be used again
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 start, before = cpu(), memory("VmRSS")
-{library}.create_model("{name}")
+model = {library}.create_model("{name}")
 print(cpu() - start, memory("VmHWM") - before)
 """
 
@@ -30,7 +36,7 @@ print(cpu() - start, memory("VmHWM") - before)
 def build(library: str, name: str) -> tuple[float, float]:
     """CPU seconds, and MiB by which the process's peak memory grew."""
     code = CODE.format(library=library, name=name)
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
     seconds, mebibytes = printed.split()
     return float(seconds), float(mebibytes)
 
@@ -39,17 +45,22 @@ def main() -> None:
     import timm
     import torch
 
+    import featx
+
     versions = f"torch {torch.__version__}, timm {timm.__version__}"
     print(f"Python {platform.python_version()}, {versions}, {platform.machine()}, {REPEATS} processes each\n")
-    print("| variant | featx CPU s | timm CPU s | timm / featx | featx MiB | timm MiB |\n|---|---|---|---|---|---|")
+    print("| variant | weights MiB | featx CPU s | timm CPU s | timm / featx | featx MiB | timm MiB |")
+    print("|---|---|---|---|---|---|---|")
     for name in sys.argv[1:] or NAMES:
+        with torch.device("meta"):
+            weights = sum(tensor.nbytes for tensor in featx.create_model(name).state_dict().values()) / 2**20
         measured = {"featx": [], "timm": []}
         for _ in range(REPEATS):
             for library, runs in measured.items():
                 runs.append(build(library, name))
         ours, theirs = ([median(column) for column in zip(*runs, strict=True)] for runs in measured.values())
         times = f"{ours[0]:.2f} | {theirs[0]:.2f} | {theirs[0] / ours[0]:.2f}"
-        print(f"| {name} | {times} | {ours[1]:.0f} | {theirs[1]:.0f} |", flush=True)
+        print(f"| {name} | {weights:.0f} | {times} | {ours[1]:.0f} | {theirs[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
