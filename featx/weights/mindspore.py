@@ -1,0 +1,173 @@
+"""MindSpore's checkpoints, read without MindSpore.
+
+A file is three nested protobuf messages: a Checkpoint is Values, a Value is a tag and a Tensor, a Tensor is dimensions,
+a type and raw little-endian content. A tensor too large for one message takes several Values in a row, each with its
+tag and its whole dimensions. The file may end in a checksum. Nothing in it is ever run, and nothing is allocated before
+it is known to fit: the file is mapped, and only the contents of its tensors are copied.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .protobuf import BYTES, VARINT, Data, Span, damaged, fields, integers, once, text
+from .read import StateDict
+
+DTYPES = {
+    "Bool": torch.bool,
+    "Int8": torch.int8,
+    "Int16": torch.int16,
+    "Int32": torch.int32,
+    "Int64": torch.int64,
+    "UInt8": torch.uint8,
+    "UInt16": torch.uint16,
+    "UInt32": torch.uint32,
+    "UInt64": torch.uint64,
+    "Float16": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Float32": torch.float32,
+    "Float64": torch.float64,
+    "Complex64": torch.complex64,
+    "Complex128": torch.complex128,
+}
+TEXT = "str"
+
+# More than any network has; a file of nothing but tiny values would otherwise fill many times its size in memory.
+MOST_VALUES = 100_000
+MOST_DIMENSIONS = 32
+
+CHECKSUM, CHECKSUM_BYTES = b"crc_num", 10
+CIPHERS = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
+
+# the fields of a Checkpoint, of a Value and of a Tensor, by number
+VALUE = 1
+TAG, TENSOR, MAP_TENSOR = 1, 2, 3
+DIMENSIONS, TYPE, CONTENT = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor, or a part of one: `content` is where its bytes lie, `dimensions` and `dtype` are the whole tensor's."""
+
+    tag: str
+    dtype: str
+    dimensions: tuple[int, ...]
+    content: Span
+
+
+def read_mindspore(path: str | Path) -> StateDict:
+    """The tensors of a MindSpore `.ckpt` file by their names, on the CPU.
+
+    Scalars, such as the epoch saved beside the weights, are tensors without dimensions; text saved there is left out.
+    Raises CheckpointError if the file is of another kind, damaged, encrypted, or holds what PyTorch has no tensors for.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise damaged("it is empty")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return tensors(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def tensors(data: Data) -> StateDict:
+    """The tensors of a whole file."""
+    refuse_encrypted(data)
+    state: StateDict = {}
+    seen: set[str] = set()
+    for tag, parts in groupby(pieces(data, (0, checked_end(data))), key=lambda piece: piece.tag):
+        if tag in seen:
+            raise damaged(f"{tag!r} is there twice")
+        seen.add(tag)
+        first, *others = parts
+        if any((other.dtype, other.dimensions) != (first.dtype, first.dimensions) for other in others):
+            raise damaged(f"the parts of {tag!r} differ in type or dimensions")
+        if first.dtype != TEXT:
+            state[tag] = tensor(data, [first, *others])
+    if not state:
+        raise damaged("it has no tensors")
+    return state
+
+
+def refuse_encrypted(data: Data) -> None:
+    cipher = CIPHERS.get(int.from_bytes(data[:4], "little"))
+    if cipher:
+        raise CheckpointError(
+            f"encrypted ({cipher}), which cannot be read here: load it in MindSpore with its key (dec_key=) "
+            "and save it again without one"
+        )
+
+
+def checked_end(data: Data) -> int:
+    """Where the messages end; CheckpointError if a checksum follows that is not theirs."""
+    end = len(data) - len(CHECKSUM) - CHECKSUM_BYTES
+    if end < 0 or data[end : end + len(CHECKSUM)] != CHECKSUM:
+        return len(data)
+    with memoryview(data) as whole, whole[:end] as messages:
+        found = crc32(messages)
+    if found != int.from_bytes(data[-CHECKSUM_BYTES:], "big"):
+        raise damaged("its checksum is wrong")
+    return end
+
+
+def pieces(data: Data, checkpoint: Span) -> Iterator[Piece]:
+    for number, (_, value) in enumerate(fields(data, checkpoint, {VALUE: (BYTES,)})):
+        if number == MOST_VALUES:
+            raise damaged(f"it has more than {MOST_VALUES} values")
+        parts = once(fields(data, value, {TAG: (BYTES,), TENSOR: (BYTES,), MAP_TENSOR: (BYTES,)}), value)
+        if TAG not in parts:
+            raise damaged(f"the value at byte {value[0]} has no tag")
+        tag = text(data, parts[TAG])
+        if MAP_TENSOR in parts:
+            raise CheckpointError(f"{tag!r} is a MapTensor, a table of keys, which no layer here has: leave it out")
+        if TENSOR not in parts:
+            raise damaged(f"{tag!r} has no tensor")
+        yield piece(data, tag, parts[TENSOR])
+
+
+def piece(data: Data, tag: str, message: Span) -> Piece:
+    """The tensor in the message. Its dimensions come one by one or packed."""
+    dimensions: list[int] = []
+    others: list[tuple[int, Span]] = []
+    for number, span in fields(data, message, {DIMENSIONS: (VARINT, BYTES), TYPE: (BYTES,), CONTENT: (BYTES,)}):
+        if number != DIMENSIONS:
+            others.append((number, span))
+            continue
+        for dimension in integers(data, span):
+            dimensions.append(dimension)
+            if len(dimensions) > MOST_DIMENSIONS:
+                raise damaged(f"{tag!r} has more than {MOST_DIMENSIONS} dimensions")
+    parts = once(others, message)
+    if parts.keys() != {TYPE, CONTENT}:
+        raise damaged(f"{tag!r} lacks its type or its content")
+    dtype = text(data, parts[TYPE])
+    if dtype not in DTYPES and dtype != TEXT:
+        raise CheckpointError(f"{tag!r} is of type {dtype!r}, which cannot be read; these can: {', '.join(DTYPES)}")
+    return Piece(tag, dtype, tuple(dimensions), parts[CONTENT])
+
+
+def tensor(data: Data, parts: list[Piece]) -> Tensor:
+    """The tensor made of the parts, in memory of its own; CheckpointError if they are not as long as they say."""
+    tag, dtype, shape = parts[0].tag, DTYPES[parts[0].dtype], parts[0].dimensions
+    size = sum(stop - start for start, stop in (part.content for part in parts))
+    if shape == (0,) and size == dtype.itemsize:
+        shape = ()  # some releases write a scalar so
+    if min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != size:
+        raise damaged(f"{tag!r} has {size} bytes, which is no {parts[0].dtype} of dimensions {shape}")
+    content, position = bytearray(size), 0
+    with memoryview(data) as whole, memoryview(content) as room:
+        for start, stop in (part.content for part in parts):
+            room[position : position + stop - start] = whole[start:stop]
+            position += stop - start
+    if dtype == torch.bool and content.translate(None, b"\0\1"):
+        raise damaged(f"{tag!r} is of type Bool, but has bytes other than 0 and 1")
+    return torch.frombuffer(content, dtype=dtype).reshape(shape)
