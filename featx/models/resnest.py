@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.padding import SameAvgPool2d
 from .layers.residual import Bottleneck, Residual, conv3x3
 from .layers.rounding import round_chs
 from .layers.steps import Step
@@ -30,18 +31,31 @@ class SplitBottleneck(Bottleneck):
 
     def __init__(self, in_chs: int, chs: int, step: Step = Step(), style: Splits = Splits(), drop: float = 0.0) -> None:
         super().__init__(in_chs, chs, step, style, drop)
-        self.conv2 = SplitAttention(self.conv1.out_channels, step, style)
+        pool = self.pool(step.stride) if step.stride > 1 else nn.Identity()
+        self.conv2 = SplitAttention(self.conv1.out_channels, step, style, pool)
         self.bn2, self.act2 = nn.Identity(), nn.Identity()
+
+    @staticmethod
+    def pool(stride: int) -> nn.Module:
+        """What takes the stride."""
+        return nn.AvgPool2d(3, stride, 1)
+
+
+class SamePoolSplitBottleneck(SplitBottleneck):
+    """The same with its pool padded as TensorFlow does."""
+
+    @staticmethod
+    def pool(stride: int) -> nn.Module:
+        return SameAvgPool2d(3, stride)
 
 
 class SplitAttention(nn.Module):
     """Splits of a 3x3 convolution, weighed against each other: (N, chs, H, W) to (N, chs, H / stride, W / stride)."""
 
-    def __init__(self, chs: int, step: Step, style: Splits) -> None:
+    def __init__(self, chs: int, step: Step, style: Splits, pool: nn.Module) -> None:
         super().__init__()
         self.groups, self.radix = style.groups, style.radix
         waist = max(32, round_chs(chs * style.radix / 4))
-        pool = nn.AvgPool2d(3, step.stride, 1) if step.stride > 1 else nn.Identity()
         self.pool_before, self.pool_after = (pool, nn.Identity()) if style.pool_first else (nn.Identity(), pool)
         self.conv = conv3x3(chs, chs * style.radix, 1, step.entry, style.groups * style.radix)
         self.bn0 = style.norm(chs * style.radix)

@@ -4,7 +4,9 @@ The stride of a stage is in the 3x3 convolution of its first block. C, D, S and 
 convolutions, D and T average in the shortcut (https://arxiv.org/abs/1812.01187). Reference: timm.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from torch import nn
@@ -24,13 +26,15 @@ from .layers.steps import Step, plan_steps
 class ResNetConfig(StridedConfig):
     """depths: blocks per stage. stem: channels of its convolutions: one of 7x7, or several of 3x3.
 
-    conv_pool: a strided convolution takes the place of the max-pool (https://arxiv.org/abs/2103.07579).
+    max_pool: the pool behind the stem. conv_pool: a strided convolution takes its place
+    (https://arxiv.org/abs/2103.07579).
     """
 
     depths: tuple[int, ...]
     block: type[BasicBlock | Bottleneck] = Bottleneck
     style: Residual = Residual()
     stem: tuple[int, ...] = (64,)
+    max_pool: Callable[[], nn.Module] = partial(nn.MaxPool2d, kernel_size=3, stride=2, padding=1)
     conv_pool: bool = False
 
 
@@ -46,7 +50,7 @@ class ResNet(Backbone):
         self.conv1 = stem_convs(cfg)
         self.bn1 = cfg.style.norm(chs)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = conv_pool(chs, cfg.style) if cfg.conv_pool else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = conv_pool(chs, cfg.style) if cfg.conv_pool else cfg.max_pool()
         info = [FeatureInfo(chs, 2, "act1")]
         steps = plan_steps((1, 2, 2, 2), stem=4, output_stride=cfg.output_stride)
         rates = rising_rates(cfg.drop_path_rate, cfg.depths)
