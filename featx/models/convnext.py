@@ -39,6 +39,8 @@ class ConvNeXtConfig(StridedConfig):
     grn: global response norm instead of layer scale. stem_chs: between the stem's overlapping convolutions; 0 stands
     for a stem of one 4x4 convolution. act: of the perceptrons. norm_first: norm before the global pool. hidden_chs: of
     a layer before the logits, 0 for none. norm_eps: of all norms but, unless it is None, the last: head_norm_eps.
+    patch: the convolutions that divide a map into patches; SameConv2d fills up those that pixels only partly cover, so
+    that the maps' sizes are rounded up.
     """
 
     depths: tuple[int, int, int, int]
@@ -51,6 +53,7 @@ class ConvNeXtConfig(StridedConfig):
     hidden_chs: int = 0
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
+    patch: type[nn.Conv2d] = nn.Conv2d
 
 
 def init_convnext(model: nn.Module) -> None:
@@ -77,7 +80,9 @@ class ConvNeXt(Backbone):
         super().__init__()
         self.in_chans = cfg.in_chans
         self.stem = stem(cfg)
-        if cfg.stem_chs:
+        if issubclass(cfg.patch, SameConv2d):
+            self.size_rule = Backbone.size_rule
+        elif cfg.stem_chs:
             self.size_rule = overlapping_size_rule
         plan = plan_steps((1, 2, 2, 2), stem=4, output_stride=cfg.output_stride)
         rates = rising_rates(cfg.drop_path_rate, cfg.depths)
@@ -138,7 +143,7 @@ def stem(cfg: ConvNeXtConfig) -> nn.Sequential:
     if cfg.stem_chs:
         convs = [nn.Conv2d(cfg.in_chans, cfg.stem_chs, 3, 2, 1), nn.Conv2d(cfg.stem_chs, chs, 3, 2, 1)]
     else:
-        convs = [nn.Conv2d(cfg.in_chans, chs, 4, 4)]
+        convs = [cfg.patch(cfg.in_chans, chs, 4, 4)]
     return nn.Sequential(*convs, LayerNorm2d(chs, cfg.norm_eps))
 
 
@@ -146,7 +151,7 @@ def downsample(cfg: ConvNeXtConfig, in_chs: int, chs: int, step: Step) -> nn.Mod
     """Nothing where neither stride nor dilation changes; a convolution that may not stride keeps the size."""
     if step == Step():
         return nn.Identity()
-    conv = nn.Conv2d if step.stride > 1 else SameConv2d
+    conv = cfg.patch if step.stride > 1 else SameConv2d
     return nn.Sequential(LayerNorm2d(in_chs, cfg.norm_eps), conv(in_chs, chs, 2, step.stride, 0, step.entry))
 
 
