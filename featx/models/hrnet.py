@@ -4,10 +4,11 @@ Upsampled branches are cropped to the branch they are added to, so that any size
 numbers are the reference's (timm), which refuses the others. The level after a branch is what its classifier reads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +21,19 @@ from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
 
 HEAD_CHS = (32, 64, 128, 256)
 
+# From a map (N, C, h, w), a size (H, W), and how many times as large it nominally is, to a map (N, C, H, W).
+Fit = Callable[[Tensor, torch.Size, int], Tensor]
+
+
+def enlarged(x: Tensor, size: torch.Size, factor: int) -> Tensor:
+    """Every cell repeated as often along each side; what is beyond the size is cropped."""
+    return F.interpolate(x, scale_factor=float(factor))[..., : size[0], : size[1]]
+
+
+def resized(x: Tensor, size: torch.Size, _factor: int) -> Tensor:
+    """Every cell repeated so that they fill the size: the same as `enlarged` where sizes are multiples of 32."""
+    return F.interpolate(x, size)
+
 
 @dataclass(frozen=True, slots=True)
 class HRNetConfig(BackboneConfig):
@@ -27,7 +41,7 @@ class HRNetConfig(BackboneConfig):
 
     head_bias: in the convolutions of the classifier.
     modules: exchange modules in stages 2, 3 and 4. depth: blocks per branch in a module. stem_depth, stem_chs: of
-    stage 1, which has one branch.
+    stage 1, which has one branch. fit: brings a coarse branch to the size of the branch it is added to.
     """
 
     width: int
@@ -36,6 +50,7 @@ class HRNetConfig(BackboneConfig):
     stem_depth: int = 4
     stem_chs: int = 64
     head_bias: bool = True
+    fit: Fit = enlarged
 
 
 class HRNet(Pyramid):
@@ -58,7 +73,7 @@ class HRNet(Pyramid):
         for number, modules in enumerate(cfg.modules, start=1):
             wider = [cfg.width * 2**branch for branch in range(number + 1)]
             self.add_module(f"transition{number}", transition(widths, wider))
-            self.add_module(f"stage{number + 1}", nn.Sequential(*(Exchange(wider, cfg.depth) for _ in range(modules))))
+            self.add_module(f"stage{number + 1}", stage(cfg, wider, modules))
             widths = wider
         self.incre_modules = nn.ModuleList(repeat(Bottleneck, w, c, 1) for w, c in zip(widths, HEAD_CHS, strict=True))
         chs = [c * Bottleneck.expansion for c in HEAD_CHS]
@@ -119,10 +134,10 @@ class HRNet(Pyramid):
 class Exchange(nn.Module):
     """Residual blocks in every branch, then every branch becomes the sum of all: maps to maps of the same shapes."""
 
-    def __init__(self, widths: Sequence[int], depth: int) -> None:
+    def __init__(self, widths: Sequence[int], depth: int, fit: Fit) -> None:
         super().__init__()
         self.branches = nn.ModuleList(repeat(BasicBlock, width, width, depth) for width in widths)
-        self.fuse_layers = nn.ModuleList(Fuse(widths, branch) for branch in range(len(widths)))
+        self.fuse_layers = nn.ModuleList(Fuse(widths, branch, fit) for branch in range(len(widths)))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
@@ -133,21 +148,26 @@ class Exchange(nn.Module):
 class Fuse(nn.ModuleList):
     """All branches brought to the size and width of one of them and summed."""
 
-    def __init__(self, widths: Sequence[int], branch: int) -> None:
+    def __init__(self, widths: Sequence[int], branch: int, fit: Fit) -> None:
         super().__init__(
-            upsampled(width, widths[branch], 2 ** (other - branch))
-            if other > branch
-            else downsampled(width, widths[branch], branch - other)
+            narrowed(width, widths[branch]) if other > branch else downsampled(width, widths[branch], branch - other)
             for other, width in enumerate(widths)
         )
-        self.branch = branch
+        self.branch, self.fit = branch, fit
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        height, width = maps[self.branch].shape[-2:]
-        first, *others = (path(x)[..., :height, :width] for path, x in zip(self, maps, strict=True))
+        first, *others = (self._path(other, x, maps[self.branch].shape[-2:]) for other, x in enumerate(maps))
         for y in others:
             first = first + y
         return F.relu(first)
+
+    def _path(self, other: int, x: Tensor, size: torch.Size) -> Tensor:
+        y = self[other](x)
+        return self.fit(y, size, 2 ** (other - self.branch)) if other > self.branch else y
+
+
+def stage(cfg: HRNetConfig, widths: Sequence[int], modules: int) -> nn.Sequential:
+    return nn.Sequential(*(Exchange(widths, cfg.depth, cfg.fit) for _ in range(modules)))
 
 
 def repeat(block: type[BasicBlock | Bottleneck], in_chs: int, chs: int, depth: int) -> nn.Sequential:
@@ -165,8 +185,8 @@ def transition(widths: Sequence[int], wider: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList([*kept, nn.Sequential(conv_norm(widths[-1], wider[-1], 2, act=True))])
 
 
-def upsampled(in_chs: int, chs: int, factor: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs), nn.Upsample(scale_factor=factor))
+def narrowed(in_chs: int, chs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs))
 
 
 def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:
