@@ -31,12 +31,13 @@ from .layers.steps import Step, plan_steps
 class RepVGGConfig(StridedConfig):
     """depths: blocks per stage. widths: channels per stage over 64, 128, 256 and 512.
 
-    groups: of every second block's convolutions. attn: from channels to the channel attention after the sum.
+    groups: of every second block's convolutions, or of every block's, stage by stage. attn: from channels to the
+    channel attention after the sum.
     """
 
     depths: tuple[int, ...]
     widths: tuple[float, ...]
-    groups: int = 1
+    groups: int | tuple[tuple[int, ...], ...] = 1
     attn: Callable[[int], nn.Module] = nn.Identity
 
 
@@ -68,7 +69,7 @@ class RepVGG(Backbone):
         stages: list[nn.Module] = []
         for number, ((step, reduction), stage_rates) in enumerate(zip(plan, rates, strict=True)):
             wider = round_chs(64 * 2**number * cfg.widths[number])
-            stages.append(stage(cfg, chs, wider, step, stage_rates))
+            stages.append(stage(cfg, chs, wider, step, stage_groups(cfg, number), stage_rates))
             chs = wider
             info.append(FeatureInfo(chs, reduction, f"stages.{number}"))
         self.stages = nn.Sequential(*stages)
@@ -160,12 +161,20 @@ def require_eval(*blocks: RepVGGBlock) -> None:
         raise ArgumentError("a RepVGG in training mode cannot be reparameterised: call model.eval() first")
 
 
-def stage(cfg: RepVGGConfig, in_chs: int, chs: int, step: Step, rates: list[float]) -> nn.Sequential:
+def stage_groups(cfg: RepVGGConfig, number: int) -> tuple[int, ...]:
+    """Groups of each block in the stage."""
+    if isinstance(cfg.groups, tuple):
+        return cfg.groups[number]
+    return tuple(cfg.groups if block % 2 else 1 for block in range(cfg.depths[number]))
+
+
+def stage(
+    cfg: RepVGGConfig, in_chs: int, chs: int, step: Step, groups: tuple[int, ...], rates: list[float]
+) -> nn.Sequential:
     """A block per drop-path rate; the first changes the channels and takes the stride."""
-    blocks = [RepVGGBlock(in_chs, chs, step, 1, cfg.attn, rates[0])]
-    for number, rate in enumerate(rates[1:], start=1):
-        blocks.append(RepVGGBlock(chs, chs, step.after, cfg.groups if number % 2 else 1, cfg.attn, rate))
-    return nn.Sequential(*blocks)
+    first = RepVGGBlock(in_chs, chs, step, groups[0], cfg.attn, rates[0])
+    others = zip(groups[1:], rates[1:], strict=True)
+    return nn.Sequential(first, *(RepVGGBlock(chs, chs, step.after, group, cfg.attn, rate) for group, rate in others))
 
 
 def squeeze_excite(chs: int) -> SEModule:
