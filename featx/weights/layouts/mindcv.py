@@ -1,0 +1,173 @@
+"""MindCV's names of ResNet, ResNeSt, RepVGG, ReXNet and HRNet, as MindSpore saves them.
+
+They are those of its networks: https://github.com/mindspore-lab/mindcv/tree/main/mindcv/models
+"""
+
+import re
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...models.hrnet import resized
+from ...models.layers.padding import SameMaxPool2d
+from ...models.resnest import SamePoolSplitBottleneck
+from ...preprocessing import IMAGENET
+from ..layout import Layout, State, has
+from ..mindspore_names import IGNORES, foreign, plain
+from ..names import Rule
+from ..read import StateDict
+
+SYSTEM = "mindcv"
+
+RESNET: tuple[Rule, ...] = ((r"\.down_sample\.", ".downsample."), (r"^classifier\.", "fc."))
+TO_RESNET: tuple[Rule, ...] = ((r"\.downsample\.", ".down_sample."), (r"^fc\.", "classifier."))
+
+
+def resnet_to_native(state: State, _names: Collection[str]) -> StateDict:
+    """Of both networks of the class; ResNeSt's modules have the names that ours have."""
+    return plain(state, () if is_resnest(state) else RESNET)
+
+
+def resnet_from_native(state: State) -> StateDict:
+    resnest = any(name.startswith("layer1.0.conv2.conv.") for name in state)
+    return foreign(state, () if resnest else TO_RESNET)
+
+
+is_resnest = has(r"bn1\.gamma$", r"conv1\.0\.weight$")
+is_resnet = has(r"bn1\.gamma$", r"conv1\.weight$")
+
+REPVGG: tuple[Rule, ...] = (
+    (r"^stage0\.", "stem."),
+    (r"^stage(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}."),
+    (r"\.rbr_dense\.0\.", ".conv_kxk.conv."),
+    (r"\.rbr_dense\.1\.", ".conv_kxk.bn."),
+    (r"\.rbr_1x1\.0\.", ".conv_1x1.conv."),
+    (r"\.rbr_1x1\.1\.", ".conv_1x1.bn."),
+    (r"\.rbr_identity\.", ".identity."),
+    (r"\.rbr_reparam\.", ".reparam_conv."),
+    (r"\.se\.conv_reduce\.", ".attn.fc1."),
+    (r"\.se\.conv_expand\.", ".attn.fc2."),
+    (r"^linear\.", "head.fc."),
+)
+TO_REPVGG: tuple[Rule, ...] = (
+    (r"^stem\.", "stage0."),
+    (r"^stages\.(\d+)\.", lambda match: f"stage{int(match[1]) + 1}."),
+    (r"\.conv_kxk\.conv\.", ".rbr_dense.0."),
+    (r"\.conv_kxk\.bn\.", ".rbr_dense.1."),
+    (r"\.conv_1x1\.conv\.", ".rbr_1x1.0."),
+    (r"\.conv_1x1\.bn\.", ".rbr_1x1.1."),
+    (r"\.identity\.", ".rbr_identity."),
+    (r"\.reparam_conv\.", ".rbr_reparam."),
+    (r"\.attn\.fc1\.", ".se.conv_reduce."),
+    (r"\.attn\.fc2\.", ".se.conv_expand."),
+    (r"^head\.fc\.", "linear."),
+)
+
+HRNET: tuple[Rule, ...] = ((r"\.down_sample\.", ".downsample."), (r"^downsample_modules\.", "downsamp_modules."))
+TO_HRNET: tuple[Rule, ...] = ((r"^downsamp_modules\.", "downsample_modules."), (r"\.downsample\.", ".down_sample."))
+# the convolutions of its classifier, which have no bias in MindCV
+BIAS = r"(downsamp_modules\.\d+|final_layer)\.0\.bias$"
+
+
+def hrnet_to_native(state: State, names: Collection[str]) -> StateDict:
+    """Biases that only ours has are zero."""
+    new = plain(state, HRNET)
+    biases = [name for name in names if re.match(BIAS, name)]
+    weights = {name: new.get(name.removesuffix("bias") + "weight") for name in biases}
+    return new | {name: torch.zeros_like(w[:, 0, 0, 0]) for name, w in weights.items() if w is not None}
+
+
+def hrnet_from_native(state: State) -> StateDict:
+    """Biases that only ours has are subtracted from the means of the norms behind them, which comes to the same."""
+    new = dict(state)
+    for name in filter(re.compile(BIAS).match, state):
+        mean = name.replace(".0.bias", ".1.running_mean")
+        new[mean] = new[mean] - new.pop(name)
+    return foreign(new, TO_HRNET)
+
+
+REXNET: tuple[Rule, ...] = (
+    (r"\.features\.0\.", ".conv."),
+    (r"\.features\.1\.", ".bn."),
+    (r"\.se\.conv_reduce\.", ".se.fc1."),
+    (r"\.se\.conv_expand\.", ".se.fc2."),
+    (r"^cls\.1\.", "head.fc."),
+)
+TO_REXNET: tuple[Rule, ...] = (
+    (r"\.conv\.", ".features.0."),
+    (r"(?<!\.se)\.bn\.", ".features.1."),
+    (r"\.se\.fc1\.", ".se.conv_reduce."),
+    (r"\.se\.fc2\.", ".se.conv_expand."),
+    (r"^head\.fc\.", "cls.1."),
+)
+
+
+def by_rules(state: State, _names: Collection[str], rules: tuple[Rule, ...]) -> StateDict:
+    return plain(state, rules)
+
+
+def recipe(interpolation: str, **others: float) -> dict[str, Any]:
+    """The images of MindCV's training recipes."""
+    return {**IMAGENET, "interpolation": interpolation, **others}
+
+
+MAX_POOL = {"max_pool": partial(SameMaxPool2d, kernel=3, stride=2)}
+PADDED = "padded as TensorFlow does"
+LAYOUTS = (
+    Layout(
+        SYSTEM,
+        "ResNet",
+        is_resnet,
+        resnet_to_native,
+        resnet_from_native,
+        ignores=IGNORES,
+        settings=MAX_POOL,
+        data=recipe("bilinear", crop=0.875),
+        notes=(f"the stem's pool is {PADDED}",),
+    ),
+    Layout(
+        SYSTEM,
+        "ResNet",
+        is_resnest,
+        resnet_to_native,
+        resnet_from_native,
+        ignores=IGNORES,
+        settings={**MAX_POOL, "block": SamePoolSplitBottleneck},
+        data=recipe("bicubic"),
+        notes=(f"pools are {PADDED}",),
+    ),
+    Layout(
+        SYSTEM,
+        "RepVGG",
+        has(r"stage0\.rbr_dense\.0\.weight$"),
+        partial(by_rules, rules=REPVGG),
+        partial(foreign, rules=TO_REPVGG),
+        ignores=IGNORES,
+        data=recipe("bilinear", crop=0.875),
+    ),
+    Layout(
+        SYSTEM,
+        "ReXNet",
+        has(r"stem\.features\.0\.weight$"),
+        partial(by_rules, rules=REXNET),
+        partial(foreign, rules=TO_REXNET),
+        ignores=IGNORES,
+        data=recipe("bicubic", crop=0.875),
+    ),
+    Layout(
+        SYSTEM,
+        "HRNet",
+        has(r"conv1\.weight$", r"bn1\.gamma$", r"conv2\.weight$", r"bn2\.gamma$"),
+        hrnet_to_native,
+        hrnet_from_native,
+        ignores=IGNORES,
+        settings={"fit": resized},
+        data=recipe("bilinear", crop=0.875),
+        notes=(
+            "coarse branches are resized to the branch they are added to",
+            "MindCV rounds them to half precision on the way, which differs from us by 5e-4 of the largest value",
+        ),
+    ),
+)
