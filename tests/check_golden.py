@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from check_golden_mindcv import build, outputs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -159,8 +160,20 @@ def flax(case: Case) -> Run:
     return vit(case, num_classes=case.classes("head_logits"))
 
 
+def mindcv(case: Case) -> Run:
+    name, fields = build(case.manifest)
+    model = featx.create_model(name, checkpoint_path=case.checkpoint, **fields).eval()
+    return lambda x: outputs(model, case.manifest, x)
+
+
 # First word of `system` in the manifest, and what builds our model of such a case.
-SYSTEMS: dict[str, Callable[[Case], Run]] = {"CVNets": cvnets, "NetsPresso": netspresso, "BLIP": blip, "Flax": flax}
+SYSTEMS: dict[str, Callable[[Case], Run]] = {
+    "CVNets": cvnets,
+    "NetsPresso": netspresso,
+    "BLIP": blip,
+    "Flax": flax,
+    "MindCV": mindcv,
+}
 
 # Outputs of parts that are no backbones.
 LEFT_OUT = {"seg_out": "of the segmentation head", "seg_head.classifier": "of the segmentation head"}
