@@ -5,6 +5,7 @@ A bridge is a module here that is named after its package, which it imports when
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from ..errors import MissingPackageError
 
 PACKAGES = ("timm", "torchvision", "transformers")
+NAMED = ("timm", "torchvision")  # whose models have names of their own, beside the kinds that transformers lists
 
 
 def bridge_of(name: str) -> tuple[ModuleType, str] | None:
@@ -36,3 +38,9 @@ def _bridge(package: str) -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(f"models of {package} need the package: pip install {package}") from error
     return import_module(f"{__name__}.{package}")
+
+
+def spellings(name: str) -> list[str]:
+    """The names under which installed packages have a model that is called `name` there."""
+    installed = [package for package in NAMED if find_spec(package)]
+    return [f"{package}/{name}" for package in installed if name.partition(".")[0] in _bridge(package).names()]

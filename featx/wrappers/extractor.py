@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Pyramid, check_images
+from ..bridges import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
 from ..preprocessing import DataConfig
@@ -119,6 +120,8 @@ def as_pyramid(model: nn.Module) -> Pyramid:
         raise ContractError("this is a feature extractor already; wrap the model it was made from")
     if isinstance(model, Pyramid):
         return model
+    if (bridge := bridge_to(model)) is not None:
+        return bridge.pyramid(model)
     if not hasattr(model, "feature_info"):
         raise ContractError(
             f"{type(model).__name__} has no feature_info: list the levels as dictionaries with chs, reduction and name "
