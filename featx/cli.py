@@ -52,9 +52,11 @@ class Precision(StrEnum):
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument(help="Shell-style, such as 'resnet*'.")] = "*") -> None:
     """Names of all models, with the tags of their published weights, the default first."""
-    names = featx.list_models(pattern)
-    if not names:
-        raise featx.UnknownModelError(f"no model matches {pattern!r}; 'featx list' shows all names")
+    names = _matching(pattern)
+    if "/" in pattern:
+        for name in names:
+            out.print(name, soft_wrap=True)
+        return
     table = Table(box=None)
     table.add_column("model", no_wrap=True, style="bold")
     table.add_column("published weights")
@@ -88,6 +90,43 @@ def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Si
         table.add_row(f"{index}", cost.level.name, *facts, f"{used.macs / 1e9:.3f}")
     out.print(table)
     out.print(f"whole classifier: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+
+
+@app.command()
+def verify(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Names, shell-style, such as 'resnet*' or 'timm/swin*'.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of featx's own models.")] = False,
+) -> None:
+    """Prove the contract of models on shapes alone. Exits with 1 if one breaks it."""
+    if every == bool(patterns):
+        raise featx.ArgumentError("name models, or pass --all")
+    broken = 0
+    for name in [name for pattern in patterns or ["*"] for name in _matching(pattern)]:
+        try:
+            with torch.device("meta"):
+                proof = featx.verify(featx.create_model(name))
+        except featx.FeatxError as error:
+            broken += 1
+            out.print(Text.assemble((f"{name}: ", "bold"), ("broken ", "red"), str(error)), soft_wrap=True)
+        else:
+            levels = ", ".join(f"{level.chs} at 1/{level.reduction}" for level in proof.levels)
+            sizes = len(proof.sizes)
+            out.print(
+                Text.assemble((f"{name}: ", "bold"), ("holds ", "green"), f"at {sizes} sizes: {levels}"), soft_wrap=True
+            )
+            for correction in proof.corrections:
+                out.print(f"  {correction}", soft_wrap=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _matching(pattern: str) -> list[str]:
+    names = featx.list_models(pattern, features_only=True)
+    if not names:
+        raise featx.UnknownModelError(f"no model matches {pattern!r}; 'featx list' shows all names")
+    return names
 
 
 @app.command()

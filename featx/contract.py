@@ -18,10 +18,14 @@ SIZES: tuple[Size, ...] = ((224, 224), (192, 256), (223, 225), (200, 232), (97, 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was proven: for each image size (height, width), the (h, w) of each level's map."""
+    """What was proven: for each image size (height, width), the (h, w) of each level's map.
+
+    corrections: where `levels` tell the truth and another package's own declaration does not.
+    """
 
     levels: Levels
     sizes: dict[Size, tuple[Size, ...]]
+    corrections: tuple[str, ...] = ()
 
 
 def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:

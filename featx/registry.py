@@ -13,6 +13,7 @@ from torch import nn
 
 from . import models
 from .backbone import Backbone
+from .bridges import bridge_of
 from .errors import ArgumentError, UnknownModelError
 from .preprocessing import DataConfig
 
@@ -62,9 +63,14 @@ def _add(entries: Mapping[str, Variant[Any] | Creation]) -> None:
 def list_models(pattern: str = "*", *, features_only: bool = False) -> list[str]:
     """Names of all models that match the shell-style `pattern`, sorted.
 
+    A pattern such as "timm/*" lists another package's models; MissingPackageError if it is not installed.
     features_only: leave out models that cannot be asked for maps: users' creation functions that do not take
     `features_only`.
     """
+    if (bridge := bridge_of(pattern)) is not None:
+        package, theirs = bridge
+        prefix = pattern.removesuffix(theirs)
+        return sorted(prefix + name for name in package.names() if fnmatch(name, theirs))
     _load_families()
     names = (name for name, entry in _models.items() if not features_only or _gives_maps(entry))
     return sorted(name for name in names if fnmatch(name, pattern))
