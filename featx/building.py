@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .backbone import Backbone
+from .empty import without_values
 from .errors import ArgumentError, ContractError, WeightsNotFoundError
 from .features import OutIndices
 from .preprocessing import DataConfig, from_hub
@@ -144,7 +145,7 @@ def _built(
 
 def _empty(variant: Variant[Any], config: Any) -> Backbone:
     """The model without values, which takes no memory."""
-    with torch.device("meta"):
+    with without_values():
         return variant.build(config)
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import featx
 from featx.describe import describe
+from featx.empty import without_values
 from featx.registry import Variant, lookup
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
@@ -69,7 +70,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Shell-style, such as 'res
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Size = None) -> None:
     """The levels of a model: channels, reduction, size of the map, and what going that deep costs."""
-    with torch.device("meta"):
+    with without_values():
         model = featx.create_model(name)
     config = featx.FeatureExtractWrapper(model).data_config or featx.DataConfig()
     default = config.size

@@ -3,9 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
-
 from ..backbone import Backbone
+from ..empty import without_values
 from ..errors import ArgumentError, CheckpointError
 from ..registry import Variant, lookup
 from ..report import LoadReport
@@ -82,5 +81,5 @@ def _empty(name: str) -> Backbone:
     variant = lookup(name)
     if not isinstance(variant, Variant):
         raise ArgumentError(f"{name} is a user's model: only the families of featx are known in other layouts")
-    with torch.device("meta"):
+    with without_values():
         return variant.build(variant.config)
