@@ -35,6 +35,8 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/cold_start.py
 
 clean:
 	rm -rf .venv .uv demo build dist .pytest_cache .ruff_cache
