@@ -1,18 +1,26 @@
 """Files of weights as dictionaries of tensors. Nothing is ever unpickled but tensors and plain containers."""
 
-import warnings
+import json
+import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError, WeightsNotFoundError
+from .pytorch import ZIP, begins, read_pytorch
 
 StateDict = dict[str, Tensor]
 
-ZIP = b"PK\x03\x04"
+WEB_PAGE = "is a web page, not a file of weights: fetch it again from an address that gives the file itself"
+
+# Beginnings of what often lies where weights are expected, and what it is.
+OTHERS = {
+    b"version https://git-lfs": "is a pointer that Git LFS left in the place of the file: run git lfs pull",
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), WEB_PAGE),
+}
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -26,6 +34,11 @@ def read_checkpoint(path: str | Path) -> Any:
         raise WeightsNotFoundError(f"{path} is not a file: expected a checkpoint ({', '.join(READERS)})")
     if path.suffix not in READERS:
         raise CheckpointError(f"{path}: cannot tell what kind of file this is; expected {', '.join(READERS)}")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty, so it is not a whole file of weights: fetch or save it again")
+    for beginning, problem in OTHERS.items():
+        if begins(path, beginning):
+            raise CheckpointError(f"{path} {problem}")
     return READERS[path.suffix](path)
 
 
@@ -34,33 +47,29 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        state = load_file(path)
+    except (SafetensorError, TypeError) as error:  # TypeError: of a shape beyond 64 bits that holds nothing
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
+    if twice := _named_twice(path):
+        raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: {twice}")
+    return state
 
 
-def _read_pickle(path: Path) -> Any:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            # torch warns of pickles it did not write itself; whether it can read this one shows in a moment
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_begins(path, ZIP))
-    except UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged; it was not read, because reading it could run code. If "
-            "you trust it, read it with torch.load(path, weights_only=False) and save its state_dict() as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch file ({error}): fetch or save it again") from error
+def _named_twice(path: Path) -> list[str]:
+    """Names that the header of a safetensors file has twice: the library checks all else, but takes the last."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        names: Counter[str] = json.loads(
+            file.read(length), object_pairs_hook=lambda pairs: Counter(n for n, _ in pairs)
+        )
+    return [name for name, count in names.items() if count > 1]
 
 
 def _read_ckpt(path: Path) -> Any:
     """MindSpore's and Lightning's files end alike; Lightning's are PyTorch's."""
     from .mindspore import read_mindspore
 
-    return _read_pickle(path) if _begins(path, ZIP) else read_mindspore(path)
+    return read_pytorch(path) if begins(path, ZIP) else read_mindspore(path)
 
 
 def _read_npz(path: Path) -> StateDict:
@@ -69,16 +78,11 @@ def _read_npz(path: Path) -> StateDict:
     return read_npz(path)
 
 
-def _begins(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
-
-
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _read_safetensors,
-    ".pt": _read_pickle,
-    ".pth": _read_pickle,
-    ".bin": _read_pickle,
+    ".pt": read_pytorch,
+    ".pth": read_pytorch,
+    ".bin": read_pytorch,
     ".ckpt": _read_ckpt,
     ".npz": _read_npz,
 }
