@@ -72,13 +72,21 @@ def read_tensors(weights: Weights, container: str | None, cache_dir: str | Path 
         return "the checkpoint", tensors_of(weights, container)
     paths, state = locate(weights, cache_dir), {}
     if len(paths) == 1:
-        return str(paths[0]), tensors_of(read_checkpoint(paths[0]), container)
+        return str(paths[0]), _tensors_in(paths[0], container)
     for path in paths:
-        shard = tensors_of(read_checkpoint(path), container)
+        shard = _tensors_in(path, container)
         if again := sorted(state.keys() & shard.keys()):
             raise CheckpointError(f"{path} holds tensors that another shard holds too: {again}")
         state.update(shard)
     return str(weights), state
+
+
+def _tensors_in(path: Path, container: str | None) -> StateDict:
+    held = read_checkpoint(path)
+    try:
+        return tensors_of(held, container)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _recognised(

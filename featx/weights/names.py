@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
 from .read import StateDict
 
 CONTAINERS = ("state_dict", "model")
@@ -45,7 +47,28 @@ def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
         raise CheckpointError(
             f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}{hint}"
         )
+    _require_values(opened)
     return {str(name): tensor for name, tensor in opened.items()}
+
+
+def _require_values(state: Mapping[Any, Tensor]) -> None:
+    """Raise CheckpointError unless every tensor holds its values one by one, as many as its shape says.
+
+    A file of a kilobyte can describe one of terabytes whose values are all the same place in memory.
+    """
+    kinds = {"without values": lambda t: t.is_meta, "sparse": lambda t: t.layout is not torch.strided}
+    kinds["quantised"] = lambda t: t.is_quantized
+    kinds["of less than a byte"] = lambda t: "float4" in str(t.dtype)
+    wrong = {str(name): kind for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)}
+    if wrong:
+        raise CheckpointError(f"expected plain tensors, but these are others: {wrong}")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    held = sum(storages.values())
+    described = sum(tensor.nbytes for tensor in state.values())
+    if described > max(MAX_EXPANSION * held, ALWAYS_ALLOWED):
+        raise CheckpointError(
+            f"the tensors' shapes ask for {described} bytes, but there are only {held} bytes of values"
+        )
 
 
 def _opened(checkpoint: Any, container: str | None) -> Any:
