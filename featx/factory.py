@@ -120,7 +120,7 @@ def create_model(
     )
     if (bridge := bridge_of(name)) is not None:
         return bridged(request, *bridge)
-    entry, architecture, published = find(name)
+    entry, architecture, published = find(name, cache_dir)
     if isinstance(entry, Variant):
         return native(request, entry, architecture, published)
     return users(request, entry)
@@ -129,10 +129,10 @@ def create_model(
 ARGUMENTS = tuple(p.name for p in signature(create_model).parameters.values() if p.kind is not p.VAR_KEYWORD)
 
 
-def find(name: str) -> tuple[Variant[Any] | Creation, str, str]:
+def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation, str, str]:
     """The entry of a name, the name of its architecture, and where its published weights are, "" if nowhere."""
     if name.startswith((HUB, FOLDER)):
-        architecture = architecture_in(config_of(name), name)
+        architecture = architecture_in(config_of(name, cache_dir), name)
         return _entry(architecture), architecture, name
     base, _, tag = name.partition(".")
     entry = _entry(base)
