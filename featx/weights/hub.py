@@ -1,10 +1,12 @@
 """Files of repositories on the Hugging Face Hub, downloaded once and cached by huggingface_hub."""
 
 import json
+import re
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, WeightsNotFoundError
+from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
 from .shards import INDEX, shard_names
 
 WEIGHT_FILES = (
@@ -13,6 +15,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+# What a `config.json` in timm's format holds, as far as we read it.
+CONFIG = {"pretrained_cfg": dict, "model_args": dict, "featx": dict, "num_classes": int, "label_names": list}
+WORDS = {dict: "an object", int: "a number", list: "a list"}
 
 
 def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> tuple[Path, ...]:
@@ -49,20 +55,28 @@ def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
     """The JSON object in a `config.json`; CheckpointError if it is none."""
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}{whose} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg", {}), dict):
-        raise CheckpointError(f"{path}{whose}: expected a JSON object, and pretrained_cfg in it one too")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
+    wrong = {name: config[name] for name, kind in CONFIG.items() if not isinstance(config.get(name, kind()), kind)}
+    if wrong:
+        expected = ", ".join(f"{name} is {WORDS[CONFIG[name]]}" for name in wrong)
+        raise CheckpointError(f"{path}{whose}: expected a JSON object in which {expected}; got {wrong}")
     return config
 
 
 def download(repo: str, filename: str, revision: str = "main", cache_dir: str | Path | None = None) -> Path:
-    """Local path of a file on the Hub, from the cache if it is there; WeightsNotFoundError if it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    """Local path of a file on the Hub, from the cache if it is there.
+
+    WeightsNotFoundError if it cannot be had, CheckpointError if another file came in its place.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -71,7 +85,10 @@ def download(repo: str, filename: str, revision: str = "main", cache_dir: str | 
     # HTTPError of the HTTP client, which is another package in each major version of huggingface_hub
     http_errors = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
-        return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
+        cached = try_to_load_from_cache(repo, filename, cache_dir, revision)
+        path = Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
+    except HFValidationError as error:
+        raise ArgumentError(f"{repo} cannot be the name of a repository ({_first_line(error)})") from error
     except GatedRepoError as error:
         raise WeightsNotFoundError(f"{repo} is gated: accept its terms on the Hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
@@ -91,6 +108,30 @@ def download(repo: str, filename: str, revision: str = "main", cache_dir: str | 
             f"could not fetch {filename} of {repo} ({_first_line(error)}): "
             "try again, or pass checkpoint_path= with a file"
         ) from error
+    if not isinstance(cached, str) or Path(cached).resolve() != path.resolve():
+        _check_hash(path, repo)
+    return path
+
+
+def _check_hash(path: Path, repo: str) -> None:
+    """Raise CheckpointError, and delete the file, if it is not the one whose SHA-256 the Hub gave.
+
+    The cache calls large files by it, which the Hub's client does not compare.
+    """
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and (found := sha256_of(blob)) != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path.name} of {repo} was damaged on its way: its SHA-256 is {found}, the Hub's is {blob.name}. It was "
+            "deleted: try again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,17 +2,21 @@
 
 import os
 import re
-from hashlib import file_digest, sha256
+from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
-from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights
-from .shards import INDEX, shard_names
+from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights, sha256_of
+from .read import READERS
+from .shards import INDEX, local_shards
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
+PATIENCE = 60  # seconds without a byte after which a download is given up
+PIECE = 1 << 20  # bytes
 
 
 def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path, ...]:
@@ -35,7 +39,7 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
         kinds = f"a folder with one of {WEIGHT_FILES}" if path.is_dir() else "a file of weights or a folder with them"
         raise WeightsNotFoundError(f"{path} is not {kinds}: check the path")
     if path.name.endswith(INDEX):
-        return tuple(path.parent / name for name in shard_names(path))
+        return local_shards(path)
     return (path,)
 
 
@@ -65,47 +69,51 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
     import torch
 
     name = Path(unquote(urlsplit(url).path)).name
+    if Path(name).suffix not in READERS or not name.isprintable():
+        raise ArgumentError(f"{url} names no file of weights: expected an address that ends in {', '.join(READERS)}")
     parent = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "checkpoints"
     path = parent / sha256(url.encode()).hexdigest()[:16] / name  # two addresses may end in one name
-    if not name:
-        raise ArgumentError(f"{url} names no file: expected the address of a checkpoint")
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as folder:
-            download = Path(folder) / name
-            _download(url, download)
-            _check_hash(download, url)
-            os.replace(download, path)
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=path.parent) as folder:
+                download = Path(folder) / name
+                _download(url, download)
+                _check_hash(download, url)
+                os.replace(download, path)
+    except (OSError, HTTPException) as error:
+        reason = str(error) or type(error).__name__
+        raise WeightsNotFoundError(
+            f"could not fetch {url} ({reason}): try again, or download it and pass the file"
+        ) from error
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    from urllib.request import urlretrieve  # it says when a connection ends before the file does
+    """Write what is at `url` into a file; OSError or HTTPException if it cannot be had whole."""
+    from urllib.request import urlopen
 
     from huggingface_hub.utils import tqdm
 
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
-
-        def show(blocks: int, size: int, total: int) -> None:
-            bar.total = total if total > 0 else None
-            bar.update(blocks * size - bar.n)
-
-        try:
-            urlretrieve(url, path, show)
-        except OSError as error:
-            reason = str(error) or type(error).__name__
-            raise WeightsNotFoundError(
-                f"could not fetch {url} ({reason}): try again, or download it and pass the file"
-            ) from error
+    ascii_url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    with urlopen(ascii_url, timeout=PATIENCE) as answer, path.open("wb") as file:
+        total = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
+            while piece := answer.read(PIECE):
+                file.write(piece)
+                bar.update(len(piece))
+        if total is not None and file.tell() != total:
+            raise ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
 
 
 def _check_hash(path: Path, url: str) -> None:
-    expected = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-    if expected is None:
+    """Raise CheckpointError unless the file's name has no hash, or the file's own; a date is none."""
+    expected = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    if expected is None or re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])", expected[1]):
         return
-    with path.open("rb") as file:
-        found = file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if not found.startswith(expected[1]):
         raise CheckpointError(
-            f"{url} is not the file its name says: its SHA-256 begins with {found[: len(expected[1])]}; it was deleted"
+            f"{url} is not the file its name says: its SHA-256 begins with {found[: len(expected[1])]}; it was "
+            "deleted. If you trust it, download it and pass the file"
         )
