@@ -133,7 +133,10 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     """The entry of a name, the name of its architecture, and where its published weights are, "" if nowhere."""
     if name.startswith((HUB, FOLDER)):
         architecture = architecture_in(config_of(name, cache_dir), name)
-        return _entry(architecture), architecture, name
+        try:
+            return _entry(architecture), architecture, name
+        except UnknownModelError as error:
+            raise UnknownModelError(f"config.json of {name} names a model that is not native here: {error}") from error
     base, _, tag = name.partition(".")
     entry = _entry(base)
     tags = entry.weights if isinstance(entry, Variant) else ()
