@@ -2,9 +2,13 @@
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
+from hub_server import Hub, serve
 from torch import Tensor, nn
 
 import featx
@@ -102,6 +106,29 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that a test registers are forgotten after it."""
     featx.list_models()
     monkeypatch.setattr(registry, "_models", dict(registry._models))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The Hub as this process sees it: empty, with an empty cache; no token, no proxy, no pauses between retries."""
+    with serve() as hub:
+        constants = {
+            "ENDPOINT": hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        for module in ("utils._http", "file_download"):
+            monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=lambda seconds: None))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A Hub of model repositories on the loopback interface: what huggingface_hub asks when it fetches files of one."""
 
+import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +13,13 @@ from threading import Thread
 from typing import Any, Literal
 from urllib.parse import unquote
 
+API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<action>preupload|commit)/(?P<revision>[^/]+)")
 FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filename>.+)")
 
 # What goes wrong with a file: the connection ends in the middle of it, at every attempt or at the first alone; half of
-# it is sent as if that were all; the server is overloaded; it closes the connection without an answer.
-Fault = Literal["cut", "cut once", "halved", "busy", "mute"]
+# it is sent as if that were all; other bytes are, as many; the server is overloaded; it closes the connection without
+# an answer.
+Fault = Literal["cut", "cut once", "halved", "altered", "busy", "mute"]
 
 
 @dataclass
@@ -42,11 +46,15 @@ def commit(files: dict[str, bytes]) -> str:
 
 
 class Hub:
-    """Serves `repositories`, a dictionary by owner/name, at `endpoint`; `requests` are those so far: "GET /path"."""
+    """Serves `repositories`, a dictionary by owner/name, at `endpoint`; `requests` are those so far: "GET /path".
+
+    `ranges` are the parts of files that were asked for: "bytes=5-". Repositories are created and committed to as well.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Answer, self))
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
@@ -68,6 +76,8 @@ class Answer(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
+        if "Range" in self.headers:
+            self.hub.ranges.append(self.headers["Range"])
         file = FILE.fullmatch(unquote(self.path))
         repository = self.hub.repositories.get(file["repo"]) if file else None
         if file is None or repository is None or not self.may_see(repository):
@@ -109,6 +119,8 @@ class Answer(BaseHTTPRequestHandler):
         etag = sha256(data).hexdigest()
         if fault == "halved" and self.command == "GET":
             data = data[: len(data) // 2]
+        if fault == "altered" and self.command == "GET":
+            data = data[:-1] + bytes([data[-1] ^ 1])
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{etag}"')
@@ -119,6 +131,39 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data[start : len(data) // 2 if fault in ("cut", "cut once") else None])
+
+    def do_POST(self) -> None:
+        """Creation of a repository, the question how to upload its files, and their upload within a commit."""
+        self.hub.requests.append(f"{self.command} {self.path}")
+        lines = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
+        if self.path == "/api/repos/create":
+            name = f"{lines[0].get('organization') or 'me'}/{lines[0]['name']}"
+            self.hub.repositories.setdefault(name, Repository({}))
+            self.say({"url": f"{self.hub.endpoint}/{name}"})
+            return
+        action = API.fullmatch(unquote(self.path).partition("?")[0])
+        repository = self.hub.repositories.get(action["repo"]) if action else None
+        if action is None or repository is None:
+            self.refuse(404, "RepoNotFound")
+        elif action["action"] == "preupload":
+            ways = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in lines[0]["files"]
+            ]
+            self.say({"files": ways})
+        else:
+            added = [line["value"] for line in lines if line["key"] == "file"]
+            repository.files |= {file["path"]: b64decode(file["content"]) for file in added}
+            head = commit(repository.files)
+            url = f"{self.hub.endpoint}/{action['repo']}/commit/{head}"
+            self.say({"commitUrl": url, "commitOid": head, "success": True})
+
+    def say(self, answer: dict[str, Any]) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass  # the tests read Hub.requests

@@ -72,12 +72,19 @@ def _require_values(state: Mapping[Any, Tensor]) -> None:
 
 
 def _opened(checkpoint: Any, container: str | None) -> Any:
-    """What is in the container, or in those that need no asking."""
-    for name in CONTAINERS if container is None else (container,):
+    """What is in the container, and in those around and inside it that need no asking."""
+    if container is None:
+        return _inside(checkpoint)
+    for outer in (checkpoint, _inside(checkpoint)):
+        if isinstance(outer, Mapping) and isinstance(outer.get(container), Mapping):
+            return _inside(outer[container])
+    return _under(_inside(checkpoint), container)
+
+
+def _inside(checkpoint: Any) -> Any:
+    for name in CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
-        elif container is not None:
-            return _under(checkpoint, container)
     return checkpoint
 
 
