@@ -78,7 +78,7 @@ def _opened(checkpoint: Any, container: str | None) -> Any:
     for outer in (checkpoint, _inside(checkpoint)):
         if isinstance(outer, Mapping) and isinstance(outer.get(container), Mapping):
             return _inside(outer[container])
-    return _under(_inside(checkpoint), container)
+    return _under(checkpoint, container)
 
 
 def _inside(checkpoint: Any) -> Any:
@@ -90,12 +90,14 @@ def _inside(checkpoint: Any) -> Any:
 
 def _under(checkpoint: Any, container: str) -> Any:
     """The tensors whose names begin with the container's; CheckpointError if there are none."""
-    entries = checkpoint if isinstance(checkpoint, Mapping) else {}
-    inside = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
-    if not inside:
-        parts = sorted({str(name).partition(".")[0] for name in entries})
+    inside = _inside(checkpoint)
+    entries = inside if isinstance(inside, Mapping) else {}
+    under = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
+    if not under:
+        outer = checkpoint if isinstance(checkpoint, Mapping) else {}
+        parts = sorted({str(name).partition(".")[0] for name in (*outer, *entries)})
         raise CheckpointError(f"there is no container {container!r}; the checkpoint has {parts}")
-    return {name.removeprefix(f"{container}."): value for name, value in inside.items()}
+    return {name.removeprefix(f"{container}."): value for name, value in under.items()}
 
 
 def unwrapped(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateDict]:
