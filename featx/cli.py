@@ -209,10 +209,11 @@ def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, co
         return
     found = look(file, container)
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
-    out.print(f"{file}: {found.tensors} tensors ({dtypes}), {found.values:,} values, {found.nbytes / 2**20:.1f} MiB")
+    size = f"{found.values:,} values, {found.nbytes / 2**20:.1f} MiB"
+    out.print(f"{file}: {found.tensors} tensors ({dtypes}), {size}", soft_wrap=True)
     out.print(f"names such as {', '.join(found.first)}", soft_wrap=True)
     for family, system in found.systems.items():
-        out.print(f"layout: {system}'s, of a {family}")
+        out.print(f"layout: {system}, for the family {family}")
     if not found.systems:
         out.print("layout: no other program's; --model NAME tells whether it fits a model")
     for name in found.not_finite:
