@@ -102,7 +102,14 @@ class Backbone(nn.Module):
 
 
 class Pyramid(Backbone, ABC):
-    """A model that returns its own maps, because no order of its children would."""
+    """A model that returns its own maps, because no order of its children would.
+
+    excess: names of parameters it holds although no map depends on them, because its forward expects them.
+    corrections: where `feature_info` tells the truth and the model's own declaration does not.
+    """
+
+    excess: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
 
     @abstractmethod
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
@@ -114,6 +121,14 @@ class Pyramid(Backbone, ABC):
         A model without prefix tokens gives none of them: (N, 0, chs).
         """
         return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
+
+    def cut(self, levels: Sequence[int]) -> "Pyramid":
+        """This model, or a copy made for `levels`, which ascend, if leaving modules out is not enough to end there.
+
+        The copy shares all tensors, and modules that it does not need may still be `unused`.
+        """
+        del levels
+        return self
 
     @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:

@@ -49,7 +49,8 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:
     if problems:
         name = type(extractor._source).__name__
         raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return Verification(extractor.feature_info, {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in taken})
+    cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in taken}
+    return Verification(extractor.feature_info, cells, extractor._inner.corrections)
 
 
 def _shapes(extractor: FeatureExtractWrapper, size: Size) -> list[tuple[int, ...]]:

@@ -51,6 +51,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         pyramid = as_pyramid(model)
         chosen = pyramid.feature_info.select(out_indices, out_names)
         ascending = sorted(chosen.out_indices)
+        pyramid = pyramid.cut(ascending)
         super().__init__(without(pyramid, pyramid.unused(ascending)))
         self.feature_info = chosen
         self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
@@ -69,6 +70,11 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         return getattr(self._source, "data_config", None)
 
     @property
+    def excess(self) -> tuple[str, ...]:
+        """Names of parameters it holds although no map depends on them, because the model's forward expects them."""
+        return self._inner.excess
+
+    @property
     def load_report(self) -> LoadReport | None:
         """What loading the weights did, None for a model that `create_model` did not load."""
         return getattr(self._source, "load_report", None)
@@ -79,8 +85,10 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
 
     @property
     def _source(self) -> nn.Module:
+        """What says which images the model takes: the pyramid, or the model that it stands in for."""
         pyramid = self._inner
-        return pyramid._inner if isinstance(pyramid, Transparent) else pyramid
+        says_itself = not isinstance(pyramid, Transparent) or "data_config" in vars(pyramid)
+        return pyramid if says_itself else pyramid._inner
 
     def feature_at(self, stride: int) -> FeatureInfo:
         """The deepest of the returned levels with this reduction; OutIndicesError if there is none."""
