@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shutil import copymode
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -65,6 +66,8 @@ def description(model: nn.Module) -> dict[str, Any]:
     backbone = model._source if isinstance(model, FeatureExtractWrapper) else model
     if not isinstance(backbone, Backbone):
         raise ArgumentError(f"{type(backbone).__name__} was not built by create_model: save its state_dict() instead")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ArgumentError(f"{backbone.architecture} is on the meta device, without values: load its weights first")
     config = config_json(backbone)
     _require_same_names(model, backbone, config["num_classes"])
     if isinstance(model, FeatureExtractWrapper):
@@ -83,7 +86,7 @@ def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
         with TemporaryDirectory(dir=path.parent) as folder:
             torch.save(dict(state), Path(folder) / path.name)
             os.replace(Path(folder) / path.name, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: of torch.save on a full disk
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
@@ -91,8 +94,9 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole or not at all; tensors that share memory are written once each.
 
     It takes the place of a file there only when it is complete, so a model whose tensors are mapped from that very file
-    can be saved over it.
+    can be saved over it. OSError if it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     own = {name: tensor.detach().contiguous() for name, tensor in state.items()}
@@ -103,7 +107,13 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         used.add(own[name].untyped_storage().data_ptr())
     with TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
-        save_file(own, written, metadata={"format": "pt"})
+        try:
+            save_file(own, written, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        plain = Path(folder) / "plain"
+        plain.touch()
+        copymode(plain, written)  # safetensors lets the owner alone read what it writes
         with written.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(written, path)
