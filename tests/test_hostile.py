@@ -348,6 +348,7 @@ def test_inspect_names_the_tensors_that_are_not_finite(tmp_path):
         ("count", torch.tensor(5.0), r"mistyped   count: torch.float32, the model needs torch.int64"),
         ("a", torch.tensor(1.0), r"misshaped  a: \(\), the model needs \(2,\)"),
         ("count", torch.tensor([1]), r"misshaped  count: \(1,\), the model needs \(\)"),
+        ("a", torch.zeros(2, device="meta"), "no values  a: it is on the meta device"),
         ("a", torch.zeros(0), r"misshaped  a: \(0,\)"),
         ("a", torch.zeros(2, 1), r"misshaped  a: \(2, 1\)"),
     ],

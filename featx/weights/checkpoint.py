@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .layout import Layout, find, recognise
-from .names import backbone_prefix, tensors_of, unflattened, unwrapped
+from .names import backbone_prefix, require_values, tensors_of, unflattened, unwrapped
 from .read import StateDict, read_checkpoint
 from .source import locate
 
@@ -84,7 +84,9 @@ def read_tensors(weights: Weights, container: str | None, cache_dir: str | Path 
 def _tensors_in(path: Path, container: str | None) -> StateDict:
     held = read_checkpoint(path)
     try:
-        return tensors_of(held, container)
+        state = tensors_of(held, container)
+        require_values(state)
+        return state
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -116,8 +116,10 @@ def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> I
             yield f"misshaped  {name}: {tuple(there.shape)}, the model needs {tuple(here.shape)}"
         elif there.is_floating_point() != here.is_floating_point() or there.is_complex():
             yield f"mistyped   {name}: {there.dtype}, the model needs {here.dtype}"
+        elif there.is_meta:
+            yield f"no values  {name}: it is on the meta device"
         elif finite and not all_finite(there):
-            yield f"not finite {name}: it holds infinite values or NaN; finite=False takes them"
+            yield f"not finite {name}: it holds infinite values or NaN; load_weights(..., finite=False) takes them"
 
 
 def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:

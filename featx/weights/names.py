@@ -47,11 +47,10 @@ def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
         raise CheckpointError(
             f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}{hint}"
         )
-    _require_values(opened)
     return {str(name): tensor for name, tensor in opened.items()}
 
 
-def _require_values(state: Mapping[Any, Tensor]) -> None:
+def require_values(state: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless every tensor holds its values one by one, as many as its shape says.
 
     A file of a kilobyte can describe one of terabytes whose values are all the same place in memory.
@@ -59,7 +58,7 @@ def _require_values(state: Mapping[Any, Tensor]) -> None:
     kinds = {"without values": lambda t: t.is_meta, "sparse": lambda t: t.layout is not torch.strided}
     kinds["quantised"] = lambda t: t.is_quantized
     kinds["of less than a byte"] = lambda t: "float4" in str(t.dtype)
-    wrong = {str(name): kind for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)}
+    wrong = {name: kind for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)}
     if wrong:
         raise CheckpointError(f"expected plain tensors, but these are others: {wrong}")
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
