@@ -1,0 +1,412 @@
+"""Saving models, uploading them, and the commands that look into files of weights and convert them."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from conftest import images, randomise, relative_difference
+from hub_server import Repository
+from torch import Tensor, nn
+
+import featx
+import featx.cli
+from featx import ArgumentError, CheckpointError, DataConfig, OutputError
+from featx.models.repvgg import reparameterize
+from featx.weights.save import write_checkpoint
+
+NAME = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    return randomise(featx.create_model(NAME, num_classes=3), seed=2)
+
+
+def same_tensors(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def again(folder: Path, **how) -> nn.Module:
+    return featx.create_model(f"local-dir:{folder}", pretrained=True, **how).eval()
+
+
+# classifiers
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shape"),
+    [
+        ("resnet18", {"num_classes": 7}, (1, 3, 64, 64)),
+        ("vit_tiny_patch16_224", {"image_size": 96, "num_classes": 4}, (1, 3, 96, 96)),
+        ("convnext_atto", {"in_chans": 1, "num_classes": 5}, (1, 1, 64, 64)),
+    ],
+)
+def test_timm_reads_what_is_saved_and_computes_the_same(tmp_path, name, fields, shape):
+    model = randomise(featx.create_model(name, **fields))
+    featx.save(model, tmp_path / "saved")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    x = images(*shape)
+    with torch.no_grad():
+        ours, reference, read = model(x), theirs(x), again(tmp_path / "saved")(x)
+    assert ours.shape == (1, fields["num_classes"])
+    assert relative_difference(ours, reference) <= 1e-5
+    assert relative_difference(read, reference) <= 1e-5
+    assert theirs.default_cfg["num_classes"] == fields["num_classes"]
+
+
+def test_what_timm_saves_is_read(tmp_path):
+    theirs = randomise(timm.create_model(NAME, num_classes=6))
+    timm.models.save_for_hf(theirs, tmp_path / "saved", model_args={"num_classes": 6})
+    model, x = again(tmp_path / "saved"), images(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_difference(model(x), theirs(x)) <= 1e-5
+
+
+def test_a_saved_model_is_built_again_with_its_labels_and_preprocessing(trained, tmp_path):
+    model = featx.create_model(NAME, num_classes=3, checkpoint_path=trained.state_dict())
+    model.label_names, model.data_config = ("a", "b", "c"), DataConfig((64, 96), crop=0.5, interpolation="bilinear")
+    featx.save(model, tmp_path)
+    read = again(tmp_path)
+    assert same_tensors(read, trained)
+    assert read.label_names == ("a", "b", "c")
+    assert read.data_config == model.data_config
+
+
+def test_labels_of_other_classes_are_not_saved(trained, tmp_path):
+    model = featx.create_model(NAME, num_classes=3, checkpoint_path=trained.state_dict())
+    model.label_names = ("a", "b", "c")
+    model.reset_classifier(2)
+    featx.save(model, tmp_path)
+    assert again(tmp_path).label_names == ()
+    assert again(tmp_path).classifier.out_features == 2
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_a_model_is_saved_with_the_classes_it_has_now(trained, tmp_path, classes):
+    model = featx.create_model(NAME, num_classes=3, checkpoint_path=trained.state_dict())
+    model.reset_classifier(classes)
+    featx.save(model, tmp_path)
+    assert same_tensors(again(tmp_path), model)
+    assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes
+
+
+def test_what_is_asked_for_goes_before_what_was_saved(trained, tmp_path):
+    featx.save(trained, tmp_path)
+    other = again(tmp_path, num_classes=8, in_chans=1)
+    assert other(images(1, 1, 32, 32)).shape == (1, 8)
+
+
+def test_weights_in_half_precision_are_saved_as_they_are(trained, tmp_path):
+    featx.save(
+        featx.create_model(NAME, num_classes=3, checkpoint_path=trained.state_dict(), dtype=torch.bfloat16), tmp_path
+    )
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert saved["conv_stem.weight"].dtype is torch.bfloat16
+    assert again(tmp_path).conv_stem.weight.dtype is torch.float32
+
+
+# extractors
+
+
+def test_an_extractor_is_saved_with_its_levels_in_their_order(trained, tmp_path):
+    extractor, x = featx.FeatureExtractWrapper(trained, [3, 1]), images(1, 3, 64, 64)
+    featx.save(extractor, tmp_path)
+    read = again(tmp_path, features_only=True)
+    assert same_tensors(read, extractor)
+    assert read.feature_info.out_indices == extractor.feature_info.out_indices == (3, 1)
+    with torch.no_grad():
+        for ours, theirs in zip(read(x), extractor(x), strict=True):
+            assert relative_difference(ours, theirs) <= 1e-5
+
+
+def test_a_saved_extractor_gives_any_level_it_holds(trained, tmp_path):
+    featx.save(featx.FeatureExtractWrapper(trained, [3, 1]), tmp_path)
+    assert again(tmp_path, features_only=True, out_indices=[0, 2]).feature_info.out_indices == (0, 2)
+
+
+def test_a_level_deeper_than_those_saved_says_what_is_lacking(trained, tmp_path):
+    featx.save(featx.FeatureExtractWrapper(trained, [1]), tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing    blocks\.1\.0\.conv_pw\.weight"):
+        again(tmp_path, features_only=True, out_indices=[2])
+    with pytest.raises(CheckpointError, match=r"missing    conv_head\.weight"):
+        again(tmp_path)
+
+
+def test_an_extractors_folder_fills_the_full_model_but_for_the_rest(trained, tmp_path):
+    featx.save(featx.FeatureExtractWrapper(trained), tmp_path)
+    full = featx.create_model(NAME, num_classes=3)
+    report = featx.load_weights(full, tmp_path, skip=("conv_head.", "classifier."))
+    assert set(report.fresh) == {
+        f"{module}.{kind}" for module in ("conv_head", "classifier") for kind in ("weight", "bias")
+    }
+    assert torch.equal(full.conv_stem.weight, trained.conv_stem.weight)
+
+
+# what cannot be saved
+
+
+def test_a_reparameterised_model_is_refused_with_what_changed(tmp_path):
+    model = featx.create_model("repvgg_a0").eval()
+    reparameterize(model)
+    with pytest.raises(ArgumentError, match=r"changed after it was built.*reparam.*Save its state_dict\(\) instead"):
+        featx.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_model_with_a_layer_exchanged_is_refused(tmp_path):
+    model = featx.create_model(NAME)
+    model.conv_stem = nn.Conv2d(3, 16, 5)
+    with pytest.raises(ArgumentError, match=r"changed after it was built.*another shape \['conv_stem.weight', "):
+        featx.save(model, tmp_path)
+
+
+def test_a_module_of_ones_own_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match=r"Linear was not built by create_model: save its state_dict\(\) instead"):
+        featx.save(nn.Linear(2, 2), tmp_path)
+
+
+def test_a_model_without_values_is_refused(tmp_path):
+    with torch.device("meta"):
+        model = featx.create_model(NAME)
+    with pytest.raises(ArgumentError, match=f"{NAME} is on the meta device, without values"):
+        featx.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+# places
+
+
+def test_saving_over_the_file_that_the_model_is_mapped_from_keeps_it(trained, tmp_path):
+    featx.save(trained, tmp_path)
+    mapped = again(tmp_path)
+    for _ in range(2):
+        featx.save(mapped, tmp_path)
+    assert same_tensors(mapped, trained)
+    assert same_tensors(again(tmp_path), trained)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_process_that_changes_and_saves_its_own_file_leaves_it_whole(trained, tmp_path):
+    featx.save(trained, tmp_path)
+    script = (
+        "import sys, torch, featx\n"
+        "model = featx.create_model('local-dir:' + sys.argv[1], pretrained=True)\n"
+        "with torch.no_grad(): model.classifier.bias.fill_(7)\n"
+        "featx.save(model, sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, f"{tmp_path}"], check=True, timeout=120)
+    read = again(tmp_path).state_dict()
+    assert (read.pop("classifier.bias") == 7).all()
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in read.items())
+
+
+def test_training_a_mapped_model_leaves_its_file_alone(trained, tmp_path):
+    featx.save(trained, tmp_path)
+    model = again(tmp_path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert same_tensors(again(tmp_path), trained)
+
+
+def test_both_files_are_as_readable_as_any(trained, tmp_path):
+    featx.save(trained, tmp_path / "saved")
+    (tmp_path / "any").touch()
+    modes = {path.stat().st_mode for path in [tmp_path / "any", *(tmp_path / "saved").iterdir()]}
+    assert len(modes) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(trained, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside", Path("/proc/nowhere")):
+        with pytest.raises(OutputError, match=f"cannot save into {folder}"):
+            featx.save(trained, folder)
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 100 kB, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_an_error_and_leaves_what_was_there(trained, tmp_path, request):
+    featx.save(trained, tmp_path / "saved")
+    write_checkpoint(trained.state_dict(), tmp_path / "saved" / "w.pt")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    request.getfixturevalue("full_disk")
+    other = randomise(featx.create_model(NAME, num_classes=3), seed=9)
+    with pytest.raises(OutputError, match=r"cannot save into .*too large"):
+        featx.save(other, tmp_path / "saved")
+    with pytest.raises(OutputError, match=r"cannot write .*w\.pt"):
+        write_checkpoint(other.state_dict(), tmp_path / "saved" / "w.pt")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+
+
+# the Hub
+
+
+def test_an_upload_makes_the_repository_and_comes_back_the_same(hub, trained, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    address = featx.push_to_hub(trained, "someone/mine", message="First")
+    assert address.startswith(f"{hub.endpoint}/someone/mine/commit/")
+    assert hub.repositories["someone/mine"].files.keys() == {"config.json", "model.safetensors"}
+    assert same_tensors(featx.create_model("hf-hub:someone/mine", pretrained=True), trained)
+
+
+def test_an_upload_goes_into_a_repository_that_is_there(hub, trained):
+    hub.repositories["someone/mine"] = Repository({"README.md": b"words"})
+    featx.push_to_hub(featx.FeatureExtractWrapper(trained, [2, 0]), "someone/mine", token="hf_mine")
+    assert hub.repositories["someone/mine"].files["README.md"] == b"words"
+    read = featx.create_model("hf-hub:someone/mine", pretrained=True, features_only=True)
+    assert read.feature_info.out_indices == (2, 0)
+
+
+def test_what_cannot_be_saved_makes_no_repository(hub):
+    with pytest.raises(ArgumentError, match="was not built by create_model"):
+        featx.push_to_hub(nn.Linear(2, 2), "someone/mine", token="hf_mine")
+    assert hub.requests == []
+
+
+# the commands
+
+
+@dataclass
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., Ran]:
+    """Runs `featx weights …` within this process."""
+
+    def run(*words: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["featx", "weights", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            featx.cli.main()
+        return Ran(exit_.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def write(state: dict[str, Tensor], path: Path) -> Path:
+    write_checkpoint(state, path)
+    return path
+
+
+def test_inspect_counts_tensors_types_and_values(run, tmp_path):
+    state = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2).half(), "n": torch.tensor(1)}
+    path = write(state, tmp_path / "w.safetensors")
+    ran = run("inspect", path)
+    assert ran.status == 0
+    assert f"{path}: 3 tensors (" in ran.out.replace("\n", "")
+    for words in (
+        "1 float32",
+        "1 float16",
+        "1 int64",
+        "9 values",
+        "names such as n, a.weight, a.bias",
+        "no other program's",
+    ):
+        assert words in ran.out
+
+
+def test_inspect_names_values_that_are_not_finite(run, tmp_path):
+    path = write(
+        {"a": torch.tensor([1, torch.nan]), "b": torch.zeros(1), "c": torch.tensor([-torch.inf])}, tmp_path / "w.pt"
+    )
+    lines = run("inspect", path).out.splitlines()
+    assert [line for line in lines if "NaN" in line] == [f"holds infinite values or NaN: {name}" for name in "ac"]
+
+
+def test_inspect_says_whose_layout_it_is(run, tmp_path):
+    mobile = torchvision.models.mobilenet_v3_small(num_classes=2).state_dict()
+    assert "layout: torchvision, for the family MobileNetV3" in run("inspect", write(mobile, tmp_path / "m.pt")).out
+
+
+def test_inspect_for_a_model_says_what_loading_would_do(run, trained, tmp_path):
+    path = write({f"module.{n}": t for n, t in trained.state_dict().items()}, tmp_path / "w.pth")
+    ran = run("inspect", path, "--model", NAME)
+    assert ran.status == 0
+    assert "tensors loaded, layout native" in ran.out
+    assert "fresh    classifier.weight" in ran.out
+
+
+def test_inspect_opens_the_container_that_is_asked_for(run, trained, tmp_path):
+    torch.save({"model": {"x": torch.zeros(1)}, "model_ema": trained.state_dict()}, tmp_path / "w.pt")
+    ran = run("inspect", tmp_path / "w.pt", "--model", NAME, "--container", "model_ema")
+    assert (ran.status, ran.err) == (0, "")
+    assert "1 tensors" in run("inspect", tmp_path / "w.pt").out
+
+
+def test_inspect_takes_a_repository(run, hub):
+    hub.repositories["someone/theirs"] = Repository(
+        {"model.safetensors": safetensors.torch.save({"a": torch.zeros(2)})}
+    )
+    ran = run("inspect", "hf-hub:someone/theirs")
+    assert ran.status == 0
+    assert "hf-hub:someone/theirs: 1 tensors" in ran.out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("resnet18", "resnet18"), ("mobilenetv3_small_100", "mobilenet_v3_small")]
+)
+def test_convert_to_torchvision_and_back_changes_nothing(run, tmp_path, name, theirs, suffix):
+    state = randomise(featx.create_model(name)).state_dict()
+    path, there, back = (tmp_path / f"{stem}{suffix}" for stem in ("native", "there", "back"))
+    write(state, path)
+    ran = run("convert", path, there, "--model", name, "--to", "torchvision")
+    assert (ran.status, ran.err) == (0, "")
+    oracle = torchvision.models.get_model(theirs)
+    read = safetensors.torch.load_file(there) if suffix == ".safetensors" else torch.load(there)
+    oracle.load_state_dict(read)
+    assert run("convert", there, back, "--model", name).status == 0
+    read = safetensors.torch.load_file(back) if suffix == ".safetensors" else torch.load(back)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("inspect", "none.pt"), "none.pt is not a file of weights or a folder with them"),
+        (("inspect", "w.pt", "--model", "resnett18"), "no model is named 'resnett18'"),
+        (("inspect", "w.pt", "--model", NAME), "tensors differ and none was loaded"),
+        (("inspect", "w.pt", "--container", "ema"), "no container 'ema'; the checkpoint has ['a']"),
+        (("inspect", "w.pt", "--model", NAME, "--layout", "cvnets"), "no layout 'cvnets' is known of this family"),
+        (("convert", "w.pt", "v.pt", "--model", NAME), "tensors differ and none was loaded"),
+        (("convert", "good.pt", "v.pt", "--model", NAME, "--to", "caffe"), "no layout 'caffe' is known of this family"),
+        (("convert", "good.pt", "v.onnx", "--model", NAME), "expected a file that ends in .safetensors, .pt or .pth"),
+        (("convert", "good.pt", "none/v.pt", "--model", NAME), "cannot write none/v.pt"),
+        (("inspect", "cut.pt"), "cut.pt is not a whole PyTorch file"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(run, tmp_path, monkeypatch, words, problem):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("featx.factory.spellings", lambda name: [])
+    write({"a": torch.zeros(2)}, Path("w.pt"))
+    if words[1] == "good.pt":
+        write(featx.create_model(NAME).state_dict(), Path("good.pt"))
+    Path("cut.pt").write_bytes(Path("w.pt").read_bytes()[:-30])
+    ran = run(*words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert problem in ran.err
+    assert not list(Path().glob("v.*"))
