@@ -87,8 +87,9 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     def _source(self) -> nn.Module:
         """What says which images the model takes: the pyramid, or the model that it stands in for."""
         pyramid = self._inner
-        says_itself = not isinstance(pyramid, Transparent) or "data_config" in vars(pyramid)
-        return pyramid if says_itself else pyramid._inner
+        if isinstance(pyramid, Transparent) and "data_config" not in vars(pyramid):
+            return pyramid._inner
+        return pyramid
 
     def feature_at(self, stride: int) -> FeatureInfo:
         """The deepest of the returned levels with this reduction; OutIndicesError if there is none."""
