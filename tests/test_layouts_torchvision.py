@@ -255,3 +255,13 @@ def test_a_checkpoint_of_another_depth_is_refused_by_name(tmp_path):
     path = saved(foreign(CASES["mobilenet_v3_large"]), tmp_path)
     with pytest.raises(featx.CheckpointError, match=r"missing    blocks.0.0.se.conv_reduce.weight"):
         featx.create_model("mobilenetv3_small_100", num_classes=7, checkpoint_path=path)
+
+
+def test_resnets_have_the_same_names_there_and_here():
+    back = find("torchvision", ["ResNet"]).from_native
+    for name, theirs in (("resnet18", tv.resnet18), ("resnext50_32x4d", tv.resnext50_32x4d)):
+        with torch.device("meta"):
+            model, reference = featx.create_model(name), theirs()
+        assert back(model.state_dict()).keys() == reference.state_dict().keys()
+    with torch.device("meta"), pytest.raises(featx.CheckpointError, match="torchvision has no ResNet of that kind"):
+        back(featx.create_model("resnet50d").state_dict())

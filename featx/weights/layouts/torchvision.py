@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...preprocessing import IMAGENET
 from ..layout import Layout, State, has
 from ..names import Rule, renamed
@@ -99,7 +100,26 @@ is_convnext = has(r"features\.0\.1\.weight$", r"features\.1\.0\.layer_scale$", r
 is_vit = has(
     r"class_token$", r"conv_proj\.weight$", r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$"
 )
+RESNET = re.compile(r"(conv1|fc|bn1)\.[a-z_]+$|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01])\.[a-z_]+$")
+
+
+def resnet_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return dict(state)
+
+
+def resnet_from_native(state: State) -> StateDict:
+    """The same; CheckpointError for a ResNet that torchvision does not have."""
+    if others := [name for name in state if not RESNET.match(name)]:
+        raise CheckpointError(f"torchvision has no ResNet of that kind: it would not know {others[:3]}")
+    return dict(state)
+
+
+def is_never_told_from_native(_state: State) -> bool:
+    return False
+
+
 LAYOUTS = (
+    Layout("torchvision", "ResNet", is_never_told_from_native, resnet_to_native, resnet_from_native, data=IMAGENET),
     Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native, data=IMAGENET),
     Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native, data=IMAGENET),
     # there is nothing to recognise it by, and nothing to change
