@@ -1,0 +1,160 @@
+"""How what a module returns becomes a map, found from its shapes at the sizes of the images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from ..errors import ArgumentError, ContractError
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+Size = tuple[int, int]
+
+# A class token, a distillation token and registers; more of them must be stated where one size is all there is.
+MOST_PREFIX_TOKENS = 8
+
+# The axes of a layout: channels, and rows and columns or both in one.
+AXES = {"NCHW": (1, (2, 3)), "NHWC": (3, (1, 2)), "NLC": (2, (1,))}
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Where a map is taken, and what must be said about it.
+
+    name: path of the module whose output it is.
+    key: its index or key in the tuple or dictionary that the module returns.
+    layout: the axes of the tensor; "NLC" is a sequence of tokens, row by row. None finds out.
+    prefix: tokens ahead of those of the grid, such as a class token. None finds out.
+
+    Raises ArgumentError for a layout that does not exist, and for prefix tokens of what is no sequence.
+    """
+
+    name: str
+    key: int | str | None = None
+    layout: Layout | None = None
+    prefix: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout not in get_args(Layout):
+            raise ArgumentError(f"layout={self.layout!r} of {self.name!r}: choose one of {get_args(Layout)}")
+        if self.prefix is not None and (self.prefix < 0 or self.layout not in (None, "NLC")):
+            raise ArgumentError(f"prefix={self.prefix} of {self.name!r}: expected 0 or more, and a sequence (NLC)")
+
+    def value(self, output: Any) -> Tensor:
+        """The tensor in what the module returned; ContractError saying what that is if there is none."""
+        found = output if self.key is None else _entry(output, self.key)
+        if not isinstance(found, Tensor):
+            raise ContractError(f"module {self.name!r} returned {described(output)}: {self._advice(output)}")
+        return found
+
+    def _advice(self, output: Any) -> str:
+        keys = [key for key in _keys(output) if isinstance(_entry(output, key), Tensor)]
+        if not keys:
+            return "tap a module inside it that returns a tensor"
+        return f"choose one of its tensors with Tap({self.name!r}, key={keys[0]!r}); it has {keys}"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The layout of a tensor that is a map, its channels, input pixels per cell, and the tokens ahead of its grid."""
+
+    layout: Layout
+    chs: int
+    reduction: int
+    prefix: int = 0
+
+    def split(self, value: Tensor, size: Size, name: str) -> tuple[Tensor, Tensor]:
+        """Prefix tokens (N, prefix, chs) and map (N, chs, h, w) of what a module returned for images of `size`."""
+        if self.layout == "NCHW":
+            return value.new_empty(value.shape[0], 0, self.chs), value
+        if self.layout == "NHWC":
+            return value.new_empty(value.shape[0], 0, self.chs), value.permute(0, 3, 1, 2)
+        prefix, rest = value[:, : self.prefix], value[:, self.prefix :]
+        for grid in grids(size, self.reduction):
+            if grid[0] * grid[1] == rest.shape[1]:
+                return prefix, rest.transpose(1, 2).unflatten(2, grid)
+        raise ContractError(
+            f"module {name!r} returned {rest.shape[1]} tokens for images of {size[0]}x{size[1]} pixels, which is no "
+            f"grid of 1/{self.reduction}: choose sides that are multiples of {self.reduction}"
+        )
+
+
+def grids(size: Size, reduction: int) -> tuple[Size, Size]:
+    """Cells of whole patches, and of these and partly covered ones."""
+    height, width = size
+    return (height // reduction, width // reduction), (-(-height // reduction), -(-width // reduction))
+
+
+def forms(tap: Tap, shapes: Sequence[tuple[int, ...]], images: Sequence[tuple[int, ...]]) -> list[Form]:
+    """What the tensor of `tap` may be, given its shapes for images (N, C, H, W) of one size or of two."""
+    if any(shape[:1] != batch[:1] for shape, batch in zip(shapes, images, strict=True)):
+        return []
+    sizes = [(batch[2], batch[3]) for batch in images]
+    layouts = [layout for layout, (_, sides) in AXES.items() if len(shapes[0]) == 2 + len(sides)]
+    layouts = [layout for layout in layouts if tap.layout in (None, layout)]
+    return [form for layout in layouts for form in _forms(tap, layout, shapes, sizes)]
+
+
+def _forms(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Size]) -> Iterator[Form]:
+    axis, sides = AXES[layout]
+    chs = {shape[axis] for shape in shapes}
+    if len(chs) > 1:
+        return
+    if len(sides) == 1:
+        yield from _sequences(tap, min(chs), [shape[1] for shape in shapes], sizes)
+        return
+    rows, columns = ([shape[side] for shape in shapes] for side in sides)
+    found = {_reduction([h for h, _ in sizes], rows), _reduction([w for _, w in sizes], columns)}
+    if len(found) == 1 and None not in found:
+        yield Form(layout, min(chs), found.pop() or 1)
+
+
+def _reduction(pixels: Sequence[int], cells: Sequence[int]) -> int | None:
+    """Pixels per cell along one side; None if the cells do not grow with the pixels."""
+    if 0 in cells or (len(cells) == 2 and cells[1] <= cells[0]):
+        return None
+    # the difference of two sizes is free of what unpadded borders take away
+    span, count = (pixels[1] - pixels[0], cells[1] - cells[0]) if len(cells) == 2 else (pixels[0], cells[0])
+    reduction = round(span / count)
+    return reduction if reduction and abs(span - count * reduction) <= reduction else None
+
+
+def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[Form]:
+    """The reduction that leaves the same number of prefix tokens at all sizes, and the fewest."""
+    found = []
+    for reduction in range(1, min(sizes[0]) + 1):
+        for places in zip(*(grids(size, reduction) for size in sizes), strict=True):
+            prefix = {length - h * w for length, (h, w) in zip(lengths, places, strict=True)}
+            whole = len(sizes) == 2 or tap.prefix is not None or sizes[0] == tuple(reduction * n for n in places[0])
+            if len(prefix) == 1 and min(prefix) >= 0 and whole and tap.prefix in (None, *prefix):
+                found.append((min(prefix), reduction))
+    if found and (len(sizes) == 2 or tap.prefix is not None or min(found)[0] <= MOST_PREFIX_TOKENS):
+        prefix, reduction = min(found)
+        yield Form("NLC", chs, reduction, prefix)
+
+
+def _keys(output: Any) -> list[Any]:
+    return (
+        list(output) if isinstance(output, dict) else [*range(len(output))] if isinstance(output, tuple | list) else []
+    )
+
+
+def _entry(output: Any, key: int | str) -> Any:
+    if isinstance(output, tuple | list) and isinstance(key, int) and not -len(output) <= key < len(output):
+        return None
+    if isinstance(output, dict):
+        return output.get(key)
+    return output[key] if isinstance(output, tuple | list) and isinstance(key, int) else None
+
+
+def described(output: Any) -> str:
+    """What a module returned, in words."""
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    kind = type(output).__name__
+    if isinstance(output, dict):
+        return f"a {kind} of {', '.join(f'{key}: {described(value)}' for key, value in output.items()) or 'nothing'}"
+    if isinstance(output, tuple | list):
+        return f"a {kind} of {', '.join(described(value) for value in output) or 'nothing'}"
+    return f"a {kind}"

@@ -1,0 +1,83 @@
+"""Runs of a model without values, at two sizes and in both modes: what can be known of it without computing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ContractError, InputError
+from .flow import Run, observe
+from .order import meta_images
+
+# Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
+GROWTH = (672, 1344)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Runs of one model. The first is in eval mode on `images`; larger images, and training, are there if they run.
+
+    argument: the keyword argument under which the model takes images; None is its first positional one.
+    """
+
+    images: Tensor
+    argument: str | None
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def measured(self) -> list[Run]:
+        """The runs in eval mode, one for each size of images."""
+        return [run for run in self.runs if not run.training]
+
+    def again(self, model: nn.Module) -> "Survey":
+        """The same runs of another model; raises what that raises."""
+        runs = [observe(model, _like(self.images, run.images), self.argument, run.training) for run in self.runs]
+        return Survey(self.images, self.argument, tuple(runs))
+
+
+def survey(model: nn.Module, example: Tensor | None = None, argument: str | None = None) -> Survey:
+    """Run copies of `model` on images as large as `example`; ContractError if it does not run.
+
+    That is on the meta device, without values; if the model needs those, it runs on `example` itself, once.
+    """
+    if example is not None and (not isinstance(example, Tensor) or example.ndim != 4):
+        what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"example: expected images (N, C, H, W), got {what}")
+    images = meta_images(model) if example is None else torch.empty(2, *example.shape[1:], device="meta")
+    images = images if example is None else images.to(example.dtype)
+    try:
+        first = observe(model, images, argument, training=False)
+    except Exception as error:
+        if example is None or example.is_meta:
+            raise _does_not_run(model, images, error) from error
+        return Survey(example, argument, (_computed(model, example, argument),))
+    larger = tuple(side + growth for side, growth in zip(images.shape[2:], GROWTH, strict=True))
+    others = [(_like(images, (*images.shape[:2], *larger)), False), (images, True)]
+    runs = [run for batch, training in others if (run := _run_of(model, batch, argument, training))]
+    return Survey(images, argument, (first, *runs))
+
+
+def _computed(model: nn.Module, example: Tensor, argument: str | None) -> Run:
+    try:
+        return observe(model, example, argument, training=False)
+    except Exception as error:
+        raise _does_not_run(model, example, error) from error
+
+
+def _run_of(model: nn.Module, images: Tensor, argument: str | None, training: bool) -> Run | None:
+    """None if the model does not take these images or does not run in this mode, which is its right."""
+    try:
+        return observe(model, images, argument, training)
+    except Exception:
+        return None
+
+
+def _like(images: Tensor, shape: Sequence[int]) -> Tensor:
+    return images if tuple(shape) == tuple(images.shape) else images.new_empty(shape)
+
+
+def _does_not_run(model: nn.Module, images: Tensor, error: Exception) -> ContractError:
+    where = "meta tensors" if images.is_meta else "images"
+    hint = "pass example=, images that it takes" if images.is_meta else "expected images that it takes"
+    return ContractError(f"{type(model).__name__} does not run on {where} {tuple(images.shape)}: {error} ({hint})")

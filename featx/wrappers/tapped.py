@@ -1,0 +1,238 @@
+"""Maps of any model, taken where its own forward computes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..backbone import Pyramid
+from ..errors import ArgumentError, ContractError, InputError
+from ..features import FeatureInfo, Levels
+from .flow import Run, bits, call, structural_copy
+from .form import Form, Size, Tap, described, forms
+from .skip import largest, skip, unneeded
+from .survey import Survey, survey
+from .transparent import Transparent
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A tap, the path that `named_modules` has for its module, and how what that returns becomes a map."""
+
+    tap: Tap
+    path: str
+    form: Form
+
+    def value(self, run: Run) -> Tensor:
+        return self.tap.value(run.calls[self.path][0].output)
+
+    def needs(self, runs: Sequence[Run]) -> int:
+        """The bits of what the map depends on."""
+        sources = 0
+        for run in runs:
+            if self.path in run.calls:
+                sources |= run.calls[self.path][0].sources_of(self.value(run))
+        return sources
+
+    def overwritten(self, runs: Sequence[Run]) -> bool:
+        """Whether something changes the map in place after it was taken."""
+        return any(run.calls[self.path][0].overwritten(self.value(run)) for run in runs if self.path in run.calls)
+
+    def shapes(self, runs: Sequence[Run]) -> list[tuple[int, tuple[int, ...]] | None]:
+        """In each run, the number of calls and what the first of them returned; None without a call."""
+        return [
+            (len(run.calls[self.path]), tuple(self.value(run).shape)) if self.path in run.calls else None
+            for run in runs
+        ]
+
+
+class Tapped(Transparent[nn.Module], Pyramid):
+    """Runs `model` as it is and takes the outputs of some of its modules as maps, by hooks on a copy.
+
+    The copy shares all tensors with `model`, which stays untouched. In what `cut` returns, every module and parameter
+    that no asked map depends on is left out, if the model's forward still runs without them; `excess` names the
+    parameters where it does not.
+
+    size: the only size (height, width) of images that the model takes, None if it takes others too.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], seen: Survey | None = None, size: Size | None = None
+    ) -> None:
+        copied = structural_copy(model)
+        super().__init__(copied)
+        self._seen: Survey | None = seen or survey(model)
+        self._argument, self._size = self._seen.argument, size
+        self.in_chans = self._seen.images.shape[1]
+        self._points = _points(copied, taps, self._seen)
+        self.feature_info = _levels(self._points)
+        self._holder = _Holder()
+        self._listen(self._seen, range(len(self._points)))
+
+    def level_of(self, tap: Tap) -> int:
+        """The position of its map in `feature_info`."""
+        return [point.tap for point in self._points].index(tap)
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        return [map_ for _, map_ in self.forward_tokens(x, levels)]
+
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        height, width = x.shape[2:]
+        if self._size is not None and (height, width) != self._size:
+            raise InputError(f"expected images of {self._size[0]}x{self._size[1]} pixels, got {height}x{width}")
+        self._holder.taken = taken = {}
+        try:
+            call(self._inner, x, self._argument)
+        finally:
+            self._holder.taken = None
+        missing = [self.feature_info[level].name for level in levels if level not in taken]
+        if missing:
+            raise ContractError(f"{type(self._inner).__name__} did not call {missing} for images of {height}x{width}")
+        return [
+            self._points[level].form.split(taken[level], (height, width), self.feature_info[level].name)
+            for level in levels
+        ]
+
+    def unused(self, levels: Sequence[int]) -> tuple[str, ...]:
+        """Nothing that could be deleted, whatever `levels`: the forward expects all modules; see `cut`."""
+        del levels
+        return ()
+
+    def cut(self, levels: Sequence[int]) -> "Tapped":
+        """A copy that shares all tensors, computes no maps but those of `levels`, and holds little else."""
+        seen = self._seen
+        if seen is None:
+            raise ContractError("this has been cut already: cut what it was cut from")
+        points = [self._points[level] for level in levels]
+        needs, bit = 0, bits(self._inner)
+        for point in points:
+            needs |= point.needs(seen.runs)
+        expected = [point.shapes(seen.runs) for point in points]
+        attempts: dict[tuple[str, ...], tuple[Tapped, Survey]] = {}
+
+        def works(paths: Sequence[str]) -> bool:
+            attempt = structural_copy(self, keep=[seen])
+            attempt._silence()
+            skip(attempt._inner, paths, seen.runs)
+            try:
+                again = seen.again(attempt._inner)
+                same = [point.shapes(again.runs) for point in points] == expected
+            except Exception:  # whatever the model's forward says of zeros where it had results
+                return False
+            if same:
+                attempts[tuple(paths)] = attempt, again
+            return same
+
+        chosen = largest(unneeded(self._inner, needs, bit, seen.runs), works)
+        if not chosen and not works(chosen):
+            raise ContractError(
+                f"{type(self._inner).__name__} does not do the same twice: its maps cannot be relied on"
+            )
+        attempt, again = attempts[tuple(chosen)]
+        attempt._listen(again, levels)
+        attempt.excess = tuple(name for name, _ in attempt._inner.named_parameters() if not bit[name] & needs)
+        attempt._seen = None
+        return attempt
+
+    def _listen(self, seen: Survey, levels: Sequence[int]) -> None:
+        for level in levels:
+            point = self._points[level]
+            hook = _Take(self._holder, level, point.tap, point.overwritten(seen.runs))
+            self._inner.get_submodule(point.tap.name).register_forward_hook(hook)
+
+    def _silence(self) -> None:
+        for module in self._inner.modules():
+            hooks = [key for key, hook in module._forward_hooks.items() if isinstance(hook, _Take)]
+            for key in hooks:
+                del module._forward_hooks[key]
+
+
+class _Holder:
+    """What the hooks of one model have taken in the forward that runs, by level; None outside of it.
+
+    So nothing stays referenced, and what gradient checkpointing computes again is not taken.
+    """
+
+    taken: dict[int, Tensor] | None = None
+
+
+@dataclass(slots=True)
+class _Take:
+    """A hook that takes a map where it is computed, and a copy of it if it is overwritten later."""
+
+    holder: _Holder
+    level: int
+    tap: Tap
+    overwritten: bool
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self.holder.taken is not None:
+            value = self.tap.value(output)
+            self.holder.taken[self.level] = value.clone() if self.overwritten else value
+
+
+def _points(model: nn.Module, taps: Sequence[Tap], seen: Survey) -> tuple[Point, ...]:
+    """The taps in the order the model computes them; ContractError if one is no map."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    order = {path: place for place, path in enumerate(seen.runs[0].calls)}
+    found = [_point(tap, paths[id(_module(model, tap.name))], seen) for tap in taps]
+    return tuple(sorted(found, key=lambda point: order[point.path]))
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules()]
+        close = get_close_matches(path, names, n=3) or names[1:6]
+        raise ArgumentError(f"{type(model).__name__} has no module {path!r}; the closest are {close}") from None
+
+
+def _point(tap: Tap, path: str, seen: Survey) -> Point:
+    form = form_of(tap, path, seen.measured)
+    if isinstance(form, str):
+        raise ContractError(form)
+    return Point(tap, path, form)
+
+
+def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> Form | str:
+    """How what the module at `path` returned becomes a map, or why it does not."""
+    calls = [run.calls.get(path, []) for run in runs]
+    if not calls[0]:
+        return f"module {tap.name!r} is never called: tap a module that is"
+    if any(len(made) != 1 for made in calls):
+        return (
+            f"module {tap.name!r} is called {len(calls[0])} times: tap a module that is called once, such as its owner"
+        )
+    values = [tap.value(made[0].output) for made in calls]
+    images = [run.images for run in runs]
+    possible = forms(tap, [tuple(value.shape) for value in values], images)
+    if len(possible) == 1 and values[0].is_floating_point():
+        return possible[0]
+    told = " and ".join(
+        f"{described(value)} for images of {h}x{w}" for value, (*_, h, w) in zip(values, images, strict=True)
+    )
+    if possible:
+        return f"module {tap.name!r} returned {told}: state layout=, it may be any of {[f.layout for f in possible]}"
+    stated = {"layout": tap.layout, "prefix": tap.prefix}
+    stated = ", ".join(f"{key}={value!r}" for key, value in stated.items() if value is not None)
+    return f"module {tap.name!r} returned {told}, which is no map (N, C, H, W), (N, H, W, C) or grid of tokens" + (
+        f" with {stated}" if stated else ""
+    )
+
+
+def _levels(points: Sequence[Point]) -> Levels:
+    """A row per map, named after the module, and the key where several are from one."""
+    paths = [point.tap.name for point in points]
+    names = [
+        point.tap.name if paths.count(point.tap.name) == 1 else f"{point.tap.name}[{point.tap.key!r}]"
+        for point in points
+    ]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ArgumentError(f"{twice} tapped twice: name each map once")
+    return Levels(
+        FeatureInfo(point.form.chs, point.form.reduction, name) for point, name in zip(points, names, strict=True)
+    )
