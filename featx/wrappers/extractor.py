@@ -1,7 +1,7 @@
 """FeatureExtractWrapper: images in, maps out."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,12 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     @property
     def in_chans(self) -> int | None:
         """Channels of the images, None if the model does not say."""
-        return getattr(self._source, "in_chans", None)
+        return self._fact("in_chans")
 
     @property
     def data_config(self) -> DataConfig | None:
         """Preprocessing that the weights expect, None if the model does not say."""
-        return getattr(self._source, "data_config", None)
+        return self._fact("data_config")
 
     @property
     def excess(self) -> tuple[str, ...]:
@@ -77,7 +77,12 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     @property
     def load_report(self) -> LoadReport | None:
         """What loading the weights did, None for a model that `create_model` did not load."""
-        return getattr(self._source, "load_report", None)
+        return self._fact("load_report")
+
+    def _fact(self, name: str) -> Any:
+        """What the pyramid says of images and weights, or the model that it wraps."""
+        own = getattr(self._inner, name, None)
+        return getattr(self._source, name, None) if own is None else own
 
     def _check(self, x: Tensor) -> None:
         """Raise InputError unless `x` is a batch of images that this extractor takes."""
