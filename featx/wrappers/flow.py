@@ -59,7 +59,7 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
     """
     meta = images.is_meta
     twin = structural_copy(model, _emptied if meta else _shared).train(training)
-    run, flow, bit = Run(tuple(images.shape), training), _Flow(), bits(twin)
+    run, flow, bit = Run(tuple(images.shape), training), _Flow(meta), bits(twin)
     for name, parameter in twin.named_parameters():
         flow.mark(parameter, bit[name])
     for path, module in twin.named_modules():
@@ -116,12 +116,20 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
+def _normalised(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+# Shapes that PyTorch finds by decomposing the operation, which takes longer than all the rest.
+SHORTCUTS: dict[Any, Any] = {torch.ops.aten.native_batch_norm.default: _normalised}
+
+
 class _Flow(TorchDispatchMode):
     """Follows through every operation which modules and parameters each tensor depends on."""
 
-    def __init__(self) -> None:
+    def __init__(self, meta: bool) -> None:
         super().__init__()
-        self.within = [0]
+        self.meta, self.within = meta, [0]
         self._own: dict[int, int] = {}
         self._written: dict[int, int] = {}  # by storage, as a view may be written to and its base read
         self._alive: list[Any] = []  # an id must not be reused
@@ -135,8 +143,9 @@ class _Flow(TorchDispatchMode):
         return self._own.get(id(tensor), 0) | self._written.get(_storage(tensor), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
+        output = SHORTCUTS.get(func, func)(*args, **kwargs) if self.meta else func(*args, **kwargs)
         sources = self.within[-1]
         for tensor in _tensors_in((args, kwargs)):
             sources |= self.sources(tensor)

@@ -105,6 +105,8 @@ def _forms(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequ
         yield from _sequences(tap, min(chs), [shape[1] for shape in shapes], sizes)
         return
     rows, columns = ([shape[side] for shape in shapes] for side in sides)
+    if len(sizes) == 1 and tap.layout is None and {shapes[0][side] for side in sides} == {1}:
+        return  # what is pooled for good, if nothing says otherwise
     found = {_reduction([h for h, _ in sizes], rows), _reduction([w for _, w in sizes], columns)}
     if len(found) == 1 and None not in found:
         yield Form(layout, min(chs), found.pop() or 1)
