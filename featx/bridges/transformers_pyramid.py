@@ -1,0 +1,294 @@
+"""Maps of the models of transformers: the feature maps of its backbones, the hidden states of its other models.
+
+The package's own forward runs, on a copy of the model's modules that shares its tensors and lacks what the maps do not
+need, so that values are the package's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from inspect import getclosurevars, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Pyramid
+from ..errors import ContractError
+from ..features import FeatureInfo, Levels
+from ..wrappers.transparent import Transparent
+from .transformers_levels import Shape, Size, as_map, shape_of
+from .transformers_trim import read_on_meta, shared_copy, trimmed
+
+Inputs = Callable[[Any, Tensor], dict[str, Any]]
+
+
+def in_order(model: Any, x: Tensor) -> dict[str, Tensor]:
+    """The noise by which a masked autoencoder shuffles patches, so that it leaves them in place."""
+    patches = (x.shape[2] // model.config.patch_size) * (x.shape[3] // model.config.patch_size)
+    return {"noise": torch.arange(patches, device=x.device, dtype=x.dtype).expand(x.shape[0], -1)}
+
+
+# Model types that need more than images to give their maps, or other settings than their default.
+INPUTS: dict[str, Inputs] = {"vit_mae": in_order}
+SETTINGS: dict[str, dict[str, Any]] = {"vit_mae": {"mask_ratio": 0.0}}
+
+# Arguments with which every model is called that has them.
+ALWAYS = {"interpolate_pos_encoding": True, "output_hidden_states": True, "return_dict": True}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How maps are had of a model.
+
+    tower: path of the part that takes images. entry: of its output: feature_maps or hidden_states.
+    taken: positions in that entry, one per level.
+    """
+
+    tower: str
+    entry: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    taken: tuple[int, ...] | None = None
+
+    def __call__(self, model: nn.Module, x: Tensor) -> list[Tensor]:
+        tower: Any = model.get_submodule(self.tower)
+        inputs = INPUTS.get(tower.config.model_type)
+        output = tower(pixel_values=x, **self.arguments, **(inputs(tower, x) if inputs else {}))
+        tensors = output[self.entry]
+        return list(tensors) if self.taken is None else [tensors[i] for i in self.taken]
+
+
+class TransformersPyramid(Transparent[nn.Module], Pyramid):
+    """A model of transformers as a source of maps.
+
+    corrections: where the package declares other channels than its maps have.
+    runs_unused: names of parameters that the package's forward insists on although no map of the levels needs them.
+    """
+
+    def __init__(self, model: nn.Module, reading: Reading, levels: Levels, shapes: Sequence[Shape]) -> None:
+        super().__init__(model)
+        self.feature_info = levels
+        self._reading, self._shapes = reading, tuple(shapes)
+        self._offered = tuple(range(len(levels)))
+        self._runs_unused: tuple[str, ...] = ()
+        self._corrections: tuple[str, ...] = ()
+
+    @property
+    def runs_unused(self) -> tuple[str, ...]:
+        return self._runs_unused
+
+    @property
+    def corrections(self) -> tuple[str, ...]:
+        return self._corrections
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        return [as_map(tensor, self._shapes[i], x) for i, tensor in self._tensors(x, levels)]
+
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        return [(self._prefix(tensor, i), as_map(tensor, self._shapes[i], x)) for i, tensor in self._tensors(x, levels)]
+
+    def _tensors(self, x: Tensor, levels: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        offered = self._reading(self._inner, x)
+        return ((level, offered[self._offered.index(level)]) for level in levels)
+
+    def _prefix(self, tensor: Tensor, level: int) -> Tensor:
+        shape = self._shapes[level]
+        return tensor[:, : shape.prefix] if shape.axis == 2 else tensor.new_empty(tensor.shape[0], 0, shape.chs)
+
+    def unused(self, levels: Sequence[int]) -> Sequence[str]:
+        """No module: `cut` has left out what `levels` do not need."""
+        del levels
+        return ()
+
+    def cut(self, levels: Sequence[int]) -> TransformersPyramid:
+        """This pyramid for `levels` alone."""
+        copied, reading = shared_copy(self._inner), self._reading
+        positions = [self._offered.index(level) for level in levels]
+        if reading.entry == "feature_maps":
+            tower: Any = copied.get_submodule(reading.tower)
+            choose(tower, [tower.out_features[i] for i in positions])
+        else:
+            reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
+        model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
+        cut = TransformersPyramid(picklable(model), reading, self.feature_info, self._shapes)
+        cut._offered, cut._runs_unused, cut._corrections = tuple(levels), left, self._corrections
+        return cut
+
+
+def as_pyramid(model: nn.Module) -> TransformersPyramid:
+    """The maps of any model of transformers that has an image backbone or encoder in it; ContractError if none has."""
+    copied = shared_copy(model).eval()
+    tower = _tower(copied)
+    part: Any = copied.get_submodule(tower)
+    backbone = hasattr(part, "out_features")
+    named = signature(part.forward).parameters
+    arguments = {name: value for name, value in ALWAYS.items() if name in named or name == "output_hidden_states"}
+    for name, value in SETTINGS.get(part.config.model_type, {}).items():
+        setattr(part.config, name, value)
+    copied.in_chans, copied.data_config = _in_chans(part), getattr(model, "data_config", None)
+    build = _of_backbone if backbone else _of_hidden_states
+    pyramid = build(copied, Reading(tower, "feature_maps" if backbone else "hidden_states", arguments))
+    return pyramid.train(model.training)
+
+
+def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
+    """One level per stage: all of them where the backbone can, those it was built for otherwise."""
+    reading = replace(reading, arguments={k: v for k, v in reading.arguments.items() if k != "output_hidden_states"})
+    tower = model.get_submodule(reading.tower)
+    built = list(tower.out_features)
+    for stages in (list(tower.stage_names), list(tower.stage_names)[1:], built):
+        choose(tower, stages)
+        if _runs(model, reading):
+            break
+    shapes = _measured(model, reading)
+    if getattr(tower.config, "reshape_hidden_states", False):
+        shapes = _as_tokens(model, reading, tower.config, shapes) or shapes
+    levels = Levels(FeatureInfo(s.chs, s.reduction, name) for s, name in zip(shapes, tower.out_features, strict=True))
+    pyramid = TransformersPyramid(picklable(model), reading, levels, shapes)
+    declared = dict(zip(tower.stage_names, tower.num_features, strict=True))
+    pyramid._corrections = tuple(
+        f"{level.name} has {level.chs} channels, declared are {declared[level.name]}"
+        for level in levels
+        if declared[level.name] != level.chs
+    )
+    return pyramid
+
+
+def _as_tokens(model: nn.Module, reading: Reading, config: Any, before: Sequence[Shape]) -> list[Shape] | None:
+    """The shapes if the backbone leaves its tokens as they are, prefix tokens before the patches; None if it cannot."""
+    config.reshape_hidden_states = False
+    try:
+        shapes = _measured(model, reading)
+    except ContractError:
+        shapes = []
+    if [(s.chs, s.reduction) for s in shapes] != [(s.chs, s.reduction) for s in before] or not shapes[0].prefix:
+        config.reshape_hidden_states = True
+        return None
+    return shapes
+
+
+def _of_hidden_states(model: Any, reading: Reading) -> TransformersPyramid:
+    """One level per block, or, where reductions differ, one per reduction: its deepest hidden state."""
+    shapes = _measured(model, reading)
+    tower = model.get_submodule(reading.tower)
+    taken = list(range(len(shapes)))
+    if len({shape.reduction for shape in shapes}) > 1:
+        taken = [i for i in taken if shapes[i].reduction not in [shape.reduction for shape in shapes[i + 1 :]]]
+    elif len(taken) == getattr(tower.config, "num_hidden_layers", None) + 1:
+        taken = taken[1:]  # the first is what the blocks get
+    names = _names(model, reading)
+    chosen = [shapes[i] for i in taken]
+    levels = Levels(FeatureInfo(shapes[i].chs, shapes[i].reduction, names[i]) for i in taken)
+    return TransformersPyramid(picklable(model), replace(reading, taken=tuple(taken)), levels, chosen)
+
+
+def _names(model: nn.Module, reading: Reading) -> list[str]:
+    """Path of the outermost module that returns each hidden state, "hidden_states.<i>" if none does."""
+    makers: dict[int, str] = {}
+    kept: list[Any] = []
+
+    def note(path: str, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor):
+            kept.append(first)  # alive, so that no other tensor gets its id
+            makers[id(first)] = path
+
+    traced = shared_copy(model)
+    for path, module in traced.named_modules():
+        if path and path != reading.tower:
+            module.register_forward_hook(lambda _, __, output, path=path: note(path, output))
+    tensors, _ = read_on_meta(traced, reading, _images(model, _size(model)))
+    return [makers.get(id(tensor), f"hidden_states.{i}") for i, tensor in enumerate(tensors)]
+
+
+def choose(tower: Any, stages: Sequence[str]) -> None:
+    """Let the backbone return the maps of these stages, in place."""
+    tower.config._out_features = list(stages)
+    tower.config._out_indices = [list(tower.stage_names).index(stage) for stage in stages]
+
+
+def _measured(model: Any, reading: Reading) -> list[Shape]:
+    """The shapes of the tensors at the size the model is made for, and at twice that if it takes it."""
+    height, width = _size(model)
+    seen: list[tuple[Size, list[torch.Size]]] = []
+    for factor in (1, 2):
+        size = (height * factor, width * factor)
+        try:
+            tensors, _ = read_on_meta(model, reading, _images(model, size))
+        except Exception as error:  # whatever the model's code says of a size
+            if not seen:
+                raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
+            break
+        if all(t.shape[0] == 2 for t in tensors):
+            seen.append((size, [tensor.shape for tensor in tensors]))
+    if not seen:
+        raise ContractError(f"{type(model).__name__} returns tensors whose first axis is not that of the images")
+    patch = getattr(model.get_submodule(reading.tower).config, "patch_size", None)
+    patch = patch if isinstance(patch, int) else None
+    return [shape_of([(size, shapes[i]) for size, shapes in seen], patch) for i in range(len(seen[0][1]))]
+
+
+def _runs(model: nn.Module, reading: Reading) -> bool:
+    try:
+        read_on_meta(model, reading, _images(model, _size(model)))
+    except Exception:  # whatever the model's code says of stages it has no norms for
+        return False
+    return True
+
+
+def _tower(model: nn.Module) -> str:
+    """Path of the outermost part of a model that takes nothing but images."""
+    from transformers import PreTrainedModel
+
+    for path, part in model.named_modules():
+        if isinstance(part, PreTrainedModel) and part.main_input_name == "pixel_values":
+            return path
+    raise ContractError(f"{type(model).__name__} has no part that takes images")
+
+
+def _in_chans(tower: Any) -> int:
+    convs = (module.in_channels for module in tower.modules() if isinstance(module, nn.Conv2d))
+    return getattr(tower.config, "num_channels", None) or next(convs, 3)
+
+
+def _size(model: Any) -> Size:
+    size = getattr(model.get_submodule(_tower(model)).config, "image_size", None) or 256
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def _images(model: Any, size: Size) -> Tensor:
+    return torch.empty(2, _in_chans(model.get_submodule(_tower(model))), *size, device="meta")
+
+
+class Recorded:
+    """A hook with which transformers records hidden states, which can be pickled."""
+
+    def __init__(self, key: str, index: int, capture_initial_hidden_state: bool) -> None:
+        from transformers.utils.output_capturing import install_output_capuring_hook
+
+        self._facts = (key, index, capture_initial_hidden_state)
+        bearer = nn.Identity()
+        install_output_capuring_hook(bearer, *self._facts)
+        (self._hook,) = bearer._forward_hooks.values()
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return self._hook(module, inputs, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recorded, self._facts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
+        return copy.copy(self)
+
+
+def picklable(model: nn.Module) -> nn.Module:
+    """The model itself; the package's hooks on its modules, which are local functions, are replaced in place."""
+    for module in model.modules():
+        for key, hook in module._forward_hooks.items():
+            if getattr(hook, "__name__", "") == "output_capturing_hook":
+                facts = getclosurevars(hook).nonlocals
+                recorded = Recorded(facts["key"], facts["index"], facts["capture_initial_hidden_state"])
+                module._forward_hooks[key] = recorded
+    return model
