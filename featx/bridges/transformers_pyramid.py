@@ -140,7 +140,7 @@ def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
     built = list(tower.out_features)
     for stages in (list(tower.stage_names), list(tower.stage_names)[1:], built):
         choose(tower, stages)
-        if _runs(model, reading):
+        if _offers(model, reading):
             break
     shapes = _measured(model, reading)
     if getattr(tower.config, "reshape_hidden_states", False):
@@ -230,12 +230,13 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
     return [shape_of([(size, shapes[i]) for size, shapes in seen], patch) for i in range(len(seen[0][1]))]
 
 
-def _runs(model: nn.Module, reading: Reading) -> bool:
+def _offers(model: nn.Module, reading: Reading) -> bool:
     try:
-        read_on_meta(model, reading, _images(model, _size(model)))
+        maps, _ = read_on_meta(model, reading, _images(model, _size(model)))
     except Exception:  # whatever the model's code says of stages it has no norms for
         return False
-    return True
+    tower: Any = model.get_submodule(reading.tower)
+    return len(maps) == len(tower.out_features)
 
 
 def _tower(model: nn.Module) -> str:

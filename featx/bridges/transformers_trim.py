@@ -38,15 +38,18 @@ def shared_copy(model: Module) -> Module:
 
 def read_on_meta(model: nn.Module, read: Read, x: Tensor, *, grad: bool = False) -> tuple[list[Tensor], Computation]:
     """What `read(model, x)` returns without computing it, and how it would be computed (if `grad`)."""
-    state = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(grad and tensor.is_floating_point())
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    }
+    state = {name: _without_values(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for name, _ in model.named_parameters():
+        state[name].requires_grad_(grad)
     call = _Call(model, read)
     with torch.set_grad_enabled(grad):
         outputs = list(functional_call(call, {f"model.{name}": tensor for name, tensor in state.items()}, (x,)))
     names = {id(tensor): name for name, tensor in state.items()} | {id(x): "images"}
     return outputs, computation(outputs, names) if grad else ((), frozenset())
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 class _Call(nn.Module):

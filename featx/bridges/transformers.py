@@ -1,0 +1,250 @@
+"""Models of transformers (https://huggingface.co/docs/transformers): its backbones and its other image encoders.
+
+A name is a model type ("convnext": the default configuration, random weights), a repository on the Hub
+("facebook/convnext-tiny-224", also with "@revision") or a folder with a config.json.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import float32, nn
+
+from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from .transformers_data import data_config
+from .transformers_pyramid import TransformersPyramid, as_pyramid
+
+# Image encoders that have no Backbone class; their maps are hidden states.
+ENCODERS = (
+    *("aimv2_vision_model", "chinese_clip_vision_model", "clip_vision_model", "cvt", "data2vec-vision", "deit"),
+    *("donut-swin", "dpt", "efficientnet", "glpn", "ijepa", "internvl_vision", "levit", "mlcd_vision_model"),
+    *("mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "regnet", "sam_vision_model"),
+    *("segformer", "siglip_vision_model", "swiftformer", "vit", "vit_mae", "vit_msn"),
+    *("blip_vision_model", "metaclip_2_vision_model", "sam2_hiera_det_model", "sam_hq_vision_model"),
+)
+
+# The image encoder in models of images and text.
+TOWERS = {
+    "clip": "clip_vision_model",
+    "blip": "blip_vision_model",
+    "siglip": "siglip_vision_model",
+    "chinese_clip": "chinese_clip_vision_model",
+    "metaclip_2": "metaclip_2_vision_model",
+    "aimv2": "aimv2_vision_model",
+    "mlcd": "mlcd_vision_model",
+    "tipsv2": "tipsv2_vision_model",
+    "sam": "sam_vision_model",
+    "sam_hq": "sam_hq_vision_model",
+    "internvl": "internvl_vision",
+}
+
+# Encoders that the package's AutoModel does not list.
+CLASSES = {"blip_vision_model": "BlipVisionModel", "metaclip_2_vision_model": "MetaClip2VisionModel"}
+
+REFUSED = {
+    "dinat": "its attention needs the package natten, which this version of transformers does not find",
+    "pp_lcnet_v4": "its default cells, for lines of text, are not square",
+    "timm_backbone": "it is a model of timm: use timm/<name>",
+    "timm_wrapper": "it is a model of timm: use timm/<name>",
+    "imagegpt": "it reads colour clusters, not images",
+    "perceiver": "its latents have no places in the image",
+    "yolos": "detection tokens follow its patches, which leaves no prefix and no grid",
+    "siglip2_vision_model": "it reads patches cut beforehand, not images",
+    "videomae": "it reads videos",
+    "timesformer": "it reads videos",
+    "vivit": "it reads videos",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a configuration is from: a repository or folder and its revision; "" for a model type."""
+
+    where: str = ""
+    revision: str = "main"
+
+
+def names() -> list[str]:
+    """The model types whose maps can be had, with their default configuration."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+    known = {*MODEL_FOR_BACKBONE_MAPPING_NAMES, *ENCODERS} - {*REFUSED, *TOWERS}
+    return sorted(name for name in known if name in CONFIG_MAPPING)
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool = False,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    output_stride: int | None = None,
+    cache_dir: str | Path | None = None,
+    **arch: Any,
+) -> nn.Module:
+    """The package's backbone, offering all its stages, or its encoder; with `num_classes`, its image classifier.
+
+    arch: fields of the model's configuration. Raises UnknownModelError, ArgumentError and WeightsNotFoundError.
+    """
+    origin, config = _config(name, cache_dir)
+    given = {"num_channels": in_chans, "output_stride": output_stride, "num_labels": num_classes or None, **arch}
+    config = configured(name, config, {field: value for field, value in given.items() if value is not None})
+    kind = _class(config, classifier=bool(num_classes))
+    if not pretrained:
+        model = kind(config)
+    elif origin.where:
+        model = _loaded(kind, origin, config, cache_dir)
+    else:
+        raise WeightsNotFoundError(
+            f"transformers/{name} is a model type, which has no weights: name a repository on the Hub, such as "
+            f"transformers/owner/{name}-..., or a folder, or pass pretrained=False"
+        )
+    model.data_config = data_config(origin.where, config, cache_dir, origin.revision)
+    return model
+
+
+def pyramid(model: nn.Module) -> TransformersPyramid:
+    """The maps of a model of transformers; ContractError if it has none that can be taken."""
+    return as_pyramid(model)
+
+
+def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
+    """The configuration that a name stands for, and where it is from."""
+    from transformers import CONFIG_MAPPING
+
+    if name in REFUSED:
+        raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[name]}")
+    if name in CONFIG_MAPPING and not Path(name).is_dir():
+        config = CONFIG_MAPPING[name]()
+        return Origin(), _image_part(name, config)
+    if "/" not in name and not Path(name).is_dir():
+        close = get_close_matches(name, names(), n=3)
+        raise UnknownModelError(
+            f"transformers has no model type {name!r}" + (f", but {close}" if close else "") + "; for weights, name a "
+            "repository (transformers/owner/repo) or a folder"
+        )
+    where, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    origin = Origin(where, revision or "main")
+    return origin, _image_part(name, _fetched_config(origin, cache_dir))
+
+
+def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(origin.where, cache_dir=cache_dir, revision=origin.revision)
+    except OSError as error:
+        raise _not_found(origin, "config.json", error) from error
+    except ValueError as error:
+        raise UnknownModelError(f"transformers cannot read the config.json of {origin.where}: {error}") from error
+
+
+def _image_part(name: str, config: Any) -> Any:
+    """The configuration of the image encoder; UnknownModelError if there is none that gives maps."""
+    kind = config.model_type
+    if kind in TOWERS:
+        config = getattr(config, "vision_config")  # noqa: B009  (a field of some configurations)
+        kind = TOWERS[kind]
+    if kind in REFUSED:
+        raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[kind]}")
+    if config.model_type not in names():
+        close = get_close_matches(kind, names(), n=3)
+        raise UnknownModelError(
+            f"transformers/{name} is of type {kind!r}, which gives no maps; these do: {close or names()}"
+        )
+    return config
+
+
+def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
+    """The configuration with the given fields, as a config.json would state it; ArgumentError naming unknown ones."""
+    stated = json.loads(config.to_json_string(use_diff=False))
+    known = {*stated, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
+    unknown = [field for field in given if field not in known]
+    if unknown:
+        close = {field: get_close_matches(field, sorted(known), n=3) for field in unknown}
+        hints = ", ".join(
+            f"{field!r}" + (f" (did you mean {found}?)" if found else "") for field, found in close.items()
+        )
+        raise ArgumentError(f"the configuration of transformers/{name} has no field {hints}; it has {sorted(known)}")
+    derived = {"stage_names", "out_features", "out_indices", "id2label", "label2id"}
+    stated = {field: value for field, value in stated.items() if field not in derived}
+    try:
+        made = type(config).from_dict({**stated, **given})
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"transformers/{name} cannot be configured so: {error}") from error
+    if getattr(made, "stage_names", None) and hasattr(made, "_out_features"):
+        made._out_features, made._out_indices = _offered(made)
+    return made
+
+
+def _offered(config: Any) -> tuple[list[str], list[int]]:
+    """The stages a backbone can return: all but, for some, the stem."""
+    stages = list(config.stage_names)
+    first = 1 if config.model_type == "maskformer-swin" else 0
+    return stages[first:], list(range(first, len(stages)))
+
+
+def _class(config: Any, *, classifier: bool) -> Any:
+    """The package's class of model for a configuration."""
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_BACKBONE_MAPPING,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_MAPPING,
+    )
+
+    if classifier:
+        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise ArgumentError(f"transformers has no classifier of type {config.model_type}: leave num_classes out")
+        found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        return found[0] if isinstance(found, tuple) else found
+    if config.model_type in CLASSES:
+        return getattr(transformers, CLASSES[config.model_type])
+    mapping = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None) -> nn.Module:
+    """The model with the weights of a repository or folder, in float32.
+
+    ArgumentError naming every tensor of another shape than the configuration wants, the classifier's aside.
+    """
+    try:
+        model, loading = kind.from_pretrained(
+            origin.where,
+            config=config,
+            cache_dir=cache_dir,
+            revision=origin.revision,
+            dtype=float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise _not_found(origin, "weights", error) from error
+    misfits = [str(key) for key in loading["mismatched_keys"] if not _of_head(model, str(key))]
+    missing = [key for key in _missing(model, loading["missing_keys"])]
+    if misfits or missing:
+        raise ArgumentError(f"the weights of {origin.where} do not fit: other shapes {misfits}, missing {missing}")
+    return model
+
+
+def _of_head(model: Any, key: str) -> bool:
+    return "classifier" in key or "head" in key
+
+
+def _missing(model: Any, keys: list[str]) -> Iterator[str]:
+    """Parameters the weights should have had: not the classifier, nor norms that only backbones have."""
+    yield from (key for key in keys if not _of_head(model, key) and "hidden_states_norms" not in key)
+
+
+def _not_found(origin: Origin, what: str, error: Exception) -> WeightsNotFoundError:
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return WeightsNotFoundError(
+        f"cannot have the {what} of {origin.where} ({first}): check the name, connect, set HF_ENDPOINT to a mirror or "
+        "HF_TOKEN for a private repository, or name a folder that save_pretrained wrote"
+    )
