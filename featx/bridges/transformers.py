@@ -5,7 +5,7 @@ A name is a model type ("convnext": the default configuration, random weights), 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,6 +58,9 @@ REFUSED = {
     "vivit": "it reads videos",
 }
 
+# Parts that weights of another class of model do not have, or have for other labels.
+FRESH = ("classifier", "head", "hidden_states_norms", "mask_token", "pooler")
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -95,7 +98,7 @@ def build(
     config = configured(name, config, {field: value for field, value in given.items() if value is not None})
     kind = _class(config, classifier=bool(num_classes))
     if not pretrained:
-        model = kind(config)
+        model: Any = kind(config)
     elif origin.where:
         model = _loaded(kind, origin, config, cache_dir)
     else:
@@ -209,7 +212,7 @@ def _class(config: Any, *, classifier: bool) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None) -> nn.Module:
+def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None) -> Any:
     """The model with the weights of a repository or folder, in float32.
 
     ArgumentError naming every tensor of another shape than the configuration wants, the classifier's aside.
@@ -226,20 +229,16 @@ def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None
         )
     except OSError as error:
         raise _not_found(origin, "weights", error) from error
-    misfits = [str(key) for key in loading["mismatched_keys"] if not _of_head(model, str(key))]
-    missing = [key for key in _missing(model, loading["missing_keys"])]
+    misfits = [str(key) for key in loading["mismatched_keys"] if not _may_be_fresh(str(key))]
+    missing = [key for key in loading["missing_keys"] if not _may_be_fresh(key)]
     if misfits or missing:
         raise ArgumentError(f"the weights of {origin.where} do not fit: other shapes {misfits}, missing {missing}")
     return model
 
 
-def _of_head(model: Any, key: str) -> bool:
-    return "classifier" in key or "head" in key
-
-
-def _missing(model: Any, keys: list[str]) -> Iterator[str]:
-    """Parameters the weights should have had: not the classifier, nor norms that only backbones have."""
-    yield from (key for key in keys if not _of_head(model, key) and "hidden_states_norms" not in key)
+def _may_be_fresh(key: str) -> bool:
+    """Whether weights need not have it: the classifier's, and the norms that only backbones have."""
+    return any(part in key for part in FRESH)
 
 
 def _not_found(origin: Origin, what: str, error: Exception) -> WeightsNotFoundError:

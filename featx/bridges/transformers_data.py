@@ -19,7 +19,7 @@ def data_config(where: str, config: Any, cache_dir: str | Path | None = None, re
 
     The size is the model's own where no file says another.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     silent = ("missing_entries", "gated_repo", "connection_errors")
     silence: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in silent}
@@ -34,11 +34,11 @@ def data_config(where: str, config: Any, cache_dir: str | Path | None = None, re
 def _defaults(config: Any) -> dict[str, Any]:
     """Class attributes of the image processor for this type of model, if it has one."""
     import transformers
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import image_processing_auto
 
-    kind: Any = config.model_type
-    kind = kind if kind in IMAGE_PROCESSOR_MAPPING_NAMES else kind.removesuffix("_vision_model")
-    found: Any = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind)
+    known: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+    kind = config.model_type
+    found = known.get(kind) or known.get(kind.removesuffix("_vision_model"))
     name = found.get("pil") or found.get("torchvision") if isinstance(found, Mapping) else found
     processor = getattr(transformers, name, None) if name else None
     return {field: getattr(processor, field, None) for field in FIELDS} if processor else {}

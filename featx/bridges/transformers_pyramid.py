@@ -7,7 +7,7 @@ need, so that values are the package's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import getclosurevars, signature
 from typing import Any
@@ -89,9 +89,9 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         return [(self._prefix(tensor, i), as_map(tensor, self._shapes[i], x)) for i, tensor in self._tensors(x, levels)]
 
-    def _tensors(self, x: Tensor, levels: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    def _tensors(self, x: Tensor, levels: Sequence[int]) -> list[tuple[int, Tensor]]:
         offered = self._reading(self._inner, x)
-        return ((level, offered[self._offered.index(level)]) for level in levels)
+        return [(level, offered[self._offered.index(level)]) for level in levels]
 
     def _prefix(self, tensor: Tensor, level: int) -> Tensor:
         shape = self._shapes[level]
@@ -119,7 +119,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
 
 def as_pyramid(model: nn.Module) -> TransformersPyramid:
     """The maps of any model of transformers that has an image backbone or encoder in it; ContractError if none has."""
-    copied = shared_copy(model).eval()
+    copied: Any = shared_copy(model).train().eval()  # LeViT forgets here what it keeps of its last run
     tower = _tower(copied)
     part: Any = copied.get_submodule(tower)
     backbone = hasattr(part, "out_features")
@@ -176,7 +176,7 @@ def _of_hidden_states(model: Any, reading: Reading) -> TransformersPyramid:
     taken = list(range(len(shapes)))
     if len({shape.reduction for shape in shapes}) > 1:
         taken = [i for i in taken if shapes[i].reduction not in [shape.reduction for shape in shapes[i + 1 :]]]
-    elif len(taken) == getattr(tower.config, "num_hidden_layers", None) + 1:
+    elif len(taken) == getattr(tower.config, "num_hidden_layers", -1) + 1:
         taken = taken[1:]  # the first is what the blocks get
     names = _names(model, reading)
     chosen = [shapes[i] for i in taken]

@@ -32,8 +32,11 @@ class PassThrough(nn.Module):
 
 
 def shared_copy(model: Module) -> Module:
-    """A copy of all modules of `model`, with its parameters and buffers themselves."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+    """A copy of the modules of `model`, with its tensors themselves, also those it keeps of its last run."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    kept = [value for values in held if isinstance(values, dict) for value in values.values()]
+    tensors = [value for value in [*held, *kept] if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *tensors]})
 
 
 def read_on_meta(model: nn.Module, read: Read, x: Tensor, *, grad: bool = False) -> tuple[list[Tensor], Computation]:
@@ -41,7 +44,7 @@ def read_on_meta(model: nn.Module, read: Read, x: Tensor, *, grad: bool = False)
     state = {name: _without_values(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     for name, _ in model.named_parameters():
         state[name].requires_grad_(grad)
-    call = _Call(model, read)
+    call = _Call(shared_copy(model), read)  # what models keep of a run must not be without values
     with torch.set_grad_enabled(grad):
         outputs = list(functional_call(call, {f"model.{name}": tensor for name, tensor in state.items()}, (x,)))
     names = {id(tensor): name for name, tensor in state.items()} | {id(x): "images"}
@@ -126,9 +129,9 @@ def _lacking(model: Module, path: str, same: Callable[[nn.Module], bool]) -> Mod
         if same(attempt):
             return attempt
     parent, name = _parent(model, path)
-    for part in (
-        reversed(list(unreached(parent._modules[name], frozenset(), f"{path}."))) if name in parent._modules else ()
-    ):
+    module = parent._modules.get(name)
+    parts = list(unreached(module, frozenset(), f"{path}.")) if module is not None else []
+    for part in reversed(parts):
         model = _lacking(model, part, same)
     return model
 
@@ -162,7 +165,7 @@ def stand_ins(model: nn.Module, path: str) -> Iterator[nn.Module | None]:
     if name in parent._parameters:
         yield None
         return
-    module = parent._modules[name]
+    module = parent.get_submodule(name)
     if isinstance(module, nn.ModuleList):
         yield nn.ModuleList()
         yield from (nn.ModuleList([PassThrough(module[0], every)]) for every in (False, True))
