@@ -1,0 +1,54 @@
+"""Copies of a model of timm: one that can be cut without touching the model, one that runs without computing."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# What timm and torch raise for images of a size that an architecture cannot take, or that meta tensors cannot decide.
+REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError)
+
+# Attributes in which modules of timm keep values they computed from parameters, some of which cannot be copied.
+CACHES = ("attention_bias_cache",)
+
+
+def sharing(model: Module) -> Module:
+    """A copy of the modules that holds the very tensors of `model`."""
+    return _copy(model, lambda tensor: tensor)
+
+
+def without_values(model: Module) -> Module:
+    """A copy on the meta device, in eval mode, of which every parameter wants a gradient."""
+
+    def on_meta(tensor: Tensor) -> Tensor:
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        return nn.Parameter(empty, empty.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
+
+    return _copy(model, on_meta).eval()
+
+
+def _copy(model: Module, tensor_of: Callable[[Tensor], Tensor]) -> Module:
+    memo: dict[int, Any] = {id(tensor): tensor_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    caches = [module.__dict__.get(name) for module in model.modules() for name in CACHES]
+    memo.update((id(cache), {}) for cache in caches if cache is not None)
+    return copy.deepcopy(model, memo)
+
+
+def intermediates(model: Any, x: Tensor, levels: Sequence[int], **options: bool) -> list[Any]:
+    """What timm's own method returns for `levels`, which ascend: maps (N, chs, h, w), not normalised."""
+    return model.forward_intermediates(
+        x, indices=list(levels), norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True, **options
+    )
+
+
+def images_for(model: nn.Module, size: Sequence[int]) -> Tensor:
+    """One black image of that size (height, width), on the device of `model`."""
+    from timm.models import get_model_input_config
+
+    parameter = next(model.parameters())
+    channels = get_model_input_config(model)["input_size"][0]
+    return torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)

@@ -1,0 +1,118 @@
+"""A model of timm as a source of maps."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ..backbone import Pyramid
+from ..errors import ContractError, InputError
+from ..preprocessing import DataConfig, from_hub
+from ..wrappers.transparent import Transparent
+from .timm_copies import REFUSALS, images_for, intermediates, sharing, without_values
+from .timm_cut import cut
+from .timm_levels import Measured, measure
+from .timm_rounding import Rounding, roundings
+
+METHODS = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
+
+
+class TimmPyramid(Transparent[nn.Module], Pyramid):
+    """Maps from timm's own `forward_intermediates`, with levels that have been measured.
+
+    measured: what a run without computing showed, with a sentence for each fact that timm declares otherwise.
+
+    Raises ContractError if the model has no such method or runs at no size.
+    """
+
+    def __init__(self, model: nn.Module, measured: Measured | None = None) -> None:
+        _require_methods(model)
+        super().__init__(model)
+        config = _input_config(model)
+        self.measured = measured or measure(model)
+        self.feature_info = self.measured.levels
+        self.size_rule = self._cells
+        self._roundings: dict[int, Rounding] | None = None
+        self.in_chans = config["input_size"][0]
+        published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+        self.data_config = from_hub({**published, "input_size": config["input_size"]}, DataConfig())
+
+    @property
+    def corrections(self) -> tuple[str, ...]:
+        """One sentence for each fact about a level that timm declares otherwise."""
+        return self.measured.corrections
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """The only (height, width) of images that the model takes as it was built; None if it takes others."""
+        return self.measured.size if self.measured.fixed else None
+
+    def roundings(self) -> dict[int, Rounding]:
+        """By reduction, how cells follow from pixels; found by running shapes, on first use."""
+        if self._roundings is None:
+            once = self.measured.fixed or not self.measured.on_meta
+            self._roundings = roundings(self._inner, self.feature_info, self.measured.size, once)
+        return self._roundings
+
+    def _cells(self, side: int, reduction: int) -> int:
+        return self.roundings().get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        return self._run(x, levels)
+
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Each map with its prefix tokens; none where `forward_intermediates` of the architecture gives none."""
+        if not getattr(self._inner, "num_prefix_tokens", 0):
+            return super().forward_tokens(x, levels)
+        return [(tokens, map_) for map_, tokens in self._run(x, levels, return_prefix_tokens=True)]
+
+    def trimmed(self, levels: Sequence[int]) -> Self:
+        """A pyramid of the same parameters that ends at the deepest of `levels`, which ascend."""
+        copied = sharing(self._inner)
+        cut(copied, levels, self.measured.size, self.measured.on_meta)
+        return type(self)(copied, self.measured)
+
+    def unused(self, levels: Sequence[int]) -> Sequence[str]:
+        """No module, whatever `levels`: `trimmed` takes them out, because timm's forward asks for some by name."""
+        del levels
+        return ()
+
+    def _run(self, x: Tensor, levels: Sequence[int], **options: bool) -> list[Any]:
+        if self.measured.resizes and tuple(x.shape[2:]) != self.measured.size:
+            raise self._refusal(x, "it would resize them")
+        try:
+            return intermediates(self._inner, x, levels, **options)
+        except REFUSALS as error:
+            if tuple(x.shape[2:]) != self.measured.size and self._refuses(x):
+                raise self._refusal(x, error) from error
+            raise
+
+    def _refuses(self, x: Tensor) -> bool:
+        twin = without_values(self._inner)
+        try:
+            intermediates(twin, images_for(twin, x.shape[2:]), [0])
+        except REFUSALS:
+            return self.measured.on_meta
+        return False
+
+    def _refusal(self, x: Tensor, why: object) -> InputError:
+        (height, width), (own_height, own_width) = x.shape[2:], self.measured.size
+        return InputError(
+            f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({why}): "
+            f"resize them to {own_height}x{own_width}, or build it with image_size=({height}, {width})"
+        )
+
+
+def _input_config(model: nn.Module) -> dict[str, Any]:
+    from timm.models import get_model_input_config
+
+    return get_model_input_config(model)
+
+
+def _require_methods(model: nn.Module) -> None:
+    missing = [name for name in METHODS if not hasattr(model, name)]
+    if missing:
+        raise ContractError(
+            f"{type(model).__name__} of timm has no {', '.join(missing)}: wrap the model that timm.create_model "
+            "returns without features_only=True, of timm 1.0.31 or later"
+        )

@@ -1,0 +1,81 @@
+"""How many cells a map of a model of timm has along a side of any length, found by running shapes."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from torch import nn
+
+from ..features import Levels
+from .timm_copies import REFUSALS, images_for, intermediates, without_values
+
+RUNS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How the cells along a side of some reduction follow from its pixels.
+
+    Strided convolutions one after another amount to one division: an offset of 0 rounds down, one of reduction - 1 up,
+    a negative one is a convolution without padding. multiple: cells come in groups of so many (MobileViTv2).
+    """
+
+    reduction: int
+    offset: int
+    multiple: int = 1
+
+    def cells(self, side: int) -> int:
+        return self.multiple * ((side + self.offset) // (self.multiple * self.reduction))
+
+    def __str__(self) -> str:
+        words = {0: "rounded down", self.multiple * self.reduction - 1: "rounded up"}
+        how = words.get(self.offset, f"(side {self.offset:+d}) // {self.reduction}")
+        return how + (f" to a multiple of {self.multiple}" if self.multiple > 1 else "")
+
+
+def roundings(model: nn.Module, levels: Levels, own: tuple[int, int], once: bool) -> dict[int, Rounding]:
+    """The rounding of each reduction of `levels`; none of one that no such rule describes.
+
+    once: run it at its own size alone, because it takes no other, and give the simplest rule that holds there.
+    """
+    twin, deepest = without_values(model), max(levels.reduction())
+    possible = {reduction: _possible(reduction) for reduction in {*levels.reduction()}}
+    base = lcm(*possible) * -(-max(own) // lcm(*possible))
+    sides = range(base, base + 2 * deepest)
+    size = own
+    for _ in range(1 if once else RUNS):
+        for reduction, side, cells in _observe(twin, levels, size):
+            possible[reduction] = [rule for rule in possible[reduction] if rule.cells(side) == cells]
+        size = _most_telling(possible.values(), sides)
+        if size[0] == size[1]:
+            break
+    return {reduction: rules[0] for reduction, rules in possible.items() if rules}
+
+
+def _possible(reduction: int) -> list[Rounding]:
+    """Every rounding there may be, the most usual first."""
+    usual = (reduction - 1, 0, *range(1, reduction - 1), *range(-1, -4 * reduction, -1))
+    return [Rounding(reduction, offset) for offset in usual] + [Rounding(reduction, 2 * reduction - 1, 2)]
+
+
+def _observe(twin: nn.Module, levels: Levels, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """(reduction, side, cells) of each level and side; none if the model refuses the size."""
+    try:
+        maps = intermediates(twin, images_for(twin, size), range(len(levels)))
+    except REFUSALS:
+        return []
+    both = ((level.reduction, axis, map_) for level, map_ in zip(levels, maps, strict=True) for axis in (0, 1))
+    return [(reduction, size[axis], map_.shape[2 + axis]) for reduction, axis, map_ in both]
+
+
+def _most_telling(possible: Iterable[Sequence[Rounding]], sides: Sequence[int]) -> tuple[int, int]:
+    """The two sides at which the rules left differ most; twice the same if they nowhere differ."""
+    left = [rules for rules in possible if len(rules) > 1]
+    answers: dict[int, int] = defaultdict(int)
+    for side in sides:
+        for rules in left:
+            cells = [rule.cells(side) for rule in rules]
+            answers[side] += min(cells.count(value) for value in {*cells}) if len({*cells}) > 1 else 0
+    ranked = sorted(sides, key=lambda side: -answers[side])
+    return (ranked[0], ranked[1]) if answers[ranked[0]] else (sides[0], sides[0])
