@@ -2,7 +2,7 @@
 
 Medians of fresh processes, ours and timm's in turn. CPU seconds of one thread, which depend least on the number of
 cores and on what else runs. Memory is by how much building raises the peak of the process's resident memory, read the
-Linux way; the weights alone are its lower bound.
+Linux way; the weights are about the least it can be.
 
 python benchmarks/build.py [NAME ...]
 """
@@ -25,7 +25,7 @@ def cpu():
     return times.user + times.system
 def memory(line):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(line)) / 1024
-{library}.create_model("test_efficientnet")  # imports the families; so small that it leaves no memory to be used again
+{library}.create_model("test_efficientnet")  # imports the families; too small to leave much memory for reuse
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 start, before = cpu(), memory("VmRSS")
 model = {library}.create_model("{name}")
