@@ -4,6 +4,7 @@ from .backbone import Backbone as Backbone
 from .backbone import Pyramid as Pyramid
 from .contract import verify as verify
 from .creation import build_model_with_cfg as build_model_with_cfg
+from .discover import discover as discover
 from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
 from .errors import ContractError as ContractError
@@ -24,9 +25,11 @@ from .preprocessing import transform_whole as transform_whole
 from .registry import list_models as list_models
 from .registry import register_model as register_model
 from .report import LoadReport as LoadReport
+from .tap import tap as tap
 from .weights import load_weights as load_weights
 from .weights import push_to_hub as push_to_hub
 from .weights import save as save
 from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
+from .wrappers.form import Tap as Tap
 
 __version__ = "0.1.0"

@@ -199,7 +199,7 @@ def test_a_level_alone_is_that_level_among_all_and_needs_less(kind):
         extractor = FeatureExtractWrapper(pyramid, [level])
         assert_same(extracted(pyramid, x, [level]), [every[level]])
         assert set(extractor.state_dict()) <= names
-        assert extractor._inner.runs_unused == ()
+        assert extractor.excess == ()
         held.append(sum(parameter.numel() for parameter in extractor.parameters()))
     assert held == sorted(held)
 

@@ -30,17 +30,12 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         super().__init__(model)
         config = _input_config(model)
         self.measured = measured or measure(model)
-        self.feature_info = self.measured.levels
+        self.feature_info, self.corrections = self.measured.levels, self.measured.corrections
         self.size_rule = self._cells
         self._roundings: dict[int, Rounding] | None = None
         self.in_chans = config["input_size"][0]
         published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
         self.data_config = from_hub({**published, "input_size": config["input_size"]}, DataConfig())
-
-    @property
-    def corrections(self) -> tuple[str, ...]:
-        """One sentence for each fact about a level that timm declares otherwise."""
-        return self.measured.corrections
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
@@ -66,14 +61,14 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
             return super().forward_tokens(x, levels)
         return [(tokens, map_) for map_, tokens in self._run(x, levels, return_prefix_tokens=True)]
 
-    def trimmed(self, levels: Sequence[int]) -> Self:
+    def cut(self, levels: Sequence[int]) -> Self:
         """A pyramid of the same parameters that ends at the deepest of `levels`, which ascend."""
         copied = sharing(self._inner)
         cut(copied, levels, self.measured.size, self.measured.on_meta)
         return type(self)(copied, self.measured)
 
     def unused(self, levels: Sequence[int]) -> Sequence[str]:
-        """No module, whatever `levels`: `trimmed` takes them out, because timm's forward asks for some by name."""
+        """No module, whatever `levels`: `cut` takes them out, because timm's forward asks for some by name."""
         del levels
         return ()
 

@@ -63,8 +63,7 @@ class Reading:
 class TransformersPyramid(Transparent[nn.Module], Pyramid):
     """A model of transformers as a source of maps.
 
-    corrections: where the package declares other channels than its maps have.
-    runs_unused: names of parameters that the package's forward insists on although no map of the levels needs them.
+    Its `corrections` tell where the package declares other channels than its maps have.
     """
 
     def __init__(self, model: nn.Module, reading: Reading, levels: Levels, shapes: Sequence[Shape]) -> None:
@@ -72,16 +71,6 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         self.feature_info = levels
         self._reading, self._shapes = reading, tuple(shapes)
         self._offered = tuple(range(len(levels)))
-        self._runs_unused: tuple[str, ...] = ()
-        self._corrections: tuple[str, ...] = ()
-
-    @property
-    def runs_unused(self) -> tuple[str, ...]:
-        return self._runs_unused
-
-    @property
-    def corrections(self) -> tuple[str, ...]:
-        return self._corrections
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return [as_map(tensor, self._shapes[i], x) for i, tensor in self._tensors(x, levels)]
@@ -113,7 +102,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
             reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
         model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
         cut = TransformersPyramid(picklable(model), reading, self.feature_info, self._shapes)
-        cut._offered, cut._runs_unused, cut._corrections = tuple(levels), left, self._corrections
+        cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
         return cut
 
 
@@ -148,7 +137,7 @@ def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
     levels = Levels(FeatureInfo(s.chs, s.reduction, name) for s, name in zip(shapes, tower.out_features, strict=True))
     pyramid = TransformersPyramid(picklable(model), reading, levels, shapes)
     declared = dict(zip(tower.stage_names, tower.num_features, strict=True))
-    pyramid._corrections = tuple(
+    pyramid.corrections = tuple(
         f"{level.name} has {level.chs} channels, declared are {declared[level.name]}"
         for level in levels
         if declared[level.name] != level.chs
