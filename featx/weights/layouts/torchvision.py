@@ -122,6 +122,4 @@ LAYOUTS = (
     Layout("torchvision", "ResNet", is_never_told_from_native, resnet_to_native, resnet_from_native, data=IMAGENET),
     Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native, data=IMAGENET),
     Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native, data=IMAGENET),
-    # there is nothing to recognise it by, and nothing to change
-    Layout("torchvision", "ResNet", lambda _: False, lambda state, _names: dict(state), dict, data=IMAGENET),
 )
