@@ -43,12 +43,11 @@ BACKBONES = {
     "focalnet": ({"embed_dim": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "focal_levels": [1, 1],
                   "focal_windows": [3, 3], "image_size": 32}, 32),
     "hgnet_v2": ({}, 64),
-    "hiera": ({"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "image_size": [64, 64],
-               "masked_unit_size": [4, 4]}, 64),
+    "hiera": ({"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": [64, 64]}, 64),
     "lw_detr_vit": ({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64,
                      "patch_size": 8, "num_windows": 4, "pretrain_image_size": 64}, 64),
     "maskformer-swin": (SWIN, 32),
-    "pixio": (CLIP, 32),
+    "pixio": (VIT, 32),
     "pp_lcnet": ({}, 64),
     "pp_lcnet_v3": ({}, 64),
     "pvt_v2": ({"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2],
@@ -91,10 +90,10 @@ ENCODERS = {
     "poolformer": ({"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}, 64),
     "pvt": ({**SEG, "image_size": 64}, 64),
     "regnet": ({"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "groups_width": 8}, 64),
-    "sam2_hiera_det_model": ({"hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 1, 1, 1],
-                              "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 2, 4, 8],
+    "sam2_hiera_det_model": ({"hidden_size": 12, "num_attention_heads": 1, "blocks_per_stage": [1, 1, 2, 1],
+                              "embed_dim_per_stage": [12, 24, 48, 96], "num_attention_heads_per_stage": [1, 2, 4, 8],
                               "window_size_per_stage": [8, 4, 4, 4], "image_size": [128, 128],
-                              "global_attention_blocks": [2]}, 128),
+                              "global_attention_blocks": [3]}, 128),
     "sam_hq_vision_model": (SAM, 32),
     "sam_vision_model": (SAM, 32),
     "segformer": (SEG, 64),
@@ -252,7 +251,7 @@ def test_names_of_hidden_states_are_modules_that_return_them(kind):
 
 
 # Types that take only the size they were configured for.
-ONE_SIZE = ("aimv2_vision_model", "hiera", "levit", "pixio", "pvt", "sam_vision_model", "sam_hq_vision_model")
+ONE_SIZE = ("aimv2_vision_model", "hiera", "levit", "pvt", "sam_vision_model", "sam_hq_vision_model")
 ONE_SIZE = (*ONE_SIZE, "vitpose_backbone")
 
 
@@ -365,6 +364,8 @@ def test_unknown_settings_are_refused_with_the_closest_ones():
         bridge.build("vit", hidden_sise=8)
     with pytest.raises(ArgumentError, match="no field 'output_stride'"):
         bridge.build("convnext", output_stride=16)
+    with pytest.raises(ArgumentError, match="cannot be configured so"):
+        bridge.build("vit", hidden_size="wide")
     with pytest.raises(ArgumentError, match="no classifier of type vitdet"):
         bridge.build("vitdet", num_classes=3)
 

@@ -164,8 +164,11 @@ def _image_part(name: str, config: Any) -> Any:
 
 def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
     """The configuration with the given fields, as a config.json would state it; ArgumentError naming unknown ones."""
-    stated = json.loads(config.to_json_string(use_diff=False))
-    known = {*stated, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
+    from huggingface_hub.errors import StrictDataclassError
+
+    every, usual = (json.loads(made.to_json_string(use_diff=False)) for made in (config, type(config)()))
+    stated = {field: value for field, value in every.items() if value != usual.get(field)}  # not what follows from it
+    known = {*every, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
     unknown = [field for field in given if field not in known]
     if unknown:
         close = {field: get_close_matches(field, sorted(known), n=3) for field in unknown}
@@ -177,8 +180,11 @@ def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
     stated = {field: value for field, value in stated.items() if field not in derived}
     try:
         made = type(config).from_dict({**stated, **given})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ArgumentError(f"transformers/{name} cannot be configured so: {error}") from error
+    for field, value in vars(made).items():
+        if isinstance(value, tuple):
+            setattr(made, field, list(value))  # as JSON has it: some classes add it to a list
     if getattr(made, "stage_names", None) and hasattr(made, "_out_features"):
         made._out_features, made._out_indices = _offered(made)
     return made
