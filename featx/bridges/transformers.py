@@ -138,6 +138,8 @@ def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
 def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
     from transformers import AutoConfig
 
+    if Path(origin.where).is_dir() and not (Path(origin.where) / "config.json").is_file():
+        raise _not_found(origin, "config.json", FileNotFoundError("the folder has none"))
     try:
         return AutoConfig.from_pretrained(origin.where, cache_dir=cache_dir, revision=origin.revision)
     except OSError as error:

@@ -1,8 +1,7 @@
 """What the maps of a model of transformers are, measured on tensors without values: the package does not say."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import isqrt
 
 from torch import Tensor
@@ -74,12 +73,9 @@ def reduction_of(seen: Sequence[tuple[Size, Sequence[int]]]) -> int | None:
 
 def grid_of(size: Size, reduction: int, cells: int) -> Size | None:
     """Height and width of so many cells over an image; None if they do not cover it."""
-    return next((grid for grid in _grids(size, reduction) if grid[0] * grid[1] == cells), None)
-
-
-def _grids(size: Size, reduction: int) -> Iterator[Size]:
-    height, width = ((-(-side // reduction), side // reduction) for side in size)
-    yield from product(height, width)
+    heights, widths = ((-(-side // reduction), side // reduction) for side in size)
+    grids = [(height, width) for height in heights for width in widths if height * width == cells]
+    return grids[0] if grids else None
 
 
 def as_map(tensor: Tensor, shape: Shape, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from inspect import getclosurevars, signature
 from typing import Any
 
@@ -101,7 +102,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         else:
             reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
         model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
-        cut = TransformersPyramid(picklable(model), reading, self.feature_info, self._shapes)
+        cut = TransformersPyramid(model, reading, self.feature_info, self._shapes)
         cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
         return cut
 
@@ -111,6 +112,7 @@ def as_pyramid(model: nn.Module) -> TransformersPyramid:
     copied: Any = shared_copy(model).train().eval()  # LeViT forgets here what it keeps of its last run
     tower = _tower(copied)
     part: Any = copied.get_submodule(tower)
+    record(part)
     backbone = hasattr(part, "out_features")
     named = signature(part.forward).parameters
     arguments = {name: value for name, value in ALWAYS.items() if name in named or name == "output_hidden_states"}
@@ -135,7 +137,7 @@ def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
     if getattr(tower.config, "reshape_hidden_states", False):
         shapes = _as_tokens(model, reading, tower.config, shapes) or shapes
     levels = Levels(FeatureInfo(s.chs, s.reduction, name) for s, name in zip(shapes, tower.out_features, strict=True))
-    pyramid = TransformersPyramid(picklable(model), reading, levels, shapes)
+    pyramid = TransformersPyramid(model, reading, levels, shapes)
     declared = dict(zip(tower.stage_names, tower.num_features, strict=True))
     pyramid.corrections = tuple(
         f"{level.name} has {level.chs} channels, declared are {declared[level.name]}"
@@ -170,7 +172,7 @@ def _of_hidden_states(model: Any, reading: Reading) -> TransformersPyramid:
     names = _names(model, reading)
     chosen = [shapes[i] for i in taken]
     levels = Levels(FeatureInfo(shapes[i].chs, shapes[i].reduction, names[i]) for i in taken)
-    return TransformersPyramid(picklable(model), replace(reading, taken=tuple(taken)), levels, chosen)
+    return TransformersPyramid(model, replace(reading, taken=tuple(taken)), levels, chosen)
 
 
 def _names(model: nn.Module, reading: Reading) -> list[str]:
@@ -273,12 +275,19 @@ class Recorded:
         return copy.copy(self)
 
 
-def picklable(model: nn.Module) -> nn.Module:
-    """The model itself; the package's hooks on its modules, which are local functions, are replaced in place."""
-    for module in model.modules():
+def record(tower: Any) -> None:
+    """Install the package's hooks that record hidden states now, not at the first run, and so that they can be pickled.
+
+    In place. Versions without such hooks have none to install.
+    """
+    if find_spec("transformers.utils.output_capturing") is None:
+        return
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    maybe_install_capturing_hooks(tower)
+    for module in tower.modules():
         for key, hook in module._forward_hooks.items():
             if getattr(hook, "__name__", "") == "output_capturing_hook":
                 facts = getclosurevars(hook).nonlocals
                 recorded = Recorded(facts["key"], facts["index"], facts["capture_initial_hidden_state"])
                 module._forward_hooks[key] = recorded
-    return model
