@@ -6,16 +6,19 @@ READY := .venv/.ready
 # two processes of one thread each are faster on two cores than one process of two
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test sweep check format lint types docs bench clean constraints
+.PHONY: demo test sweep bridges check format lint types docs bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(PYTEST) -m "not sweep"
+	$(PYTEST) -m "not sweep and not bridges"
 
 sweep: $(READY)
 	$(PYTEST) -m sweep
+
+bridges: $(READY)
+	$(PYTEST) -m bridges
 
 check: format lint types test
 

@@ -35,10 +35,10 @@ LARGER = [
         "maxvit_rmlp_pico_rw_256",
     ),
 ]
-REPRESENTATIVES = [*SMALL, *(pytest.param(name, marks=pytest.mark.sweep) for name in LARGER)]
+REPRESENTATIVES = [*SMALL, *(pytest.param(name, marks=pytest.mark.bridges) for name in LARGER)]
 # One of each of timm's wrappers: list, getter, its own two, hooks.
 KINDS = ["test_resnet", "test_vit", "mobilenetv3_small_050"]
-KINDS += [pytest.param(name, marks=pytest.mark.sweep) for name in ("hrnet_w18_small", "pit_ti_224")]
+KINDS += [pytest.param(name, marks=pytest.mark.bridges) for name in ("hrnet_w18_small", "pit_ti_224")]
 
 
 def built(name, **arguments):
@@ -190,9 +190,9 @@ def test_fine_tuned_weights_load_both_ways(name):
         ("mobilenetv3_large_100", 0.06),
         ("legacy_xception", 0.19),
         ("xception41", 1.01),
-        pytest.param("efficientnet_b4", 0.27, marks=pytest.mark.sweep),
-        pytest.param("nasnetalarge", 3.7, marks=pytest.mark.sweep),
-        pytest.param("pnasnet5large", 4.2, marks=pytest.mark.sweep),
+        pytest.param("efficientnet_b4", 0.27, marks=pytest.mark.bridges),
+        pytest.param("nasnetalarge", 3.7, marks=pytest.mark.bridges),
+        pytest.param("pnasnet5large", 4.2, marks=pytest.mark.bridges),
     ],
 )
 def test_nothing_deeper_than_the_deepest_level_is_kept(name, millions):
@@ -253,7 +253,7 @@ def test_a_true_declaration_needs_no_correction():
         ("test_convnext", 1, "rounded down"),
         ("ese_vovnet19b_slim_dw", 4, "(side +3) // 32"),
         # 299 -> 149 -> 147: three convolutions of 3, the first of stride 2, two of them without padding
-        pytest.param("inception_v3", 0, "(side -5) // 2", marks=pytest.mark.sweep),
+        pytest.param("inception_v3", 0, "(side -5) // 2", marks=pytest.mark.bridges),
         ("mobilevitv2_050", 3, "rounded up to a multiple of 2"),
     ],
 )

@@ -107,7 +107,7 @@ EVERY = {**BACKBONES, **ENCODERS}
 
 # One of each way of having maps; the others are swept.
 FEW = ["convnext", "swin", "dinov2", "mobilevit", "levit", "vit", "sam_vision_model"]
-TYPES = [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.sweep) for kind in EVERY]
+TYPES = [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.bridges) for kind in EVERY]
 
 
 @cache
