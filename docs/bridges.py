@@ -1,4 +1,4 @@
-"""Writes docs/bridges.md: what the sweep over every model of the bridged packages found.
+"""Writes docs/bridged.md: what the sweep over every model of the bridged packages found.
 
 Run as `python docs/bridges.py`; the sweep tests check every row in the same way.
 """
@@ -140,7 +140,7 @@ def main() -> None:
     for title, names, row in SECTIONS:
         with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             lines += section(title, list(pool.map(row, names(), chunksize=8)))
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+    Path(__file__).with_name("bridged.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """discover: the levels that a model has, whoever wrote it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
+from .wrappers.flow import bits
 from .wrappers.form import Form, Size, Tap
 from .wrappers.order import meta_images
 from .wrappers.survey import Survey, survey
@@ -81,15 +83,17 @@ def discover(
     if input_size is not None:
         example = meta_images(model, input_size)
     seen = survey(model, example, argument)
-    found = propose(seen, {path: type(module).__name__ for path, module in model.named_modules()}, within)
+    found = propose(seen, model, within)
     if not found:
         raise ContractError(f"{type(model).__name__} has no module that returns a map once, for images {_size(seen)}")
     return Proposal(found, _size(seen))
 
 
-def propose(seen: Survey, kinds: dict[str, str], within: str = "") -> list[Found]:
-    """The levels in a survey of a model; `kinds` has the class of each module by path."""
-    candidates = [one for one in _maps(seen, kinds) if not within or one.tap.name.startswith(f"{within}.")]
+def propose(seen: Survey, model: nn.Module, within: str = "") -> list[Found]:
+    """The levels in a survey of `model`, or of its module at the path `within`."""
+    every = {one.tap.name: one for one in _maps(seen, model)}
+    candidates = [one for name, one in every.items() if not within or name.startswith(f"{within}.")]
+    candidates = [one for one in candidates if not _aside(one, every)]
     reductions = dict.fromkeys(one.form.reduction for one in candidates)
     if len(reductions) == 1 and (blocks := _blocks(candidates)):
         return blocks
@@ -116,14 +120,25 @@ def _level(group: Sequence[Found], others: Sequence[str], whole: int) -> Found:
     return group[-1]
 
 
-def _maps(seen: Survey, kinds: dict[str, str]) -> Iterator[Found]:
+def _aside(one: Found, every: dict[str, Found]) -> bool:
+    """Whether the map only serves to compute a finer one, such as the keys and values of an attention."""
+    parts = one.tap.name.split(".")
+    owners = (every.get(".".join(parts[:end])) for end in range(1, len(parts)))
+    return any(owner is not None and owner.form.reduction < one.form.reduction for owner in owners)
+
+
+def _maps(seen: Survey, model: nn.Module) -> Iterator[Found]:
+    """What modules return that is a map, and depends on parameters."""
+    bit = bits(model)
+    learnt = sum(bit[name] for name, _ in model.named_parameters())
     for path, calls in seen.runs[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
-        if path and tap is not None and len(calls) == 1:
-            form = form_of(tap, path, seen.measured)
-            if isinstance(form, Form):
-                value = tap.value(calls[0].output)
-                yield Found(tap, form, value, kinds[path], calls[0].sources_of(value))
+        form = form_of(tap, path, seen.measured) if path and tap is not None and len(calls) == 1 else None
+        if tap is not None and isinstance(form, Form):
+            value = tap.value(calls[0].output)
+            sources = calls[0].sources_of(value)
+            if sources & learnt:
+                yield Found(tap, form, value, type(model.get_submodule(path)).__name__, sources)
 
 
 def _first_tensor(path: str, output: Any) -> Tap | None:
@@ -134,10 +149,12 @@ def _first_tensor(path: str, output: Any) -> Tap | None:
 
 
 def _blocks(candidates: Sequence[Found]) -> list[Found]:
-    """The most modules of one class that are numbered in one container, if there are at least two."""
+    """The most modules of one class that one container numbers, if there are at least two."""
     rows: dict[tuple[str, str], list[Found]] = {}
     for one in candidates:
-        rows.setdefault((one.tap.name.rpartition(".")[0], one.kind), []).append(one)
+        numbered = re.fullmatch(r"(.*?)\d+", one.tap.name)
+        if numbered:
+            rows.setdefault((numbered[1], one.kind), []).append(one)
     longest = max(rows.values(), key=len, default=[])
     return longest if len(longest) > 1 else []
 

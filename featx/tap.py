@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .discover import Proposal
 from .errors import ArgumentError
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
@@ -14,7 +15,7 @@ from .wrappers.tapped import Tapped
 
 def tap(
     model: nn.Module,
-    names: Sequence[str | Tap],
+    names: Sequence[str | Tap] | Proposal,
     example: Tensor | None = None,
     *,
     argument: str | None = None,
@@ -22,7 +23,8 @@ def tap(
 ) -> FeatureExtractWrapper:
     """An extractor whose maps are the outputs of the modules at these paths, in this order.
 
-    names: paths, or `Tap` where more must be said: which entry of a tuple or dictionary, the layout, prefix tokens.
+    names: paths, or what `discover` proposed; a `Tap` where more must be said: which entry of a tuple or dictionary,
+        the layout, prefix tokens.
     example: images (N, C, H, W) that the model takes; only their shape matters, unless the model does not run without
         values. By default of the size and channels that the model states, or 3 x 224 x 224.
     argument: the keyword argument under which the model takes images, if that is not its first.
@@ -41,7 +43,8 @@ def tap(
     """
     if isinstance(names, str):
         raise ArgumentError(f"names={names!r}: expected a list of paths, such as [{names!r}]")
-    taps = [name if isinstance(name, Tap) else Tap(name) for name in names]
+    places = names.taps if isinstance(names, Proposal) else names
+    taps = [place if isinstance(place, Tap) else Tap(place) for place in places]
     if not taps:
         raise ArgumentError("names: expected at least one path of a module")
     tapped = Tapped(model, taps, survey(model, example, argument))

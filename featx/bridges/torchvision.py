@@ -99,8 +99,7 @@ def pyramid(model: nn.Module) -> Pyramid:
         raise ContractError(f"{type(model).__name__} has no convolution that takes images: use featx.tap")
     images = torch.empty(2, first.in_channels, *(_size(model) or config.size), dtype=first.weight.dtype, device="meta")
     seen = survey(model, images)
-    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
-    found = propose(seen, kinds, "features" if "features" in model._modules else "")
+    found = propose(seen, model, "features" if "features" in model._modules else "")
     if not found:
         raise ContractError(f"{type(model).__name__} has no levels that can be found: use featx.tap")
     tapped = Tapped(model, [one.tap for one in found], seen, _size(model))

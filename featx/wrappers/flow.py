@@ -20,10 +20,12 @@ Module = TypeVar("Module", bound=nn.Module)
 class Call:
     """One call of a module.
 
-    output: what it returned. leaves: the tensors in that, each with its `sources`, a bit for every module and
-    parameter it depends on (see `bits`), and with its version, which counts changes in place.
+    given: shape of the first tensor it was called with. output: what it returned. leaves: the tensors in that, each
+    with its `sources`, a bit for every module and parameter it depends on (see `bits`), and with its version, which
+    counts changes in place.
     """
 
+    given: tuple[int, ...] | None
     output: Any
     leaves: tuple[Tensor, ...]
     sources: tuple[int, ...]
@@ -64,7 +66,7 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
         flow.mark(parameter, bit[name])
     for path, module in twin.named_modules():
         module.register_forward_pre_hook(_Enter(flow, bit[path]), prepend=True)
-        module.register_forward_hook(_Leave(flow, bit[path], run.calls, path))
+        module.register_forward_hook(_Leave(flow, bit[path], run.calls, path), with_kwargs=True)
     with _undisturbed(), flow, torch.device("meta") if meta else nullcontext():
         call(twin, images, argument)
     return run
@@ -173,14 +175,15 @@ class _Leave:
     def __init__(self, flow: _Flow, bit: int, calls: dict[str, list[Call]], path: str) -> None:
         self.flow, self.bit, self.calls, self.path = flow, bit, calls, path
 
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def __call__(self, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.flow.within.pop()
         leaves = tuple(_tensors_in(output))
         for leaf in leaves:
             self.flow.mark(leaf, self.bit)
         sources = tuple(self.flow.sources(leaf) for leaf in leaves)
         versions = tuple(leaf._version for leaf in leaves)
-        self.calls.setdefault(self.path, []).append(Call(output, leaves, sources, versions))
+        given = next((tuple(tensor.shape) for tensor in _tensors_in((args, kwargs))), None)
+        self.calls.setdefault(self.path, []).append(Call(given, output, leaves, sources, versions))
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log2
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -116,10 +117,21 @@ def _reduction(pixels: Sequence[int], cells: Sequence[int]) -> int | None:
     """Pixels per cell along one side; None if the cells do not grow with the pixels."""
     if 0 in cells or (len(cells) == 2 and cells[1] <= cells[0]):
         return None
+    if len(cells) == 1:
+        return _only_reduction(pixels[0], cells[0])
     # the difference of two sizes is free of what unpadded borders take away
-    span, count = (pixels[1] - pixels[0], cells[1] - cells[0]) if len(cells) == 2 else (pixels[0], cells[0])
+    span, count = pixels[1] - pixels[0], cells[1] - cells[0]
     reduction = round(span / count)
     return reduction if reduction and abs(span - count * reduction) <= reduction else None
+
+
+def _only_reduction(pixels: int, cells: int) -> int | None:
+    """Pixels per cell where one size is all that is known: a power of two, if one explains it."""
+    reduction = pixels / cells
+    powers = [2**exponent for exponent in (floor(log2(reduction)), ceil(log2(reduction)))] if reduction >= 1 else []
+    explained = [power for power in powers if cells in (pixels // power, -(-pixels // power))]
+    nearest = (explained or [round(reduction)])[0]
+    return nearest if nearest and abs(pixels - cells * nearest) <= nearest else None
 
 
 def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[Form]:
@@ -128,11 +140,18 @@ def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]
     for reduction in range(1, min(sizes[0]) + 1):
         for places in zip(*(grids(size, reduction) for size in sizes), strict=True):
             prefix = {length - h * w for length, (h, w) in zip(lengths, places, strict=True)}
-            whole = len(sizes) == 2 or tap.prefix is not None or sizes[0] == tuple(reduction * n for n in places[0])
-            if len(prefix) == 1 and min(prefix) >= 0 and whole and tap.prefix in (None, *prefix):
-                found.append((min(prefix), reduction))
-    if found and (len(sizes) == 2 or tap.prefix is not None or min(found)[0] <= MOST_PREFIX_TOKENS):
-        prefix, reduction = min(found)
+            if len(prefix) == 1 and min(prefix) >= 0 and tap.prefix in (None, *prefix):
+                found.append((min(prefix), reduction.bit_count() > 1, reduction, places[0]))
+    if len(sizes) == 1 and tap.prefix is None:
+        height, width = sizes[0]
+        found = [
+            (prefix, odd, reduction, grid)
+            for prefix, odd, reduction, grid in found
+            if prefix <= MOST_PREFIX_TOKENS and grid != (1, 1)
+            if not odd or (height, width) == (reduction * grid[0], reduction * grid[1])
+        ]
+    if found:
+        prefix, _, reduction, _ = min(found)
         yield Form("NLC", chs, reduction, prefix)
 
 
@@ -154,6 +173,8 @@ def described(output: Any) -> str:
     """What a module returned, in words."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
+    if output is None:
+        return "None"
     kind = type(output).__name__
     if isinstance(output, dict):
         return f"a {kind} of {', '.join(f'{key}: {described(value)}' for key, value in output.items()) or 'nothing'}"

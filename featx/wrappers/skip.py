@@ -7,26 +7,59 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .flow import Run
+from .flow import Call, Run
+from .shapes import Side, sides
 
 
 class Skipped(nn.Module):
-    """Stands in for a module whose result does not matter: zeros like its first tensor, where that returned tensors.
+    """Stands in for a module whose result does not matter: zeros where that returned tensors.
 
-    Zeros, and not the tensor itself, because what comes next may write to it.
+    They have the shapes of its results, as far as these follow from its first tensor, and else of that tensor. Other
+    values are those it returned. It has the attributes of `module`, but no parameters.
     """
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
         super().__init__()
-        leaves, self._structure = tree_flatten(output)
-        self._is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
-        self._plain = isinstance(output, Tensor)
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | tuple | None) and name not in vars(self):
+                setattr(self, name, value)
+        for name, child in module._modules.items():
+            self.add_module(name, None if child is None else Skipped(child, ()))
+        leaves, structure = tree_flatten(calls[0].output if calls else torch.empty(0))
+        self._leaves, self._sides = tuple(_kept(leaf) for leaf in leaves), _sides(calls)
+        self._structure = None if structure.is_leaf() else structure
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        zeros = torch.zeros_like(next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)))
-        if self._plain:
-            return zeros
-        return tree_unflatten([zeros if tensor else None for tensor in self._is_tensor], self._structure)
+        x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        zeros = [_zeros(x, sides) for sides in self._sides]
+        if self._structure is None:
+            return zeros[0]
+        left = iter(zeros)
+        return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self._leaves], self._structure)
+
+
+def _kept(leaf: Any) -> Any:
+    """A leaf of what was returned: the class for a tensor, itself if it is a plain value."""
+    if isinstance(leaf, Tensor):
+        return Tensor
+    return leaf if isinstance(leaf, int | float | str) else None
+
+
+def _sides(calls: Sequence[Call]) -> tuple[tuple[Side, ...] | None, ...]:
+    """For each tensor of the first call, how its shape follows from the one the module is given, None if unknown."""
+    if not calls:
+        return (None,)
+    alike = [call for call in calls if call.given is not None and len(call.leaves) == len(calls[0].leaves)]
+    given = [call.given for call in alike if call.given is not None]
+    return tuple(
+        sides(given, [tuple(call.leaves[place].shape) for call in alike]) if alike else None
+        for place in range(len(calls[0].leaves))
+    )
+
+
+def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
+    """New ones and not `x` itself, because what comes next may write to it."""
+    return torch.zeros_like(x) if sides is None else x.new_zeros([side.of(x.shape) for side in sides])
 
 
 def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[Run]) -> list[str]:
@@ -34,8 +67,8 @@ def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[
 
     A container that is not called itself is left, because what calls its entries has to find them.
     """
-    calls = [path for run in runs for path in run.calls]
-    place = {path: i for i, path in enumerate(calls)}
+    called = dict.fromkeys(path for run in runs for path in run.calls)
+    place = {path: i for i, path in enumerate(called)}
     of_module = {id(module): bits[path] for path, module in model.named_modules()}
     of_parameter = {id(parameter): bits[name] for name, parameter in model.named_parameters()}
 
@@ -49,25 +82,29 @@ def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[
                 yield prefix + name
         for name, child in module.named_children():
             path = prefix + name
-            holds = next(child.parameters(), None) is not None
-            if not needed(child) and (path in place or (holds and not child._modules)):
-                yield path
-            elif path not in place or needed(child):
+            if needed(child) or (path not in place and child._modules):
                 yield from visit(child, path + ".")
+            elif path in place or child._parameters:
+                yield path
 
-    return sorted(visit(model, ""), key=lambda path: place.get(path, len(calls)))
+    return sorted(visit(model, ""), key=lambda path: place.get(path, len(place)))
 
 
 def skip(model: nn.Module, paths: Sequence[str], runs: Sequence[Run]) -> None:
-    """Replace the modules at `paths` in place by ones that compute nothing, and the parameters there by None."""
-    returned = {path: calls[-1].output for run in reversed(runs) for path, calls in run.calls.items()}
+    """Replace the modules at `paths` in place by ones that compute nothing, and the parameters there by zeros."""
+    calls: dict[str, list[Call]] = {}
+    for run in runs:
+        for path, made in run.calls.items():
+            calls.setdefault(path, []).append(made[-1])
     for path in paths:
         owner, _, name = path.rpartition(".")
         parent = model.get_submodule(owner)
-        if name in parent._parameters:
-            parent._parameters[name] = None
-        else:
-            parent._modules[name] = Skipped(returned.get(path, torch.empty(0))).train(parent.training)
+        if (module := parent._modules.get(name)) is not None:
+            parent._modules[name] = Skipped(module, calls.get(path, ())).train(parent.training)
+            continue
+        zeros = parent.get_parameter(name).detach().new_zeros(()).expand(parent.get_parameter(name).shape)
+        del parent._parameters[name]
+        parent.register_buffer(name, zeros, persistent=False)  # expanded, it takes no memory
 
 
 def largest(candidates: Sequence[str], works: Callable[[Sequence[str]], bool]) -> list[str]:

@@ -13,10 +13,13 @@ from .order import meta_images
 # Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
 GROWTH = (672, 1344)
 
+# Added to see what happens to sides that are multiples of nothing.
+ODD = (71, 33)
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Runs of one model. The first is in eval mode on `images`; larger images, and training, are there if they run.
+    """Runs of one model: in eval mode on `images`, and if those run on larger and on odd ones, and in training mode.
 
     argument: the keyword argument under which the model takes images; None is its first positional one.
     """
@@ -27,8 +30,12 @@ class Survey:
 
     @property
     def measured(self) -> list[Run]:
-        """The runs in eval mode, one for each size of images."""
-        return [run for run in self.runs if not run.training]
+        """The first run, and the one on larger images if there is one: the same multiples of patches and strides."""
+        return [run for run in self.runs if not run.training and run.images[2:] in (self._size(), self._size(GROWTH))]
+
+    def _size(self, growth: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        height, width = (side + more for side, more in zip(self.images.shape[2:], growth, strict=True))
+        return height, width
 
     def again(self, model: nn.Module) -> "Survey":
         """The same runs of another model; raises what that raises."""
@@ -52,8 +59,8 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
         if example is None or example.is_meta:
             raise _does_not_run(model, images, error) from error
         return Survey(example, argument, (_computed(model, example, argument),))
-    larger = tuple(side + growth for side, growth in zip(images.shape[2:], GROWTH, strict=True))
-    others = [(_like(images, (*images.shape[:2], *larger)), False), (images, True)]
+    sizes = [[side + more for side, more in zip(images.shape[2:], growth, strict=True)] for growth in (GROWTH, ODD)]
+    others = [*((_like(images, (*images.shape[:2], *size)), False) for size in sizes), (images, True)]
     runs = [run for batch, training in others if (run := _run_of(model, batch, argument, training))]
     return Survey(images, argument, (first, *runs))
 
