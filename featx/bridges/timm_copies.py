@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What timm and torch raise for images of a size that an architecture cannot take, or that meta tensors cannot decide.
 REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError)
 
 # Attributes in which modules of timm keep values they computed from parameters, some of which cannot be copied.
 CACHES = ("attention_bias_cache",)
+
+
+def with_graph(function: Function) -> Function:
+    """The function, always run with autograd's graph, also within no_grad or inference_mode."""
+    return torch.inference_mode(False)(torch.enable_grad()(function))
 
 
 def sharing(model: Module) -> Module:
@@ -28,7 +34,11 @@ def without_values(model: Module) -> Module:
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         return nn.Parameter(empty, empty.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
 
-    return _copy(model, on_meta).eval()
+    twin = _copy(model, on_meta).eval()
+    for module in twin.modules():
+        if "grad_checkpointing" in vars(module):  # which can hide parameters from autograd's graph
+            vars(module).update(grad_checkpointing=False)
+    return twin
 
 
 def _copy(model: Module, tensor_of: Callable[[Tensor], Tensor]) -> Module:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .timm_copies import REFUSALS, images_for, intermediates, without_values
+from .timm_copies import REFUSALS, images_for, intermediates, with_graph, without_values
 
 Undo = Callable[[], None]
 
 
+@with_graph
 def cut(copied: Any, levels: Sequence[int], size: Sequence[int], on_meta: bool) -> None:
     """Take everything out of the copy, in place, that the maps of `levels`, which ascend, do not need.
 
@@ -52,8 +52,7 @@ def _inside(name: str, path: str) -> bool:
 
 
 def _needs(twin: nn.Module, levels: Sequence[int], size: Sequence[int]) -> Needs:
-    with torch.enable_grad():
-        maps: list[Tensor] = intermediates(twin, images_for(twin, size), levels)
+    maps: list[Tensor] = intermediates(twin, images_for(twin, size), levels)
     steps, seen, reached = [map_.grad_fn for map_ in maps], set(), set()
     while steps:
         step = steps.pop()

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from .timm_copies import REFUSALS, images_for, intermediates, sharing, without_values
+from .timm_copies import REFUSALS, images_for, intermediates, sharing, with_graph, without_values
 
 Size = tuple[int, int]
 Maker = tuple[str, int]  # path of a module, position in what it returns
@@ -47,6 +46,7 @@ class Run:
     makers: tuple[tuple[Maker, ...], ...]
 
 
+@with_graph
 def measure(model: nn.Module) -> Measured:
     """Run the model without computing at its own size and at a wider one, and compare with what timm declares.
 
@@ -117,8 +117,7 @@ def _run(model: nn.Module, size: Size, count: int) -> Run:
         if name
     ]
     try:
-        with torch.enable_grad():
-            maps = intermediates(model, images_for(model, size), range(count))
+        maps = intermediates(model, images_for(model, size), range(count))
     finally:
         for handle in handles:
             handle.remove()

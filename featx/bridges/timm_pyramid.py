@@ -21,17 +21,19 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
     """Maps from timm's own `forward_intermediates`, with levels that have been measured.
 
     measured: what a run without computing showed, with a sentence for each fact that timm declares otherwise.
+    kept: the levels that a copy of the model which has been cut still has; None means all.
 
     Raises ContractError if the model has no such method or runs at no size.
     """
 
-    def __init__(self, model: nn.Module, measured: Measured | None = None) -> None:
+    def __init__(self, model: nn.Module, measured: Measured | None = None, kept: Sequence[int] | None = None) -> None:
         _require_methods(model)
         super().__init__(model)
         config = _input_config(model)
         self.measured = measured or measure(model)
         self.feature_info, self.corrections = self.measured.levels, self.measured.corrections
         self.size_rule = self._cells
+        self._kept = self.feature_info.select(kept)
         self._roundings: dict[int, Rounding] | None = None
         self.in_chans = config["input_size"][0]
         published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
@@ -46,7 +48,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         """By reduction, how cells follow from pixels; found by running shapes, on first use."""
         if self._roundings is None:
             once = self.measured.fixed or not self.measured.on_meta
-            self._roundings = roundings(self._inner, self.feature_info, self.measured.size, once)
+            self._roundings = roundings(self._inner, self._kept, self.measured.size, once)
         return self._roundings
 
     def _cells(self, side: int, reduction: int) -> int:
@@ -65,7 +67,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         """A pyramid of the same parameters that ends at the deepest of `levels`, which ascend."""
         copied = sharing(self._inner)
         cut(copied, levels, self.measured.size, self.measured.on_meta)
-        return type(self)(copied, self.measured)
+        return type(self)(copied, self.measured, levels)
 
     def unused(self, levels: Sequence[int]) -> Sequence[str]:
         """No module, whatever `levels`: `cut` takes them out, because timm's forward asks for some by name."""
@@ -78,16 +80,19 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         try:
             return intermediates(self._inner, x, levels, **options)
         except REFUSALS as error:
-            if tuple(x.shape[2:]) != self.measured.size and self._refuses(x):
+            if tuple(x.shape[2:]) != self.measured.size and self._refuses(x, levels, error):
                 raise self._refusal(x, error) from error
             raise
 
-    def _refuses(self, x: Tensor) -> bool:
+    def _refuses(self, x: Tensor, levels: Sequence[int], error: Exception) -> bool:
+        """Whether the size of the images is what the model raised `error` for."""
+        if not self.measured.on_meta:
+            return isinstance(error, AssertionError | ValueError)
         twin = without_values(self._inner)
         try:
-            intermediates(twin, images_for(twin, x.shape[2:]), [0])
+            intermediates(twin, images_for(twin, x.shape[2:]), levels)
         except REFUSALS:
-            return self.measured.on_meta
+            return True
         return False
 
     def _refusal(self, x: Tensor, why: object) -> InputError:

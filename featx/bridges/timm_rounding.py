@@ -35,7 +35,7 @@ class Rounding:
 
 
 def roundings(model: nn.Module, levels: Levels, own: tuple[int, int], once: bool) -> dict[int, Rounding]:
-    """The rounding of each reduction of `levels`; none of one that no such rule describes.
+    """The rounding of each reduction of `levels`, which ascend; none of one that no such rule describes.
 
     once: run it at its own size alone, because it takes no other, and give the simplest rule that holds there.
     """
@@ -62,7 +62,7 @@ def _possible(reduction: int) -> list[Rounding]:
 def _observe(twin: nn.Module, levels: Levels, size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """(reduction, side, cells) of each level and side; none if the model refuses the size."""
     try:
-        maps = intermediates(twin, images_for(twin, size), range(len(levels)))
+        maps = intermediates(twin, images_for(twin, size), levels.out_indices)
     except REFUSALS:
         return []
     both = ((level.reduction, axis, map_) for level, map_ in zip(levels, maps, strict=True) for axis in (0, 1))
