@@ -187,7 +187,8 @@ def _replace_first(model: nn.Module, in_chans: int, name: str) -> None:
     if getattr(model, "transform_input", False):
         raise ArgumentError(f"torchvision/{name} normalises three channels itself: leave in_chans={in_chans} out")
     weight = old.weight.detach()
-    changed = input_channels(weight, Place(path, (len(weight), in_chans, *weight.shape[2:]), model))
+    place = Place(path, (len(weight), in_chans, *weight.shape[2:]), model)
+    changed = input_channels(weight, place) if in_chans > 0 else None
     if changed is None:
         raise ArgumentError(f"in_chans={in_chans}: expected 1 or more")
     old.in_channels, old.weight = in_chans, nn.Parameter(changed[0])
