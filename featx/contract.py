@@ -34,11 +34,13 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:
     `model` is a model with `feature_info`, or a feature extractor. Proven are: one map per level, in their order and in
     the reversed one, (N, chs, h, w) with h and w as the family's size rule says (without a rule: H / reduction rounded
     down or up); names and shapes of all parameters as in the full model. Sizes that are no multiples of the model's
-    `size_divisor` are left out. Raises ContractError listing everything that is not so.
+    `size_divisor` are left out; one that takes a single size is run at that. Raises ContractError listing everything
+    that is not so.
     """
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
     divisor = getattr(extractor._source, "size_divisor", 1)
-    taken = [size for size in sizes if all(side % divisor == 0 for side in size)]
+    fixed = extractor._inner.fixed_size
+    taken = [size for size in sizes if all(side % divisor == 0 for side in size)] if fixed is None else [fixed]
     problems = list(_foreign_keys(model, extractor))
     shapes = {size: _shapes(extractor, size) for size in taken}
     problems += [problem for size in taken for problem in _wrong_maps(extractor, size, shapes[size])]

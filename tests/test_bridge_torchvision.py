@@ -133,7 +133,7 @@ def test_every_model_keeps_the_contract_on_shapes(name):
 def test_each_level_alone_holds_and_runs_what_it_needs(name):
     model = small(name)
     pyramid = bridge.pyramid(model)
-    x = images(2, 3, *pyramid._size) if pyramid._size else images()
+    x = images(2, 3, *pyramid.fixed_size) if pyramid.fixed_size else images()
     every = run(FeatureExtractWrapper(pyramid), x)
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
     ran, held = [], []

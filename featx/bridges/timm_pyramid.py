@@ -1,6 +1,7 @@
 """A model of timm as a source of maps."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..preprocessing import DataConfig, from_hub
+from ..wrappers.rounding import Rounding, roundings
 from ..wrappers.transparent import Transparent
 from .timm_copies import REFUSALS, images_for, intermediates, sharing, without_values
 from .timm_cut import cut
 from .timm_levels import Measured, measure
-from .timm_rounding import Rounding, roundings
 
 METHODS = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
 
@@ -32,6 +33,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         config = _input_config(model)
         self.measured = measured or measure(model)
         self.feature_info, self.corrections = self.measured.levels, self.measured.corrections
+        self.fixed_size = self.measured.size if self.measured.fixed else None
         self.size_rule = self._cells
         self._kept = self.feature_info.select(kept)
         self._roundings: dict[int, Rounding] | None = None
@@ -39,16 +41,12 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
         self.data_config = from_hub({**published, "input_size": config["input_size"]}, DataConfig())
 
-    @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """The only (height, width) of images that the model takes as it was built; None if it takes others."""
-        return self.measured.size if self.measured.fixed else None
-
     def roundings(self) -> dict[int, Rounding]:
         """By reduction, how cells follow from pixels; found by running shapes, on first use."""
         if self._roundings is None:
             once = self.measured.fixed or not self.measured.on_meta
-            self._roundings = roundings(self._inner, self._kept, self.measured.size, once)
+            shapes = partial(_shapes, without_values(self._inner), self._kept.out_indices)
+            self._roundings = roundings(shapes, self._kept.reduction(), self.measured.size, once)
         return self._roundings
 
     def _cells(self, side: int, reduction: int) -> int:
@@ -101,6 +99,14 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
             f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({why}): "
             f"resize them to {own_height}x{own_width}, or build it with image_size=({height}, {width})"
         )
+
+
+def _shapes(model: nn.Module, levels: Sequence[int], size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Of the maps of `levels` for images of that size; none if the model refuses it."""
+    try:
+        return [tuple(map_.shape) for map_ in intermediates(model, images_for(model, size), levels)]
+    except REFUSALS:
+        return []
 
 
 def _input_config(model: nn.Module) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
     The copy shares the values of parameters otherwise, and has buffers of its own. Raises what the model raises.
     """
     meta = images.is_meta
-    twin = structural_copy(model, _emptied if meta else _shared).train(training)
+    twin = structural_copy(model, without_values if meta else _shared).train(training)
     run, flow, bit = Run(tuple(images.shape), training), _Flow(meta), bits(twin)
     for name, parameter in twin.named_parameters():
         flow.mark(parameter, bit[name])
@@ -102,7 +102,8 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in vars(part).values() if isinstance(value, Tensor))
 
 
-def _emptied(tensor: Tensor) -> Tensor:
+def without_values(tensor: Tensor) -> Tensor:
+    """A tensor or parameter on the meta device, like the given one."""
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 

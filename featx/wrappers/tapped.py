@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..backbone import Pyramid
 from ..errors import ArgumentError, ContractError, InputError
 from ..features import FeatureInfo, Levels
-from .flow import Run, bits, call, structural_copy
+from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
+from .rounding import Rounding, roundings
 from .skip import largest, skip, unneeded
 from .survey import Survey, survey
 from .transparent import Transparent
@@ -64,12 +67,25 @@ class Tapped(Transparent[nn.Module], Pyramid):
         copied = structural_copy(model)
         super().__init__(copied)
         self._seen: Survey | None = seen or survey(model)
-        self._argument, self._size = self._seen.argument, size
+        self._argument, self.fixed_size = self._seen.argument, size
+        height, width = self._seen.images.shape[2:]
+        self._own_size: Size = (height, width)
+        self._roundings: dict[int, Rounding] | None = None
         self.in_chans = self._seen.images.shape[1]
         self._points = _points(copied, taps, self._seen)
         self.feature_info = _levels(self._points)
+        self.size_rule = self._cells
         self._holder = _Holder()
         self._listen(self._seen, range(len(self._points)))
+
+    def _cells(self, side: int, reduction: int) -> int:
+        """Cells along a side of so many pixels, by the rule that runs without values show, on first use."""
+        if self._roundings is None:
+            twin = structural_copy(self, without_values, keep=[self._seen]).eval()
+            reductions = [self.feature_info[level].reduction for level in self._levels]
+            once = self.fixed_size is not None
+            self._roundings = roundings(partial(_shapes, twin), reductions, self._own_size, once)
+        return self._roundings.get(reduction, Rounding(reduction, reduction - 1)).cells(side)
 
     def level_of(self, tap: Tap) -> int:
         """The position of its map in `feature_info`."""
@@ -80,8 +96,10 @@ class Tapped(Transparent[nn.Module], Pyramid):
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         height, width = x.shape[2:]
-        if self._size is not None and (height, width) != self._size:
-            raise InputError(f"expected images of {self._size[0]}x{self._size[1]} pixels, got {height}x{width}")
+        if self.fixed_size is not None and (height, width) != self.fixed_size:
+            raise InputError(
+                f"expected images of {self.fixed_size[0]}x{self.fixed_size[1]} pixels, got {height}x{width}"
+            )
         self._holder.taken = taken = {}
         try:
             call(self._inner, x, self._argument)
@@ -137,6 +155,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
         return attempt
 
     def _listen(self, seen: Survey, levels: Sequence[int]) -> None:
+        self._levels = tuple(levels)
         for level in levels:
             point = self._points[level]
             hook = _Take(self._holder, level, point.tap, point.overwritten(seen.runs))
@@ -171,6 +190,16 @@ class _Take:
         if self.holder.taken is not None:
             value = self.tap.value(output)
             self.holder.taken[self.level] = value.clone() if self.overwritten else value
+
+
+def _shapes(twin: Tapped, size: Size) -> list[tuple[int, ...]]:
+    """Of its maps for images of that size; none if the model refuses it."""
+    images = torch.empty(2, twin.in_chans, *size, device="meta")
+    try:
+        with torch.no_grad():
+            return [tuple(map_.shape) for map_ in twin.forward_maps(images, twin._levels)]
+    except Exception:
+        return []
 
 
 def _points(model: nn.Module, taps: Sequence[Tap], seen: Survey) -> tuple[Point, ...]:

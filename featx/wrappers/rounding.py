@@ -1,14 +1,11 @@
-"""How many cells a map of a model of timm has along a side of any length, found by running shapes."""
+"""How many cells a map has along a side of any length, found by running shapes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from torch import nn
-
-from ..features import Levels
-from .timm_copies import REFUSALS, images_for, intermediates, without_values
+Size = tuple[int, int]
 
 RUNS = 16
 
@@ -34,19 +31,23 @@ class Rounding:
         return how + (f" to a multiple of {self.multiple}" if self.multiple > 1 else "")
 
 
-def roundings(model: nn.Module, levels: Levels, own: tuple[int, int], once: bool) -> dict[int, Rounding]:
-    """The rounding of each reduction of `levels`, which ascend; none of one that no such rule describes.
+def roundings(
+    shapes: Callable[[Size], Sequence[Sequence[int]]], reductions: Sequence[int], own: Size, once: bool
+) -> dict[int, Rounding]:
+    """The rounding of each of the `reductions`; none of one that no such rule describes.
 
-    once: run it at its own size alone, because it takes no other, and give the simplest rule that holds there.
+    shapes: of the maps (N, chs, h, w) for images of a size, in the order of `reductions`; none if it is refused.
+    once: ask for its own size alone, because there is no other, and give the simplest rule that holds there.
     """
-    twin, deepest = without_values(model), max(levels.reduction())
-    possible = {reduction: _possible(reduction) for reduction in {*levels.reduction()}}
+    possible = {reduction: _possible(reduction) for reduction in {*reductions}}
     base = lcm(*possible) * -(-max(own) // lcm(*possible))
-    sides = range(base, base + 2 * deepest)
+    sides = range(base, base + 2 * max(reductions))
     size = own
     for _ in range(1 if once else RUNS):
-        for reduction, side, cells in _observe(twin, levels, size):
-            possible[reduction] = [rule for rule in possible[reduction] if rule.cells(side) == cells]
+        for level, shape in enumerate(shapes(size)):
+            reduction = reductions[level]
+            for side, cells in zip(size, shape[2:], strict=True):
+                possible[reduction] = [rule for rule in possible[reduction] if rule.cells(side) == cells]
         size = _most_telling(possible.values(), sides)
         if size[0] == size[1]:
             break
@@ -59,17 +60,7 @@ def _possible(reduction: int) -> list[Rounding]:
     return [Rounding(reduction, offset) for offset in usual] + [Rounding(reduction, 2 * reduction - 1, 2)]
 
 
-def _observe(twin: nn.Module, levels: Levels, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """(reduction, side, cells) of each level and side; none if the model refuses the size."""
-    try:
-        maps = intermediates(twin, images_for(twin, size), levels.out_indices)
-    except REFUSALS:
-        return []
-    both = ((level.reduction, axis, map_) for level, map_ in zip(levels, maps, strict=True) for axis in (0, 1))
-    return [(reduction, size[axis], map_.shape[2 + axis]) for reduction, axis, map_ in both]
-
-
-def _most_telling(possible: Iterable[Sequence[Rounding]], sides: Sequence[int]) -> tuple[int, int]:
+def _most_telling(possible: Iterable[Sequence[Rounding]], sides: Sequence[int]) -> Size:
     """The two sides at which the rules left differ most; twice the same if they nowhere differ."""
     left = [rules for rules in possible if len(rules) > 1]
     answers: dict[int, int] = defaultdict(int)
