@@ -38,7 +38,7 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:
     that is not so.
     """
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
-    divisor = getattr(extractor._source, "size_divisor", 1)
+    divisor = extractor.size_divisor
     fixed = extractor._inner.fixed_size
     taken = [size for size in sizes if all(side % divisor == 0 for side in size)] if fixed is None else [fixed]
     problems = list(_foreign_keys(model, extractor))

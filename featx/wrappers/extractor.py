@@ -70,6 +70,11 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         return self._fact("data_config")
 
     @property
+    def size_divisor(self) -> int:
+        """The sides of an image must be multiples of it; 1 takes any size."""
+        return getattr(self._source, "size_divisor", 1)
+
+    @property
     def excess(self) -> tuple[str, ...]:
         """Names of parameters it holds although no map depends on them, because the model's forward expects them."""
         return self._inner.excess
