@@ -8,8 +8,16 @@ import pytest
 import torch
 from conftest import images, randomise
 
+import featx
 from featx import FeatureExtractWrapper
-from featx.errors import ArgumentError, ContractError, OutIndicesError, UnknownModelError, WeightsNotFoundError
+from featx.errors import (
+    ArgumentError,
+    ContractError,
+    InputError,
+    OutIndicesError,
+    UnknownModelError,
+    WeightsNotFoundError,
+)
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -258,8 +266,9 @@ ONE_SIZE = (*ONE_SIZE, "vitpose_backbone")
 @pytest.mark.parametrize("kind", TYPES)
 def test_other_sizes_give_maps_of_that_size(kind):
     pyramid, x = pyramid_of(kind), images_for(kind, times=2)
+    assert (pyramid.fixed_size is not None) == (kind in ONE_SIZE)
     if kind in ONE_SIZE:
-        with pytest.raises((RuntimeError, ValueError)):
+        with pytest.raises(InputError, match=r"as it was built takes no images of .* resize them to"):
             extracted(pyramid, x)
         return
     for map_, level in zip(extracted(pyramid, x), pyramid.feature_info, strict=True):
@@ -270,6 +279,12 @@ def test_other_sizes_give_maps_of_that_size(kind):
 def test_awkward_sizes_give_the_packages_maps(kind):
     x = images(1, 3, 67, 93)
     assert_same(extracted(pyramid_of(kind), x), own_tensors(kind, x))
+
+
+@pytest.mark.parametrize("kind", [*TYPES, pytest.param("mobilevitv2", marks=[])])
+def test_the_contract_is_verified_at_every_size(kind):
+    verification = featx.verify(pyramid_of(kind), [images_for(kind).shape[2:], (96, 128), (100, 132)])
+    assert len(verification.levels) == len(pyramid_of(kind).feature_info)
 
 
 def test_prefix_tokens_come_beside_the_map():

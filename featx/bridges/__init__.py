@@ -36,7 +36,7 @@ def _bridge(package: str) -> ModuleType:
     try:
         import_module(package)
     except ImportError as error:
-        raise MissingPackageError(f"models of {package} need the package: pip install {package}") from error
+        raise MissingPackageError(f"models of {package} need the package: pip install 'featx[{package}]'") from error
     return import_module(f"{__name__}.{package}")
 
 

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# What timm and torch raise for images of a size that an architecture cannot take, or that meta tensors cannot decide.
-REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError)
-
 # Attributes in which modules of timm keep values they computed from parameters, some of which cannot be copied.
 CACHES = ("attention_bias_cache",)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .timm_copies import REFUSALS, images_for, intermediates, with_graph, without_values
+from ..wrappers.refusals import REFUSALS
+from .timm_copies import images_for, intermediates, with_graph, without_values
 
 Undo = Callable[[], None]
 
@@ -82,7 +83,7 @@ def _runs_without(
     undo = [_take_out(twin, path) for path in paths]
     try:
         same = _needs(twin, levels, size) == needs
-    except (*REFUSALS, AttributeError):
+    except REFUSALS:
         same = False
     if not same:
         for put_back in reversed(undo):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from .timm_copies import REFUSALS, images_for, intermediates, sharing, with_graph, without_values
+from ..wrappers.refusals import REFUSALS
+from .timm_copies import images_for, intermediates, sharing, with_graph, without_values
 
 Size = tuple[int, int]
 Maker = tuple[str, int]  # path of a module, position in what it returns

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..preprocessing import DataConfig, from_hub
+from ..wrappers.refusals import REFUSALS
 from ..wrappers.rounding import Rounding, roundings
 from ..wrappers.transparent import Transparent
-from .timm_copies import REFUSALS, images_for, intermediates, sharing, without_values
+from .timm_copies import images_for, intermediates, sharing, without_values
 from .timm_cut import cut
 from .timm_levels import Measured, measure
 

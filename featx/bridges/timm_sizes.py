@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from .timm_copies import REFUSALS, images_for, intermediates, without_values
+from ..wrappers.refusals import REFUSALS
+from .timm_copies import images_for, intermediates, without_values
 from .timm_levels import declared_by, fits
 
 Sides = int | tuple[int, int]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Pyramid
-from ..errors import ContractError
+from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
+from ..wrappers.refusals import REFUSALS
+from ..wrappers.rounding import Rounding, roundings
 from ..wrappers.transparent import Transparent
 from .transformers_levels import Shape, Size, as_map, shape_of
 from .transformers_trim import read_on_meta, shared_copy, trimmed
@@ -67,11 +69,36 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
     Its `corrections` tell where the package declares other channels than its maps have.
     """
 
-    def __init__(self, model: nn.Module, reading: Reading, levels: Levels, shapes: Sequence[Shape]) -> None:
+    def __init__(self, model: Any, reading: Reading, levels: Levels, shapes: Sequence[Shape]) -> None:
         super().__init__(model)
         self.feature_info = levels
         self._reading, self._shapes = reading, tuple(shapes)
         self._offered = tuple(range(len(levels)))
+        self._own_size = _size(model)
+        self._roundings: dict[int, Rounding] | None = None
+        self.size_rule = self._cells
+        self.in_chans: int = model.in_chans
+        if model.data_config is not None:
+            self.data_config = model.data_config
+
+    def _cells(self, side: int, reduction: int) -> int:
+        """Cells along a side of so many pixels, by the rule that runs without values show, on first use."""
+        if self._roundings is None:
+            reductions = [self.feature_info[level].reduction for level in self._offered]
+            self._roundings = roundings(self._map_shapes, reductions, self._own_size, self.fixed_size is not None)
+        return self._roundings.get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+
+    def _map_shapes(self, size: Size) -> list[tuple[int, ...]]:
+        """Of the offered maps for images of that size; none if the model refuses it."""
+        x = _images(self._inner, size)
+        try:
+            tensors, _ = read_on_meta(self._inner, self._reading, x)
+            return [
+                tuple(as_map(tensor, self._shapes[i], x).shape)
+                for i, tensor in zip(self._offered, tensors, strict=True)
+            ]
+        except REFUSALS:
+            return []
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return [as_map(tensor, self._shapes[i], x) for i, tensor in self._tensors(x, levels)]
@@ -80,7 +107,16 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         return [(self._prefix(tensor, i), as_map(tensor, self._shapes[i], x)) for i, tensor in self._tensors(x, levels)]
 
     def _tensors(self, x: Tensor, levels: Sequence[int]) -> list[tuple[int, Tensor]]:
-        offered = self._reading(self._inner, x)
+        try:
+            offered = self._reading(self._inner, x)
+        except REFUSALS as error:
+            if tuple(x.shape[2:]) == self._own_size or self._map_shapes((x.shape[2], x.shape[3])):
+                raise
+            (height, width), (own_height, own_width) = x.shape[2:], self._own_size
+            raise InputError(
+                f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({error}): "
+                f"resize them to {own_height}x{own_width}"
+            ) from error
         return [(level, offered[self._offered.index(level)]) for level in levels]
 
     def _prefix(self, tensor: Tensor, level: int) -> Tensor:
@@ -104,6 +140,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
         cut = TransformersPyramid(model, reading, self.feature_info, self._shapes)
         cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
+        cut.fixed_size = self.fixed_size
         return cut
 
 
@@ -121,6 +158,9 @@ def as_pyramid(model: nn.Module) -> TransformersPyramid:
     copied.in_chans, copied.data_config = _in_chans(part), getattr(model, "data_config", None)
     build = _of_backbone if backbone else _of_hidden_states
     pyramid = build(copied, Reading(tower, "feature_maps" if backbone else "hidden_states", arguments))
+    height, width = pyramid._own_size
+    if not pyramid._map_shapes((2 * height, 2 * width)):
+        pyramid.fixed_size = height, width
     return pyramid.train(model.training)
 
 
@@ -208,7 +248,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
         size = (height * factor, width * factor)
         try:
             tensors, _ = read_on_meta(model, reading, _images(model, size))
-        except Exception as error:  # whatever the model's code says of a size
+        except REFUSALS as error:
             if not seen:
                 raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
             break
@@ -224,7 +264,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
 def _offers(model: nn.Module, reading: Reading) -> bool:
     try:
         maps, _ = read_on_meta(model, reading, _images(model, _size(model)))
-    except Exception:  # whatever the model's code says of stages it has no norms for
+    except REFUSALS:  # it has no norms for some of the stages
         return False
     tower: Any = model.get_submodule(reading.tower)
     return len(maps) == len(tower.out_features)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..wrappers.refusals import REFUSALS
+
 Module = TypeVar("Module", bound=nn.Module)
 Read = Callable[[Any, Tensor], Sequence[Tensor]]
 
@@ -139,7 +141,7 @@ def _lacking(model: Module, path: str, same: Callable[[nn.Module], bool]) -> Mod
 def _makes(model: nn.Module, read: Read, x: Tensor, expected: Computation) -> bool:
     try:
         _, made = read_on_meta(model, read, x, grad=True)
-    except Exception:  # whatever the model's code says when something it insists on is gone
+    except REFUSALS:  # it insists on something that is gone
         return False
     return made == expected
 

@@ -97,7 +97,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     def _source(self) -> nn.Module:
         """What says which images the model takes: the pyramid, or the model that it stands in for."""
         pyramid = self._inner
-        if isinstance(pyramid, Transparent) and "data_config" not in vars(pyramid):
+        if isinstance(pyramid, Transparent) and "size_rule" not in vars(pyramid):
             return pyramid._inner
         return pyramid
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pickle import PickleError
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ContractError
+from .refusals import REFUSALS
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -85,7 +87,7 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
     alive = list(memo.values())  # an id must not be reused while the memo is
     try:
         copied = copy.deepcopy(module, memo)
-    except Exception as error:
+    except (*REFUSALS, copy.Error, PickleError) as error:
         raise ContractError(f"{type(module).__name__} cannot be copied: {error}") from error
     if of is None and {id(p) for p in copied.parameters()} != {id(p) for p in module.parameters()}:
         raise ContractError(

@@ -41,13 +41,15 @@ def roundings(
     """
     possible = {reduction: _possible(reduction) for reduction in {*reductions}}
     base = lcm(*possible) * -(-max(own) // lcm(*possible))
-    sides = range(base, base + 2 * max(reductions))
+    sides = list(range(base, base + 2 * max(reductions)))
     size = own
     for _ in range(1 if once else RUNS):
-        for level, shape in enumerate(shapes(size)):
+        seen = shapes(size)
+        for level, shape in enumerate(seen):
             reduction = reductions[level]
             for side, cells in zip(size, shape[2:], strict=True):
                 possible[reduction] = [rule for rule in possible[reduction] if rule.cells(side) == cells]
+        sides = sides if seen else [side for side in sides if side not in size]
         size = _most_telling(possible.values(), sides)
         if size[0] == size[1]:
             break
@@ -69,4 +71,4 @@ def _most_telling(possible: Iterable[Sequence[Rounding]], sides: Sequence[int]) 
             cells = [rule.cells(side) for rule in rules]
             answers[side] += min(cells.count(value) for value in {*cells}) if len({*cells}) > 1 else 0
     ranked = sorted(sides, key=lambda side: -answers[side])
-    return (ranked[0], ranked[1]) if answers[ranked[0]] else (sides[0], sides[0])
+    return (ranked[0], ranked[1]) if len(ranked) > 1 and answers[ranked[0]] else (0, 0)

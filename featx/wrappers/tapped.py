@@ -14,6 +14,7 @@ from ..errors import ArgumentError, ContractError, InputError
 from ..features import FeatureInfo, Levels
 from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
+from .refusals import REFUSALS
 from .rounding import Rounding, roundings
 from .skip import largest, skip, unneeded
 from .survey import Survey, survey
@@ -137,7 +138,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
             try:
                 again = seen.again(attempt._inner)
                 same = [point.shapes(again.runs) for point in points] == expected
-            except Exception:  # whatever the model's forward says of zeros where it had results
+            except REFUSALS:  # its forward does not take zeros where it had results
                 return False
             if same:
                 attempts[tuple(paths)] = attempt, again
@@ -198,7 +199,7 @@ def _shapes(twin: Tapped, size: Size) -> list[tuple[int, ...]]:
     try:
         with torch.no_grad():
             return [tuple(map_.shape) for map_ in twin.forward_maps(images, twin._levels)]
-    except Exception:
+    except REFUSALS:
         return []
 
 
