@@ -20,6 +20,7 @@ from featx.contract import Size
 from featx.wrappers.extractor import maps_in
 
 OTHER_SIZE: Size = (192, 256)
+MOST, LONGEST = 6, 100  # of the corrections of a model, and letters of a reason
 
 # What is after it in the page is written here, what is before it by hand.
 MARK = "<!-- written by docs/bridges.py -->\n"
@@ -70,7 +71,7 @@ def other_size(name: str) -> str:
     try:
         timm.arguments_for(OTHER_SIZE, name, {}, timm.create)
     except ArgumentError as error:
-        return str(error)
+        return str(error).splitlines()[-2]  # of the last attempt
     return "built"
 
 
@@ -139,7 +140,7 @@ def plain_row(name: str, model: nn.Module, pyramid: Pyramid) -> Row:
         check_maps(taken, OTHER_SIZE)
         return Row(name, pyramid.corrections)
     except InputError as error:
-        return Row(name, pyramid.corrections, size=str(error))
+        return Row(name, pyramid.corrections, size=str(error.__cause__ or error))
 
 
 def timm_names() -> list[str]:
@@ -182,10 +183,15 @@ def section(package: str, counted: str, rows: Sequence[Row]) -> Iterable[str]:
     yield f"| … of which do if built with `image_size=({height}, {width})` | {sizes['built']} |"
     yield f"| … of which take other sizes only | {sizes['own']} |"
     yield f"| refused | {len(rows) - len(works)} |\n"
-    yield from table("Corrected declarations", works, lambda row: "<br>".join(row.corrections))
+    yield from table("Corrected declarations", works, lambda row: "<br>".join(shortened(row.corrections)))
     yield from table("Refused", rows, lambda row: row.refused)
     own = [row for row in works if row.size not in ("any", "built")]
-    yield from table(f"Not for {height}x{width} images", own, lambda row: row.size)
+    yield from table(f"Not for {height}x{width} images", own, lambda row: row.size.strip()[:LONGEST])
+
+
+def shortened(corrections: Sequence[str]) -> list[str]:
+    left = len(corrections) - MOST
+    return [*corrections[:MOST], f"and {left} more"] if left > 1 else [*corrections]
 
 
 def table(title: str, rows: Iterable[Row], why: Callable[[Row], str]) -> Iterable[str]:
