@@ -1,7 +1,8 @@
 """Neck: maps in, maps out; and what necks ask of the levels they are built for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -19,10 +20,11 @@ class Neck(nn.Module, ABC):
     feature_info: the levels of the maps it returns; a name is the path of the module in this neck whose output it is.
     """
 
-    def __init__(self, takes: object, returns: Sequence[FeatureInfo] = ()) -> None:
+    feature_info: Levels
+
+    def __init__(self, takes: object) -> None:
         super().__init__()
         self.takes = levels_of(takes, type(self).__name__)
-        self.feature_info = Levels(returns)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (N, chs, h, w), one per level of `takes`, to one per level of `feature_info`.
@@ -53,6 +55,14 @@ class Neck(nn.Module, ABC):
                 f"{owner} takes {len(expected)} maps (N, chs, h, w) of {expected} channels, got shapes {shapes}: build "
                 "it from the feature_info of what returned these"
             )
+
+
+def described(rows: Iterable[tuple[int, int, str]]) -> Levels:
+    """The levels a neck returns, from channels, reduction and module path of each; ArgumentError for no channels."""
+    levels = Levels(FeatureInfo(*row) for row in rows)
+    if wrong := [chs for chs in levels.channels() if not isinstance(chs, int) or chs < 1]:
+        raise ArgumentError(f"a neck cannot return maps of {wrong[0]!r} channels: expected a positive int")
+    return levels
 
 
 def levels_of(rows: object, owner: str) -> Levels:
@@ -99,3 +109,16 @@ def start_uniform(conv: nn.Conv2d) -> None:
     nn.init.xavier_uniform_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """The layers one after another, under these names."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def halved(cells: Sequence[int], count: int) -> list[int]:
+    """`cells` and further ones up to `count`, each half of the one before, rounded up."""
+    cells = list(cells)
+    while len(cells) < count:
+        cells.append(-(-cells[-1] // 2))
+    return cells

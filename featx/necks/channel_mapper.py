@@ -5,8 +5,7 @@ from math import gcd
 
 from torch import Tensor, nn
 
-from ..features import FeatureInfo, Levels
-from .base import Neck, start_uniform
+from .base import Neck, described, start_uniform
 
 
 def group_norm(chs: int) -> nn.GroupNorm:
@@ -22,9 +21,7 @@ class ChannelMapper(Neck):
 
     def __init__(self, feature_info: object, chs: int = 256, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__(feature_info)
-        self.feature_info = Levels(
-            FeatureInfo(chs, level.reduction, f"convs.{i}") for i, level in enumerate(self.takes)
-        )
+        self.feature_info = described((chs, level.reduction, f"convs.{i}") for i, level in enumerate(self.takes))
         self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(level.chs, chs, 1), norm(chs)) for level in self.takes)
         for conv in self.convs.modules():
             if isinstance(conv, nn.Conv2d):

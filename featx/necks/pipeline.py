@@ -26,6 +26,7 @@ class Pipeline(FeatureExtractWrapper):
 
     def __init__(self, extractor: FeatureExtractWrapper, *necks: Neck) -> None:
         super().__init__(Necked(extractor, necks))
+        self._smallest = extractor._smallest  # a neck's coarser maps exist for small images too
 
     @property
     def size_divisor(self) -> int:

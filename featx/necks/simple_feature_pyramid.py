@@ -1,0 +1,107 @@
+"""SimpleFeaturePyramid: a pyramid of the one map of a plain transformer (ViTDet, https://arxiv.org/abs/2203.16527)."""
+
+from collections.abc import Iterator, Sequence
+from math import log2
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ContractError, InputError
+from ..features import FeatureInfo, Levels
+from ..models.layers.norm import LayerNorm2d
+from .base import Neck, described, levels_of
+
+
+class SimpleFeaturePyramid(Neck):
+    """One map to maps of several strides: upsampled by transposed convolutions, or pooled, then two convolutions each.
+
+    scale_factors: sides of the maps relative to the given one, halving from one to the next. For a patch of 16 pixels
+        4, 2, 1 and 0.5 give strides of 4, 8, 16 and 32; `MaxPoolLevel` adds 64.
+
+    Names are those of detectron2's SimpleFeaturePyramid: its checkpoints fit under `backbone.`, as do its numbers.
+    Sides follow the map, not the image: a ViT of patch 16 that pads 97 pixels to 7 cells gives 28, 14, 7 and 3.
+
+    Raises ContractError for several maps, a model that has a pyramid, or strides that are no whole numbers of pixels,
+    ArgumentError for other scale factors, and, when called, InputError for a map too small to be pooled.
+    """
+
+    def __init__(
+        self, feature_info: object, chs: int = 256, *, scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5)
+    ) -> None:
+        source = _single(feature_info)
+        _require_halving(scale_factors)
+        strides = _strides(source.reduction, scale_factors)
+        super().__init__([source])
+        self.scale_factors = tuple(scale_factors)
+        names = [f"simfp_{int(log2(stride))}" for stride in strides]
+        self.feature_info = described((chs, *row) for row in zip(strides, names, strict=True))
+        for name, scale in zip(names, scale_factors, strict=True):
+            self.add_module(name, nn.Sequential(*_stage(source.chs, chs, scale)))
+
+    def merge(self, maps: list[Tensor]) -> list[Tensor]:
+        if min(self.cells([min(maps[0].shape[2:])])) < 1:
+            raise InputError(
+                f"a map of {maps[0].shape[2]}x{maps[0].shape[3]} cells cannot be pooled to {min(self.scale_factors)} "
+                "of its sides: enlarge the images, or leave out small scale_factors"
+            )
+        return [self.get_submodule(name)(maps[0]) for name in self.feature_info.names()]
+
+    def cells(self, cells: Sequence[int]) -> list[int]:
+        return [int(cells[0] * scale) for scale in self.scale_factors]
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution that holds the layer norm over channels after it."""
+
+    def __init__(self, in_chs: int, chs: int, kernel: int) -> None:
+        super().__init__(in_chs, chs, kernel, padding=kernel // 2, bias=False)
+        self.norm = LayerNorm2d(chs, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.norm(super().forward(input))
+
+
+def _stage(in_chs: int, chs: int, scale: float) -> Iterator[nn.Module]:
+    """Layers from the given map to the one of `scale` times its sides; each doubling halves the channels."""
+    if scale < 1:
+        yield nn.MaxPool2d(int(1 / scale), int(1 / scale))
+    for doubling in range(int(log2(scale))):
+        if doubling:
+            yield LayerNorm2d(in_chs, eps=1e-6)
+            yield nn.GELU()
+        yield nn.ConvTranspose2d(in_chs, in_chs // 2, 2, 2)
+        in_chs //= 2
+    yield NormedConv(in_chs, chs, 1)
+    yield NormedConv(chs, chs, 3)
+
+
+def _single(feature_info: object) -> FeatureInfo:
+    levels = levels_of(feature_info, "SimpleFeaturePyramid")
+    if len(levels) != 1:
+        raise ContractError(f"SimpleFeaturePyramid takes one map, got\n{levels}\nChoose the last: out_indices=[-1]")
+    if isinstance(feature_info, Levels):
+        strides = sorted({row["reduction"] for row in feature_info.info})
+        if len(strides) > 1:
+            raise ContractError(
+                f"SimpleFeaturePyramid is for models of a single stride; this one has maps at {strides} pixels, which "
+                "are a pyramid already: take them with out_indices and use FPN"
+            )
+    return levels[0]
+
+
+def _require_halving(scales: Sequence[float]) -> None:
+    if not scales or any(scale <= 0 or log2(scale) % 1 or scale != scales[0] / 2**i for i, scale in enumerate(scales)):
+        raise ArgumentError(
+            f"scale_factors={tuple(scales)}: expected powers of two, each half of the one before, as (4, 2, 1, 0.5)"
+        )
+
+
+def _strides(reduction: int, scales: Sequence[float]) -> list[int]:
+    broken = [f"{reduction / scale:g}" for scale in scales if reduction / scale % 1]
+    if broken:
+        longer = (*scales, *(scales[-1] / 2**i for i in range(1, len(broken) + 1)))
+        whole = tuple(scale for scale in longer if not reduction / scale % 1)
+        raise ContractError(
+            f"cells of {reduction} pixels would be split into cells of {' and '.join(broken)} pixels, and reductions "
+            f"are whole numbers: choose other scale_factors, as {whole}"
+        )
+    return [int(reduction / scale) for scale in scales]
