@@ -25,7 +25,7 @@ class Pipeline(FeatureExtractWrapper):
     backbone: FeatureExtractWrapper
 
     def __init__(self, extractor: FeatureExtractWrapper, *necks: Neck) -> None:
-        super().__init__(Necked(extractor, necks))
+        super().__init__(BackboneAndNecks(extractor, necks))
         self._smallest = extractor._smallest  # a neck's coarser maps exist for small images too
 
     @property
@@ -34,7 +34,7 @@ class Pipeline(FeatureExtractWrapper):
         return self.backbone.size_divisor
 
 
-class Necked(Pyramid):
+class BackboneAndNecks(Pyramid):
     """The maps of the last of `necks`, which run one after another on those of `backbone`."""
 
     def __init__(self, backbone: FeatureExtractWrapper, necks: Sequence[Neck]) -> None:

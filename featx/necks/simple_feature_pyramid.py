@@ -20,6 +20,8 @@ class SimpleFeaturePyramid(Neck):
     Names are those of detectron2's SimpleFeaturePyramid: its checkpoints fit under `backbone.`, as do its numbers.
     Sides follow the map, not the image: a ViT of patch 16 that pads 97 pixels to 7 cells gives 28, 14, 7 and 3.
 
+    A level on its own, `[feature_info[-1]]`, is taken whatever other levels its model has.
+
     Raises ContractError for several maps, a model that has a pyramid, or strides that are no whole numbers of pixels,
     ArgumentError for other scale factors, and, when called, InputError for a map too small to be pooled.
     """
