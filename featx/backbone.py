@@ -39,6 +39,8 @@ class Backbone(nn.Module):
 
     size_divisor: the sides of an image must be multiples of it; 1 takes any size.
     last_linear: path of the layer that depends on the number of classes.
+    dense_level: position of the level that dense prediction starts from: the deepest, unless that is an expansion made
+        for the classifier.
     num_features: channels of what `forward_features` returns.
     head_hidden_size: channels that enter the last linear layer.
     architecture, config: the name and the configuration `create_model` built it from.
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
 
     size_divisor: ClassVar[int] = 1
     last_linear: ClassVar[str]
+    dense_level: ClassVar[int] = -1
 
     feature_info: Levels
     data_config: DataConfig

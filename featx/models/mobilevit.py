@@ -63,6 +63,7 @@ class MobileViT(Backbone):
     """
 
     last_linear = "head.fc"
+    dense_level = -2
     initialise = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTConfig) -> None:
