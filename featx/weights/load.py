@@ -141,7 +141,7 @@ def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError if the model was not built as the layout's program builds it."""
     config = getattr(getattr(model, "_source", model), "config", None)
     asked = checkpoint.layout.settings if checkpoint.layout else {}
-    wrong = {n: value for n, value in asked.items() if config is None or not same(getattr(config, n), value)}
+    wrong = {n: value for n, value in asked.items() if not same(getattr(config, n, None), value)}
     if wrong and checkpoint.layout:
         raise CheckpointError(
             f"{checkpoint.source} is in the layout of {checkpoint.layout.system}, whose numbers need {wrong}: let "
