@@ -1,0 +1,185 @@
+"""create_segmenter and create_detector: a head by name on a backbone by name, with the weights of the whole."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError
+from ..factory import create_model
+from ..weights.assign import assign
+from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
+from ..weights.load import families, fitted, names_of
+from ..wrappers import FeatureExtractWrapper
+from .auxiliary import AuxiliaryHead
+from .deeplabv3 import DeepLabV3Config
+from .dense import SegmentationConfig, require_classes
+from .linear import LinearConfig
+from .pspnet import PSPNetConfig
+from .segmenter import Segmenter
+from .ssd_head import SSDConfig, level_at
+
+if TYPE_CHECKING:  # it imports torchvision
+    from .ssd import SSD
+
+SEGMENTATION: dict[str, SegmentationConfig] = {
+    "deeplabv3": DeepLabV3Config(),
+    "pspnet": PSPNetConfig(),
+    "linear": LinearConfig(),
+}
+DETECTION = {"ssd": SSDConfig()}
+
+Config = TypeVar("Config")
+Model = TypeVar("Model", Segmenter, "SSD")
+
+
+def create_segmenter(
+    head: str | SegmentationConfig,
+    backbone: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int,
+    output_stride: int | None = None,
+    aux_head: bool = False,
+    align_corners: bool | None = None,
+    checkpoint_path: Weights | None = None,
+    in_chans: int | None = None,
+    auto_mapping: bool = True,
+    layout: str | None = None,
+    container: str | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **arch: Any,
+) -> Segmenter:
+    """A network for semantic segmentation: images (N, in_chans, H, W) to logits (N, num_classes, H, W).
+
+    head: "deeplabv3", "pspnet" or "linear" as their papers have them, or a configuration, e.g.
+        `DeepLabV3Config(chs=512)`. It takes the deepest map, in MobileViT the one before the expansion.
+    backbone: any name `create_model` takes; `output_stride` and `arch` as there.
+    pretrained: take the backbone's published weights; the head's are random.
+    aux_head: put a second head on the level before, which counts in the loss of training.
+    align_corners: how logits are resized to the image; by default as the program that wrote the weights does it, False
+        for our own.
+    checkpoint_path: weights of the whole network, see `create_model`; our own, or those of CVNets or of transformers'
+        `MobileViT(V2)ForSemanticSegmentation`. A classifier of another number of classes stays random.
+
+    The remaining arguments, and the errors, are those of `create_model`.
+    """
+    cfg = _config(head, SEGMENTATION)
+    require_classes(num_classes, fewest=1)
+    backbone_arguments = {"output_stride": output_stride, "in_chans": in_chans, "cache_dir": cache_dir, **arch}
+
+    def build(settings: Mapping[str, Any]) -> Segmenter:
+        settings = dict(settings)
+        aligned = settings.pop("align_corners", align_corners or False)
+        model = create_model(backbone, pretrained, **{**backbone_arguments, **settings})
+        deepest = _dense_position(model)
+        extractor = FeatureExtractWrapper(model, [deepest - 1, deepest] if aux_head and deepest else [deepest])
+        aux = AuxiliaryHead(extractor.feature_info, num_classes) if aux_head else None
+        return Segmenter(extractor, cfg.build(extractor.feature_info, num_classes), aux, align_corners=aligned)
+
+    given = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
+    reading = Reading(auto_mapping, layout, container, cache_dir)
+    resized = ("head.classifier.", "aux.classifier.")
+    model = _loaded(build, given, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
+    return model.to(device, dtype)
+
+
+def create_detector(
+    head: str | SSDConfig,
+    backbone: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int,
+    checkpoint_path: Weights | None = None,
+    in_chans: int | None = None,
+    auto_mapping: bool = True,
+    layout: str | None = None,
+    container: str | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **arch: Any,
+) -> "SSD":
+    """A network for object detection, called as torchvision's: see `featx.heads.ssd.SSD`.
+
+    head: "ssd" as CVNets has it, or a configuration, e.g. `SSDConfig(size=(512, 512))`.
+    backbone: any name `create_model` takes whose maps have the strides that the head starts from, 16 and 32.
+    num_classes: with the background, which is class 0: 81 for COCO.
+    pretrained: take the backbone's published weights; the head's are random.
+    checkpoint_path: weights of the whole network, see `create_model`; our own, or those of CVNets. What predicts stays
+        random if the number of classes is another one.
+
+    The remaining arguments, and the errors, are those of `create_model`; OutIndicesError if a stride is missing.
+    """
+    from .ssd import SSD
+
+    cfg = _config(head, DETECTION)
+    require_classes(num_classes, fewest=2)
+    backbone_arguments = {"in_chans": in_chans, "cache_dir": cache_dir, **arch}
+
+    def build(settings: Mapping[str, Any]) -> "SSD":
+        model = create_model(backbone, pretrained, **{**backbone_arguments, **settings})
+        levels = FeatureExtractWrapper(model).feature_info[: _dense_position(model) + 1]
+        extractor = FeatureExtractWrapper(model, [level_at(levels, stride) for stride in cfg.backbone_strides])
+        return SSD(extractor, num_classes, cfg)
+
+    reading = Reading(auto_mapping, layout, container, cache_dir)
+    resized = ("head.predictions.",)
+    model = _loaded(build, arch, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
+    return model.to(device, dtype)
+
+
+def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
+    if not isinstance(head, str):
+        return head
+    if head not in table:
+        raise ArgumentError(f"there is no head {head!r}: choose one of {list(table)}, or pass a configuration")
+    return table[head]
+
+
+def _only_one(pretrained: bool, checkpoint: Weights | None) -> Weights | None:
+    if pretrained and checkpoint is not None:
+        raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
+    return checkpoint
+
+
+def _dense_position(model: nn.Module) -> int:
+    """Position, among all levels of the model, of the one that dense prediction starts from."""
+    return len(FeatureExtractWrapper(model).feature_info) + getattr(model, "dense_level", -1)
+
+
+def _loaded(
+    build: Callable[[Mapping[str, Any]], Model],
+    given: Mapping[str, Any],
+    weights: Weights | None,
+    reading: Reading,
+    resized: tuple[str, ...],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Model:
+    """The model with these weights, if any, and with the settings of the program that wrote them, if not given."""
+    model = build({})
+    if weights is None:
+        return model
+    checkpoint = open_checkpoint(weights, names_of(model), families(model), reading)
+    asked = checkpoint.layout.settings if checkpoint.layout else {}
+    if settings := {name: value for name, value in asked.items() if name not in given}:
+        model = build(settings)
+    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized)
+    assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
+    model.load_report = report
+    return model
+
+
+def _without_aux(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without an auxiliary head if the model has none, since only training would use it."""
+    if getattr(model, "aux", None) is not None:
+        return checkpoint
+    left_out = {name: "of the auxiliary head: aux_head=True" for name in checkpoint.state if name.startswith("aux.")}
+    state = {name: tensor for name, tensor in checkpoint.state.items() if name not in left_out}
+    return replace(checkpoint, state=state, skipped={**checkpoint.skipped, **left_out})
