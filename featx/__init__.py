@@ -1,5 +1,8 @@
 """Multi-scale feature maps from vision backbones, under one verified contract."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .backbone import Backbone as Backbone
 from .backbone import Pyramid as Pyramid
 from .contract import verify as verify
@@ -31,5 +34,19 @@ from .weights import push_to_hub as push_to_hub
 from .weights import save as save
 from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
 from .wrappers.form import Tap as Tap
+
+if TYPE_CHECKING:
+    from .heads import create_detector as create_detector
+    from .heads import create_segmenter as create_segmenter
+
+LAZY = {"create_detector": "heads", "create_segmenter": "heads"}  # public names, and the modules they are in
+
+
+def __getattr__(name: str) -> Any:
+    """What not every user of maps needs is imported when it is asked for."""
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+
 
 __version__ = "0.1.0"
