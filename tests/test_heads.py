@@ -123,11 +123,7 @@ def test_a_level_that_is_not_there_is_refused():
         AuxiliaryHead(LEVELS[1:], 5)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [maps()[:1], maps()[::-1], [*maps(), maps()[1]], [x[0] for x in maps()]],
-    ids=["few", "swapped", "many", "3d"],
-)
+@pytest.mark.parametrize("given", [maps()[:1], maps()[::-1], [*maps(), maps()[1]], [x[0] for x in maps()]])
 def test_other_maps_than_those_of_the_levels_are_refused(given):
     with pytest.raises(InputError, match=r"expects maps \(N, chs, h, w\) with chs \[48, 64\], got shapes"):
         LinearProbe(LEVELS, 5)(given)

@@ -235,9 +235,8 @@ def test_another_number_of_classes_leaves_the_classifiers_fresh():
 
 
 def test_another_width_of_the_head_is_refused_with_both():
-    with pytest.raises(
-        CheckpointError, match=r"head\.aspp\.convs\.0\.0\.weight: \(16, 256, 1, 1\), .* \(32, 256, 1, 1\)"
-    ):
+    shapes = r"head\.aspp\.convs\.0\.0\.weight: \(16, 256, 1, 1\), .* \(32, 256, 1, 1\)"
+    with pytest.raises(CheckpointError, match=shapes):
         segmenter(head=DeepLabV3Config(chs=32), checkpoint_path=segmenter().state_dict())
 
 
