@@ -119,6 +119,7 @@ def create_detector(
     from .ssd import SSD
 
     cfg = _config(head, DETECTION)
+    cfg.check()
     require_classes(num_classes, fewest=2)
     backbone_arguments = {"in_chans": in_chans, "cache_dir": cache_dir, **arch}
 

@@ -1,6 +1,7 @@
 """SSD, https://arxiv.org/abs/1512.02325: torchvision's detector around a source of maps and the head of CVNets.
 
 torchvision resizes and normalises images, makes, matches and decodes anchors, has the loss, and suppresses overlaps.
+Head and loss equal CVNets'; boxes are clipped to the image before overlaps are suppressed, which CVNets does not do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class SSD(ssd.SSD):
 
     images: a batch (N, in_chans, H, W) or a list of (in_chans, H, W), of values in [0, 1]. They are resized and
         normalised here, unlike those of other models.
+        In training, a batch needs two of them at least.
     targets: per image a dictionary with `boxes` (n, 4), floating, as above, and `labels` (n,), int64. Without objects,
         n is 0.
     backbone: an extractor, or whatever else gives maps at the strides that `cfg` starts from.
