@@ -241,6 +241,14 @@ def test_another_number_of_classes_leaves_the_predictions_fresh():
     assert all(name.startswith("head.predictions.") for name in report.fresh)
 
 
+@pytest.mark.parametrize("backbone", ["timm/resnet18", "torchvision/mobilenet_v3_small"])
+def test_backbones_of_other_packages_serve_as_well(backbone):
+    pytest.importorskip("timm")
+    model = detector(backbone).train()
+    sum(model(torch.rand(2, 3, 96, 128), [target()] * 2).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_the_whole_loads_in_place_too():
     state = randomise(detector("resnet18")).state_dict()
     model = detector("resnet18")

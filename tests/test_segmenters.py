@@ -3,6 +3,9 @@
 CVNets cannot be installed: its numbers are checked by check_golden.py, and its names are written out here.
 """
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import images, randomise, relative_difference
@@ -70,6 +73,36 @@ def test_transformers_does_not_dilate_the_local_convolutions_of_v2_and_cvnets_do
     assert any("local convolutions are not dilated" in note for note in as_there.load_report.notes)
     with torch.no_grad():
         assert relative_difference(asked.forward_coarse(x), as_there.forward_coarse(x)) > 1e-2
+
+
+def test_a_folder_of_transformers_says_stride_and_labels(tmp_path):
+    names = {0: "nothing", 1: "cat", 2: "dog", 3: "toad", 4: "cow"}
+    reference = transformers_model("mobilevitv2_050", output_stride=16, id2label=names, atrous_rates=[2, 4, 6])
+    reference.save_pretrained(tmp_path)
+    head, x = DeepLabV3Config(16, (2, 4, 6)), images(1, 3, 128, 192)
+    ours = segmenter(head=head, checkpoint_path=tmp_path).eval()
+    assert ours.feature_info.reduction() == [16]
+    assert ours.label_names == tuple(names.values())
+    with torch.no_grad():
+        assert relative_difference(ours.forward_coarse(x), reference(x).logits) <= 1e-5
+    assert segmenter(head=head, checkpoint_path=tmp_path, output_stride=8).feature_info.reduction() == [8]
+    assert segmenter(head=head, checkpoint_path=tmp_path, num_classes=3).label_names == ()
+    with pytest.raises(CheckpointError, match=r"these weights have atrous_rates=\(2, 4, 6\), not \(6, 12, 18\)"):
+        segmenter(checkpoint_path=tmp_path)
+
+
+def test_a_folder_without_a_configuration_says_nothing(tmp_path):
+    save_file(segmenter("resnet18").state_dict(), tmp_path / "model.safetensors")
+    assert segmenter("resnet18", checkpoint_path=tmp_path).label_names == ()
+
+
+def test_a_segmenter_can_be_copied_pickled_compiled_and_exported(tolerant_of_torch):
+    model, x = randomise(segmenter("resnet18", aux_head=True)), images(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+        copies = [deepcopy(model), pickle.loads(pickle.dumps(model))]
+        copies += [torch.compile(model, backend="eager", fullgraph=True), torch.export.export(model, (x,)).module()]
+        assert all(relative_difference(copy(x), expected) <= 1e-6 for copy in copies)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -173,6 +206,23 @@ def test_every_backbone_gives_logits_at_the_size_of_the_image(backbone, head):
         assert model(images(1, 3, 100, 68)).shape == (1, 5, 100, 68)
         coarse = model.forward_coarse(images(1, 3, 128, 64))
     assert coarse.shape[2:] == (128 // model.feature_info[-1].reduction, 64 // model.feature_info[-1].reduction)
+
+
+@pytest.mark.parametrize("backbone", ["timm/resnet18", "torchvision/mobilenet_v3_small"])
+def test_backbones_of_other_packages_serve_as_well(backbone):
+    pytest.importorskip("timm")
+    model = segmenter(backbone, "linear", aux_head=True).train()
+    loss = model(images(), torch.randint(0, 5, (2, 64, 96)))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_backbones_own_weights_can_be_taken(tmp_path):
+    plain = randomise(featx.create_model("resnet18", num_classes=3))
+    featx.save(plain, tmp_path)
+    ours = segmenter(f"local-dir:{tmp_path}", "linear", pretrained=True).backbone.state_dict()
+    assert same(ours, {name: tensor for name, tensor in plain.state_dict().items() if name in ours})
+    assert len(ours) == len(plain.state_dict()) - 2  # without its classifier
 
 
 def test_the_head_takes_the_last_stage_and_not_its_expansion():

@@ -17,6 +17,7 @@ from ..wrappers import FeatureExtractWrapper
 from .auxiliary import AuxiliaryHead
 from .deeplabv3 import DeepLabV3Config
 from .dense import SegmentationConfig, require_classes
+from .described import described
 from .linear import LinearConfig
 from .pspnet import PSPNetConfig
 from .segmenter import Segmenter
@@ -65,13 +66,18 @@ def create_segmenter(
     align_corners: how logits are resized to the image; by default as the program that wrote the weights does it, False
         for our own.
     checkpoint_path: weights of the whole network, see `create_model`; our own, or those of CVNets or of transformers'
-        `MobileViT(V2)ForSemanticSegmentation`. A classifier of another number of classes stays random.
+        `MobileViT(V2)ForSemanticSegmentation`. A classifier of another number of classes stays random. Where there is
+        transformers' `config.json`, output_stride is by default as it says, and other rates than it says are refused.
 
     The remaining arguments, and the errors, are those of `create_model`.
     """
     cfg = _config(head, SEGMENTATION)
     require_classes(num_classes, fewest=1)
-    backbone_arguments = {"output_stride": output_stride, "in_chans": in_chans, "cache_dir": cache_dir, **arch}
+    weights = _only_one(pretrained, checkpoint_path)
+    description = described(weights, cache_dir)
+    description.require(cfg)
+    stride = description.output_stride if output_stride is None else output_stride
+    backbone_arguments = {"output_stride": stride, "in_chans": in_chans, "cache_dir": cache_dir, **arch}
 
     def build(settings: Mapping[str, Any]) -> Segmenter:
         settings = dict(settings)
@@ -85,7 +91,8 @@ def create_segmenter(
     given = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
     reading = Reading(auto_mapping, layout, container, cache_dir)
     resized = ("head.classifier.", "aux.classifier.")
-    model = _loaded(build, given, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
+    model = _loaded(build, given, weights, reading, resized, device, dtype)
+    model.label_names = description.label_names(num_classes)
     return model.to(device, dtype)
 
 

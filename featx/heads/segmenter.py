@@ -20,11 +20,13 @@ class Segmenter(nn.Module):
 
     backbone: an extractor, or whatever else has `feature_info` and turns images into one map per level.
     head: built from the backbone's `feature_info`. aux: a second head, which only the loss of training sees.
+    label_names: of the classes, where the weights came with them; `load_report`: what loading them did.
     align_corners: how logits are resized to the image; CVNets aligns the corners, transformers and torchvision do not.
 
     Raises ArgumentError if a head was built for other levels than the backbone's.
     """
 
+    label_names: tuple[str, ...] = ()
     load_report: LoadReport | None = None
 
     def __init__(
