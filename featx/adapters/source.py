@@ -1,0 +1,79 @@
+"""What adapters ask of the sources they take and of the packages they serve."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ContractError, MissingPackageError
+from ..preprocessing import DataConfig
+from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import maps_in
+
+
+def require_source(source: object) -> FeatureExtractWrapper:
+    """The source itself; ArgumentError if it is something else, such as a classifier."""
+    if not isinstance(source, FeatureExtractWrapper):
+        raise ArgumentError(
+            f"an adapter takes a feature extractor, got {type(source).__name__}: pass create_model(..., "
+            "features_only=True), FeatureExtractWrapper(model, out_indices) or a Pipeline of such and necks"
+        )
+    return source
+
+
+def maps_of(source: nn.Module, x: Tensor) -> list[Tensor]:
+    """The maps of images (N, C, H, W), whatever `output` the source was asked for."""
+    return maps_in(source(x))
+
+
+def statistics(source: FeatureExtractWrapper) -> DataConfig:
+    """The mean and std that the source expects; ArgumentError if it does not say, or says it of other channels."""
+    data, channels = source.data_config, source.in_chans
+    if data is None:
+        raise ArgumentError(
+            "the source does not say how its images are normalised: set data_config = featx.DataConfig(...) on the "
+            "model before it is wrapped"
+        )
+    if channels is not None and not len(data.mean) == len(data.std) == channels:
+        raise ArgumentError(
+            f"the source takes {channels} channels, but its data_config has {len(data.mean)} means and "
+            f"{len(data.std)} deviations: give it a DataConfig with one for each channel"
+        )
+    return data
+
+
+def require_names(names: Sequence[str], source: FeatureExtractWrapper) -> tuple[str, ...]:
+    """The names themselves; ArgumentError unless there is a different one for each level."""
+    if len(set(names)) != len(source.feature_info) or len(names) != len(source.feature_info):
+        raise ArgumentError(
+            f"{len(names)} names {list(names)} for {len(source.feature_info)} levels: give each level its own\n"
+            f"{source.feature_info}"
+        )
+    return tuple(names)
+
+
+def require_package(module: str, extra: str) -> Any:
+    """The module of another package; MissingPackageError, with how to get it, if that is missing or too old."""
+    package = module.partition(".")[0]
+    try:
+        found: ModuleType = import_module(module)
+    except ImportError as error:
+        try:
+            import_module(package)
+        except ImportError:
+            raise MissingPackageError(f"this adapter needs the package {package}: {extra}") from error
+        raise MissingPackageError(
+            f"the installed {package} has no {module}, so it is too old for this adapter: {extra}"
+        ) from error
+    return found
+
+
+def require_levels(source: FeatureExtractWrapper, count: int, owner: str) -> None:
+    """ContractError unless the source has exactly so many levels."""
+    if len(source.feature_info) != count:
+        raise ContractError(
+            f"{owner} takes {count} maps, the source has {len(source.feature_info)}: choose with out_indices\n"
+            f"{source.feature_info}"
+        )

@@ -1,0 +1,153 @@
+"""Backbones for torchvision's detectors and segmenters (https://pytorch.org/vision/stable/models.html).
+
+Its detectors normalise images themselves: `detector_arguments` hands them the statistics that the weights expect, so
+pass them images in [0, 1].
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from math import lcm
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ContractError
+from ..features import Levels
+from ..wrappers import FeatureExtractWrapper
+from .source import maps_of, require_levels, require_source, statistics
+
+
+class NamedMaps(nn.Module):
+    """Images (N, C, H, W) to an OrderedDict of maps, as torchvision's models expect of their backbones.
+
+    out_channels: of all maps, or of each.
+    """
+
+    def __init__(self, source: FeatureExtractWrapper, names: Sequence[str], out_channels: int | list[int]) -> None:
+        super().__init__()
+        self.body, self.names, self.out_channels = source, tuple(names), out_channels
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        return OrderedDict(zip(self.names, maps_of(self.body, x), strict=True))
+
+
+def detection_backbone(source: nn.Module) -> NamedMaps:
+    """A backbone for FasterRCNN, MaskRCNN, RetinaNet and FCOS, its maps named "0", "1", ….
+
+    Their heads are shared by all levels: ContractError unless these have one number of channels.
+    """
+    source = require_source(source)
+    channels = source.feature_info.channels()
+    if len(set(channels)) != 1:
+        raise ContractError(
+            f"torchvision's detectors share their heads among levels of one number of channels, these have {channels}: "
+            "put featx.necks.FPN or ChannelMapper after the extractor with featx.necks.Pipeline"
+        )
+    return NamedMaps(source, _numbers(source), channels[0])
+
+
+def ssd_backbone(source: nn.Module) -> NamedMaps:
+    """A backbone for SSD, whose levels may differ in channels."""
+    source = require_source(source)
+    return NamedMaps(source, _numbers(source), source.feature_info.channels())
+
+
+def segmentation_backbone(source: nn.Module) -> NamedMaps:
+    """A backbone for DeepLabV3 and FCN: the last map for the classifier, one before it for the auxiliary one.
+
+    Order matters: out_indices=[-2, -1]. ContractError for more than two levels.
+    """
+    source = require_source(source)
+    if len(source.feature_info) != 1:
+        require_levels(source, 2, "a segmenter with an auxiliary classifier")
+    names = ("aux", "out")[-len(source.feature_info) :]
+    return NamedMaps(source, names, source.feature_info.channels())
+
+
+def lraspp_backbone(source: nn.Module) -> NamedMaps:
+    """A backbone for LRASPP: the finer map, then the coarser one; ContractError unless these are two."""
+    source = require_source(source)
+    require_levels(source, 2, "LRASPP")
+    fine, coarse = source.feature_info.reduction()
+    if fine > coarse:
+        raise ContractError(f"LRASPP takes the finer map first, these have strides of {fine} and {coarse} pixels")
+    return NamedMaps(source, ("low", "high"), source.feature_info.channels())
+
+
+def detector_arguments(detector: type[nn.Module], source: nn.Module) -> dict[str, Any]:
+    """What FasterRCNN, MaskRCNN, RetinaNet, FCOS or SSD must be told about a source, for their keyword arguments.
+
+    These are image_mean and image_std, anchors for the levels, the poolers of the two-stage detectors, and the divisor
+    of the sizes. ArgumentError for another class and for a source that does not state its normalisation; ContractError
+    for levels the detector cannot use.
+    """
+    from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+    from torchvision.models.detection.ssd import SSD
+
+    source = require_source(source)
+    makers = {FasterRCNN: _two_stage, RetinaNet: _retinanet, FCOS: _fcos, SSD: _ssd}
+    make = next((make for kind, make in makers.items() if issubclass(detector, kind)), None)
+    if make is None:
+        raise ArgumentError(f"{detector.__name__}: expected one of {[kind.__name__ for kind in makers]}, or MaskRCNN")
+    data = statistics(source)
+    size = {} if detector is SSD else {"size_divisible": _multiple(source)}
+    normalisation = {"image_mean": list(data.mean), "image_std": list(data.std)}
+    return {**normalisation, **size, **make(source.feature_info, detector)}
+
+
+def _numbers(source: FeatureExtractWrapper) -> list[str]:
+    return [str(level) for level in range(len(source.feature_info))]
+
+
+def _multiple(source: FeatureExtractWrapper) -> int:
+    """torchvision pads batches to multiples of 32; to the next multiple of those that the source takes too."""
+    return lcm(32, source.size_divisor)
+
+
+def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
+    """Anchors of one size per level, of 8 cells (https://arxiv.org/abs/1612.03144), or of five on a single level."""
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    strides = levels.reduction()
+    if any(deeper != 2 * finer for finer, deeper in pairwise(strides)) or strides[0].bit_count() != 1:
+        raise ContractError(
+            f"{detector.__name__} assigns boxes to levels by powers of two, whose strides must double: these have "
+            f"{strides} pixels; choose others with out_indices, or one level alone"
+        )
+    sizes = (
+        tuple((8 * s,) for s in strides) if len(strides) > 1 else (tuple(k * strides[0] for k in (2, 4, 8, 16, 32)),)
+    )
+    pooled = [str(i) for i, stride in enumerate(strides) if stride <= 32 or i == 0]  # P6 only proposes
+    poolers: dict[str, Any] = {"box_roi_pool": MultiScaleRoIAlign(pooled, 7, 2)}
+    if issubclass(detector, MaskRCNN):
+        poolers["mask_roi_pool"] = MultiScaleRoIAlign(pooled, 14, 2)
+    return {"rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)), **poolers}
+
+
+def _retinanet(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
+    """Anchors of three sizes in an octave from 4 cells (https://arxiv.org/abs/1708.02002)."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    del detector
+    sizes = tuple(tuple(int(4 * stride * 2 ** (k / 3)) for k in range(3)) for stride in levels.reduction())
+    return {"anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))}
+
+
+def _fcos(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
+    """A point per cell (https://arxiv.org/abs/1904.01355)."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    del detector
+    sizes = tuple((stride,) for stride in levels.reduction())
+    return {"anchor_generator": AnchorGenerator(sizes, ((1.0,),) * len(sizes))}
+
+
+def _ssd(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
+    """Default boxes of two ratios and their inverses at each level (https://arxiv.org/abs/1512.02325)."""
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+    del detector
+    return {"anchor_generator": DefaultBoxGenerator([[2, 3]] * len(levels), steps=levels.reduction())}
