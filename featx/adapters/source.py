@@ -8,9 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, MissingPackageError
+from ..necks import Pipeline, SimpleFeaturePyramid
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
+
+
+# Sides of a simple pyramid's maps relative to those of the one map it is made of.
+SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 def require_source(source: object) -> FeatureExtractWrapper:
@@ -77,3 +82,14 @@ def require_levels(source: FeatureExtractWrapper, count: int, owner: str) -> Non
             f"{owner} takes {count} maps, the source has {len(source.feature_info)}: choose with out_indices\n"
             f"{source.feature_info}"
         )
+
+
+def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int] | None) -> FeatureExtractWrapper:
+    """Maps of a SimpleFeaturePyramid at these positions among SCALES, None for all, of a source of one level.
+
+    It has no branch that no chosen map needs, as far as branches have consecutive scales.
+    """
+    positions = [position % len(SCALES) for position in (range(len(SCALES)) if chosen is None else chosen)]
+    first = min(positions)
+    neck = SimpleFeaturePyramid(plain.feature_info, chs, scale_factors=SCALES[first : max(positions) + 1])
+    return FeatureExtractWrapper(Pipeline(plain, neck)._inner, [position - first for position in positions])

@@ -1,0 +1,135 @@
+"""Encoders for segmentation_models_pytorch (https://smp.readthedocs.io): its models on any backbone.
+
+Its encoders return the images and a map per stride from 2 to 2 ** depth. A stride that the backbone lacks is an empty
+map without channels, as in its own MiT encoders. For DPT, which takes no encoder by name, see `smp_dpt`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..factory import create_model
+from ..features import Levels
+from ..wrappers import FeatureExtractWrapper
+from .source import maps_of, require_package, simple_pyramid
+
+INSTALL = "pip install -U 'featx[smp]'"
+THEIRS = ("in_chans", "output_stride", "features_only", "out_indices", "out_names", "output")
+
+
+def register(name: str, *, pyramid_channels: int = 0, **arguments: Any) -> str:
+    """Make a backbone known to segmentation_models_pytorch, and return its `encoder_name` there: "featx/<name>".
+
+    pyramid_channels: of a SimpleFeaturePyramid of its deepest map, which most decoders need of plain transformers.
+    arguments: further ones of `create_model`. Weights are loaded by featx (`pretrained=True`), so pass
+        `encoder_weights=None` to the models there. Registering a name again replaces its arguments.
+
+    Raises ArgumentError for arguments that the models there choose, and MissingPackageError.
+    """
+    encoders = require_package("segmentation_models_pytorch.encoders", INSTALL).encoders
+    if taken := [argument for argument in arguments if argument in THEIRS]:
+        raise ArgumentError(f"{taken}: the models of segmentation_models_pytorch choose these; pass them there")
+    plan = Plan(name, pyramid_channels, arguments)
+    encoders[f"featx/{name}"] = {"encoder": Encoder, "pretrained_settings": {}, "params": {"plan": plan}}
+    return f"featx/{name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an encoder is built from; see `register`."""
+
+    name: str
+    pyramid_channels: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def source(self, out_indices: Sequence[int] | None, **arguments: Any) -> FeatureExtractWrapper:
+        """The extractor of these levels, which are the pyramid's if there is one."""
+        given = {**self.arguments, **arguments}
+        if not self.pyramid_channels:
+            return create_model(self.name, features_only=True, out_indices=out_indices, **given)
+        plain = create_model(self.name, features_only=True, out_indices=[-1], **given)
+        return simple_pyramid(plain, self.pyramid_channels, out_indices)
+
+    def positions(self, depth: int) -> list[int | None]:
+        """Of the deepest level of each stride from 2 to 2 ** depth; None where there is none.
+
+        ArgumentError if the last of them is missing, because decoders start there.
+        """
+        weights = ("pretrained", "checkpoint_path")
+        described = Plan(
+            self.name, self.pyramid_channels, {k: v for k, v in self.arguments.items() if k not in weights}
+        )
+        with torch.device("meta"):
+            levels = described.source(None).feature_info
+        deepest = {reduction: position for position, reduction in enumerate(levels.reduction())}
+        if 2**depth not in deepest:
+            raise ArgumentError(f"{self.name} has no map of stride {2**depth}, where decoders start: {_advice(levels)}")
+        return [deepest.get(2**exponent) for exponent in range(1, depth + 1)]
+
+
+def _advice(levels: Levels) -> str:
+    strides = sorted(set(levels.reduction()))
+    if len(strides) == 1:
+        return f"all its maps have a stride of {strides[0]}; register it with pyramid_channels=256"
+    return f"its strides are {strides}; pass an encoder_depth to match"
+
+
+class Encoder(nn.Module):
+    """Images (N, C, H, W) to these and a map (N, chs, H / stride, W / stride) for each stride from 2 to 2 ** depth.
+
+    Raises ArgumentError for a depth or an output_stride that the backbone cannot have.
+    """
+
+    _is_torch_scriptable = False
+    _is_torch_exportable = True
+    _is_torch_compilable = True
+
+    def __init__(self, plan: Plan, depth: int = 5, output_stride: int = 32) -> None:
+        super().__init__()
+        if not 1 <= depth <= 5:
+            raise ArgumentError(f"encoder_depth={depth}: expected 1 to 5")
+        self._plan, self._depth, self._output_stride = plan, depth, output_stride
+        self._positions = plan.positions(depth)
+        self._build(in_channels=3)
+
+    def _build(self, in_channels: int) -> None:
+        taken = [position for position in self._positions if position is not None]
+        dilation = {} if self._output_stride == 32 else {"output_stride": self._output_stride}
+        self.body = self._plan.source(taken, in_chans=in_channels, **dilation)
+        channels = dict(zip(taken, self.body.feature_info.channels(), strict=True))
+        self._out_channels = [in_channels, *(0 if p is None else channels[p] for p in self._positions)]
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Of the images, then of each map."""
+        return list(self._out_channels)
+
+    @property
+    def output_stride(self) -> int:
+        """Of the last map; the sides of images must be multiples of it."""
+        return min(self._output_stride, 2**self._depth)
+
+    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
+        """Build the backbone for images of so many channels; featx adapts weights where it has loaded some."""
+        del pretrained
+        if in_channels != self._out_channels[0]:
+            self._build(in_channels)
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Build the backbone with that stride at most; weights must be loaded after it."""
+        if output_stride != self._output_stride:
+            self._output_stride = output_stride
+            self._build(self._out_channels[0])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = iter(maps_of(self.body, x))
+        height, width = x.shape[2:]
+        features = [x]
+        for exponent, position in enumerate(self._positions, start=1):
+            empty = (-(-height >> exponent), -(-width >> exponent))
+            features.append(x.new_empty(len(x), 0, *empty) if position is None else next(maps))
+        return features

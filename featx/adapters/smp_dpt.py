@@ -1,0 +1,73 @@
+"""DPT of segmentation_models_pytorch (https://arxiv.org/abs/2103.13413) on any plain transformer."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ContractError
+from ..wrappers import FeatureExtractWrapper
+from .smp import INSTALL
+from .source import require_package, require_source
+
+
+class TokenEncoder(nn.Module):
+    """Images to the maps (N, chs, h, w) and the prefix tokens (N, tokens, chs), None where there are none."""
+
+    def __init__(self, source: FeatureExtractWrapper, prefix: bool) -> None:
+        super().__init__()
+        levels = source.feature_info
+        self.body, self.has_prefix_tokens = source, prefix
+        self.out_channels, self.output_strides = levels.channels(), levels.reduction()
+        self.output_stride = levels[-1].reduction
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        pairs: Any = self.body(x)
+        return [map_ for _, map_ in pairs], [prefix if self.has_prefix_tokens else None for prefix, _ in pairs]
+
+
+def dpt(
+    source: nn.Module,
+    classes: int,
+    *,
+    readout: Literal["ignore", "add", "cat"] = "cat",
+    intermediate_channels: tuple[int, ...] = (256, 512, 1024, 1024),
+    fusion_channels: int = 256,
+) -> nn.Module:
+    """The package's DPT on a source of four levels, built with output="tokens".
+
+    readout: what the decoder does with prefix tokens; "ignore" where there are none. The channels are the decoder's.
+
+    Raises ArgumentError for another source or readout, ContractError for other levels, MissingPackageError.
+    """
+    smp = require_package("segmentation_models_pytorch", INSTALL)
+    decoder = require_package("segmentation_models_pytorch.decoders.dpt.decoder", INSTALL)
+    source = require_source(source)
+    prefix = _prefix_tokens(source)
+    if readout not in ("ignore", "add", "cat") or (readout != "ignore" and not prefix):
+        raise ArgumentError(f"readout={readout!r}: choose 'ignore', or for prefix tokens 'add' or 'cat'")
+    model = smp.DPT.__new__(smp.DPT)
+    smp.base.SegmentationModel.__init__(model)  # its own __init__ builds an encoder of timm
+    model.encoder = TokenEncoder(source, bool(prefix))
+    model.decoder = decoder.DPTDecoder(
+        encoder_out_channels=model.encoder.out_channels,
+        encoder_output_strides=model.encoder.output_strides,
+        encoder_has_prefix_tokens=model.encoder.has_prefix_tokens,
+        readout=readout,
+        intermediate_channels=intermediate_channels,
+        fusion_channels=fusion_channels,
+    )
+    model.segmentation_head = decoder.DPTSegmentationHead(fusion_channels, classes, upsampling=2)
+    model.classification_head, model.name = None, f"dpt-featx-{type(source._source).__name__}"
+    model.initialize()
+    return model
+
+
+def _prefix_tokens(source: FeatureExtractWrapper) -> int:
+    """How many there are of them, for images of the size the source is for."""
+    from ..wrappers.order import meta_images, run_on_meta
+
+    if source._output != "tokens":
+        raise ArgumentError("DPT takes tokens: create the source with output='tokens'")
+    if len(source.feature_info) != 4:
+        raise ContractError(f"DPT takes four levels of a plain transformer, this source has:\n{source.feature_info}")
+    return run_on_meta(source, meta_images(source))[0][0].shape[1]

@@ -1,0 +1,129 @@
+"""The classes that `adapters.transformers.register` registers; importing this file imports transformers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+
+from ..errors import ArgumentError, ContractError
+from ..factory import create_model
+from ..necks import Pipeline, SimpleFeaturePyramid
+from ..wrappers import FeatureExtractWrapper
+from .source import maps_of
+
+# Sides of a pyramid's maps relative to those of the ViT's.
+SCALES = (4.0, 2.0, 1.0, 0.5)
+
+
+class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
+    """A backbone of featx. Its fields must be annotated, because the package makes a dataclass of it.
+
+    backbone: its name for `create_model`. arguments: further arguments of that. num_channels: of the images.
+    pretrained: take the published weights where no checkpoint of transformers has others.
+    return_tokens: give sequences (N, 1 + h * w, chs), class token first, which DPT and its like want of ViTs.
+    pyramid_channels: the stages are a SimpleFeaturePyramid of so many channels, which detectors want of ViTs; 0 for
+        the backbone's own levels.
+    out_indices, out_features: positions or names among the stages, ascending; by default the deepest.
+    """
+
+    model_type = "featx"
+
+    backbone: str = "resnet50"
+    arguments: dict | None = None
+    num_channels: int = 3
+    pretrained: bool = False
+    return_tokens: bool = False
+    pyramid_channels: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.return_tokens and self.pyramid_channels:
+            raise ArgumentError("return_tokens and pyramid_channels exclude each other: a pyramid has no tokens")
+        with torch.device("meta"):
+            levels = self.source(range(len(SCALES)) if self.pyramid_channels else None).feature_info
+        self.stage_names, self.stage_channels = levels.names(), levels.channels()
+        self.hidden_size, self.patch_size = levels[-1].chs, levels[-1].reduction  # which DPT reads of a ViT's
+        chosen = {"out_features": kwargs.pop("out_features", None), "out_indices": kwargs.pop("out_indices", None)}
+        derived = ("stage_names", "stage_channels", "hidden_size", "patch_size")
+        super().__post_init__(**{key: value for key, value in kwargs.items() if key not in derived})
+        self.set_output_features_output_indices(**chosen)
+
+    def source(self, stages: Sequence[int] | None, *, pretrained: bool = False) -> FeatureExtractWrapper:
+        """The extractor of those stages, None for all."""
+        name, given = self.backbone, {"in_chans": self.num_channels, **(self.arguments or {})}
+        if not self.pyramid_channels:
+            output = "tokens" if self.return_tokens else "list"
+            return create_model(name, pretrained, features_only=True, out_indices=stages, output=output, **given)
+        plain = create_model(name, pretrained, features_only=True, out_indices=[-1], **given)
+        chosen = [stage % len(SCALES) for stage in stages or range(len(SCALES))]
+        first = min(chosen)
+        scales = SCALES[first : max(chosen) + 1]  # no branch whose map nobody takes
+        pyramid = Pipeline(plain, SimpleFeaturePyramid(plain.feature_info, self.pyramid_channels, scale_factors=scales))
+        return FeatureExtractWrapper(pyramid._inner, [stage - first for stage in chosen])
+
+
+class FeatxBackbone(BackboneMixin, PreTrainedModel):
+    """Images (N, C, H, W) to a BackboneOutput, whose `feature_maps` are (N, chs, H / reduction, W / reduction) each.
+
+    With `return_tokens` they are (N, 1 + h * w, chs); ContractError if there is no class token.
+    """
+
+    config: FeatxConfig
+    config_class = FeatxConfig
+    main_input_name = "pixel_values"
+    has_attentions = False
+
+    def __init__(self, config: FeatxConfig) -> None:
+        super().__init__(config)
+        self._without_values = torch.empty(0).is_meta  # as from_pretrained builds it
+        self.body = config.source(config.out_indices, pretrained=config.pretrained and not self._without_values)
+        self.num_features = list(config.stage_channels)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput | tuple[tuple[Tensor, ...]]:
+        if output_hidden_states or output_attentions:
+            raise ArgumentError(
+                "a featx backbone gives the maps of its out_features alone: leave output_hidden_states and "
+                "output_attentions out, and ask for further stages with out_indices"
+            )
+        tokens = self.config.return_tokens
+        maps = [_sequence(*pair) for pair in self.body(pixel_values)] if tokens else maps_of(self.body, pixel_values)
+        if return_dict is False:
+            return (tuple(maps),)
+        feature_maps: Any = tuple(maps)  # the package declares a tuple of one
+        return BackboneOutput(feature_maps=feature_maps)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Give values to what a checkpoint did not have, among it buffers that no checkpoint has, in place.
+
+        It is called with each module, and with this one last. featx has initialised what was built with values.
+        """
+        del is_custom_code
+        if module is not self or not self._without_values:
+            return
+        mine = {**dict(self.body.named_parameters()), **dict(self.body.named_buffers())}
+        missing = [name for name, tensor in mine.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        if not missing:
+            return
+        stored = not self.body.state_dict().keys().isdisjoint(missing)
+        with torch.device("cpu"):
+            fresh = self.config.source(self.config.out_indices, pretrained=self.config.pretrained and stored)
+        theirs = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+        for name in missing:
+            mine[name].copy_(theirs[name])
+
+
+def _sequence(prefix: Tensor, map_: Tensor) -> Tensor:
+    """The class token (N, 1, chs) and a map (N, chs, h, w) as tokens (N, 1 + h * w, chs); registers are left out."""
+    if not prefix.shape[1]:
+        raise ContractError("return_tokens=True needs a backbone with a class token, and this one has none")
+    return torch.cat([prefix[:, :1], map_.flatten(2).transpose(1, 2)], dim=1)
