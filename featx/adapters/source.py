@@ -13,7 +13,6 @@ from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
 
-
 # Sides of a simple pyramid's maps relative to those of the one map it is made of.
 SCALES = (4.0, 2.0, 1.0, 0.5)
 

@@ -11,12 +11,8 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..errors import ArgumentError, ContractError
 from ..factory import create_model
-from ..necks import Pipeline, SimpleFeaturePyramid
 from ..wrappers import FeatureExtractWrapper
-from .source import maps_of
-
-# Sides of a pyramid's maps relative to those of the ViT's.
-SCALES = (4.0, 2.0, 1.0, 0.5)
+from .source import maps_of, simple_pyramid
 
 
 class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -43,7 +39,7 @@ class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.return_tokens and self.pyramid_channels:
             raise ArgumentError("return_tokens and pyramid_channels exclude each other: a pyramid has no tokens")
         with torch.device("meta"):
-            levels = self.source(range(len(SCALES)) if self.pyramid_channels else None).feature_info
+            levels = self.source(None).feature_info
         self.stage_names, self.stage_channels = levels.names(), levels.channels()
         self.hidden_size, self.patch_size = levels[-1].chs, levels[-1].reduction  # which DPT reads of a ViT's
         chosen = {"out_features": kwargs.pop("out_features", None), "out_indices": kwargs.pop("out_indices", None)}
@@ -58,11 +54,7 @@ class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
             output = "tokens" if self.return_tokens else "list"
             return create_model(name, pretrained, features_only=True, out_indices=stages, output=output, **given)
         plain = create_model(name, pretrained, features_only=True, out_indices=[-1], **given)
-        chosen = [stage % len(SCALES) for stage in stages or range(len(SCALES))]
-        first = min(chosen)
-        scales = SCALES[first : max(chosen) + 1]  # no branch whose map nobody takes
-        pyramid = Pipeline(plain, SimpleFeaturePyramid(plain.feature_info, self.pyramid_channels, scale_factors=scales))
-        return FeatureExtractWrapper(pyramid._inner, [stage - first for stage in chosen])
+        return simple_pyramid(plain, self.pyramid_channels, stages)
 
 
 class FeatxBackbone(BackboneMixin, PreTrainedModel):
