@@ -40,6 +40,10 @@ def norms(model):
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
 # freezing
 
 
@@ -121,9 +125,7 @@ def test_without_a_level_all_of_the_model_is_frozen():
     assert not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    "again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
-)
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled], ids=["copy", "pickle"])
 @pytest.mark.parametrize("name", ["resnet18", "timm/test_vit"])
 def test_copies_stay_frozen_on_their_own(name, again):
     model = extractor(name)
@@ -245,9 +247,12 @@ def test_random_branches_are_the_same_in_both_runs():
 def test_less_is_kept_for_the_backward_pass():
     def kept(model):
         sizes = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: sizes.update({t.data_ptr(): t.numel()}) or t, lambda t: t
-        ):
+
+        def note(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             model.train()(images(2, 3, 64, 64))
         return sum(sizes.values()) - sum(p.numel() for p in model.parameters())
 
@@ -304,12 +309,10 @@ def test_every_trained_parameter_is_in_one_group(name, layer_decay):
 
 def by_name(model, groups, key):
     names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        names[id(p)]: (group["weight_decay"], pytest.approx(group[key])) for group in groups for p in group["params"]
-    }
+    return {names[id(p)]: (row["weight_decay"], pytest.approx(row[key])) for row in groups for p in row["params"]}
 
 
-@pytest.mark.parametrize("architecture", ["test_vit", "test_vit3", "vit_wee_patch16_reg1_gap_256"])
+@pytest.mark.parametrize("architecture", ["test_vit", "test_vit2", "test_vit3"])
 def test_groups_of_a_vit_are_timms(architecture):
     model = timm.create_model(architecture)
     theirs = param_groups_layer_decay(model, 0.1, model.no_weight_decay(), layer_decay=0.7)
@@ -331,20 +334,16 @@ def test_our_vit_is_grouped_as_timms():
 
 def test_rates_rise_by_level_and_end_at_lr():
     model = extractor("resnet18")
-    rates = {
-        name: rate
-        for name, (_, rate) in by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr").items()
-    }
-    chosen = [rates[f"{name}.weight"] for name in ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer4.0.conv1")]
-    assert chosen == [0.5**4, 0.5**3, 0.5**2, 1.0]
+    groups = by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr")
+    paths = ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer4.0.conv1")
+    assert [groups[f"{path}.weight"][1] for path in paths] == [0.5**4, 0.5**3, 0.5**2, 1.0]
 
 
 def test_what_is_around_the_backbone_has_the_full_rate():
-    plain = extractor("resnet18")
-    model = Pipeline(plain, FPN(plain.feature_info[1:], 8)) if False else nn.Sequential(plain, nn.Conv2d(512, 2, 1))
-    rates = by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr")
-    assert rates["1.weight"][1] == 1.0
-    assert rates["0.layer4.1.conv2.weight"][1] == 0.5
+    model = nn.Sequential(extractor("resnet18"), nn.Conv2d(512, 2, 1))
+    groups = by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr")
+    assert groups["1.weight"][1] == 1.0
+    assert groups["0.layer4.1.conv2.weight"][1] == 0.5
 
 
 def test_biases_scales_positions_and_tokens_do_not_decay():

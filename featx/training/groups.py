@@ -10,7 +10,7 @@ from ..wrappers import FeatureExtractWrapper
 from .parts import Part, backbone_in
 
 # Of transformers: last parts of names. Positions and tokens are no weights of a product, whatever their shape.
-NO_DECAY = ("pos_embed", "cls_token", "dist_token", "position_embeddings")
+NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "position_embeddings")
 
 
 def param_groups(

@@ -1,0 +1,55 @@
+"""What the tests of adapters share: small sources, and a step of training that reaches the first weights."""
+
+import torch
+from conftest import randomise
+from torch import nn
+
+import featx
+from featx.necks import FPN, Pipeline, SimpleFeaturePyramid
+
+# A convolutional backbone of featx, a transformer, and a bridged model of each kind.
+CNNS = ["resnet18", "mobilenetv3_small_050", "timm/test_resnet"]
+VITS = ["vit_wee_patch16_reg1_gap_256", "timm/test_vit"]
+BACKBONES = CNNS + VITS
+
+
+def extractor(name, **choice):
+    torch.manual_seed(0)
+    return randomise(featx.create_model(name, features_only=True, **choice))
+
+
+def is_vit(name):
+    return name in VITS
+
+
+def pyramid(name, chs=8):
+    """Strides of 4 to 32 pixels, all of `chs` channels."""
+    if is_vit(name):
+        plain = extractor(name, out_indices=[-1])
+        return Pipeline(plain, SimpleFeaturePyramid(plain.feature_info, chs))
+    plain = extractor(name, out_indices=[1, 2, 3, 4])
+    return Pipeline(plain, FPN(plain.feature_info, chs))
+
+
+def side(name):
+    """Of images it takes: test_vit is built for one size."""
+    return 160 if name == "timm/test_vit" else 96
+
+
+def stem(model):
+    """The first weight of a convolution, as modules are registered; that of the backbone."""
+    return next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def assert_trains(model, loss):
+    """Every parameter gets a finite gradient from `loss`, and the stem's is not zero."""
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not without
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert stem(model).grad.abs().max() > 0
+
+
+def assert_same(ours, reference):
+    """The same numbers, to what memory layout does to a convolution's sums."""
+    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
