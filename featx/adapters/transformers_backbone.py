@@ -60,7 +60,8 @@ class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
 class FeatxBackbone(BackboneMixin, PreTrainedModel):
     """Images (N, C, H, W) to a BackboneOutput, whose `feature_maps` are (N, chs, H / reduction, W / reduction) each.
 
-    With `return_tokens` they are (N, 1 + h * w, chs); ContractError if there is no class token.
+    With `return_tokens` they are (N, 1 + h * w, chs); ContractError if there is no class token. `hidden_states`, where
+    they are asked for, are the same: an extractor holds no others. ArgumentError for attentions.
     """
 
     config: FeatxConfig
@@ -81,18 +82,14 @@ class FeatxBackbone(BackboneMixin, PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> BackboneOutput | tuple[tuple[Tensor, ...]]:
-        if output_hidden_states or output_attentions:
-            raise ArgumentError(
-                "a featx backbone gives the maps of its out_features alone: leave output_hidden_states and "
-                "output_attentions out, and ask for further stages with out_indices"
-            )
+    ) -> BackboneOutput | tuple[Any, ...]:
+        if output_attentions:
+            raise ArgumentError("a featx backbone gives maps and no attentions: leave output_attentions out")
         tokens = self.config.return_tokens
         maps = [_sequence(*pair) for pair in self.body(pixel_values)] if tokens else maps_of(self.body, pixel_values)
-        if return_dict is False:
-            return (tuple(maps),)
-        feature_maps: Any = tuple(maps)  # the package declares a tuple of one
-        return BackboneOutput(feature_maps=feature_maps)
+        stages: Any = tuple(maps)  # the package declares a tuple of one
+        output = BackboneOutput(feature_maps=stages, hidden_states=stages if output_hidden_states else None)
+        return output if return_dict is not False else output.to_tuple()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Give values to what a checkpoint did not have, among it buffers that no checkpoint has, in place.
