@@ -6,7 +6,7 @@ import sys
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from adapting import BACKBONES, CNNS, VITS, assert_same, assert_trains, extractor, is_vit, stem
+from adapting import CNNS, VITS, assert_same, assert_trains, extractor, is_vit, matrix, stem
 from conftest import images
 from torch import nn
 
@@ -14,13 +14,14 @@ import featx
 from featx.adapters import smp as adapter
 from featx.adapters.smp_dpt import dpt
 
-PLAIN = ["Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "UPerNet", "Segformer"]
+PLAIN = ["Segformer", "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "UPerNet"]
 DILATED = ["DeepLabV3", "DeepLabV3Plus", "PAN"]
 NARROW = {
-    **dict.fromkeys(("Unet", "UnetPlusPlus"), {"decoder_channels": (16, 16, 16, 8, 8)}),
+    "Unet": {"decoder_channels": (16, 16, 16, 8, 8)},
+    "UnetPlusPlus": {"decoder_channels": (16, 16, 16, 8, 8)},
     "MAnet": {"decoder_channels": (16, 16, 16, 8, 8), "decoder_pab_channels": 8},
-    **dict.fromkeys(("DeepLabV3", "DeepLabV3Plus", "PAN", "UPerNet"), {"decoder_channels": 16}),
-    "FPN": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16},
+    **{kind: {"decoder_channels": 16} for kind in ("DeepLabV3", "DeepLabV3Plus", "PAN", "UPerNet")},
+    "FPN": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
     "PSPNet": {"psp_out_channels": 16},
     "Segformer": {"decoder_segmentation_channels": 16},
 }
@@ -58,16 +59,16 @@ def images_for(kind, name):
     return images(2, 3, side, side)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize(("kind", "name"), matrix(PLAIN))
 def test_decoders_train_and_keep_their_numbers_through_a_file(kind, name):
     model, x = built(kind, name), images_for(kind, name)
+    if kind == "PSPNet" and is_vit(name):  # it reads the last map alone
+        model.encoder.body.get_submodule("necks.0.simfp_2").requires_grad_(False)
     assert_trains(model.train(), model(x).square().mean())
     assert_reloads(model, built(kind, name), x)
 
 
-@pytest.mark.parametrize("name", CNNS)
-@pytest.mark.parametrize("kind", DILATED)
+@pytest.mark.parametrize(("kind", "name"), matrix(DILATED, CNNS))
 def test_dilated_decoders_too(kind, name):
     model, x = built(kind, name), images_for(kind, name)
     assert model.encoder.output_stride < 32
@@ -158,9 +159,7 @@ def test_what_models_there_choose_is_not_registered():
 def test_dpt_trains_on_a_plain_transformer(readout):
     def model():
         torch.manual_seed(0)
-        source = featx.create_model(
-            "vit_tiny_patch16_224", features_only=True, out_indices=[2, 5, 8, 11], output="tokens"
-        )
+        source = extractor("vit_tiny_patch16_224", out_indices=[2, 5, 8, 11], output="tokens")
         return dpt(source, 2, readout=readout, intermediate_channels=(8,) * 4, fusion_channels=8)
 
     made, x = model().train(), images(2, 3, 64, 96)

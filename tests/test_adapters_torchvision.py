@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from adapting import BACKBONES, CNNS, assert_same, assert_trains, extractor, pyramid, side
+from adapting import CNNS, assert_same, assert_trains, extractor, matrix, pyramid, side
 from conftest import images
 from torch import nn
 from torchvision.models import detection
@@ -47,8 +47,7 @@ def detector(kind, name):
     return kind(backbone, num_classes=2, **more, **adapter.detector_arguments(kind, source))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("kind", [FasterRCNN, MaskRCNN, RetinaNet, FCOS, SSD])
+@pytest.mark.parametrize(("kind", "name"), matrix([SSD, FasterRCNN, MaskRCNN, RetinaNet, FCOS]))
 def test_detectors_train_and_keep_their_numbers_through_a_file(kind, name):
     model = detector(kind, name).train()
     photos = [torch.rand(3, 96, 96) for _ in range(2)]
@@ -167,8 +166,7 @@ def segmenter(kind, name):
     return kind(adapter.segmentation_backbone(source), head, FCNHead(aux, 3))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("kind", [DeepLabV3, FCN, LRASPP])
+@pytest.mark.parametrize(("kind", "name"), matrix([LRASPP, FCN, DeepLabV3]))
 def test_segmenters_train_and_keep_their_numbers_through_a_file(kind, name):
     model, x = segmenter(kind, name).train(), images(2, 3, side(name), side(name))
     assert_trains(model, sum(logits.square().mean() for logits in model(x).values()))

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import transformers
-from adapting import BACKBONES, assert_same, is_vit, side
+from adapting import assert_same, is_vit, matrix, side
 from conftest import images, randomise
 from torch import nn
 from transformers import AutoBackbone, AutoConfig
@@ -96,8 +96,7 @@ def reloaded(model, folder):
     return again.eval()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "name"), matrix(list(MODELS)))
 def test_models_train_and_keep_their_numbers_through_a_folder(kind, name, tmp_path):
     torch.manual_seed(0)
     model, output = MODELS[kind](name), OUTPUTS.get(kind, "logits")
