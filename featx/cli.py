@@ -99,15 +99,18 @@ def verify(
         list[str] | None, typer.Argument(help="Names, shell-style, such as 'resnet*' or 'timm/swin*'.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of featx's own models.")] = False,
+    values: Annotated[
+        bool, typer.Option(help="Also compute: the same images give the same maps, in any order.")
+    ] = False,
 ) -> None:
-    """Prove the contract of models on shapes alone. Exits with 1 if one breaks it."""
+    """Prove the contract of models, on shapes alone if not told otherwise. Exits with 1 if one breaks it."""
     if every == bool(patterns):
         raise featx.ArgumentError("name models, or pass --all")
     broken = 0
     for name in [name for pattern in patterns or ["*"] for name in _matching(pattern)]:
         try:
-            with torch.device("meta"):
-                proof = featx.verify(featx.create_model(name))
+            with torch.device("cpu" if values else "meta"):
+                proof = featx.verify(featx.create_model(name), values=values)
         except featx.FeatxError as error:
             broken += 1
             out.print(Text.assemble((f"{name}: ", "bold"), ("broken ", "red"), str(error)), soft_wrap=True)
@@ -119,6 +122,8 @@ def verify(
             )
             for correction in proof.corrections:
                 out.print(f"  {correction}", soft_wrap=True)
+            for (height, width), reason in proof.refused.items():
+                out.print(f"  takes no images of {height}x{width}: {reason}", soft_wrap=True)
     if broken:
         raise typer.Exit(1)
 

@@ -1,18 +1,21 @@
 """The proof that a model keeps the contract: shapes, order and names, without computing anything."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from .backbone import Backbone
-from .errors import ContractError
+from .errors import ContractError, InputError
 from .features import Levels
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import maps_in
 from .wrappers.order import meta_images, run_on_meta
 
 Size = tuple[int, int]
+Shapes = list[tuple[int, ...]]
 SIZES: tuple[Size, ...] = ((224, 224), (192, 256), (223, 225), (200, 232), (97, 161))
 
 
@@ -21,46 +24,89 @@ class Verification:
     """What was proven: for each image size (height, width), the (h, w) of each level's map.
 
     corrections: where `levels` tell the truth and another package's own declaration does not.
+    refused: sizes that the model does not take, and what it says of them.
     """
 
     levels: Levels
     sizes: dict[Size, tuple[Size, ...]]
     corrections: tuple[str, ...] = ()
+    refused: dict[Size, str] = field(default_factory=dict)
 
 
-def verify(model: nn.Module, sizes: Sequence[Size] = SIZES) -> Verification:
+def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = False) -> Verification:
     """Run shapes, without values, through all levels of `model` at `sizes` (pixels), and check them.
 
-    `model` is a model with `feature_info`, or a feature extractor. Proven are: one map per level, in their order and in
-    the reversed one, (N, chs, h, w) with h and w as the family's size rule says (without a rule: H / reduction rounded
-    down or up); names and shapes of all parameters as in the full model. Sizes that are no multiples of the model's
-    `size_divisor` are left out; one that takes a single size is run at that. Raises ContractError listing everything
-    that is not so.
+    `model` is a model with `feature_info`, or a feature extractor. Proven are, for two images: one map per level, in
+    their order and in the reversed one, (N, chs, h, w) with h and w as the family's size rule says (without a rule:
+    H / reduction rounded down or up), in training and in evaluation; names and shapes of all parameters as in the full
+    model. Sizes that are no multiples of the model's `size_divisor` are left out; one that takes a single size is run
+    at that.
+
+    values: also compute, at the first of the sizes: maps are the same bit for bit a second time, and in any order.
+
+    Raises ContractError listing everything that is not so, also if the model takes none of the sizes.
     """
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
-    divisor = extractor.size_divisor
-    fixed = extractor._inner.fixed_size
-    taken = [size for size in sizes if all(side % divisor == 0 for side in size)] if fixed is None else [fixed]
     problems = list(_foreign_keys(model, extractor))
-    shapes = {size: _shapes(extractor, size) for size in taken}
-    problems += [problem for size in taken for problem in _wrong_maps(extractor, size, shapes[size])]
-    if not isinstance(model, FeatureExtractWrapper):
-        backwards = FeatureExtractWrapper(model, range(len(extractor.feature_info))[::-1])
-        if taken and _shapes(backwards, taken[0]) != shapes[taken[0]][::-1]:
-            problems.append("the maps of reversed out_indices are not the reversed maps")
+    shapes, refused = _tried(extractor, sizes)
+    problems += [problem for size in shapes for problem in _wrong_maps(extractor, size, shapes[size])]
+    if not shapes:
+        problems.append(f"no images of any of the sizes {list(sizes)} could be run: {[*refused.values()][:1]}")
+    backwards = None if extractor is model else FeatureExtractWrapper(model, range(len(extractor.feature_info))[::-1])
+    for size in list(shapes)[:1]:
+        problems += _wrong_modes(extractor, size, shapes[size])
+        problems += _wrong_order(backwards, size, shapes[size]) if backwards else []
+        problems += _wrong_values(extractor, backwards, size) if values else []
     if problems:
         name = type(extractor._source).__name__
         raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {problem}" for problem in problems))
-    cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in taken}
-    return Verification(extractor.feature_info, cells, extractor._inner.corrections)
+    cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in shapes}
+    return Verification(extractor.feature_info, cells, extractor._inner.corrections, refused)
 
 
-def _shapes(extractor: FeatureExtractWrapper, size: Size) -> list[tuple[int, ...]]:
+def _tried(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> tuple[dict[Size, Shapes], dict[Size, str]]:
+    """The shapes of the maps by size, and what the model says of the sizes that it refuses."""
+    fixed, divisor = extractor._inner.fixed_size, extractor.size_divisor
+    shapes: dict[Size, Shapes] = {}
+    refused: dict[Size, str] = {}
+    for size in [size for size in sizes if not any(side % divisor for side in size)] if fixed is None else [fixed]:
+        try:
+            shapes[size] = _shapes(extractor, size)
+        except InputError as error:
+            refused[size] = str(error)
+    return shapes, refused
+
+
+def _shapes(extractor: FeatureExtractWrapper, size: Size) -> Shapes:
     maps = run_on_meta(extractor, meta_images(extractor, size))
     return [tuple(map_.shape) for map_ in maps_in(maps)]
 
 
-def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: list[tuple[int, ...]]) -> Iterator[str]:
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever is done inside, all modules are in training, or not, as before."""
+    mode, training = model.training, {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        model.train(mode)  # which reaches a module that it stands in for, and does not have as its child
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _wrong_modes(extractor: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
+    for mode in (True, False):
+        with _modes_kept(extractor):
+            if _shapes(extractor.train(mode), size) != shapes:
+                yield f"shapes of the maps depend on the mode: they are others with train({mode})"
+
+
+def _wrong_order(backwards: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
+    if _shapes(backwards, size) != shapes[::-1]:
+        yield "the maps of reversed out_indices are not the reversed maps"
+
+
+def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
     source = extractor._source
     if len(shapes) != len(extractor.feature_info):
         yield f"{len(shapes)} maps for {len(extractor.feature_info)} levels"
@@ -73,6 +119,21 @@ def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: list[tuple
             allowed = {source.size_rule(side, level.reduction)} if isinstance(source, Backbone) else {floor, ceil}
             if cells not in allowed:
                 yield f"{level.name} at {size}: {cells} cells for {side} pixels at 1/{level.reduction}"
+
+
+def _wrong_values(
+    extractor: FeatureExtractWrapper, backwards: FeatureExtractWrapper | None, size: Size
+) -> Iterator[str]:
+    """Problems of the values themselves, in evaluation."""
+    images = torch.randn(2, extractor.in_chans or 3, *size).to(next(extractor.parameters()))
+    with _modes_kept(extractor), torch.no_grad():
+        once, again = (maps_in(extractor.eval()(images)) for _ in range(2))
+        reverse = maps_in(backwards.eval()(images))[::-1] if backwards else once
+    for level, map_, same, reversed_ in zip(extractor.feature_info, once, again, reverse, strict=True):
+        if not torch.equal(map_, same):
+            yield f"{level.name}: another map of the same images the second time"
+        if not torch.equal(map_, reversed_):
+            yield f"{level.name}: another map if levels are asked for in reverse"
 
 
 def _foreign_keys(model: nn.Module, extractor: FeatureExtractWrapper) -> Iterator[str]:

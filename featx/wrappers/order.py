@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ContractError
+from ..errors import ContractError, InputError
 from ..features import FeatureInfo
 
 
@@ -91,7 +91,7 @@ def run_on_meta(model: nn.Module, images: Tensor) -> Any:
     try:
         with torch.no_grad():
             return functional_call(model, state, (images,))
-    except ContractError:
+    except (ContractError, InputError):
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise ContractError(
