@@ -1,0 +1,167 @@
+"""capture_attention: the attention maps of a forward pass, and their gradients."""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ContractError, InputError
+from .blocks import Block, Blocks, chosen
+from .known import Kind
+from .watch import Watch, Weights
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Attention:
+    """What was seen of the chosen blocks, by their names, each as it was when its block last ran.
+
+    maps: weights (B, heads, queries, keys) after the softmax and before dropout; rows sum to 1. Detached.
+    gradients: of what `backward` was called on by the weights, in the same shape; empty without `gradients=True`.
+    positions: pixels of a patch that stand beside each other in the batch: 4 in MobileViT, 1 elsewhere.
+    """
+
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def grid(self, name: str, size: tuple[int, int]) -> Tensor:
+        """The map of a block with its keys as a grid of `size` (height, width) cells: (N, heads, queries, h, w).
+
+        Prefix tokens are left out of the keys and stay among the queries. Where a MobileViT attends to each pixel of
+        its patches by itself, the cells are its patches, and the queries all pixels of its map, in rows: the keys of a
+        pixel are those at its place in every patch. Raises InputError if the tokens are no such grid.
+        """
+        map_, positions = self.maps[name], self.positions[name]
+        height, width = size
+        if map_.shape[-1] < height * width or map_.shape[0] % positions:
+            raise InputError(
+                f"{name} has {map_.shape[-1]} keys, which are no grid of {height}x{width}: pass the cells of the map "
+                "that its block puts out"
+            )
+        map_ = map_[..., map_.shape[-1] - height * width :].unflatten(-1, size)
+        return map_ if positions == 1 else _pixels(map_, positions)
+
+    def _keep(self, name: str, weights: Weights, gradients: bool) -> None:
+        self.maps[name] = weights.values
+        self.gradients.pop(name, None)
+        if gradients:
+            weights.source.register_hook(_keeper(weakref.ref(self), name, weights))
+
+
+@contextmanager
+def capture_attention(model: nn.Module, blocks: Blocks | None = None, *, gradients: bool = False) -> Iterator[Attention]:
+    """Within the block, every forward of `model` leaves the attention maps of the chosen blocks in what this gives.
+
+    model: a model or an extractor, native or of timm, transformers or torchvision.
+    blocks: numbers and names, see `Attention.maps`; negative numbers count from the last block with attention that the
+        model has. None captures all.
+    gradients: keep, during a backward pass, the gradients of the maps too. Where no parameter wants gradients, the
+        graph then begins at the first captured map.
+
+    The model computes what it always computes, bit for bit; weights that a fused kernel does not write down are computed
+    beside it, in float32 or more. A map is the weights of https://arxiv.org/abs/1706.03762: what goes into the kernel, or
+    the result of the softmax by which the module multiplies its values. Swin's are (N * windows, heads, tokens of a
+    window, tokens of a window), windows in rows within each image; MobileViT's (N * pixels of a patch, heads, patches,
+    patches); MobileViTv2's the scores of its keys, (N, 1, pixels of a patch, patches).
+
+    Nothing is installed outside the block. Raises ArgumentError for blocks that do not exist, ContractError for a model
+    without attention that can be captured or a module whose weights cannot be proven, and ArgumentError in a forward
+    without autograd when gradients are asked for.
+    """
+    found = chosen(model, blocks)
+    if gradients and (asked := [block.path for block in found if block.kind is Kind.ASKED]):
+        raise ArgumentError(f"gradients=True: {asked} are nn.MultiheadAttention, of which only maps can be had")
+    seen = Attention(positions={block.name: block.positions for block in found})
+    with ExitStack() as hooks:
+        for block in found:
+            _install(hooks, block, seen, gradients)
+        yield seen
+
+
+def _install(hooks: ExitStack, block: Block, seen: Attention, gradients: bool) -> None:
+    if block.kind is Kind.ASKED:
+        hooks.callback(block.module.register_forward_hook(_asker(block, seen), with_kwargs=True).remove)
+        return
+    observer = _Observer(block, seen, gradients)
+    hooks.callback(block.module.register_forward_pre_hook(observer.begin).remove)
+    hooks.callback(block.module.register_forward_hook(observer.end, always_call=True).remove)
+
+
+class _Observer:
+    """Watches every forward of one module."""
+
+    def __init__(self, block: Block, seen: Attention, gradients: bool) -> None:
+        self.block, self.seen, self.gradients = block, seen, gradients
+        self.watches: list[Watch] = []
+
+    def begin(self, module: nn.Module, inputs: Any) -> None:
+        if self.gradients and not torch.is_grad_enabled():
+            raise ArgumentError(
+                f"gradients=True, but {self.block.path} runs without autograd: leave torch.no_grad and inference_mode, "
+                "and use non-reentrant checkpointing (use_reentrant=False)"
+            )
+        watch = Watch(self.block.kind is Kind.SEPARABLE, self.gradients)
+        watch.__enter__()
+        self.watches.append(watch)
+
+    def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        watch = self.watches.pop()
+        watch.__exit__(None, None, None)
+        if output is None or _in_backward():  # it failed, or checkpointing runs it once more
+            return
+        self.seen._keep(self.block.name, _single(self.block, watch), self.gradients)
+
+
+def _single(block: Block, watch: Watch) -> Weights:
+    """The one map that was proven; ContractError otherwise."""
+    shapes = [tuple(weights.values.shape) for weights in watch.proven]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or not watch.require_unchanged():
+        raise ContractError(
+            f"{type(block.module).__name__} at {block.path}: expected to see one tensor of weights (B, heads, queries, "
+            f"keys) multiply the values, saw {shapes or 'none'}; leave it out of `blocks`"
+        )
+    return watch.proven[0]
+
+
+def _keeper(ref: "weakref.ref[Attention]", name: str, weights: Weights) -> Callable[[Tensor], None]:
+    """A hook that keeps the gradient if its map is still the one that is kept; the graph keeps neither alive."""
+    map_, to_gradient = weakref.ref(weights.values), weights.to_gradient
+
+    def keep(gradient: Tensor) -> None:
+        seen = ref()
+        if seen is not None and seen.maps.get(name) is map_():
+            seen.gradients[name] = to_gradient(gradient)
+
+    return keep
+
+
+def _asker(block: Block, seen: Attention) -> Callable[..., None]:
+    """A hook that asks nn.MultiheadAttention for its weights, and holds what it returns with them to what it did."""
+
+    def ask(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        twin: Any = copy.copy(module)
+        twin.training = False
+        with torch.no_grad():
+            again, weights = twin.forward(*args, **{**kwargs, "need_weights": True, "average_attn_weights": False})
+        dropped = module.training and getattr(module, "dropout", 0.0) > 0
+        if not dropped and not torch.allclose(again.float(), output[0].float(), rtol=1e-2, atol=_slack(again)):
+            raise ContractError(f"the weights of {block.path} do not give its output: leave it out of `blocks`")
+        if weights.ndim != 4:
+            raise ContractError(f"{block.path} takes {args[0].ndim}-dimensional queries: add the batch axis")
+        seen.maps[block.name] = weights
+
+    return ask
+
+
+def _slack(x: Tensor) -> float:
+    """Rounding error of a sum of products, relative to the largest value."""
+    return 64 * torch.finfo(x.dtype).eps * x.abs().max().item()
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
