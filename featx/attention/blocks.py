@@ -38,7 +38,9 @@ def blocks_of(model: nn.Module) -> list[Block]:
             found.append(Block(_block_of(path), path, module, kind, _positions(model, path)))
     if not found:
         suspects = sorted({_class_of(module) for module in model.modules() if _says_attention(module)})
-        why = f"its {', '.join(suspects)} have no map that could be proven" if suspects else "it has only " + _has(model)
+        why = (
+            f"its {', '.join(suspects)} have no map that could be proven" if suspects else "it has only " + _has(model)
+        )
         raise ContractError(f"{type(model).__name__} has no attention among tokens that can be captured: {why}")
     names = [block.name for block in found]
     return [b if names.count(b.name) == 1 else Block(b.path, b.path, b.module, b.kind, b.positions) for b in found]
@@ -47,8 +49,9 @@ def blocks_of(model: nn.Module) -> list[Block]:
 def chosen(model: nn.Module, blocks: Blocks | None) -> list[Block]:
     """The blocks asked for, in the order asked; None is all of them.
 
-    A number counts among all blocks, from the last one if it is negative; a name is the block's or its module's. A
-    module of the user's own class is found by its path alone. ArgumentError listing the blocks if there is no such.
+    A number counts among the blocks that are numbered in the model, from the last one if it is negative; a name is the
+    block's or its module's, also of an attention pool, which has no number. A module of the user's own class is found
+    by its path alone. ArgumentError listing the blocks if there is no such.
     """
     if blocks is None:
         return blocks_of(model)
@@ -59,18 +62,22 @@ def chosen(model: nn.Module, blocks: Blocks | None) -> list[Block]:
         _require_uncompiled(model)
         return _distinct(own, blocks)
     every = blocks_of(model)
-    return _distinct([_one(every + own, len(every), wanted, blocks) for wanted in blocks], blocks)
+    numbered = [block for block in every if any(map(str.isdigit, block.path))] or every
+    return _distinct([_one(every + own, numbered, wanted, blocks) for wanted in blocks], blocks)
 
 
-def _one(every: list[Block], known: int, wanted: int | str, blocks: object) -> Block:
+def _one(every: list[Block], numbered: list[Block], wanted: int | str, blocks: object) -> Block:
     if isinstance(wanted, str):
         matching = [block for block in every if wanted in (block.name, block.path)]
     else:
-        number = _number(wanted, blocks)
-        matching = [every[number % known]] if -known <= number < known else []
+        number, count = _number(wanted, blocks), len(numbered)
+        matching = [numbered[number]] if -count <= number < count else []
     if not matching:
-        rows = "\n".join(f"  {i}: {block.name}" for i, block in enumerate(every[:known]))
-        raise ArgumentError(f"blocks={blocks!r}: there is no block {wanted!r}. Those with attention are:\n{rows}")
+        rows = [f"  {i}: {block.name}" for i, block in enumerate(numbered)]
+        rows += [f"  {block.name}" for block in every if block not in numbered]
+        raise ArgumentError(
+            f"blocks={blocks!r}: there is no block {wanted!r}. Those with attention are:\n" + "\n".join(rows)
+        )
     return matching[0]
 
 

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ class Attention:
 
 
 @contextmanager
-def capture_attention(model: nn.Module, blocks: Blocks | None = None, *, gradients: bool = False) -> Iterator[Attention]:
+def capture_attention(
+    model: nn.Module, blocks: Blocks | None = None, *, gradients: bool = False
+) -> Iterator[Attention]:
     """Within the block, every forward of `model` leaves the attention maps of the chosen blocks in what this gives.
 
     model: a model or an extractor, native or of timm, transformers or torchvision.
@@ -63,11 +66,11 @@ def capture_attention(model: nn.Module, blocks: Blocks | None = None, *, gradien
     gradients: keep, during a backward pass, the gradients of the maps too. Where no parameter wants gradients, the
         graph then begins at the first captured map.
 
-    The model computes what it always computes, bit for bit; weights that a fused kernel does not write down are computed
-    beside it, in float32 or more. A map is the weights of https://arxiv.org/abs/1706.03762: what goes into the kernel, or
-    the result of the softmax by which the module multiplies its values. Swin's are (N * windows, heads, tokens of a
-    window, tokens of a window), windows in rows within each image; MobileViT's (N * pixels of a patch, heads, patches,
-    patches); MobileViTv2's the scores of its keys, (N, 1, pixels of a patch, patches).
+    The model computes what it always computes, bit for bit; weights that a fused kernel does not write down are
+    computed beside it, in float32 or more. A map is the weights of https://arxiv.org/abs/1706.03762: what goes into the
+    kernel, or the result of the softmax by which the module multiplies its values. Swin's are (N * windows, heads,
+    tokens of a window, tokens of a window), windows in rows within each image; MobileViT's (N * pixels of a patch,
+    heads, patches, patches); MobileViTv2's the scores of its keys, (N, 1, pixels of a patch, patches).
 
     Nothing is installed outside the block. Raises ArgumentError for blocks that do not exist, ContractError for a model
     without attention that can be captured or a module whose weights cannot be proven, and ArgumentError in a forward
@@ -88,6 +91,7 @@ def _install(hooks: ExitStack, block: Block, seen: Attention, gradients: bool) -
         hooks.callback(block.module.register_forward_hook(_asker(block, seen), with_kwargs=True).remove)
         return
     observer = _Observer(block, seen, gradients)
+    hooks.callback(observer.stop)
     hooks.callback(block.module.register_forward_pre_hook(observer.begin).remove)
     hooks.callback(block.module.register_forward_hook(observer.end, always_call=True).remove)
 
@@ -99,7 +103,7 @@ class _Observer:
         self.block, self.seen, self.gradients = block, seen, gradients
         self.watches: list[Watch] = []
 
-    def begin(self, module: nn.Module, inputs: Any) -> None:
+    def begin(self, *_: Any) -> None:
         if self.gradients and not torch.is_grad_enabled():
             raise ArgumentError(
                 f"gradients=True, but {self.block.path} runs without autograd: leave torch.no_grad and inference_mode, "
@@ -109,18 +113,25 @@ class _Observer:
         watch.__enter__()
         self.watches.append(watch)
 
-    def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def end(self, _: nn.Module, inputs: Any, output: Any) -> None:
+        del inputs
+        if not self.watches:  # `begin` refused
+            return
         watch = self.watches.pop()
         watch.__exit__(None, None, None)
-        if output is None or _in_backward():  # it failed, or checkpointing runs it once more
-            return
-        self.seen._keep(self.block.name, _single(self.block, watch), self.gradients)
+        if output is not None and not _in_backward():  # it failed, or checkpointing runs it once more
+            self.seen._keep(self.block.name, _single(self.block, watch), self.gradients)
+
+    def stop(self) -> None:
+        """Stop watching a forward that was interrupted."""
+        while self.watches:
+            self.watches.pop().__exit__(None, None, None)
 
 
 def _single(block: Block, watch: Watch) -> Weights:
     """The one map that was proven; ContractError otherwise."""
     shapes = [tuple(weights.values.shape) for weights in watch.proven]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or not watch.require_unchanged():
+    if len(shapes) != 1 or len(shapes[0]) != 4 or not watch.unchanged():
         raise ContractError(
             f"{type(block.module).__name__} at {block.path}: expected to see one tensor of weights (B, heads, queries, "
             f"keys) multiply the values, saw {shapes or 'none'}; leave it out of `blocks`"
@@ -144,6 +155,8 @@ def _asker(block: Block, seen: Attention) -> Callable[..., None]:
     """A hook that asks nn.MultiheadAttention for its weights, and holds what it returns with them to what it did."""
 
     def ask(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if _in_backward():  # checkpointing runs it once more
+            return
         twin: Any = copy.copy(module)
         twin.training = False
         with torch.no_grad():
@@ -161,6 +174,13 @@ def _asker(block: Block, seen: Attention) -> Callable[..., None]:
 def _slack(x: Tensor) -> float:
     """Rounding error of a sum of products, relative to the largest value."""
     return 64 * torch.finfo(x.dtype).eps * x.abs().max().item()
+
+
+def _pixels(map_: Tensor, positions: int) -> Tensor:
+    """(N * positions, heads, cells, h, w) to (N, heads, pixels, h, w), pixels in rows over the whole map."""
+    side, (height, width) = isqrt(positions), map_.shape[-2:]
+    map_ = map_.unflatten(0, (-1, side, side)).unflatten(4, (height, width))  # (N, i, j, heads, row, column, h, w)
+    return map_.permute(0, 3, 4, 1, 5, 2, 6, 7).flatten(2, 5)
 
 
 def _in_backward() -> bool:

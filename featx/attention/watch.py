@@ -67,7 +67,7 @@ class Watch(TorchFunctionMode):
             self._use(args)
         return output
 
-    def require_unchanged(self) -> bool:
+    def unchanged(self) -> bool:
         """Whether nothing wrote into the weights after they were proven."""
         return all(weights.source._version == self._versions[id(weights.source)] for weights in self.proven)
 
@@ -119,8 +119,9 @@ class Watch(TorchFunctionMode):
 
     def _use(self, factors: Any) -> None:
         weighing = factors[:1] if self.products is MATRIX_PRODUCTS else factors
-        for origin in filter(lambda x: x is not None, map(self._origin, weighing)):
-            if all(known.source is not origin for known in self.proven):
+        for factor in weighing:
+            origin = self._origin(factor)
+            if origin is not None and all(known.source is not origin for known in self.proven):
                 self.proven.append(Weights(precise(origin), origin))
 
 
