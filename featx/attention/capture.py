@@ -19,7 +19,7 @@ from .watch import Watch, Weights
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Attention:
-    """What was seen of the chosen blocks, by their names, each as it was when its block last ran.
+    """What was seen of the chosen blocks, by their names in running order, each as it was when its block last ran.
 
     maps: weights (B, heads, queries, keys) after the softmax and before dropout; rows sum to 1. Detached.
     gradients: of what `backward` was called on by the weights, in the same shape; empty without `gradients=True`.
@@ -146,7 +146,9 @@ def _keeper(ref: "weakref.ref[Attention]", name: str, weights: Weights) -> Calla
     def keep(gradient: Tensor) -> None:
         seen = ref()
         if seen is not None and seen.maps.get(name) is map_():
-            seen.gradients[name] = to_gradient(gradient)
+            kept = {**seen.gradients, name: to_gradient(gradient)}
+            seen.gradients.clear()  # backward meets the blocks in reverse: back to the order of the maps
+            seen.gradients.update((block, kept[block]) for block in seen.maps if block in kept)
 
     return keep
 

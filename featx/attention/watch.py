@@ -51,7 +51,7 @@ class Watch(TorchFunctionMode):
         self.grow = grow
         self.proven: list[Weights] = []
         self._weights: dict[int, tuple[Tensor, Tensor]] = {}  # by id: the tensor, and the softmax it came from
-        self._versions: dict[int, int] = {}
+        self._states: dict[int, int | Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,7 +69,13 @@ class Watch(TorchFunctionMode):
 
     def unchanged(self) -> bool:
         """Whether nothing wrote into the weights after they were proven."""
-        return all(weights.source._version == self._versions[id(weights.source)] for weights in self.proven)
+        return all(self._is_unchanged(weights.source) for weights in self.proven)
+
+    def _is_unchanged(self, x: Tensor) -> bool:
+        state = self._states.get(id(x))
+        if isinstance(state, Tensor):
+            return torch.equal(x, state)
+        return state is None or state == x._version
 
     def _fused(
         self,
@@ -95,7 +101,8 @@ class Watch(TorchFunctionMode):
                 f"gradients=True with fused attention that drops weights (rate {dropout_p}): the kernel does not tell "
                 "which it dropped; call eval() on the attention modules, or build the model with a rate of 0"
             )
-        self._versions[id(output)] = output._version
+        if self.grow:  # only then the output itself matters, by its gradient
+            self._states[id(output)] = _state(output)
         self.proven.append(Weights(values, output, to_gradient))
         return output
 
@@ -107,15 +114,14 @@ class Watch(TorchFunctionMode):
 
     def _follow(self, x: Tensor, origin: Tensor) -> None:
         self._weights[id(x)] = x, origin
-        self._versions.setdefault(id(x), x._version)
+        self._states.setdefault(id(x), _state(x))
 
     def _origin(self, x: object) -> Tensor | None:
         """The softmax whose weights `x` still has; None if it has none, or other values by now."""
         if id(x) not in self._weights:
             return None
         found, origin = self._weights[id(x)]
-        unchanged = all(tensor._version == self._versions[id(tensor)] for tensor in (found, origin))
-        return origin if unchanged else None
+        return origin if self._is_unchanged(found) and self._is_unchanged(origin) else None
 
     def _use(self, factors: Any) -> None:
         weighing = factors[:1] if self.products is MATRIX_PRODUCTS else factors
@@ -123,6 +129,11 @@ class Watch(TorchFunctionMode):
             origin = self._origin(factor)
             if origin is not None and all(known.source is not origin for known in self.proven):
                 self.proven.append(Weights(precise(origin), origin))
+
+
+def _state(x: Tensor) -> int | Tensor:
+    """What tells whether it was written into: its version, or its values where PyTorch counts no versions."""
+    return x.clone() if x.is_inference() else x._version
 
 
 def _over_last_axis(output: Tensor, args: Any, kwargs: Any) -> bool:
