@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .attention import capture_attention as capture_attention
 from .backbone import Backbone as Backbone
 from .backbone import Pyramid as Pyramid
 from .contract import verify as verify
