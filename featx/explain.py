@@ -4,7 +4,7 @@ Attention and its gradients come from `featx.capture_attention`. `grid` is (heig
 aspect: the last height * width tokens are the patches in rows, those before them prefix tokens. Nothing is normalised.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,11 @@ def _require_heads(map_: Tensor) -> None:
 def _channels(model: nn.Module, level: str) -> int | None:
     """Channels of the level, if the model lists it."""
     rows = getattr(model, "feature_info", ())
-    return next((row["chs"] for row in rows if row["name"] == level), None) if isinstance(rows, Iterable) else None
+    for row in rows if isinstance(rows, Sequence) else ():
+        facts = row if isinstance(row, Mapping) else {"name": row.name, "chs": row.chs}
+        if level in (facts.get("name"), facts.get("module")):  # the second is timm's
+            return facts.get("chs", facts.get("num_chs"))
+    return None
 
 
 def _require_map(output: object, level: str, chs: int | None) -> Tensor:
