@@ -11,6 +11,12 @@ import featx
 from featx import ArgumentError, ContractError, capture_attention
 from featx.attention.known import KINDS
 
+
+@pytest.fixture(autouse=True)
+def same_weights_every_time():
+    torch.manual_seed(0)
+
+
 # Names of timm's models and the size of images.
 TIMM = {
     "test_vit": 64,
