@@ -270,3 +270,92 @@ def test_every_class_that_is_named_exists(full_name):
 
     module, _, name = full_name.rpartition(".")
     assert issubclass(getattr(import_module(module), name), nn.Module)
+
+
+# A small model for each class of timm that is named, and for each model type of transformers.
+ARCHITECTURES = [
+    *("test_vit", "vit_pe_spatial_tiny_patch16_512", "mobilenetv4_hybrid_medium_075", "test_vit3", "resnet50_clip"),
+    *(
+        "beit_base_patch16_224",
+        "cait_xxs24_224",
+        "crossvit_tiny_240",
+        "davit_tiny",
+        "efficientformer_l1",
+        "eva02_tiny_patch14_224",
+    ),
+    *("fastvit_mci0", "gcvit_xxtiny", "sam2_hiera_tiny", "levit_128s", "test_coatnet", "test_maxvit", "caformer_s18"),
+    *("mvitv2_tiny", "nextvit_small", "pvt_v2_b0", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"),
+    *("swinv2_cr_tiny_224", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "twins_svt_small", "test_vit_relpos"),
+    *("visformer_tiny", "volo_d1_224", "mobilevitv2_050"),
+]
+TYPES = [
+    *("aimv2_vision_model", "beit", "blip_vision_model", "chinese_clip_vision_model", "clip_vision_model"),
+    *("data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "donut-swin", "dpt", "glpn", "ijepa"),
+    *("internvl_vision", "levit", "lw_detr_vit", "maskformer-swin", "metaclip_2_vision_model", "mlcd_vision_model"),
+    *(
+        "mobilevit",
+        "mobilevitv2",
+        "pixio",
+        "pvt",
+        "pvt_v2",
+        "rf_detr_dinov2",
+        "sam2_hiera_det_model",
+        "sam_vision_model",
+    ),
+    *("sam_hq_vision_model", "sapiens2", "segformer", "siglip_vision_model", "swin", "swinv2", "tipsv2_vision_model"),
+    *("vit", "vit_mae", "vit_msn", "vitpose_backbone"),
+]
+
+
+def small(name: str) -> nn.Module:
+    """The model type with few blocks, where its configuration has such a field."""
+    fields = [{**SMALL, "image_size": 224}, {**DINO, "image_size": 224}, {}]
+    for arch in fields:
+        arch = {key: value for key, value in arch.items() if key != "image_size"}
+        try:
+            return featx.create_model(f"transformers/{name}", **arch).eval()
+        except ArgumentError:
+            continue
+    raise AssertionError(name)
+
+
+def captured_classes(model: nn.Module, x: Tensor) -> set[str]:
+    """Full names of the classes whose maps were captured, after holding them to what every map is."""
+    named = {"pixel_values": x} if hasattr(model, "config") else {}
+    call = (lambda: model(**named)) if named else (lambda: model(x))
+    with torch.no_grad():
+        torch.manual_seed(1)  # masked autoencoders shuffle
+        expected = call()
+        with capture_attention(model) as seen:
+            torch.manual_seed(1)
+            output = call()
+    tensors = [(output, expected)] if isinstance(output, Tensor) else [(output[k], expected[k]) for k in output]
+    assert all(torch.equal(a, b) for a, b in tensors if isinstance(a, Tensor))
+    assert sorted(seen.maps) == sorted(seen.positions)
+    for map_ in seen.maps.values():
+        assert map_.ndim == 4
+        assert map_.min() >= 0
+        assert (map_.sum(-1) - 1).abs().max() <= 1e-5
+    return {type(module).__module__ + "." + type(module).__qualname__ for module in model.modules()} & KINDS.keys()
+
+
+@pytest.mark.bridges
+def test_every_class_of_timm_that_is_named_is_captured():
+    found = set()
+    for name in ARCHITECTURES:
+        model = featx.create_model(f"timm/{name}").eval()
+        size = model.pretrained_cfg["input_size"][-2:]
+        found |= captured_classes(model, images(1, 3, *size))
+    assert {name for name in KINDS if name.startswith("timm.")} <= found
+
+
+@pytest.mark.bridges
+def test_every_class_of_transformers_that_is_named_is_captured():
+    found = set()
+    for name in TYPES:
+        model = small(name)
+        size = getattr(model.config, "image_size", None) or 224
+        size = size if isinstance(size, list | tuple) else (size, size)
+        found |= captured_classes(model, images(1, 3, *size))
+    named = {name for name in KINDS if name.startswith("transformers.")}
+    assert named - found == {"transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSelfAttention"}
