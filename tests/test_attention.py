@@ -356,6 +356,15 @@ def test_autocast_is_captured_as_it_computes():
     assert not torch.equal(seen.maps["blocks.2"], precise.maps["blocks.2"])
 
 
+def test_what_autocast_rounds_on_its_way_into_the_kernel_is_rounded_in_the_map():
+    q, k, v = (images(2, 3, 5, 8, seed=n) for n in range(3))
+    model = nn.Sequential(Own())
+    with torch.autocast("cpu", torch.bfloat16), capture_attention(model, ["0"]) as seen:
+        assert model((q, k, v)).dtype == torch.bfloat16
+    expected = (q.bfloat16().double() @ k.bfloat16().double().mT / 8**0.5).softmax(-1)
+    assert relative_difference(seen.maps["0"].double(), expected) <= 1e-6  # fp32
+
+
 class Own(nn.Module):
     """A user's module that calls the kernel, with whatever it is told."""
 

@@ -178,6 +178,35 @@ def own_attentions(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tens
     return sums, list(torch.autograd.grad(output.square().sum(), sums))
 
 
+def timm_checkpointing(model):
+    model.set_grad_checkpointing(True)
+
+
+def transformers_checkpointing(model):
+    model.activation_checkpointing_enable()
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "checkpointing"),
+    [("timm/test_vit", {}, timm_checkpointing), ("transformers/vit", SMALL, transformers_checkpointing)],
+)
+def test_checkpointing_of_the_packages_changes_nothing(name, arch, checkpointing):
+    model = featx.create_model(name, **arch).train()
+    size = arch.get("image_size", 160)
+    x, found = images(2, 3, size, size), []
+    for prepare in (lambda model: None, checkpointing):
+        prepare(model)
+        with capture_attention(model, gradients=True) as seen:
+            output = model(x)
+            (output if isinstance(output, Tensor) else output["last_hidden_state"]).square().sum().backward()
+        found.append(seen)
+    plain, checkpointed = found
+    assert len(plain.gradients) == len(plain.maps) > 1
+    for block in plain.maps:
+        assert torch.equal(checkpointed.maps[block], plain.maps[block])
+        assert torch.equal(checkpointed.gradients[block], plain.gradients[block])
+
+
 @pytest.mark.parametrize("name", ["timm/test_vit", "transformers/dinov2_with_registers", "timm/mobilevit_xxs"])
 def test_bridged_extractors_are_captured(name):
     arch = TRANSFORMERS["dinov2_with_registers"] if name.startswith("transformers") else {}
@@ -308,10 +337,10 @@ TYPES = [
 
 
 def small(name: str) -> nn.Module:
-    """The model type with few blocks, where its configuration has such a field."""
-    fields = [{**SMALL, "image_size": 224}, {**DINO, "image_size": 224}, {}]
-    for arch in fields:
-        arch = {key: value for key, value in arch.items() if key != "image_size"}
+    """The model type with few blocks, where these fields mean what they say."""
+    fields = {key: value for key, value in SMALL.items() if key != "image_size"}
+    without = {key: value for key, value in fields.items() if key != "intermediate_size"}
+    for arch in ({},) if "swin" in name else (fields, without, {}):
         try:
             return featx.create_model(f"transformers/{name}", **arch).eval()
         except ArgumentError:
