@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf .venv .uv demo build dist .pytest_cache .ruff_cache

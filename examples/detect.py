@@ -22,7 +22,7 @@ from featx.necks import FPN, Pipeline
 from featx.training import param_groups
 
 BATCH = 8
-PICTURE = Path("detect.png")
+PICTURE = Path("demo/detect.png")
 Found = list[dict[str, torch.Tensor]]
 
 
@@ -52,6 +52,7 @@ def main(
             print(f"step {step:4}  {passed:4.0f} s  loss {loss.item():.3f}", flush=True)
     after = predict(model, held_out)
     print(f"after {step} steps: AP50 {precision(after, held_out):.3f}")
+    PICTURE.parent.mkdir(exist_ok=True)
     draw(held_out[:6], before, after).savefig(PICTURE)
     print(f"The picture is {PICTURE}.")
 

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import torch
 import typer
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from shapes import CLASSES, Scene, batches, scenes
 from torchmetrics import JaccardIndex
 
@@ -18,7 +20,7 @@ from featx.heads import Segmenter
 from featx.training import param_groups
 
 BATCH = 16
-PICTURE = Path("segment.png")
+PICTURE = Path("demo/segment.png")
 
 
 def main(
@@ -45,6 +47,7 @@ def main(
             print(f"step {step:4}  {passed:4.0f} s  loss {loss.item():.3f}", flush=True)
     after = predict(model, held_out)
     print(f"after {step} steps: IoU {overlap(after, held_out):.3f}")
+    PICTURE.parent.mkdir(exist_ok=True)
     draw(held_out[:6], before, after).savefig(PICTURE)
     print(f"The picture is {PICTURE}.")
 
@@ -79,6 +82,8 @@ def draw(shown: list[Scene], before: torch.Tensor, after: torch.Tensor) -> Figur
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title)
+    colours = [Patch(color=colormaps["viridis"](i / (len(CLASSES) - 1)), label=name) for i, name in enumerate(CLASSES)]
+    figure.legend(handles=colours, loc="outside lower center", ncols=len(CLASSES))
     return figure
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 CLASSES = ("background", "circle", "square", "triangle")
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
-SIDE = 128
+SIDE = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def _scene(rng: np.random.Generator, photograph: Image.Image) -> Scene:
     mask = Image.new("L", image.size)
     boxes, labels = [], []
     for _ in range(rng.integers(1, 4)):
-        label, size = int(rng.integers(1, len(CLASSES))), int(rng.integers(28, 56))
+        label, size = int(rng.integers(1, len(CLASSES))), int(rng.integers(24, 48))
         box = _free_place(rng, size, boxes)
         if box is not None:
             colour = tuple(int(value) for value in rng.integers(256, size=3))
