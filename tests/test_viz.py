@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featx import FeatureInfo, InputError, Levels, MissingPackageError, OutputError
 from featx.viz import maps_grid, save_figure
-from featx.viz.grid import principal_colours
+from featx.viz import principal_colours
 
 LEVELS = Levels([FeatureInfo(8, 4, "stem"), FeatureInfo(16, 8, "layer1"), FeatureInfo(2, 16, "layer2.0")])
 

@@ -1,4 +1,15 @@
-"""Pictures of what a model's maps see."""
+"""Pictures of what a model's maps see. matplotlib is imported when the first is drawn."""
 
+from .colours import Basis as Basis
+from .colours import principal_colours as principal_colours
+from .colours import shared_bases as shared_bases
+from .grid import compare as compare
 from .grid import maps_grid as maps_grid
-from .grid import save_figure as save_figure
+from .heat import channels as channels
+from .heat import norms as norms
+from .heat import overlay as overlay
+from .heat import overlays as overlays
+from .panels import SIMILARITY as SIMILARITY
+from .panels import Scale as Scale
+from .panels import save_figure as save_figure
+from .points import similarity as similarity
