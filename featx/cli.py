@@ -11,12 +11,23 @@ from typing import Annotated
 import torch
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 import featx
+from featx.commands.options import (
+    Checkpoint,
+    Model,
+    OutIndices,
+    Pretrained,
+    RandomWeights,
+    Size,
+    build,
+    err,
+    out,
+)
+from featx.commands.show import show
 from featx.describe import describe
 from featx.empty import without_values
 from featx.registry import Variant, lookup
@@ -24,19 +35,6 @@ from featx.registry import Variant, lookup
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
 weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
 app.add_typer(weights_app, name="weights")
-out, err = Console(markup=False), Console(stderr=True, markup=False)  # names of files may look like markup
-
-Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx list' shows all.")]
-OutIndices = Annotated[
-    str | None, typer.Option(help="Levels in the order wanted, such as 1,2,3 or -1; all by default.", metavar="I,J,…")
-]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Published weights from the Hub; the default.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="A file of weights instead: .safetensors, .pt, .pth or .bin.")]
-RandomWeights = Annotated[
-    int | None, typer.Option(min=0, max=2**32 - 1, help="Random weights from this seed instead.", metavar="SEED")
-]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
-
 WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, an URL or hf-hub:owner/repo.", metavar="FILE")]
 ForModel = Annotated[str | None, typer.Option("--model", help="Name of a model that the weights should fit.")]
 Layout = Annotated[str | None, typer.Option(help="The program that wrote the weights; recognised by default.")]
@@ -175,31 +173,7 @@ def extract(
         raise typer.Exit(1)
 
 
-@app.command()
-def show(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    model: Model,
-    picture: Annotated[Path, typer.Option("--out", help="Picture to write, such as maps.png.")],
-    out_indices: OutIndices = None,
-    pretrained: Pretrained = False,
-    checkpoint: Checkpoint = None,
-    random_weights: RandomWeights = None,
-    size: Size = None,
-) -> None:
-    """Draw a photograph beside its maps, their channels reduced to colours by PCA."""
-    from featx.extract.images import open_image
-    from featx.viz import maps_grid, save_figure
-
-    try:
-        photograph = open_image(image)
-    except featx.ImageError as error:
-        raise featx.ImageError(f"{image}: {error}") from error
-    extractor, weights = build(model, out_indices, pretrained, checkpoint, random_weights)
-    with torch.inference_mode():
-        maps = extractor(featx.transform_whole(extractor, size=size)(photograph)[None])
-    figure = maps_grid(photograph, list(maps), extractor.feature_info, title=f"{model} · weights: {weights}")
-    save_figure(figure, picture)
-    out.print(f"{picture}: {len(maps)} maps of {image} by {model}, weights: {weights}", soft_wrap=True)
+app.command()(show)
 
 
 @weights_app.command()
@@ -246,38 +220,6 @@ def convert(
     out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)
 
 
-def build(
-    name: str, out_indices: str | None, pretrained: bool, checkpoint: Path | None, seed: int | None
-) -> tuple[featx.FeatureExtractWrapper, str]:
-    """The extractor that the options describe, in eval mode, and where its weights come from."""
-    if pretrained + (checkpoint is not None) + (seed is not None) > 1:
-        raise featx.ArgumentError("--pretrained, --checkpoint and --random-weights exclude each other")
-    fetch = checkpoint is None and seed is None
-    if seed is not None:
-        torch.manual_seed(seed)
-    if fetch:
-        quiet_hub()
-        err.print(f"weights of {name}: from the cache or the Hub …")
-    try:
-        extractor = featx.create_model(
-            name, fetch, features_only=True, out_indices=parse_indices(out_indices), checkpoint_path=checkpoint
-        )
-    except featx.WeightsNotFoundError as error:
-        raise featx.WeightsNotFoundError(f"{error} (here: --checkpoint FILE or --random-weights SEED)") from error
-    weights = "published" if fetch else f"{checkpoint}" if checkpoint else f"random, seed {seed}"
-    return extractor.eval(), weights
-
-
-def parse_indices(text: str | None) -> list[int] | None:
-    """Indices from "1,2,3"; ArgumentError if that is not what the text is."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise featx.ArgumentError(f"--out-indices {text}: expected ints separated by commas, such as 1,2,3") from None
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     try:
@@ -285,13 +227,6 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted; what was written so far is whole and indexed")
         raise typer.Exit(130) from None
-
-
-def quiet_hub() -> None:
-    """Keep the Hub client's retries off the screen; our own error says what failed and what to do."""
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()
 
 
 @app.callback(invoke_without_command=True)

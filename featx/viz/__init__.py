@@ -9,7 +9,5 @@ from .heat import channels as channels
 from .heat import norms as norms
 from .heat import overlay as overlay
 from .heat import overlays as overlays
-from .panels import SIMILARITY as SIMILARITY
-from .panels import Scale as Scale
 from .panels import save_figure as save_figure
 from .points import similarity as similarity

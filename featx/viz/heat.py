@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
-from .panels import DENSE, WIDE, Panel, Scale, as_heat, caption_of, draw, photograph, scale_of, single
+from .panels import DENSE, WIDE, Panel, as_heat, caption_of, draw, photograph, scale_of, single
 from .points import Point
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def norms(image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: str 
 def channels(image: "Image", map_: Tensor, level: FeatureInfo, *, count: int = 16, title: str = "") -> "Figure":
     """A figure with `image` and the channels of one map that vary most over its cells, the most varying first.
 
-    map_: (1, chs, h, w) or (chs, h, w). Every channel has colours of its own, from its least to its largest value; its
-    caption tells both. Raises ArgumentError for a count below 1, MissingPackageError without matplotlib.
+    map_: (1, chs, h, w) or (chs, h, w). Every channel's colours span its own values. Raises ArgumentError for a count
+    below 1, MissingPackageError without matplotlib.
     """
     if count < 1:
         raise ArgumentError(f"count={count}: expected at least one channel")
@@ -41,9 +41,8 @@ def channels(image: "Image", map_: Tensor, level: FeatureInfo, *, count: int = 1
     panels = [photograph(image)]
     for channel in strongest.tolist():
         heat = as_heat(heats[channel])
-        low, high = heat.min().item(), heat.max().item()
-        panels.append(Panel(f"channel {channel}\n{low:.3g} to {high:.3g}", heat, Scale(low, max(high, low + 1e-12))))
-    shown = f"{len(strongest)} of {caption_of(level, map_)}".replace("\n", ", ")
+        panels.append(Panel(f"channel {channel}", heat, scale_of(heat)))
+    shown = f"the {len(strongest)} that vary most of {caption_of(level, map_)}".replace("\n", ", ")
     return draw(image, panels, DENSE, f"{title}\n{shown}".strip())
 
 
@@ -53,18 +52,17 @@ def overlay(
     *,
     title: str = "",
     label: str = "",
-    scale: Scale | None = None,
     point: Point | None = None,
 ) -> "Figure":
     """A figure of a heat (h, w) over the photograph in gray, at its own aspect, beside a bar of colours.
 
-    Cells are spread evenly over the photograph. label: what the numbers are. scale: what the colours mean; by default
-    they span the values, about 0 if some are negative. `SIMILARITY` is the one for cosine similarity. point: to mark.
-    Raises InputError for another shape and for NaN, MissingPackageError without matplotlib.
+    Cells are spread evenly over the photograph. Colours span the values; about 0, in two colours, if some are negative.
+    label: what the numbers are. point: (x, y), shares of width and height, to mark. Raises InputError for another shape
+    and for NaN, MissingPackageError without matplotlib.
     """
     heat = as_heat(heat)
     caption = f"{heat.shape[1]}×{heat.shape[0]} cells"
-    return draw(image, [Panel(caption, heat, scale or scale_of(heat), True, label, point)], WIDE, title)
+    return draw(image, [Panel(caption, heat, scale_of(heat), True, label, point)], WIDE, title)
 
 
 def overlays(
@@ -73,12 +71,11 @@ def overlays(
     *,
     title: str = "",
     label: str = "",
-    scale: Scale | None = None,
     point: Point | None = None,
 ) -> "Figure":
     """A figure with the photograph and, as `overlay`, each of several heats (h, w) under its caption."""
     panels = [photograph(image)]
     for caption, given in heats.items():
         heat = as_heat(given)
-        panels.append(Panel(caption, heat, scale or scale_of(heat), True, label, point))
+        panels.append(Panel(caption, heat, scale_of(heat), True, label, point))
     return draw(image, panels, WIDE, title)

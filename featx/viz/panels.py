@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 # Palettes that keep their order for colour-blind readers and in print.
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+DOTS_PER_INCH = 110
 MOST_PIXELS = 1024  # of a photograph's longer side; no panel has more
 TALLEST = 2.5  # times its width is a panel, however tall the photograph
 LETTER = 0.56  # width of a letter by its height, on average
-OPACITY = 0.65  # of a heat over a photograph
+OPACITY = 0.65  # of a heat over a photograph, whose black is mid-gray there, so that it does not look like a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,6 @@ class Scale:
     low: float
     high: float
     palette: str = SEQUENTIAL
-
-
-# Cosine similarity: 0 is white, the same in all pictures.
-SIMILARITY = Scale(-1, 1, DIVERGING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +128,21 @@ def save_figure(figure: "Figure", path: Path) -> None:
     require_format(path, sorted(figure.canvas.get_supported_filetypes()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def png_of(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return file.getvalue()
+
+
+def picture_formats() -> list[str]:
+    """Endings of the files that a figure can be written to; MissingPackageError without matplotlib."""
+    return sorted(_figure(1, 1).canvas.get_supported_filetypes())
 
 
 def require_format(path: Path, formats: Sequence[str]) -> None:
@@ -155,7 +165,7 @@ def _panel(axis: Any, panel: Panel, image: "Image") -> None:
     extent = (0, image.width, image.height, 0)
     if panel.values is None or panel.over:
         pixels = _reduced(image) if panel.values is None else _reduced(image).convert("L")
-        axis.imshow(pixels, extent=extent, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+        axis.imshow(pixels, extent=extent, cmap="gray", vmin=-255, vmax=255, interpolation="antialiased")
     if panel.values is not None:
         scale, opacity = panel.scale or Scale(0, 1), OPACITY if panel.over else None
         limits = {"cmap": scale.palette, "vmin": scale.low, "vmax": scale.high}

@@ -1,0 +1,1 @@
+"""Commands of their own file, and the options that commands share."""
