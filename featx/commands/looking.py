@@ -189,7 +189,7 @@ def _capture(seen: Look, model: nn.Module, *, gradients: bool = False) -> Iterat
 def _whose(seen: Look) -> str:
     if seen.chosen.point is not None:
         return "of the patch at the cross"
-    return "of the class token" if seen.pairs[-1][0].shape[1] else "mean over the patches"
+    return "of the class token" if seen.pairs[-1][0].shape[1] else "of all patches"
 
 
 # How each picture is drawn: one figure, of channels one per level.

@@ -1,7 +1,8 @@
 """Attention as heats: which patches of the photograph the tokens of a block are, and whose row is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from torch import Tensor
 
@@ -45,14 +46,20 @@ def patches_in(seen: Attention, block: str, pairs: Sequence[tuple[Tensor, Tensor
             f"{block} attends within {batch} windows or parts of the photograph, of which there is no one picture: "
             "choose another block"
         )
-    for prefix in sorted({0, *(tokens.shape[1] for tokens, _ in pairs)}, reverse=True):
-        for height, width in (pair[1].shape[-2:] for pair in pairs):
-            for side in range(1, COARSEST + 1):
-                grid = -(-height // side), -(-width // side)
-                if grid[0] * grid[1] == keys - prefix:
-                    return Patches(*grid, prefix)
+    prefixes = sorted({0, *(tokens.shape[1] for tokens, _ in pairs)}, reverse=True)
+    for prefix, (_, level) in product(prefixes, pairs):
+        for height, width in _grids(*level.shape[-2:]):
+            if height * width == keys - prefix:
+                return Patches(height, width, prefix)
     grids = ", ".join(f"{map_.shape[-2]}x{map_.shape[-1]}" for _, map_ in pairs)
     raise ContractError(f"{block} attends to {keys} tokens, which are no grid over the photograph (maps are {grids})")
+
+
+def _grids(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """The grid itself, then those of one key for several cells, rounded up and down."""
+    for side in range(1, COARSEST + 1):
+        yield -(-height // side), -(-width // side)
+        yield height // side, width // side
 
 
 def heads_of(x: Tensor, patches: Patches, point: Point | None = None) -> Tensor:

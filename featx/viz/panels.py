@@ -23,7 +23,10 @@ DOTS_PER_INCH = 110
 MOST_PIXELS = 1024  # of a photograph's longer side; no panel has more
 TALLEST = 2.5  # times its width is a panel, however tall the photograph
 LETTER = 0.56  # width of a letter by its height, on average
-OPACITY = 0.65  # of a heat over a photograph, whose black is mid-gray there, so that it does not look like a value
+OPACITY = 0.65  # of a heat over a photograph
+BLACK = (
+    -128
+)  # where the gray scale begins: black of a photograph is a lighter gray, so that it does not look like a heat
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def _panel(axis: Any, panel: Panel, image: "Image") -> None:
     extent = (0, image.width, image.height, 0)
     if panel.values is None or panel.over:
         pixels = _reduced(image) if panel.values is None else _reduced(image).convert("L")
-        axis.imshow(pixels, extent=extent, cmap="gray", vmin=-255, vmax=255, interpolation="antialiased")
+        axis.imshow(pixels, extent=extent, cmap="gray", vmin=BLACK, vmax=255, interpolation="antialiased")
     if panel.values is not None:
         scale, opacity = panel.scale or Scale(0, 1), OPACITY if panel.over else None
         limits = {"cmap": scale.palette, "vmin": scale.low, "vmax": scale.high}
