@@ -185,6 +185,7 @@ def _panel(axis: Any, panel: Panel, image: "Image") -> None:
 def _colour_bar(axis: Any, drawn: Any, label: str) -> None:
     beside = axis.inset_axes((1.03, 0, 0.04, 1))  # as high as the picture, whatever its aspect
     bar = axis.figure.colorbar(drawn, cax=beside)
+    bar.formatter.set_useOffset(False)  # numbers as they are, not their difference from another
     bar.ax.tick_params(labelsize=8)
     bar.set_label(label, fontsize=8)
 
