@@ -24,9 +24,8 @@ MOST_PIXELS = 1024  # of a photograph's longer side; no panel has more
 TALLEST = 2.5  # times its width is a panel, however tall the photograph
 LETTER = 0.56  # width of a letter by its height, on average
 OPACITY = 0.65  # of a heat over a photograph
-BLACK = (
-    -128
-)  # where the gray scale begins: black of a photograph is a lighter gray, so that it does not look like a heat
+# Where the gray scale begins: black of a photograph is a lighter gray, so that it does not look like a heat.
+BLACK = -128
 
 
 @dataclass(frozen=True, slots=True)
