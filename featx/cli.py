@@ -105,10 +105,12 @@ def verify(
     if every == bool(patterns):
         raise featx.ArgumentError("name models, or pass --all")
     broken = 0
-    for name in [name for pattern in patterns or ["*"] for name in _matching(pattern)]:
+    for name in [name for pattern in patterns or ["*"] for name in _named(pattern)]:
         try:
             with torch.device("cpu" if values else "meta"):
                 proof = featx.verify(featx.create_model(name), values=values)
+        except featx.UnknownModelError:
+            raise
         except featx.FeatxError as error:
             broken += 1
             out.print(Text.assemble((f"{name}: ", "bold"), ("broken ", "red"), str(error)), soft_wrap=True)
@@ -124,6 +126,11 @@ def verify(
                 out.print(f"  takes no images of {height}x{width}: {reason}", soft_wrap=True)
     if broken:
         raise typer.Exit(1)
+
+
+def _named(pattern: str) -> list[str]:
+    """What matches a pattern; a name as it is, since making it tells the closest ones."""
+    return _matching(pattern) if set(pattern) & set("*?[") else [pattern]
 
 
 def _matching(pattern: str) -> list[str]:
