@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import randomise
 from hub_server import Hub, Repository, commit, serve
+from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -471,6 +472,7 @@ def test_a_folder_for_downloads_that_cannot_be_made_is_an_error(address, tmp_pat
 
 
 def test_progress_is_shown_on_stderr_and_nothing_on_stdout(address, capfd):
+    enable_progress_bars()  # which commands that ran in this process have switched off
     values_from(f"{address}/model.safetensors")
     shown = capfd.readouterr()
     assert "model.safetensors" in shown.err
