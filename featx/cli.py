@@ -31,6 +31,7 @@ from featx.commands.show import show
 from featx.describe import describe
 from featx.empty import without_values
 from featx.registry import Variant, lookup
+from featx.view.command import view
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
 weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
@@ -181,6 +182,7 @@ def extract(
 
 
 app.command()(show)
+app.command()(view)
 
 
 @weights_app.command()

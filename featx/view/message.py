@@ -1,0 +1,17 @@
+"""What a visitor is told of an error: what happened, and nothing of where files are on the machine."""
+
+import re
+import tempfile
+from pathlib import Path
+
+# An absolute path up to its last part, at a place where no name, number or address goes on.
+FOLDERS = re.compile(r"(?<![\w.:/\\~<])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;()\[\]]+)+[/\\](?=[^\s/\\])")
+
+
+def public(error: Exception) -> str:
+    """The error's message with every folder of the machine replaced by an ellipsis."""
+    text = str(error)
+    for folder in (tempfile.gettempdir(), str(Path.cwd()), str(Path.home())):
+        if folder != "/":  # these may hold spaces, where the pattern would stop
+            text = text.replace(folder + "/", "/…/")
+    return FOLDERS.sub("…/", text)

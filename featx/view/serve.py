@@ -1,0 +1,148 @@
+"""serve: the page from this machine, to this machine unless told otherwise, and leave nothing behind."""
+
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any
+
+from ..errors import ArgumentError, MissingPackageError
+from .upload import Limits
+
+LOOPBACK = "127.0.0.1"
+FIRST_PORT, PORTS = 7860, 100  # the first free one is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A page that is being served: its address, and the folder that holds its files until it is closed."""
+
+    url: str
+    folder: str
+
+
+@contextmanager
+def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None = None) -> Iterator[Served]:
+    """The page, served within the block.
+
+    host: the address to listen on. Whoever reaches another one than a loopback address can use the page, though not
+        to open files of this machine. port: by default the first free one from 7860.
+
+    Uploads are deleted once they are decoded; pictures that were made of them are in a folder of their own, which is
+    deleted at the end. Nothing is sent to anyone else. Raises MissingPackageError without gradio or matplotlib, and
+    ArgumentError for a host or a port that cannot be listened on.
+    """
+    _require_packages()
+    limits, remote, port = limits or Limits(), not is_loopback(host), _free(host, port)
+    with TemporaryDirectory(prefix="featx-view-") as folder, _gradio_files_in(folder):
+        from .page import CSS, page
+
+        blocks = page(limits, remote=remote)
+        try:
+            _, url, _ = blocks.launch(
+                server_name=host,
+                server_port=port,
+                max_file_size=limits.nbytes,
+                css=CSS,
+                **PRIVATE,
+                **_known_hosts(host),
+            )
+            yield Served(url, folder)
+        finally:
+            blocks.close(verbose=False)
+
+
+# Nothing leaves the machine, no history is kept, and nothing is offered but the page.
+PRIVATE: dict[str, Any] = {
+    "share": False,
+    "run_history": False,
+    "enable_monitoring": False,
+    "mcp_server": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "show_error": False,
+    "footer_links": [],
+    "inline": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "state_session_capacity": 16,
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address; ArgumentError if it is no address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError as error:
+        raise ArgumentError(f"host {host!r}: expected an address such as 127.0.0.1 or 0.0.0.0") from error
+
+
+def _known_hosts(host: str) -> dict[str, Any]:
+    """Answer only to names of this machine, so that no other site's name can be pointed at the page."""
+    if not is_loopback(host):
+        return {}
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    known = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
+    return {"app_kwargs": {"middleware": [known]}}
+
+
+def _free(host: str, port: int | None) -> int:
+    """A port that can be listened on: that one, or the first free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reason = ""
+    for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
+        with socket.socket(family) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind((host.strip("[]"), candidate))
+            except OSError as error:
+                reason = error.strerror or str(error)
+            else:
+                return attempt.getsockname()[1]
+    wanted = f"port {port}" if port is not None else f"any port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
+    raise ArgumentError(f"cannot listen on {host}, {wanted}: {reason}")
+
+
+@contextmanager
+def _gradio_files_in(folder: str) -> Iterator[None]:
+    """Gradio keeps uploads and pictures in `folder`; a variable of the environment is the only way to tell it."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GRADIO_TEMP_DIR"]
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def _require_packages() -> None:
+    try:
+        import gradio
+        import matplotlib
+    except ImportError as error:
+        raise MissingPackageError("the page needs gradio and matplotlib: pip install 'featx[view]'") from error
+    del gradio, matplotlib
+
+
+def wait() -> None:
+    """Return when the terminal interrupts this process, or when it is asked to end."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), stop)
+    with suppress(KeyboardInterrupt):
+        Event().wait()

@@ -1,0 +1,191 @@
+"""What one visitor looks at: a photograph, a model's maps of it, a point in it; and the pictures of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..errors import ArgumentError, FeatxError
+from ..features import Levels
+from ..preprocessing import transform_whole
+from ..viz.points import Point
+from ..wrappers import FeatureExtractWrapper
+from .attended import attended
+from .choice import Choice, Values, build, code, require_published
+from .message import public
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCREEN = 1024  # pixels of the longer side
+
+
+class What(StrEnum):
+    """What a picture shows."""
+
+    maps = "maps"
+    channels = "channels"
+    norms = "norms"
+    similarity = "similarity"
+    attention = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A picture: of which model, and what in it.
+
+    levels: positions of those that `maps` and `norms` show. level: of `channels` and `similarity`.
+    block: whose attention. size: pixels of the shorter side the model sees; None for what its weights expect.
+    """
+
+    choice: Choice
+    what: What = What.maps
+    levels: Sequence[int] = ()
+    level: int = -1
+    block: str | None = None
+    size: int | None = None
+
+
+@dataclass(slots=True)
+class Models:
+    """The model that was built last, kept for the next picture."""
+
+    kept: tuple[tuple[Choice, int], FeatureExtractWrapper] | None = None
+
+    def get(self, choice: Choice) -> FeatureExtractWrapper:
+        """The extractor; built anew if the choice or the checkpoint's file changed."""
+        key = choice, _changed(choice)
+        if self.kept is None or self.kept[0] != key:
+            self.kept = None  # its memory is free before the next one takes some
+            self.kept = key, build(choice)
+        return self.kept[1]
+
+
+@dataclass(slots=True)
+class Session:
+    """What one visitor has: the photograph, the point clicked, and the maps that were computed last."""
+
+    photograph: Image.Image | None = None
+    point: Point | None = None
+    computed: tuple[tuple[Choice, int | None], Levels, list[Tensor]] | None = field(default=None, repr=False)
+
+    def show(self, photograph: Image.Image | None) -> None:
+        """Look at another photograph."""
+        self.photograph, self.point, self.computed = photograph, None, None
+
+    def maps(self, models: Models, choice: Choice, size: int | None) -> tuple[Levels, list[Tensor]]:
+        """All levels of the model, and its maps (1, chs, h, w) of the photograph."""
+        if self.computed is None or self.computed[0] != (choice, size):
+            extractor = models.get(choice)
+            with torch.inference_mode():
+                maps = list(extractor(self.input(extractor, size)))
+            self.computed = (choice, size), extractor.feature_info, maps
+        return self.computed[1], self.computed[2]
+
+    def input(self, extractor: FeatureExtractWrapper, size: int | None) -> Tensor:
+        """The photograph as the model takes it, (1, 3, H, W); ArgumentError if there is none yet."""
+        if self.photograph is None:
+            raise ArgumentError("there is no photograph yet: drop one")
+        return transform_whole(extractor, size=size)(self.photograph)[None]
+
+
+def draw(session: Session, models: Models, asked: Asked) -> Image.Image:
+    """The picture asked for. Raises ArgumentError if a point, a level or a block is missing, and what models raise."""
+    if asked.what is What.attention:
+        return picture_of(_attention(session, models, asked))
+    levels, maps = session.maps(models, asked.choice, asked.size)
+    if asked.what in (What.maps, What.norms):
+        return picture_of(_several(session, asked, levels, maps))
+    if not -len(levels) <= asked.level < len(levels):
+        raise ArgumentError(f"the model has levels 0 to {len(levels) - 1}: choose one")
+    return picture_of(_single(session, asked, levels, maps))
+
+
+def _several(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
+    from ..viz import maps_grid, norms
+
+    assert session.photograph is not None
+    chosen = levels.select(list(asked.levels))  # which refuses what is no choice, also of none
+    drawn = norms if asked.what is What.norms else maps_grid
+    return drawn(session.photograph, [maps[i] for i in chosen.out_indices], chosen, title=asked.choice.name)
+
+
+def _single(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
+    from ..viz import channels, overlay, similarity
+
+    assert session.photograph is not None
+    level, map_, name = levels[asked.level], maps[asked.level], asked.choice.name
+    if asked.what is What.channels:
+        return channels(session.photograph, map_, level, title=name)
+    if session.point is None:
+        raise ArgumentError("click a point of the photograph: the picture shows which cells are like that one")
+    alike = similarity(map_, session.point)
+    title = f"{name} · {level.name} · {level.chs} channels · 1/{level.reduction}"
+    return overlay(session.photograph, alike, title=title, label="cosine similarity", point=session.point)
+
+
+def _attention(session: Session, models: Models, asked: Asked) -> "Figure":
+    from ..viz import overlays
+
+    extractor = models.get(asked.choice)
+    heads, looks = attended(extractor, session.input(extractor, asked.size), asked.block, session.point)
+    assert session.photograph is not None
+    heats = {"mean of the heads": heads.mean(0), **{f"head {i}": head for i, head in enumerate(heads)}}
+    title = f"{asked.choice.name} · {asked.block} · attention of {looks}"
+    return overlays(session.photograph, heats, title=title, point=session.point)
+
+
+def picture_of(figure: "Figure") -> Image.Image:
+    """The figure as pixels."""
+    written = BytesIO()
+    figure.savefig(written, format="png", dpi=110)
+    return Image.open(written).convert("RGB")
+
+
+def marked(session: Session) -> Image.Image | None:
+    """The photograph at the size of a screen, with a ring around the point."""
+    if session.photograph is None:
+        return None
+    shown = session.photograph.copy()
+    shown.thumbnail((SCREEN, SCREEN), Image.Resampling.LANCZOS)
+    if session.point is not None:
+        x, y = session.point[0] * shown.width, session.point[1] * shown.height
+        unit = max(shown.size) / 100
+        pen = ImageDraw.Draw(shown)
+        for radius, width, colour in ((2.2, 1.4, "black"), (2.0, 0.8, "white")):
+            box = (x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit)
+            pen.ellipse(box, outline=colour, width=max(1, round(width * unit)))
+    return shown
+
+
+def _changed(choice: Choice) -> int:
+    """When the checkpoint's file was last written; 0 for what is no file."""
+    file = Path(choice.checkpoint)
+    return file.stat().st_mtime_ns if choice.values is Values.checkpoint and file.is_file() else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a visitor gets: a picture and the code of its maps, or a message that says what is missing or wrong."""
+
+    picture: Image.Image | None = None
+    code: str = ""
+    message: str = ""
+
+
+def answer(session: Session, models: Models, asked: Asked, *, remote: bool) -> Answer:
+    """The picture, or why there is none, without a word of where files are. remote: visitors are on other machines."""
+    try:
+        if remote:
+            require_published(asked.choice)
+        picture = draw(session, models, asked)
+    except FeatxError as error:
+        return Answer(message=public(error))
+    shown = asked.levels if asked.what in (What.maps, What.norms) else [asked.level]
+    return Answer(picture, code(asked.choice, shown, asked.size))

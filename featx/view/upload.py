@@ -1,0 +1,80 @@
+"""Uploaded photographs: not too large, decoded, and gone from the disk."""
+
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import ImageError
+from ..extract.images import WARNINGS, open_image
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest photograph that is taken.
+
+    nbytes: of its file. pixels: width times height. aspect: its longer side by its shorter one, as a model sees the
+    shorter side at a fixed size.
+    """
+
+    nbytes: int = 32 * MIB
+    pixels: int = 50_000_000
+    aspect: float = 4.0
+
+
+def take(path: Path, limits: Limits) -> Image.Image:
+    """The photograph in RGB, upright, and its file deleted, also if it is refused.
+
+    Raises ImageError if it is no image or larger than the limits.
+    """
+    try:
+        _require_small(path, limits)
+        return open_image(path)
+    finally:
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete an upload, and the folder that was made for it if nothing else is in it."""
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
+
+
+def _require_small(path: Path, limits: Limits) -> None:
+    nbytes = path.stat().st_size
+    if nbytes > limits.nbytes:
+        raise ImageError(
+            f"the file has {nbytes / MIB:.1f} MiB, and this page takes up to {limits.nbytes / MIB:.0f} MiB: "
+            "make the picture smaller first"
+        )
+    width, height = _size(path)
+    if width * height > limits.pixels:
+        raise ImageError(
+            f"the picture has {width}x{height} pixels, {width * height / 1e6:.0f} million, and this page takes up to "
+            f"{limits.pixels / 1e6:.0f} million: make it smaller first"
+        )
+    if max(width, height) > limits.aspect * min(width, height):
+        raise ImageError(
+            f"the picture has {width}x{height} pixels: one side is more than {limits.aspect:g} times the other; "
+            "crop it first"
+        )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's head states them, before any pixel takes memory."""
+    try:
+        with WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit has a message
+            with Image.open(path) as image:
+                return image.size
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image in any format that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("the picture has more pixels than Pillow opens: make it smaller first") from error
+    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
+        raise ImageError(f"the file's head cannot be read: {type(error).__name__}") from error
