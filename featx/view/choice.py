@@ -1,6 +1,5 @@
 """Which model a page shows: how it is built, and the code that builds the same."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -84,27 +83,3 @@ def require_published(choice: Choice) -> None:
         raise ArgumentError(
             "this page is served to other machines: it shows featx's own models, with published or random weights"
         )
-
-
-def code(choice: Choice, out_indices: Sequence[int], size: int | None) -> str:
-    """Python that gives the maps the page shows, from a photograph in a file.
-
-    out_indices: positions of the levels. size: pixels of the shorter side, None for what the weights expect.
-    """
-    arguments = {**choice.arguments(), "features_only": True, "out_indices": list(out_indices)}
-    called = ", ".join([repr(choice.name), *(f"{key}={value!r}" for key, value in arguments.items())])
-    seeded = [f"torch.manual_seed({choice.seed})"] if choice.values is Values.random else []
-    sized = "" if size is None else f", size={size}"
-    lines = [
-        "import torch",
-        "",
-        "import featx",
-        "from featx.extract.images import open_image",
-        "",
-        *seeded,
-        f"model = featx.create_model({called}).eval()",
-        f'image = featx.transform_whole(model{sized})(open_image("photograph.jpg"))[None]',
-        "with torch.inference_mode():",
-        "    maps = model(image)",
-    ]
-    return "\n".join(lines)

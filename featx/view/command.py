@@ -21,8 +21,11 @@ def view(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Look into models on a local page: drop a photograph, choose a model, click a point. Ctrl-C ends it."""
+    from huggingface_hub.utils import logging
+
     from .serve import is_loopback, serve, wait
 
+    logging.set_verbosity_error()  # the page says what failed
     out = Console(markup=False)
     with serve(host, port) as served:
         out.print(f"featx view: {served.url} (Ctrl-C to end)", soft_wrap=True)

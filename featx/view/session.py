@@ -16,14 +16,24 @@ from ..features import Levels
 from ..preprocessing import transform_whole
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper
+from . import code
 from .attended import attended
-from .choice import Choice, Values, build, code, require_published
+from .choice import Choice, Values, build, require_published
 from .message import public
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCREEN = 1024  # pixels of the longer side
+
+
+Version = tuple[Choice, int]
+
+
+def version_of(choice: Choice) -> Version:
+    """The choice, and when its checkpoint was last written if that is a file."""
+    file = Path(choice.checkpoint)
+    return choice, file.stat().st_mtime_ns if choice.values is Values.checkpoint and file.is_file() else 0
 
 
 class What(StrEnum):
@@ -56,14 +66,14 @@ class Asked:
 class Models:
     """The model that was built last, kept for the next picture."""
 
-    kept: tuple[tuple[Choice, int], FeatureExtractWrapper] | None = None
+    kept: tuple[Version, FeatureExtractWrapper] | None = None
 
     def get(self, choice: Choice) -> FeatureExtractWrapper:
         """The extractor; built anew if the choice or the checkpoint's file changed."""
-        key = choice, _changed(choice)
-        if self.kept is None or self.kept[0] != key:
+        version = version_of(choice)
+        if self.kept is None or self.kept[0] != version:
             self.kept = None  # its memory is free before the next one takes some
-            self.kept = key, build(choice)
+            self.kept = version, build(choice)
         return self.kept[1]
 
 
@@ -73,7 +83,7 @@ class Session:
 
     photograph: Image.Image | None = None
     point: Point | None = None
-    computed: tuple[tuple[Choice, int | None], Levels, list[Tensor]] | None = field(default=None, repr=False)
+    computed: tuple[tuple[Version, int | None], Levels, list[Tensor]] | None = field(default=None, repr=False)
 
     def show(self, photograph: Image.Image | None) -> None:
         """Look at another photograph."""
@@ -81,11 +91,12 @@ class Session:
 
     def maps(self, models: Models, choice: Choice, size: int | None) -> tuple[Levels, list[Tensor]]:
         """All levels of the model, and its maps (1, chs, h, w) of the photograph."""
-        if self.computed is None or self.computed[0] != (choice, size):
+        key = version_of(choice), size
+        if self.computed is None or self.computed[0] != key:
             extractor = models.get(choice)
             with torch.inference_mode():
                 maps = list(extractor(self.input(extractor, size)))
-            self.computed = (choice, size), extractor.feature_info, maps
+            self.computed = key, extractor.feature_info, maps
         return self.computed[1], self.computed[2]
 
     def input(self, extractor: FeatureExtractWrapper, size: int | None) -> Tensor:
@@ -126,7 +137,7 @@ def _single(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) 
     if session.point is None:
         raise ArgumentError("click a point of the photograph: the picture shows which cells are like that one")
     alike = similarity(map_, session.point)
-    title = f"{name} · {level.name} · {level.chs} channels · 1/{level.reduction}"
+    title = f"{name}\n{level.name} · {level.chs} channels · 1/{level.reduction}"
     return overlay(session.photograph, alike, title=title, label="cosine similarity", point=session.point)
 
 
@@ -164,12 +175,6 @@ def marked(session: Session) -> Image.Image | None:
     return shown
 
 
-def _changed(choice: Choice) -> int:
-    """When the checkpoint's file was last written; 0 for what is no file."""
-    file = Path(choice.checkpoint)
-    return file.stat().st_mtime_ns if choice.values is Values.checkpoint and file.is_file() else 0
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a visitor gets: a picture and the code of its maps, or a message that says what is missing or wrong."""
@@ -187,5 +192,13 @@ def answer(session: Session, models: Models, asked: Asked, *, remote: bool) -> A
         picture = draw(session, models, asked)
     except FeatxError as error:
         return Answer(message=public(error))
-    shown = asked.levels if asked.what in (What.maps, What.norms) else [asked.level]
-    return Answer(picture, code(asked.choice, shown, asked.size))
+    return Answer(picture, _code(session, asked))
+
+
+def _code(session: Session, asked: Asked) -> str:
+    if asked.what is What.attention:
+        return code.of_attention(asked.choice, asked.size, asked.block)
+    if asked.what is What.similarity and session.point is not None:
+        return code.of_similarity(asked.choice, asked.size, asked.level, session.point)
+    several = asked.what in (What.maps, What.norms)
+    return code.of_maps(asked.choice, asked.size, asked.levels if several else [asked.level])
