@@ -14,7 +14,6 @@ from ..features import Levels
 from ..registry import list_models
 from ..wrappers import FeatureExtractWrapper
 
-MOST = 6  # levels that are shown if nobody chose: more make each picture too small
 LARGEST_SEED = 2**32 - 1
 
 
@@ -68,12 +67,6 @@ def facts(name: str) -> tuple[Levels, list[str]]:
         return extractor.feature_info, [block.name for block in blocks_of(extractor)]
     except ContractError:
         return extractor.feature_info, []
-
-
-def usual(levels: Levels) -> list[int]:
-    """Positions of the levels to show where nobody chose: all, or four evenly spaced of many."""
-    count = len(levels)
-    return list(range(count)) if count <= MOST else [count * quarter // 4 - 1 for quarter in range(1, 5)]
 
 
 def require_published(choice: Choice) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import gradio as gr
 
 from ..errors import FeatxError, ImageError
-from .choice import Choice, Values, facts, require_published, usual
+from ..viz.points import Point
+from .choice import Choice, Values, facts, require_published
+from .fields import labels
 from .message import public
-from .parts import labels
-from .session import Answer, Asked, Models, Session, What, answer, marked
+from .session import Answer, Asked, Models, Parts, Session, What, answer, marked, usual
 from .upload import Limits, take
 
 Update = tuple[Any, ...]
@@ -24,14 +25,20 @@ class Handlers:
     remote: bool
     models: Models = field(default_factory=Models)
 
-    def drawn(self, session: Session, *fields: Any) -> Update:
+    def drawn(self, session: Session, *model: Any) -> Update:
         """A new answer."""
-        return self._answered(session, asked(*fields))
+        return self._answered(session, asked(session.parts, *model))
 
-    def drawn_at_point(self, session: Session, *fields: Any) -> Update:
-        """A new answer that depends on the point."""
-        wanted = asked(*fields)
+    def drawn_at_point(self, session: Session, event: gr.SelectData, *model: Any) -> Update:
+        """A new answer that depends on the point clicked."""
+        session.point = point_of(session, event)
+        wanted = asked(session.parts, *model)
         return self._answered(session, replace(wanted, what=_of_point(wanted.what)))
+
+    def drawn_with(self, part: str, session: Session, chosen: Any, *model: Any) -> Update:
+        """A new answer that looks at another part: levels, level or block."""
+        session.parts = replace(session.parts, **{part: sorted(chosen) if part == "levels" else chosen})
+        return self.drawn(session, *model)
 
     def received(self, file: str | None, session: Session) -> Update:
         """The photograph that was uploaded, or why it is refused; the field is empty for the next one either way."""
@@ -44,12 +51,8 @@ class Handlers:
         shown = gr.Image(marked(session), visible=session.photograph is not None)
         return session, None, shown, *_update(Answer(message=reason))
 
-    def renamed(self, session: Session, *fields: Any) -> Update:
-        """The levels and blocks of another model, and its answer.
-
-        It does not look at the levels chosen before: gradio would hold them to those of the new model.
-        """
-        name, *others, what = fields
+    def renamed(self, session: Session, name: str, *others: Any) -> Update:
+        """The levels and blocks of another model, and its answer."""
         try:
             if self.remote:
                 require_published(Choice(name))
@@ -57,13 +60,13 @@ class Handlers:
         except FeatxError as error:
             nothing = gr.CheckboxGroup([], value=[]), gr.Dropdown([], value=None), gr.Dropdown([], value=None)
             return *nothing, *_update(Answer(message=public(error)))
-        shown, level, block = usual(levels), len(levels) - 1, blocks[-1] if blocks else None
+        session.parts = first = usual(levels, blocks)
         updates = (
-            gr.CheckboxGroup(labels(levels), value=shown),
-            gr.Dropdown(labels(levels), value=level),
-            gr.Dropdown(blocks, value=block),
+            gr.CheckboxGroup(labels(levels), value=list(first.levels)),
+            gr.Dropdown(labels(levels), value=first.level),
+            gr.Dropdown(blocks, value=first.block),
         )
-        return *updates, *self.drawn(session, name, *others, what, shown, level, block)
+        return *updates, *self.drawn(session, name, *others)
 
     def _answered(self, session: Session, wanted: Asked) -> Update:
         if session.photograph is None:
@@ -72,12 +75,16 @@ class Handlers:
 
 
 def clicked(session: Session, what: str, event: gr.SelectData) -> Update:
-    """The point clicked, and the fields of a picture that depends on it."""
-    shown = marked(session)
-    if shown is not None:
-        session.point = event.index[0] / shown.width, event.index[1] / shown.height
+    """The photograph with the point marked, and the fields of a picture that depends on it."""
+    session.point = point_of(session, event)
     kept = _of_point(What(what))
-    return session, marked(session), str(kept), *controls(kept)
+    return marked(session), str(kept), *controls(kept)
+
+
+def point_of(session: Session, event: gr.SelectData) -> Point | None:
+    """The point clicked, from pixels of the photograph as it is shown."""
+    shown = marked(session)
+    return (event.index[0] / shown.width, event.index[1] / shown.height) if shown else None
 
 
 def weighed(values: str) -> Update:
@@ -94,25 +101,15 @@ def controls(what: str) -> Update:
     )
 
 
-def asked(
-    name: str,
-    values: str,
-    seed: float | None,
-    checkpoint: str,
-    size: int,
-    what: str,
-    levels: list[int],
-    level: int | None,
-    block: str | None,
-) -> Asked:
-    """What the fields say, in the order of `Parts.asked`."""
+def asked(parts: Parts, name: str, values: str, seed: float | None, checkpoint: str, size: int, what: str) -> Asked:
+    """What the fields say, in the order of `Fields.model`."""
     choice = Choice(
         name or "",
         Values(values),
         int(seed or 0) if values == Values.random else 0,
         checkpoint.strip() if values == Values.checkpoint else "",
     )
-    return Asked(choice, What(what), tuple(sorted(levels)), -1 if level is None else level, block, size or None)
+    return Asked(choice, What(what), parts, size or None)
 
 
 def _of_point(what: What) -> What:

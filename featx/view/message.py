@@ -11,7 +11,7 @@ FOLDERS = re.compile(r"(?<![\w.:/\\~<])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;()\[
 def public(error: Exception) -> str:
     """The error's message with every folder of the machine replaced by an ellipsis."""
     text = str(error)
-    for folder in (tempfile.gettempdir(), str(Path.cwd()), str(Path.home())):
-        if folder != "/":  # these may hold spaces, where the pattern would stop
-            text = text.replace(folder + "/", "/…/")
+    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+        if folder != folder.parent:  # the pattern would stop at a space in these
+            text = text.replace(f"{folder}/", "/hidden/")
     return FOLDERS.sub("…/", text)

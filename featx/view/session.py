@@ -24,6 +24,7 @@ from .message import public
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST = 6  # levels that are shown if nobody chose: more make each picture too small
 SCREEN = 1024  # pixels of the longer side
 
 
@@ -47,18 +48,32 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A picture: of which model, and what in it.
+class Parts:
+    """Which parts of a model are looked at.
 
-    levels: positions of those that `maps` and `norms` show. level: of `channels` and `similarity`.
-    block: whose attention. size: pixels of the shorter side the model sees; None for what its weights expect.
+    levels: positions of those that `maps` and `norms` show. level: of `channels` and `similarity`. block: whose
+    attention.
     """
+
+    levels: Sequence[int] = ()
+    level: int | None = None
+    block: str | None = None
+
+
+def usual(levels: Levels, blocks: Sequence[str]) -> Parts:
+    """The parts to look at where nobody chose: all levels, or four evenly spaced of many, and what is deepest."""
+    count = len(levels)
+    shown = range(count) if count <= MOST else [count * quarter // 4 - 1 for quarter in range(1, 5)]
+    return Parts(tuple(shown), count - 1, blocks[-1] if blocks else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A picture. size: pixels of the shorter side the model sees; None for what its weights expect."""
 
     choice: Choice
     what: What = What.maps
-    levels: Sequence[int] = ()
-    level: int = -1
-    block: str | None = None
+    parts: Parts = Parts()
     size: int | None = None
 
 
@@ -79,10 +94,11 @@ class Models:
 
 @dataclass(slots=True)
 class Session:
-    """What one visitor has: the photograph, the point clicked, and the maps that were computed last."""
+    """What one visitor has: the photograph, the point clicked, the parts chosen, and the maps computed last."""
 
     photograph: Image.Image | None = None
     point: Point | None = None
+    parts: Parts = Parts()
     computed: tuple[tuple[Version, int | None], Levels, list[Tensor]] | None = field(default=None, repr=False)
 
     def show(self, photograph: Image.Image | None) -> None:
@@ -111,27 +127,27 @@ def draw(session: Session, models: Models, asked: Asked) -> Image.Image:
     if asked.what is What.attention:
         return picture_of(_attention(session, models, asked))
     levels, maps = session.maps(models, asked.choice, asked.size)
+    # `select` refuses what is no choice, also of none
     if asked.what in (What.maps, What.norms):
-        return picture_of(_several(session, asked, levels, maps))
-    if not -len(levels) <= asked.level < len(levels):
-        raise ArgumentError(f"the model has levels 0 to {len(levels) - 1}: choose one")
-    return picture_of(_single(session, asked, levels, maps))
+        return picture_of(_several(session, asked, levels.select(list(asked.parts.levels)), maps))
+    if asked.parts.level is None:
+        raise ArgumentError("choose a level")
+    return picture_of(_single(session, asked, levels.select([asked.parts.level]), maps))
 
 
 def _several(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
     from ..viz import maps_grid, norms
 
     assert session.photograph is not None
-    chosen = levels.select(list(asked.levels))  # which refuses what is no choice, also of none
     drawn = norms if asked.what is What.norms else maps_grid
-    return drawn(session.photograph, [maps[i] for i in chosen.out_indices], chosen, title=asked.choice.name)
+    return drawn(session.photograph, [maps[i] for i in levels.out_indices], levels, title=asked.choice.name)
 
 
 def _single(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
     from ..viz import channels, overlay, similarity
 
     assert session.photograph is not None
-    level, map_, name = levels[asked.level], maps[asked.level], asked.choice.name
+    level, map_, name = levels[0], maps[levels.out_indices[0]], asked.choice.name
     if asked.what is What.channels:
         return channels(session.photograph, map_, level, title=name)
     if session.point is None:
@@ -145,10 +161,10 @@ def _attention(session: Session, models: Models, asked: Asked) -> "Figure":
     from ..viz import overlays
 
     extractor = models.get(asked.choice)
-    heads, looks = attended(extractor, session.input(extractor, asked.size), asked.block, session.point)
+    heads, looks = attended(extractor, session.input(extractor, asked.size), asked.parts.block, session.point)
     assert session.photograph is not None
     heats = {"mean of the heads": heads.mean(0), **{f"head {i}": head for i, head in enumerate(heads)}}
-    title = f"{asked.choice.name} · {asked.block} · attention of {looks}"
+    title = f"{asked.choice.name} · {asked.parts.block} · attention of {looks}"
     return overlays(session.photograph, heats, title=title, point=session.point)
 
 
@@ -196,9 +212,11 @@ def answer(session: Session, models: Models, asked: Asked, *, remote: bool) -> A
 
 
 def _code(session: Session, asked: Asked) -> str:
+    parts = asked.parts
     if asked.what is What.attention:
-        return code.of_attention(asked.choice, asked.size, asked.block)
+        return code.of_attention(asked.choice, asked.size, parts.block)
+    if asked.what in (What.maps, What.norms) or parts.level is None:
+        return code.of_maps(asked.choice, asked.size, parts.levels)
     if asked.what is What.similarity and session.point is not None:
-        return code.of_similarity(asked.choice, asked.size, asked.level, session.point)
-    several = asked.what in (What.maps, What.norms)
-    return code.of_maps(asked.choice, asked.size, asked.levels if several else [asked.level])
+        return code.of_similarity(asked.choice, asked.size, parts.level, session.point)
+    return code.of_maps(asked.choice, asked.size, [parts.level])

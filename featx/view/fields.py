@@ -1,4 +1,4 @@
-"""What is on the page. Needs gradio."""
+"""The fields of the page. Needs gradio."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,8 +7,8 @@ import gradio as gr
 
 from ..features import Levels
 from ..registry import list_models
-from .choice import LARGEST_SEED, Values, facts, usual
-from .session import Session, What
+from .choice import LARGEST_SEED, Values, facts
+from .session import Parts, Session, What, usual
 from .upload import MIB, Limits
 
 FIRST = "vit_small_patch16_224"
@@ -18,7 +18,7 @@ HOUR = 3600  # seconds after which what a visitor left is forgotten
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Fields:
     """The components that a visitor sees, and the session behind them."""
 
     session: gr.State
@@ -38,29 +38,30 @@ class Parts:
     code: gr.Code
 
     @property
-    def asked(self) -> list[Any]:
+    def model(self) -> list[Any]:
         """What `handlers.asked` takes, in its order."""
-        model = [self.name, self.values, self.seed, self.checkpoint, self.size]
-        return [*model, self.what, self.levels, self.level, self.block]
+        return [self.name, self.values, self.seed, self.checkpoint, self.size, self.what]
 
     @property
     def answer(self) -> list[Any]:
         return [self.picture, self.message, self.code]
 
     @property
-    def controls(self) -> list[Any]:
-        """What depends on the model and on what is shown."""
+    def parts(self) -> list[Any]:
+        """Those of the parts of a model."""
         return [self.levels, self.level, self.block]
 
     @classmethod
     def laid_out(cls, limits: Limits, remote: bool) -> Self:
         """Within a Blocks: two columns, the model and the photograph, and the picture."""
+        levels, blocks = facts(FIRST)
+        first = usual(levels, blocks)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 left = [*_model(remote), *_photograph(limits)]
             with gr.Column(scale=2, min_width=320):
-                right = [*_choices(), *_answer()]
-        return cls(gr.State(Session(), time_to_live=HOUR), *left, *right)
+                right = [*_parts(levels, blocks, first), *_answer()]
+        return cls(gr.State(Session(parts=first), time_to_live=HOUR), *left, *right)
 
 
 def _model(remote: bool) -> list[Any]:
@@ -88,12 +89,11 @@ def _photograph(limits: Limits) -> list[Any]:
     return [upload, photograph]
 
 
-def _choices() -> list[Any]:
-    levels, blocks = facts(FIRST)
+def _parts(levels: Levels, blocks: list[str], first: Parts) -> list[Any]:
     what = gr.Radio([str(what) for what in What], value="maps", show_label=False, container=False, elem_id="what")
-    shown = gr.CheckboxGroup(labels(levels), value=usual(levels), label="Levels", elem_id="levels")
-    level = gr.Dropdown(labels(levels), value=len(levels) - 1, label="Level", visible=False, elem_id="level")
-    block = gr.Dropdown(blocks, value=blocks[-1], label="Block", visible=False, elem_id="block")
+    shown = gr.CheckboxGroup(labels(levels), value=list(first.levels), label="Levels", elem_id="levels")
+    level = gr.Dropdown(labels(levels), value=first.level, label="Level", visible=False, elem_id="level")
+    block = gr.Dropdown(blocks, value=first.block, label="Block", visible=False, elem_id="block")
     return [what, shown, level, block]
 
 
