@@ -35,6 +35,9 @@ VIT = "vit_tiny_patch16_224"
 SIZE = 64
 LOCAL = {"remote": False}
 
+# gradio leaves its look at a port that is taken to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
+
 
 def random(name: str = NAME, seed: int = 0) -> Choice:
     return Choice(name, Values.random, seed)
@@ -506,6 +509,12 @@ def test_a_port_that_is_taken_is_an_error(served):
         ),
         serve(port=port),
     ):
+        pass
+
+
+def test_an_address_of_another_machine_is_an_error():
+    message = r"cannot listen on 192\.0\.2\.1, any port: Cannot assign requested address; choose another"
+    with pytest.raises(featx.ArgumentError, match=message), serve("192.0.2.1"):  # which is nobody's
         pass
 
 

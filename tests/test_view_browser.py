@@ -121,6 +121,7 @@ def test_a_photograph_is_looked_at_with_several_models_and_from_several_points(p
     picture(page, other_than=first)
 
 
+@pytest.mark.sweep
 def test_choosing_quickly_confuses_nothing(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     picture(page)
@@ -133,6 +134,7 @@ def test_choosing_quickly_confuses_nothing(page):
     assert page.get_by_text("not in the list of choices").count() == 0
 
 
+@pytest.mark.sweep
 def test_attention_of_a_block_is_shown_by_head(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     maps = picture(page)
@@ -141,6 +143,7 @@ def test_attention_of_a_block_is_shown_by_head(page):
     assert "capture_attention(model, ['stages.4.1.transformer.2'])" in code(page, "capture_attention")
 
 
+@pytest.mark.sweep
 def test_a_tall_photograph_is_clicked_where_it_is_drawn(page, tmp_path):
     with Image.open(PHOTOGRAPHS / "rocket.jpg") as rocket:
         rocket.crop((200, 0, 400, 427)).save(tmp_path / "tall.jpg")
@@ -153,6 +156,7 @@ def test_a_tall_photograph_is_clicked_where_it_is_drawn(page, tmp_path):
     assert (x, y) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.5, abs=0.02))  # a pixel of the screen
 
 
+@pytest.mark.sweep
 def test_levels_are_chosen(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     maps = picture(page)
@@ -170,6 +174,7 @@ def test_levels_are_chosen(page):
     ],
     ids=["pixels", "bytes"],
 )
+@pytest.mark.sweep
 def test_a_huge_photograph_is_refused_with_a_message(page, tmp_path, pixels, extra, message):
     Image.fromarray(np.zeros(pixels[::-1], dtype=bool)).save(tmp_path / "huge.png")
     with (tmp_path / "huge.png").open("ab") as file:
@@ -179,6 +184,7 @@ def test_a_huge_photograph_is_refused_with_a_message(page, tmp_path, pixels, ext
     assert page.locator("#picture img").count() == 0
 
 
+@pytest.mark.sweep
 def test_published_weights_that_cannot_be_had_are_told_in_the_page(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     picture(page)
@@ -188,6 +194,7 @@ def test_published_weights_that_cannot_be_had_are_told_in_the_page(page):
     assert tempfile.gettempdir() not in page.locator("#message").inner_text()
 
 
+@pytest.mark.sweep
 def test_a_checkpoint_that_is_not_there_is_told_without_its_folder(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     picture(page)
@@ -198,6 +205,7 @@ def test_a_checkpoint_that_is_not_there_is_told_without_its_folder(page):
     assert "secret" not in page.locator("#message").inner_text()
 
 
+@pytest.mark.sweep
 def test_the_page_fits_a_narrow_window(page):
     page.set_viewport_size({"width": 390, "height": 800})
     upload(page, PHOTOGRAPHS / "coffee.png")

@@ -15,7 +15,6 @@ from ..errors import ArgumentError, MissingPackageError
 from .upload import Limits
 
 LOOPBACK = "127.0.0.1"
-FIRST_PORT, PORTS = 7860, 100  # the first free one is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,15 @@ def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None =
     ArgumentError for a host or a port that cannot be listened on.
     """
     _require_packages()
-    limits, remote, port = limits or Limits(), not is_loopback(host), _free(host, port)
+    limits, remote = limits or Limits(), not is_loopback(host)
+    _require_free(host, port)
     with TemporaryDirectory(prefix="featx-view-") as folder, _gradio_files_in(folder):
         from .page import CSS, page
 
         blocks = page(limits, remote=remote)
+        listening = {"server_name": host, "server_port": port, **_known_hosts(host)}
         try:
-            _, url, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                max_file_size=limits.nbytes,
-                css=CSS,
-                **PRIVATE,
-                **_known_hosts(host),
-            )
+            _, url, _ = blocks.launch(max_file_size=limits.nbytes, css=CSS, **listening, **PRIVATE)
             yield Served(url, folder)
         finally:
             blocks.close(verbose=False)
@@ -95,21 +89,17 @@ def _known_hosts(host: str) -> dict[str, Any]:
     return {"app_kwargs": {"middleware": [known]}}
 
 
-def _free(host: str, port: int | None) -> int:
-    """A port that can be listened on: that one, or the first free one."""
+def _require_free(host: str, port: int | None) -> None:
+    """ArgumentError if that port of that address, or any, cannot be listened on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    reason = ""
-    for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
-        with socket.socket(family) as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind((host.strip("[]"), candidate))
-            except OSError as error:
-                reason = error.strerror or str(error)
-            else:
-                return attempt.getsockname()[1]
-    wanted = f"port {port}" if port is not None else f"any port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
-    raise ArgumentError(f"cannot listen on {host}, {wanted}: {reason}")
+    with socket.socket(family) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((host.strip("[]"), port or 0))
+        except OSError as error:
+            wanted = "any port" if port is None else f"port {port}"
+            reason = error.strerror or str(error)
+            raise ArgumentError(f"cannot listen on {host}, {wanted}: {reason}; choose another") from error
 
 
 @contextmanager
