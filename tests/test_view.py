@@ -317,7 +317,7 @@ def test_mobilevitv2_scores_patches_for_all_pixels():
 
 def test_windows_are_no_grid_over_the_image():
     extractor = build(random("timm/swin_tiny_patch4_window7_224"))
-    with pytest.raises(featx.InputError, match="which are no grid over the image"):
+    with pytest.raises(featx.ContractError, match="attends within 64 windows"):
         attended(extractor, torch.randn(1, 3, 224, 224), "layers.0.blocks.0", None)
 
 

@@ -81,6 +81,13 @@ def test_rows_of_pixels_that_attend_each_by_itself_are_averaged():
     assert torch.allclose(heads, seen.maps["blocks.0"].mean((0, 2)).unflatten(-1, (3, 2)))
 
 
+def test_a_point_chooses_the_row_of_its_pixel():
+    seen, pairs = seen_of(4, 6, 6, positions=4), [pair(6, 4)]
+    patches = patches_in(seen, "blocks.0", pairs)
+    heads = heads_of(seen.maps["blocks.0"], patches, (0.7, 0.9))  # row 5, column 2 of 6x4: row 2, column 1 of 3x2
+    assert torch.equal(heads, seen.maps["blocks.0"][2, :, 2 * 2 + 1].unflatten(-1, (3, 2)))
+
+
 def test_one_block_is_shown_by_head_and_several_by_their_means():
     pairs = [pair(3, 4, 1)]
     one, several = attention_heats(seen_of(1, 13, 13), pairs), attention_heats(seen_of(1, 13, 13, blocks=2), pairs)

@@ -51,12 +51,12 @@ class Choice:
 
 
 def build(choice: Choice) -> FeatureExtractWrapper:
-    """The extractor of all levels, in eval mode. Raises what `create_model` raises."""
+    """The extractor of all levels, which returns pairs of tokens and map. Raises what `create_model` raises."""
     arguments = choice.arguments()
     with torch.random.fork_rng(devices=[], enabled=choice.values is Values.random):
         if choice.values is Values.random:
             torch.manual_seed(choice.seed)
-        return create_model(choice.name, **arguments, features_only=True).eval()
+        return create_model(choice.name, **arguments, features_only=True, output="tokens").eval()
 
 
 def facts(name: str) -> tuple[Levels, list[str]]:

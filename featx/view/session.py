@@ -111,7 +111,7 @@ class Session:
         if self.computed is None or self.computed[0] != key:
             extractor = models.get(choice)
             with torch.inference_mode():
-                maps = list(extractor(self.input(extractor, size)))
+                maps = [map_ for _, map_ in extractor(self.input(extractor, size))]
             self.computed = key, extractor.feature_info, maps
         return self.computed[1], self.computed[2]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import isqrt
 
 from torch import Tensor
 
@@ -23,11 +24,15 @@ class Patches:
     width: int
     prefix: int
 
+    def queried_in(self, map_: Tensor) -> bool:
+        """Whether the queries of (B, heads, queries, keys) are those same tokens."""
+        return map_.shape[-2] == self.prefix + self.height * self.width
+
     def query(self, map_: Tensor, point: Point | None) -> int | None:
         """Whose row is shown: the patch at the point's, else the class token's; None for the mean over the patches."""
         if point is None:
             return 0 if self.prefix or map_.shape[-2] == 1 else None
-        if map_.shape[-2] != self.prefix + self.height * self.width:
+        if not self.queried_in(map_):
             raise ArgumentError("a point chooses whose attention is shown, but the queries here are no patches")
         row, column = cell_at(point, self.height, self.width)
         return self.prefix + row * self.width + column
@@ -65,12 +70,22 @@ def _grids(height: int, width: int) -> Iterator[tuple[int, int]]:
 def heads_of(x: Tensor, patches: Patches, point: Point | None = None) -> Tensor:
     """One row of a block's map or gradient, by head: (B, heads, queries, keys) to (heads, h, w).
 
-    Where a block attends to each pixel of its patches by itself, or where its queries are no patches, their mean.
+    Where a block attends to each pixel of its patches by itself, that of the pixel at the point, or their mean; where
+    its queries are no patches, their mean.
     """
     query = patches.query(x, point)
+    if point is not None and len(x) > 1:
+        x = x[_pixel(len(x), patches, point)][None]
     if query is None and x.shape[-2] != patches.height * patches.width:
         x, query = x.mean(-2, keepdim=True), 0
     return patches_of(x, (patches.height, patches.width), query).mean(0)
+
+
+def _pixel(positions: int, patches: Patches, point: Point) -> int:
+    """Which of a patch's pixels, counted in rows, is at the point."""
+    side = isqrt(positions)
+    row, column = cell_at(point, patches.height * side, patches.width * side)
+    return row % side * side + column % side
 
 
 def attention_heats(
