@@ -39,8 +39,9 @@ from .wrappers.form import Tap as Tap
 if TYPE_CHECKING:
     from .heads import create_detector as create_detector
     from .heads import create_segmenter as create_segmenter
+    from .runtime import optimize as optimize
 
-LAZY = {"create_detector": "heads", "create_segmenter": "heads"}  # public names, and the modules they are in
+LAZY = {"create_detector": "heads", "create_segmenter": "heads", "optimize": "runtime"}  # public names, where they are
 
 
 def __getattr__(name: str) -> Any:
