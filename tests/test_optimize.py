@@ -370,7 +370,7 @@ def test_a_model_that_does_not_run_is_refused_and_an_example_helps():
     original = FeatureExtractWrapper(Refuses().eval())
     with pytest.raises(ContractError, match=r"Refuses does not run on images \(1, 3, 128, 128\) \(black\): pass exam"):
         featx.optimize(original)
-    assert worst(featx.optimize(original, example=images()), original, images()) == 0
+    assert worst(featx.optimize(original, example=images()), original, images()) < TOLERANCE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

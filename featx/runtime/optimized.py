@@ -1,6 +1,6 @@
 """The extractor that `optimize` returns."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class OptimizedExtractor(FeatureExtractWrapper):
         divisor = extractor.size_divisor
         vars(self).update(vars(extractor))
         self._divisor, self._layout = divisor, layout
-        self.to(dtype=dtype, memory_format=layout)
+        to: Any = self.to  # whose types do not know of memory formats beside a dtype
+        to(dtype=dtype, memory_format=layout)
 
     @property
     def size_divisor(self) -> int:

@@ -98,8 +98,8 @@ def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
         return _run(extractor, images)
     except REFUSALS as error:
         raise ContractError(
-            f"{type(extractor._source).__name__} does not run on images {tuple(images.shape)} ({error}): pass example=, "
-            "images that it takes"
+            f"{type(extractor._source).__name__} does not run on images {tuple(images.shape)} ({error}): "
+            "pass example=, images that it takes"
         ) from error
 
 
