@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
+from .agreement import agreement, smooth_noise
 from .fold import fold, pairs
 from .idle import drop_idle, only_training
 from .layout import MemoryFormat, layout_for
-from .optimized import OptimizedExtractor
+from .onednn import onednn, require_onednn
+from .optimized import OptimizedExtractor, eager
 from .reparameterise import reparameterise
 from .watch import copy_of, watch
 
-Runtime = Literal["eager"]
+Runtime = Literal["eager", "onednn"]
+BUILD = {"eager": eager, "onednn": onednn}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,30 +28,41 @@ def optimize(
     memory_format: MemoryFormat = "auto",
     runtime: Runtime = "eager",
     example: Tensor | None = None,
-) -> FeatureExtractWrapper:
+) -> OptimizedExtractor:
     """A new extractor of the same maps that takes less time, for inference only; `model` stays as it is.
 
     model: an extractor in eval mode: of `create_model(..., features_only=True)`, native or bridged, or a Pipeline.
-    dtype: of the weights and the maps; None keeps the model's.
+    dtype: of the weights and the maps; None keeps the model's. Of a lower precision, `agreement` of what is returned
+        says by level how similar the maps of `example` are to the original's.
     memory_format: "auto", "channels_last" or "contiguous"; of the weights, the images, which are converted, and the
         maps. "auto" is what was measured to be faster for such a model and the batch of `example`.
+    runtime: "eager" is PyTorch as it is, anywhere. "onednn" captures the operations and runs them on oneDNN's kernels,
+        with activations and residual sums in them, on CPUs, in float32 or bfloat16; it takes batches of any size, and
+        where the model asks for the sizes of maps, only images of the size of `example`, or of the model's own size.
     example: images (N, in_chans, H, W) as they will be given; None expects batches of several.
 
-    Raises ArgumentError for arguments that are none of these and for a model in training mode, InputError for an
-    example that the model does not take.
+    Raises ArgumentError for arguments that are none of these, for a model in training mode and where the runtime cannot
+    be used, InputError for an example that the model does not take, ContractError for a model that does not run or
+    cannot be captured.
     """
     _require(model, dtype, runtime)
     assert isinstance(model, FeatureExtractWrapper)
+    if runtime == "onednn":
+        require_onednn(model, dtype)
     if example is not None:
         model._check(example)
     optimized = copy_of(model).eval()
     reparameterise(optimized)
     seen = watch(optimized, example)
+    batch = len(example) if example is not None and runtime == "eager" else 16
+    layout = layout_for(memory_format, optimized, batch)
     for pair in pairs(seen):
         fold(optimized, pair)
     drop_idle(optimized, seen)
-    layout = layout_for(memory_format, optimized, 16 if example is None else len(example))
-    return OptimizedExtractor(optimized, dtype, layout)
+    made = BUILD[runtime](optimized, dtype, layout, seen)
+    if dtype is not None and dtype.itemsize < seen.images.dtype.itemsize:
+        made.agreement = agreement(made, model, smooth_noise(seen.images) if example is None else example)
+    return made
 
 
 def _require(model: object, dtype: object, runtime: object) -> None:

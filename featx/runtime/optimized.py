@@ -7,27 +7,35 @@ from torch import Tensor
 
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
+from .watch import Seen
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
     """An extractor for inference; its images may have any dtype and memory format, its maps have one of each.
 
     It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
+
+    agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
     """
+
+    agreement: dict[str, float] | None = None
 
     def __init__(
         self, extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format
     ) -> None:
         divisor = extractor.size_divisor
         vars(self).update(vars(extractor))
-        self._divisor, self._layout = divisor, layout
-        to: Any = self.to  # whose types do not know of memory formats beside a dtype
-        to(dtype=dtype, memory_format=layout)
+        self._divisor, self._dtype, self._layout = divisor, dtype, layout
 
     @property
     def size_divisor(self) -> int:
         """The sides of an image must be multiples of it; 1 takes any size."""
         return self._divisor
+
+    def extra_repr(self) -> str:
+        """Shown when the extractor is printed."""
+        worst = None if self.agreement is None else min(self.agreement.values())
+        return "" if worst is None else f"cosine similarity of maps with the original's >= {worst:.4f}"
 
     def train(self, mode: bool = True) -> Self:
         del mode
@@ -36,5 +44,14 @@ class OptimizedExtractor(FeatureExtractWrapper):
     def forward(self, x: Tensor) -> Maps:
         """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
         self._check(x)
-        weight = next(self.parameters(), x)
-        return super().forward(x.to(dtype=weight.dtype, memory_format=self._layout))
+        dtype = next(self.parameters()).dtype if self._dtype is None else self._dtype
+        return super().forward(x.to(dtype=dtype, memory_format=self._layout))
+
+
+def eager(
+    extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format, seen: Seen
+) -> OptimizedExtractor:
+    """The extractor, whose norms have been folded, as PyTorch runs it; it is used up."""
+    del seen
+    to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
+    return OptimizedExtractor(to(dtype=dtype, memory_format=layout), None, layout)

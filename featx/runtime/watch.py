@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,16 @@ class Call:
 
 @dataclass
 class Seen:
-    """A forward of `model`, which has the modules of what is to be optimised, under the same names."""
+    """A forward of `model`, which has the modules of what is to be optimised, under the same names.
+
+    images: one, of the size that the extractor will be given.
+    """
 
     model: nn.Module
     operations: list[Operation]
     calls: dict[nn.Module, list[Call]]
     returned: list[Tensor]
+    images: Tensor
 
     def __post_init__(self) -> None:
         self._paths = {module: path for path, module in self.model.named_modules()}
@@ -83,14 +87,19 @@ def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> Seen:
     """
     if example is not None:
         return _tried(extractor, example[:1])
-    own = extractor.data_config
-    size = extractor._inner.fixed_size or (own.size if own is not None else SMALL)
-    if extractor._inner.fixed_size is None and size > SMALL:
+    images = _black(extractor, own_size(extractor))
+    if extractor._inner.fixed_size is None and own_size(extractor) > SMALL:
         try:
-            return _run(extractor, _black(extractor, SMALL))
+            return replace(_run(extractor, _black(extractor, SMALL)), images=images)
         except REFUSALS:
             pass  # too small, or no multiple of what it takes
-    return _tried(extractor, _black(extractor, size))
+    return _tried(extractor, images)
+
+
+def own_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
+    """The only (height, width) it takes, or the one its weights were made for."""
+    stated = extractor.data_config
+    return extractor._inner.fixed_size or (stated.size if stated is not None else (224, 224))
 
 
 def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
@@ -105,7 +114,9 @@ def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
 
 def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
     convs = (module.in_channels for module in extractor.modules() if isinstance(module, nn.Conv2d))
-    return torch.zeros(1, extractor.in_chans or next(convs, 3), *size)
+    weight = next(extractor.parameters())
+    channels = extractor.in_chans or next(convs, 3)
+    return torch.zeros(1, channels, *size, device=weight.device, dtype=weight.dtype)
 
 
 def copy_of(extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:
@@ -151,7 +162,7 @@ def _run(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
     flow = _Record(stack)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), flow:
         returned = twin(images)
-    return Seen(twin, flow.operations, calls, list(_tensors(returned)))
+    return Seen(twin, flow.operations, calls, list(_tensors(returned)), images)
 
 
 class _Record(TorchDispatchMode):

@@ -1,0 +1,112 @@
+"""The operations that compute an extractor's maps, as a graph that runs without the model's code."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
+
+from ..errors import ContractError
+from ..wrappers import FeatureExtractWrapper
+from ..wrappers.refusals import REFUSALS
+from .watch import Seen
+
+# What neither asks for the size of a map nor rearranges it. A model of nothing else is captured for any size of images;
+# for others, PyTorch may take minutes to find which sizes it is right for.
+SIZELESS = {
+    *("convolution", "native_batch_norm", "empty", "clone", "cat", "copy_", "mean", "_adaptive_avg_pool2d"),
+    *("add", "add_", "mul", "mul_", "sub", "div", "clamp", "max_pool2d_with_indices", "avg_pool2d"),
+    *("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu"),
+    *("hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "upsample_nearest2d", "slice", "detach"),
+}
+
+
+@dataclass
+class Captured:
+    """A graph from images to maps, and the images it is right for.
+
+    shape: (N, C, H, W) it was made for. free: the axes that may have another length. conditions: what else must hold of
+    the lengths, on symbols of these names.
+    """
+
+    graph: fx.GraphModule
+    shape: tuple[int, ...]
+    free: dict[int, str]
+    conditions: tuple[Any, ...]
+    _known: dict[tuple[int, ...], bool] = field(default_factory=dict)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the graph is right for images of that shape."""
+        if shape not in self._known:
+            fixed = all(shape[axis] == self.shape[axis] for axis in range(4) if axis not in self.free)
+            # conditions are of batches of two or more, and nothing depends on how many there are
+            lengths = {name: max(shape[axis], 2 if axis == 0 else 1) for axis, name in self.free.items()}
+            self._known[shape] = fixed and all(_holds(condition, lengths) for condition in self.conditions)
+        return self._known[shape]
+
+
+class MapsOf(nn.Module):
+    """(N, in_chans, H, W) to all tensors an extractor returns, in ascending order of levels."""
+
+    def __init__(self, extractor: FeatureExtractWrapper) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        pyramid, levels = self.extractor._inner, self.extractor._ascending
+        if self.extractor._output == "tokens":
+            return tuple(tensor for pair in pyramid.forward_tokens(x, levels) for tensor in pair)
+        return tuple(pyramid.forward_maps(x, levels))
+
+
+def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Captured:
+    """The graph for images like these, two or more, in any number, and of any size if that is found quickly.
+
+    Raises ContractError for a model that torch.export cannot capture.
+    """
+    import torch.export
+    from torch._dynamo.exc import TorchDynamoException
+
+    free = torch.export.Dim.AUTO  # as far as the model leaves it free
+    sizes = dict.fromkeys((0, 2, 3) if _sizeless(seen) else (0,), free)
+    errors: list[Exception] = []
+    for dynamic in ({"x": sizes}, {"x": {0: free}}, None):
+        try:
+            return _captured(MapsOf(extractor), images, dynamic)
+        except (*REFUSALS, TorchDynamoException) as error:
+            errors.append(error)
+    first = str(errors[0]).strip().partition("\n")[0]
+    raise ContractError(
+        f"{type(extractor._source).__name__} cannot be captured by torch.export ({first}): use runtime='eager'"
+    ) from errors[0]
+
+
+def _sizeless(seen: Seen) -> bool:
+    return {operation.kind._schema.name.removeprefix("aten::") for operation in seen.operations} <= SIZELESS
+
+
+def _captured(model: nn.Module, images: Tensor, dynamic: Any) -> Captured:
+    with torch.inference_mode(False), torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False)
+    lengths = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "x")
+    free = {axis: str(length) for axis, length in enumerate(lengths) if not isinstance(length, int)}
+    conditions: tuple[Any, ...] = ()
+    if free:
+        environment = next(length for length in lengths if not isinstance(length, int)).node.shape_env
+        conditions = tuple(guard.expr for guard in environment.guards)
+    return Captured(_module(program), tuple(images.shape), free, conditions)
+
+
+def _module(program: Any) -> fx.GraphModule:
+    """The program's graph on the program's own tensors, without checks of the input, which are made outside."""
+    try:
+        unlifted = program.module(check_guards=False)
+    except TypeError:  # before PyTorch 2.9 it made none
+        unlifted = program.module()
+    unlifted.graph.set_codegen(CodeGen())  # a tensor in, tensors out
+    return fx.GraphModule(unlifted, unlifted.graph)  # which can be copied, and put in eval mode
+
+
+def _holds(condition: Any, lengths: dict[str, int]) -> bool:
+    return bool(condition.subs({symbol: lengths[str(symbol)] for symbol in condition.free_symbols}))

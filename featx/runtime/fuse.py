@@ -1,0 +1,213 @@
+"""Rewrites a captured graph onto packed layers, with activations and residual sums in the kernels."""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .packed import Activation, Convolving, Packed, PackedConv, PackedConvAdd, PackedConvAddTo, PackedLinear, Window
+
+aten = torch.ops.aten
+ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
+    aten.relu: lambda: Activation("relu"),
+    aten.relu_: lambda: Activation("relu"),
+    aten.relu6: lambda: Activation("hardtanh", (0.0, 6.0)),
+    aten.relu6_: lambda: Activation("hardtanh", (0.0, 6.0)),
+    aten.hardtanh: lambda low=-1.0, high=1.0: Activation("hardtanh", (float(low), float(high))),
+    aten.hardtanh_: lambda low=-1.0, high=1.0: Activation("hardtanh", (float(low), float(high))),
+    aten.silu: lambda: Activation("swish"),
+    aten.silu_: lambda: Activation("swish"),
+    aten.hardswish: lambda: Activation("hardswish"),
+    aten.hardswish_: lambda: Activation("hardswish"),
+    aten.sigmoid: lambda: Activation("sigmoid"),
+    aten.sigmoid_: lambda: Activation("sigmoid"),
+    aten.hardsigmoid: lambda: Activation("hardsigmoid"),
+    aten.hardsigmoid_: lambda: Activation("hardsigmoid"),
+    aten.tanh: lambda: Activation("tanh"),
+    aten.tanh_: lambda: Activation("tanh"),
+    aten.gelu: lambda approximate="none": Activation("gelu", (), approximate),
+}
+SUMS = (aten.add, aten.add_)
+CHECKS = (aten._assert_tensor_metadata.default,)
+
+
+def fuse(module: fx.GraphModule) -> None:
+    """Do so with every convolution and linear layer whose weights are fixed, in place."""
+    _simplify(module)
+    for node in list(module.graph.nodes):
+        if _is(node, aten.conv2d):
+            _pack_conv(module, node)
+        elif _is(node, aten.linear):
+            _pack_linear(module, node)
+    _clean(module)
+
+
+def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
+    x, weight, bias, *moves = _arguments(node, (None, None, None, 1, 0, 1, 1))
+    window = _window(moves)
+    if window is None or not _fixed(weight, bias):
+        return
+    added = _sum_after(node, x)
+    last = node if added is None else added[0]
+    act, after = _activation_after(last, x)
+    if added is None:
+        layer: Packed = PackedConv(*_tensors(module, weight, bias), act, window)
+        _put(module, layer, (x,), [node, *after])
+        return
+    other = added[1]
+    kind = PackedConvAddTo if _is_free(other, x, module) else PackedConvAdd
+    _put(module, kind(*_tensors(module, weight, bias), act, window), (x, other), [node, last, *after])
+
+
+def _pack_linear(module: fx.GraphModule, node: fx.Node) -> None:
+    x, weight, bias = _arguments(node, (None, None, None))
+    if _fixed(weight, bias):
+        act, after = _activation_after(node, x)
+        _put(module, PackedLinear(*_tensors(module, weight, bias), act), (x,), [node, *after])
+
+
+def _put(module: fx.GraphModule, layer: Packed, inputs: tuple[fx.Node, ...], replaced: list[fx.Node]) -> None:
+    """Let the layer do what the nodes did, one after another, where the last of them is."""
+    name = f"packed_{len(module._modules)}"
+    module.add_module(name, layer.eval())
+    last = replaced[-1]
+    with module.graph.inserting_before(last):
+        new = module.graph.call_module(name, inputs)
+    new.meta = dict(last.meta)
+    last.replace_all_uses_with(new)
+    for node in reversed(replaced):
+        module.graph.erase_node(node)
+
+
+def _activation_after(node: fx.Node, x: fx.Node) -> tuple[Activation, list[fx.Node]]:
+    """The activation that alone reads the node's result, and its node; none of either if there is none."""
+    user = _only_user(node)
+    make = None if user is None else ACTIVATIONS.get(getattr(user.target, "overloadpacket", None))
+    if user is None or make is None or _changed_between(x, node, user):
+        return Activation(), []
+    return make(*user.args[1:], **user.kwargs), [user]
+
+
+def _sum_after(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The sum that alone reads the convolution's result, and the other summand, if that has the same shape."""
+    user = _only_user(node)
+    if user is None or not any(_is(user, kind) for kind in SUMS) or len(user.args) != 2 or user.kwargs:
+        return None
+    first, second = user.args
+    other = second if first is node else first
+    if not isinstance(other, fx.Node) or other is node or not _alike(other, node):
+        return None
+    changes_other = _is(user, aten.add_) and first is other
+    if (changes_other and (len(other.users) > 1 or _base(other) is not other)) or _changed_between(x, node, user):
+        return None
+    return user, other
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    a, b = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
+        return False
+    return [str(side) for side in a.shape] == [str(side) for side in b.shape]
+
+
+def _is_free(other: fx.Node, x: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether the memory of `other` is fresh from a convolution, and nothing but the sum reads it."""
+    packed = other.op == "call_module" and isinstance(module.get_submodule(str(other.target)), Convolving)
+    return (packed or _is(other, aten.conv2d)) and len(other.users) == 1 and _base(x) is not other
+
+
+def _changed_between(x: fx.Node, start: fx.Node, end: fx.Node) -> bool:
+    """Whether something writes to `x` between the two nodes: what reads it must then not move from one to the other."""
+    node, base = start.next, _base(x)
+    while node is not end:
+        if any(_base(written) is base for written in _written(node)):
+            return True
+        node = node.next
+    return False
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    schema = getattr(node.target, "_schema", None)
+    for place, argument in enumerate(schema.arguments if schema is not None else ()):
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        if writes and isinstance(value, fx.Node):
+            yield value
+    if node.op == "call_module" and len(node.args) == 2 and isinstance(node.args[1], fx.Node):
+        yield node.args[1]  # a packed sum may write over its other summand
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The node that made the memory which the node's result is in."""
+    while True:
+        schema = getattr(node.target, "_schema", None)
+        aliases = [a.alias_info is not None for a in schema.arguments] if schema is not None else []
+        maybe = _is(node, aten.reshape) or _is(node, aten.contiguous) or _is(node, aten.to) or _is(node, aten.flatten)
+        item = node.target is operator.getitem
+        place = 0 if maybe or item else (aliases.index(True) if True in aliases else None)
+        before = None if place is None or place >= len(node.args) else node.args[place]
+        if not isinstance(before, fx.Node):
+            return node
+        node = before
+
+
+def _simplify(module: fx.GraphModule) -> None:
+    """Take out checks; let views copy where the kernels order memory otherwise than PyTorch's own would have."""
+    for node in list(module.graph.nodes):
+        if node.target in CHECKS and not node.users:
+            module.graph.erase_node(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default
+
+
+def _clean(module: fx.GraphModule) -> None:
+    """Forget weights that have been packed."""
+    for node in reversed(module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+    used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    for path in [path for path, _ in (*module.named_parameters(), *module.named_buffers())]:
+        owner, _, name = path.rpartition(".")
+        if path not in used:
+            delattr(module.get_submodule(owner), name)
+    module.delete_all_unused_submodules()
+
+
+def _is(node: fx.Node, packet: Any) -> bool:
+    return getattr(node.target, "overloadpacket", None) is packet
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _arguments(node: fx.Node, defaults: tuple[Any, ...]) -> list[Any]:
+    names = [argument.name for argument in getattr(node.target, "_schema").arguments]  # noqa: B009
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return [given.get(name, default) for name, default in zip(names, defaults, strict=False)]
+
+
+def _window(moves: list[Any]) -> Window | None:
+    """The stride, padding, dilation and groups of a convolution; None if the padding is a word or they are no ints."""
+    stride, padding, dilation, groups = moves
+    if isinstance(padding, str):
+        return None
+    pairs = [tuple(value) if isinstance(value, list | tuple) else (value,) for value in (padding, stride, dilation)]
+    padded, strided, dilated = (pair * 2 if len(pair) == 1 else pair for pair in pairs)
+    return Window(padded, strided, dilated, groups)
+
+
+def _fixed(weight: Any, bias: Any) -> bool:
+    return all(part is None or (isinstance(part, fx.Node) and part.op == "get_attr") for part in (weight, bias))
+
+
+def _tensors(module: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> tuple[Tensor, Tensor | None]:
+    return _tensor(module, weight), None if bias is None else _tensor(module, bias)
+
+
+def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    return operator.attrgetter(str(node.target))(module).detach()
