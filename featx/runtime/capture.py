@@ -12,13 +12,15 @@ from ..wrappers import FeatureExtractWrapper
 from ..wrappers.refusals import REFUSALS
 from .watch import Seen
 
-# What neither asks for the size of a map nor rearranges it. A model of nothing else is captured for any size of images;
-# for others, PyTorch may take minutes to find which sizes it is right for.
+# Operations of models that are captured for images of any size. For others, such as those that attend to patches,
+# PyTorch may take minutes to find which sizes the graph is right for.
 SIZELESS = {
     *("convolution", "native_batch_norm", "empty", "clone", "cat", "copy_", "mean", "_adaptive_avg_pool2d"),
     *("add", "add_", "mul", "mul_", "sub", "div", "clamp", "max_pool2d_with_indices", "avg_pool2d"),
     *("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu"),
-    *("hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "upsample_nearest2d", "slice", "detach"),
+    *("hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "upsample_nearest2d", "slice", "detach", "alias"),
+    *("permute", "transpose", "t", "view", "_unsafe_view", "unsqueeze", "squeeze", "native_layer_norm", "addmm", "sum"),
+    *("_softmax", "new_zeros", "new_empty"),
 }
 
 

@@ -53,19 +53,19 @@ def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
     last = node if added is None else added[0]
     act, after = _activation_after(last, x)
     if added is None:
-        layer: Packed = PackedConv(*_tensors(module, weight, bias), act, window)
+        layer: Packed = PackedConv(*_tensors(module, weight, bias), act, _shape(x), window)
         _put(module, layer, (x,), [node, *after])
         return
     other = added[1]
     kind = PackedConvAddTo if _is_free(other, x, module) else PackedConvAdd
-    _put(module, kind(*_tensors(module, weight, bias), act, window), (x, other), [node, last, *after])
+    _put(module, kind(*_tensors(module, weight, bias), act, _shape(x), window), (x, other), [node, last, *after])
 
 
 def _pack_linear(module: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = _arguments(node, (None, None, None))
     if _fixed(weight, bias):
         act, after = _activation_after(node, x)
-        _put(module, PackedLinear(*_tensors(module, weight, bias), act), (x,), [node, *after])
+        _put(module, PackedLinear(*_tensors(module, weight, bias), act, _shape(x)), (x,), [node, *after])
 
 
 def _put(module: fx.GraphModule, layer: Packed, inputs: tuple[fx.Node, ...], replaced: list[fx.Node]) -> None:
@@ -211,3 +211,8 @@ def _tensors(module: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> t
 
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
     return operator.attrgetter(str(node.target))(module).detach()
+
+
+def _shape(x: fx.Node) -> tuple[int, ...]:
+    """The shape that `x` had when it was captured."""
+    return tuple(side if isinstance(side, int) else side.node.hint for side in x.meta["val"].shape)

@@ -1,6 +1,7 @@
 """Convolutions and linear layers on oneDNN's own kernels: weights packed once, what comes after done by the kernel."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Self
 
 import torch
@@ -32,11 +33,21 @@ class Packed(nn.Module):
     """A layer whose weights are in the order that the kernel reads them in, then an activation.
 
     PyTorch can neither copy nor save tensors in such an order, so the module does. None of them is a parameter.
+
+    given: shape of an input. Others are computed as well, but packed for none, the weights of some layers would be put
+        into another order in every call, which takes many times longer than to compute.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: Activation, window: Window | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Activation,
+        given: tuple[int, ...],
+        window: Window | None = None,
+    ) -> None:
         super().__init__()
-        self.act, self.window = act, window
+        self.act, self.given, self.window = act, given, window
         self._bias, self._packed = bias, self.pack(weight)
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -62,7 +73,7 @@ class Convolving(Packed):
 
     def pack(self, weight: Tensor) -> Tensor:
         ordered = weight.contiguous(memory_format=torch.channels_last)
-        return mkldnn._reorder_convolution_weight(ordered, *self._moves(), None)
+        return mkldnn._reorder_convolution_weight(ordered, *self._moves(), self.given)
 
     def _moves(self) -> tuple[Any, ...]:
         window = self.window
@@ -101,7 +112,7 @@ class PackedLinear(Packed):
     """(..., in_chs) to (..., chs)."""
 
     def pack(self, weight: Tensor) -> Tensor:
-        return mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        return mkldnn._reorder_linear_weight(weight.contiguous(), prod(self.given[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         act = self.act
