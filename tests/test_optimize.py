@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import SMALL, VARIANTS, images, randomise, relative_difference
+from conftest import VARIANTS, images, randomise, relative_difference
 from torch import nn
 
 import featx
@@ -68,7 +68,7 @@ def test_maps_of_every_variant_are_those_of_the_original(name):
         assert not norms(optimized) or "densenet" in name
 
 
-@pytest.mark.parametrize("name", BRIDGED + [pytest.param(name, marks=pytest.mark.sweep) for name in LARGER])
+@pytest.mark.parametrize("name", BRIDGED)
 def test_maps_of_bridged_models_are_those_of_the_original(name):
     original = extractor(name)
     optimized = featx.optimize(original)
@@ -76,6 +76,15 @@ def test_maps_of_bridged_models_are_those_of_the_original(name):
     size = original._inner.fixed_size or original.data_config.size
     assert worst(optimized, original, images(2, 3, *size)) < TOLERANCE
     assert optimized.feature_info == original.feature_info
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", LARGER)
+def test_maps_of_bridged_models_are_those_of_the_original_in_double_precision(name):
+    original = extractor(name).double()  # in single precision, some of these differ from themselves by 1e-4
+    optimized = featx.optimize(original)
+    size = original._inner.fixed_size or original.data_config.size
+    assert worst(optimized, original, images(2, 3, *size).double()) < 1e-9
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
@@ -381,7 +390,3 @@ def test_it_works_on_a_gpu_whether_moved_before_or_after(name):
         with torch.no_grad():
             for ours, reference in zip(optimized(images().cuda()), original(images()), strict=True):
                 assert relative_difference(ours.cpu(), reference) < 1e-2  # TensorFloat-32
-
-
-def test_small_variants_are_all_here():
-    assert {"repvgg_a0", "hrnet_w18_small", "resnest14d"} <= set(SMALL)
