@@ -377,7 +377,7 @@ class Refuses(nn.Module):
 
 def test_a_model_that_does_not_run_is_refused_and_an_example_helps():
     original = FeatureExtractWrapper(Refuses().eval())
-    with pytest.raises(ContractError, match=r"Refuses does not run on images \(1, 3, 128, 128\) \(black\): pass exam"):
+    with pytest.raises(ContractError, match=r"Refuses does not run on images \(1, 3, 224, 224\) \(black\): pass exa"):
         featx.optimize(original)
     assert worst(featx.optimize(original, example=images()), original, images()) < TOLERANCE
 
