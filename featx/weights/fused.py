@@ -1,6 +1,7 @@
 """Tensors that one program keeps apart and another stacks in one, as query, key and value of an attention.
 
-Every function is pure: dictionary in, new dictionary out.
+Names are of modules, with points between them, or of a tree of parameters, with slashes. Every function is pure:
+dictionary in, new dictionary out.
 """
 
 import re
@@ -30,7 +31,7 @@ def split(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = 
     """The way back: each part owns its memory."""
     new: StateDict = {}
     for name, tensor in state.items():
-        if name.split(".")[-2:-1] == [whole]:
+        if _module(name) == whole:
             pieces = tensor.chunk(len(parts))
             new |= {_renamed(name, part): piece.clone() for part, piece in zip(parts, pieces, strict=True)}
         else:
@@ -40,9 +41,15 @@ def split(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = 
 
 def _siblings(name: str, parts: Sequence[str]) -> list[str]:
     """The names of all parts of the whole that `name` is a part of; none if it is no part."""
-    return [_renamed(name, part) for part in parts] if name.split(".")[-2:-1] in [[part] for part in parts] else []
+    return [_renamed(name, part) for part in parts] if _module(name) in parts else []
+
+
+def _module(name: str) -> str | None:
+    """The `b` of `a.b.weight`; None if there is none."""
+    parts = re.split(r"[./]", name)
+    return parts[-2] if len(parts) > 1 else None
 
 
 def _renamed(name: str, module: str) -> str:
     """`a.b.weight` as `a.<module>.weight`."""
-    return re.sub(r"[^.]+(\.[^.]+)$", rf"{module}\1", name)
+    return re.sub(r"[^./]+([./][^./]+)$", rf"{module}\1", name)

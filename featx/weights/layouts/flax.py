@@ -8,10 +8,10 @@ norms of the convolutions as (1, 1, 1, C). https://github.com/google-research/vi
 import re
 from collections.abc import Collection
 
-import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ..fused import fused, split
 from ..layout import Layout, State, has
 from ..names import Rule, renamed
 from ..pairs import Pair, rules, rules_back
@@ -47,7 +47,8 @@ HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
 
 
 def _to_native(state: State, _: Collection[str]) -> StateDict:
-    state = _fused({name: _as_torch(name, tensor) for name, tensor in renamed(state, [(f"^{TRAINING}", "")]).items()})
+    trained = renamed(state, [(f"^{TRAINING}", "")])
+    state = fused({name: _as_torch(name, tensor) for name, tensor in trained.items()}, MIXED)
     stages = any(name.startswith("block1/") for name in state)
     table: list[Rule] = [
         *rules(PAIRS),
@@ -81,7 +82,7 @@ def to_flax(state: State, heads: int) -> StateDict:
             f"the original ViTs have no place for {homeless[:5]}{' and more' if homeless[5:] else ''}: Flax's names "
             "are for models without registers, factors of residual branches and other norms than theirs"
         )
-    return {name: _as_flax(name, tensor, heads) for name, tensor in _split(flax).items()}
+    return {name: _as_flax(name, tensor, heads) for name, tensor in split(flax, MIXED).items()}
 
 
 def _from_native(state: State) -> StateDict:
@@ -120,28 +121,6 @@ def _as_flax(name: str, tensor: Tensor, heads: int) -> Tensor:
     if mixed:
         return kernel.unflatten(1, (heads, -1))
     return kernel.unflatten(0, (heads, -1)) if path.endswith("/out") else kernel
-
-
-def _fused(state: State) -> StateDict:
-    """With `qkv` in place of query, key and value, whose outputs come first; what lacks one of the three stays."""
-    fused: StateDict = dict(state)
-    for name in state:
-        parts = [name.replace("/query/", f"/{part}/") for part in MIXED]
-        if "/query/" in name and all(part in state for part in parts):
-            fused[name.replace("/query/", "/qkv/")] = torch.cat([fused.pop(part) for part in parts])
-    return fused
-
-
-def _split(state: State) -> StateDict:
-    """The way back from `_fused`."""
-    split: StateDict = {}
-    for name, tensor in state.items():
-        if "/qkv/" not in name:
-            split[name] = tensor
-            continue
-        for part, value in zip(MIXED, tensor.chunk(3), strict=True):
-            split[name.replace("/qkv/", f"/{part}/")] = value.clone()
-    return split
 
 
 LAYOUTS = (

@@ -8,9 +8,8 @@ out, because a MobileViT has one. https://github.com/Nota-NetsPresso/netspresso-
 import re
 from collections.abc import Collection
 
-import torch
-
 from ...preprocessing import IMAGENET
+from ..fused import fused, split
 from ..layout import Layout, State, has
 from ..names import renamed
 from ..pairs import Pair, rules, rules_back
@@ -46,34 +45,12 @@ def _to_native(state: State, _: Collection[str]) -> StateDict:
     head = [name for name in state if re.match(r"head\.classifier\.(\d+\.)?weight$", name)]
     one_layer = {name: tensor for name, tensor in state.items() if len(head) < 2 or not name.startswith("head.")}
     table = [(f"^{BACKBONE}", ""), *rules(PAIRS), LAST_NORM, (r"^head\.classifier\.(\d+\.)?", "head.fc.")]
-    return renamed(_fused(one_layer), table)
+    return renamed(fused(one_layer, MIXED), table)
 
 
 def _from_native(state: State) -> StateDict:
     table = [*last_norms(state), *rules_back((*PAIRS, HEAD)), (r"^(?!head\.)", "backbone.")]
-    return _split(renamed(state, table))
-
-
-def _fused(state: State) -> StateDict:
-    """With `qkv` in place of query, key and value; where one of the three is missing the others stay."""
-    fused: StateDict = dict(state)
-    for name in state:
-        parts = [name.replace(".query.", f".{part}.") for part in MIXED]
-        if ".token_mixer.query." in name and all(part in state for part in parts):
-            fused[name.replace(".query.", ".qkv.")] = torch.cat([fused.pop(part) for part in parts])
-    return fused
-
-
-def _split(state: State) -> StateDict:
-    """The way back from `_fused`."""
-    split: StateDict = {}
-    for name, tensor in state.items():
-        if ".token_mixer.qkv." not in name:
-            split[name] = tensor
-            continue
-        for part, value in zip(MIXED, tensor.chunk(3), strict=True):
-            split[name.replace(".qkv.", f".{part}.")] = value.clone()
-    return split
+    return split(renamed(state, table), MIXED)
 
 
 LAYOUTS = (
