@@ -37,11 +37,20 @@ from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
 from .wrappers.form import Tap as Tap
 
 if TYPE_CHECKING:
+    from .bulk import FeatureDataset as FeatureDataset
+    from .bulk import extract as extract
     from .heads import create_detector as create_detector
     from .heads import create_segmenter as create_segmenter
     from .runtime import optimize as optimize
 
-LAZY = {"create_detector": "heads", "create_segmenter": "heads", "optimize": "runtime"}  # public names, where they are
+# public names, and where they are
+LAZY = {
+    "FeatureDataset": "bulk",
+    "create_detector": "heads",
+    "create_segmenter": "heads",
+    "extract": "bulk",
+    "optimize": "runtime",
+}
 
 
 def __getattr__(name: str) -> Any:

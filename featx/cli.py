@@ -1,9 +1,6 @@
 """The command line: thin commands over the library."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
@@ -11,22 +8,12 @@ from typing import Annotated
 import torch
 import typer
 from rich.box import SIMPLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 import featx
-from featx.commands.options import (
-    Checkpoint,
-    Model,
-    OutIndices,
-    Pretrained,
-    RandomWeights,
-    Size,
-    build,
-    err,
-    out,
-)
+from featx.commands.extract import extract, index_folder
+from featx.commands.options import Size, err, out
 from featx.commands.show import show
 from featx.describe import describe
 from featx.empty import without_values
@@ -40,13 +27,6 @@ WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, an URL or hf
 ForModel = Annotated[str | None, typer.Option("--model", help="Name of a model that the weights should fit.")]
 Layout = Annotated[str | None, typer.Option(help="The program that wrote the weights; recognised by default.")]
 Container = Annotated[str | None, typer.Option(help="Entry of a training checkpoint, such as model_ema or teacher.")]
-
-
-class Precision(StrEnum):
-    """Types that maps are stored in."""
-
-    float16 = "float16"
-    float32 = "float32"
 
 
 @app.command("list")
@@ -141,46 +121,8 @@ def _matching(pattern: str) -> list[str]:
     return names
 
 
-@app.command()
-def extract(
-    inputs: Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for them.")],
-    model: Model,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the maps; must be new or empty.")],
-    out_indices: OutIndices = None,
-    pretrained: Pretrained = False,
-    checkpoint: Checkpoint = None,
-    random_weights: RandomWeights = None,
-    size: Size = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images the model sees at once.")] = 16,
-    dtype: Annotated[Precision, typer.Option(help="Type the maps are stored in.")] = Precision.float32,
-) -> None:
-    """Write the maps of images as safetensors files with an index. Exits with 1 if an image could not be read."""
-    from featx.extract import extract, find_images
-
-    find_images(inputs)  # before minutes go into weights
-    extractor, weights = build(model, out_indices, pretrained, checkpoint, random_weights)
-    bar = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with _interruptible(), Progress(*bar.columns, console=err) as shown:
-        task = shown.add_task("extracting", total=None)
-        summary = extract(
-            inputs,
-            extractor,
-            folder,
-            size=size,
-            batch_size=batch_size,
-            dtype=getattr(torch, dtype),
-            made_by={"featx": featx.__version__, "model": model, "weights": weights},
-            progress=lambda done, total: shown.update(task, completed=done, total=total),
-        )
-    out.print(f"maps of {summary.written} images, {summary.nbytes / 2**20:.1f} MiB, in {folder}", soft_wrap=True)
-    out.print(f"weights: {weights}", soft_wrap=True)
-    if summary.failed:
-        out.print(f"{len(summary.failed)} files could not be extracted:", style="red")
-        for path, reason in summary.failed.items():
-            out.print(f"  {path}: {reason}", soft_wrap=True)
-        raise typer.Exit(1)
-
-
+app.command()(extract)
+app.command("index")(index_folder)
 app.command()(show)
 app.command()(view)
 
@@ -227,15 +169,6 @@ def convert(
     state = converted(file, model, to, Reading(layout=layout, container=container))
     write_checkpoint(state, target)
     out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print("interrupted; what was written so far is whole and indexed")
-        raise typer.Exit(130) from None
 
 
 @app.callback(invoke_without_command=True)

@@ -57,8 +57,7 @@ def transform(model: nn.Module, *, size: int | None = None) -> Callable[[Any], T
     """
     from torchvision.transforms import v2
 
-    config = _config(model, size)
-    return v2.Compose([_resize_to_cover(config), v2.CenterCrop(config.size), *_scale(config)])
+    return v2.Compose([cropped(model, size=size), *_scale(_config(model, size))])
 
 
 def transform_whole(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
@@ -67,6 +66,14 @@ def transform_whole(model: nn.Module, *, size: int | None = None) -> Callable[[A
 
     config = _config(model, size)
     return v2.Compose([_resize(config, min(config.size)), *_scale(config)])
+
+
+def cropped(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Any]:
+    """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees."""
+    from torchvision.transforms import v2
+
+    config = _config(model, size)
+    return v2.Compose([_resize_to_cover(config), v2.CenterCrop(config.size)])
 
 
 def _config(model: nn.Module, size: int | None) -> DataConfig:

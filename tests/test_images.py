@@ -13,8 +13,7 @@ from PIL import Image
 from skimage import data
 
 from featx import ArgumentError, ImageError
-from featx.extract import find_images
-from featx.extract.images import open_image
+from featx.images import find_images, open_image
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def _point(text: str | None) -> "Point | None":
 
 
 def _opened(path: Path) -> "Image":
-    from featx.extract.images import open_image
+    from featx.images import open_image
 
     try:
         return open_image(path)

@@ -35,7 +35,7 @@ def _code(choice: Choice, size: int | None, computed: Sequence[str], imported: s
         "import torch",
         "",
         "import featx",
-        "from featx.extract.images import open_image",
+        "from featx.images import open_image",
         *([imported] if imported else []),
         "",
         *seeded,

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..extract.images import WARNINGS, open_image
+from ..images import WARNINGS, open_image
 
 MIB = 2**20
 

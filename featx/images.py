@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError
 
 LARGEST_ASPECT = 100
 # Endings that Pillow registers although it decodes no such file.
@@ -27,11 +28,16 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
         raise ArgumentError(f"no such file or folder: {', '.join(absent)}")
-    suffixes = set(Image.registered_extensions()) - NOT_DECODED
+    suffixes = image_suffixes()
     found = [image for path in paths for image in (_below(path, suffixes) if path.is_dir() else [path])]
     if not found:
         raise ArgumentError(f"no image files in {', '.join(map(str, paths))}; images are known by endings such as .jpg")
     return list(dict.fromkeys(found))
+
+
+def image_suffixes() -> set[str]:
+    """Endings in small letters by which image files are known, with their dots."""
+    return set(Image.registered_extensions()) - NOT_DECODED
 
 
 def _below(folder: Path, suffixes: set[str]) -> list[Path]:
@@ -43,14 +49,27 @@ def _refuse(error: OSError) -> None:
     raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: Path | BinaryIO) -> Image.Image:
     """The image in RGB, 8 bits, upright, over white where it is transparent, the first frame if it has several.
 
     Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
     """
+    return open_sized(file)[0]
+
+
+def open_sized(file: Path | BinaryIO, shorter: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The image as `open_image` gives it, and the (width, height) of the whole upright picture in pixels.
+
+    shorter: a JPEG may be decoded at a half, a quarter or an eighth of its size where its sides stay at least twice as
+        long as this many pixels; None decodes every file whole.
+    """
     try:
-        with _open(path) as image:
-            return _rgb(_upright(image))
+        with _open(file) as image:
+            whole = image.size
+            if shorter is not None:
+                image.draft(None, (2 * shorter, 2 * shorter))
+            upright = _upright(image)
+            return _rgb(upright), whole if upright.size == image.size else (whole[1], whole[0])
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -59,11 +78,11 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError(f"{error}" or type(error).__name__) from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | BinaryIO) -> Image.Image:
     with WARNINGS, warnings.catch_warnings():
         # a large photograph is not an attack; Pillow itself refuses what is twice as large again
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(file)
 
 
 def _upright(image: Image.Image) -> Image.Image:

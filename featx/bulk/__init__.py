@@ -1,0 +1,13 @@
+"""From images to files of feature maps, and back."""
+
+from .dataset import FeatureDataset as FeatureDataset
+from .dataset import Features as Features
+from .index import write_index as write_index
+from .inputs import find_items as find_items
+from .recipe import Recipe as Recipe
+from .recipe import Resources as Resources
+from .run import Progress as Progress
+from .run import Summary as Summary
+from .run import extract as extract
+from .shard import Failure as Failure
+from .sources import Items as Items

@@ -1,0 +1,82 @@
+"""Images of a Hugging Face dataset that `save_to_disk` left in a folder."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..errors import ArgumentError, ImageError, MissingPackageError
+
+MARKS = ("dataset_dict.json", "state.json")  # files that `save_to_disk` leaves, and nobody else does
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetImages:
+    """Rows of a dataset, in the order of its splits; opened where they are read."""
+
+    folder: str
+    column: str
+    names: Sequence[str]
+
+    def where(self, index: int) -> str:
+        return f"{self.folder}/{self.names[index]}"
+
+    def read(self, index: int) -> bytes:
+        split, _, row = self.names[index].rpartition("/")
+        cell = _opened(self.folder, self.column)[split][int(row)][self.column]
+        if cell is None:
+            raise ImageError("the row has no image")
+        if cell["bytes"] is not None:
+            return cell["bytes"]
+        try:
+            with open(cell["path"], "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ImageError(f"{cell['path']}: {error.strerror or error}") from error
+
+
+def is_dataset(folder: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)
+
+
+def dataset_images(folder: str) -> DatasetImages:
+    """The rows of all splits. ArgumentError if no column or several hold images."""
+    splits = _splits(folder)
+    image = _datasets().Image
+    columns = {
+        name for part in splits.values() for name, feature in part.features.items() if isinstance(feature, image)
+    }
+    if len(columns) != 1:
+        raise ArgumentError(f"{folder}: expected a dataset with one column of images, it has {sorted(columns)}")
+    names = [f"{split}/{row}" if split else f"{row}" for split, part in splits.items() for row in range(len(part))]
+    return DatasetImages(folder, columns.pop(), names)
+
+
+def _splits(folder: str) -> dict[str, Any]:
+    """Each split by its name, which is empty if there is one dataset without any."""
+    datasets = _datasets()
+    try:
+        found = datasets.load_from_disk(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(f"{folder} cannot be read as a dataset: {error}") from error
+    return {"": found} if isinstance(found, datasets.Dataset) else dict(found)
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: str, column: str) -> dict[str, Any]:
+    """The splits with images as bytes, so that they are decoded like all others."""
+    undecoded = _datasets().Image(decode=False)
+    return {
+        split: part.select_columns([column]).cast_column(column, undecoded) for split, part in _splits(folder).items()
+    }
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            "reading a folder of the package datasets needs that package: pip install 'featx[datasets]'"
+        ) from error
+    return datasets

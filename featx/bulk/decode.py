@@ -1,0 +1,73 @@
+"""From an item to the pixels that the model takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ArgumentError, ImageError
+from ..images import open_sized
+from ..preprocessing import cropped
+from ..wrappers import FeatureExtractWrapper
+from .recipe import Recipe
+from .sources import Items
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An item as the model takes it, (h, w, 3) of 8 bits, or the reason why not; (width, height) of its picture."""
+
+    item: int
+    size: tuple[int, int] = (0, 0)
+    pixels: np.ndarray | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """From items to pixels; plain data, so that processes can have it."""
+
+    items: Items
+    prepare: Callable[[Image.Image], Image.Image]
+    shorter: int | None = None
+
+    def __call__(self, item: int) -> Decoded:
+        """Never raises: whatever is wrong with an image is the reason in what it returns."""
+        try:
+            content = self.items.read(item)
+            if not content:
+                raise ImageError("the file is empty")
+            image, size = open_sized(BytesIO(content), self.shorter)
+            return Decoded(item, size, np.asarray(self.prepare(image)))
+        except ImageError as error:
+            return Decoded(item, reason=str(error))
+        except MemoryError:
+            return Decoded(item, reason="not enough memory to decode it")
+
+
+def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) -> Decoder:
+    """Raises ArgumentError for a model without `data_config`, or of one size where images keep their aspect."""
+    crop = cropped(extractor, size=recipe.size)
+    config = extractor.data_config
+    assert config is not None
+    sides = (recipe.size,) if recipe.size else config.size
+    if not recipe.keep_aspect:
+        return Decoder(items, crop, int(max(sides) / config.crop) if recipe.scaled_decode else None)
+    if extractor._inner.fixed_size is not None:
+        raise ArgumentError(f"keep_aspect: this model takes images of {extractor._inner.fixed_size} pixels alone")
+    whole = partial(_whole, shorter=min(sides), divisor=extractor.size_divisor, interpolation=config.interpolation)
+    return Decoder(items, whole, min(sides) if recipe.scaled_decode else None)
+
+
+def _whole(image: Image.Image, *, shorter: int, divisor: int, interpolation: str) -> Image.Image:
+    """The image resized at its aspect, as far as sides that are multiples of the divisor allow."""
+    from torchvision.transforms import v2
+
+    height, width = (int(shorter * side / min(image.size)) for side in (image.height, image.width))
+    sides = [max(divisor, round(side / divisor) * divisor) for side in (height, width)]
+    resize: Any = v2.functional.resize  # whose types do not know of pictures
+    return resize(image, sides, v2.InterpolationMode(interpolation))

@@ -1,0 +1,148 @@
+"""From pending shards to shards in memory: decoded ahead of the model, several batches at once, everything in order."""
+
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from .ahead import DecoderProcesses, ahead
+from .decode import Decoded, Decoder
+from .folder import Plan
+from .model import Model
+from .recipe import Resources
+from .shard import Failure, Shard
+
+# Images that wait in a shard for others of their size, in batches, before the largest group goes ahead.
+WAITING_BATCHES = 4
+
+
+@dataclass(slots=True)
+class Batch:
+    """Images of one size and one shard, what failed before them in the shard, and whether it is its last batch."""
+
+    shard: int
+    images: list[Decoded] = field(default_factory=list)
+    failed: list[Decoded] = field(default_factory=list)
+    last: bool = False
+    maps: list[Tensor] = field(default_factory=list)
+    finite: list[bool] = field(default_factory=list)
+
+
+Row = tuple[Decoded, list[Tensor]]  # what is known of an item's picture, and what is stored of it by level
+Seen = Callable[[int, int], object]  # called with how many more images have maps, and how many more have failed
+
+
+def shards(
+    plan: Plan, numbers: Iterable[int], decoder: Decoder, model: Model, resources: Resources, seen: Seen
+) -> Generator[Shard, None, None]:
+    """Each of these shards, complete, in their order. `resources` are settled."""
+    with ExitStack() as stack:
+        numbers = list(numbers)
+        items = chain.from_iterable(map(plan.items_of, numbers))
+        decoded = stack.enter_context(_decoding(decoder, resources, items, model.batch_size))
+        streams = stack.enter_context(_threads(resources))
+        batches = chain.from_iterable(_batches(plan, number, decoded, model.batch_size) for number in numbers)
+        ran = ahead(streams, lambda batch: _run(model, batch), batches, resources.streams or 1)
+        stack.callback(ran.close)
+        levels = model.extractor.feature_info.names()
+        yield from _collected(ran, decoder, model, lambda number: Shard(number, plan.fingerprint, levels), seen)
+
+
+@contextmanager
+def _decoding(decoder: Decoder, resources: Resources, items: Iterable[int], batch: int) -> Iterator[Iterator[Decoded]]:
+    workers = resources.workers or 1
+    steps = 2 * workers + 2 * batch
+    if resources.decoders == "processes":
+        processes = DecoderProcesses(decoder, workers)
+        try:
+            yield processes.ahead(items, steps)
+        finally:
+            processes.close()
+        return
+    pool = ThreadPoolExecutor(workers, "decode")
+    try:
+        yield ahead(pool, decoder, items, steps)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _threads(resources: Resources) -> Iterator[ThreadPoolExecutor]:
+    """Threads for the model, which share the cores PyTorch may use."""
+    streams, before = resources.streams or 1, torch.get_num_threads()
+    torch.set_num_threads(max(1, before // streams))
+    pool = ThreadPoolExecutor(streams, "model")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _batches(plan: Plan, shard: int, decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
+    """A shard's images in batches, each of one size in pixels: always the same batches for the same images."""
+    waiting: dict[tuple[int, ...], list[Decoded]] = defaultdict(list)
+    failed: list[Decoded] = []
+    for _ in plan.items_of(shard):
+        one = next(decoded)
+        if one.pixels is None:
+            failed.append(one)
+            continue
+        group = waiting[one.pixels.shape]
+        group.append(one)
+        if len(group) == size or sum(map(len, waiting.values())) >= WAITING_BATCHES * size:
+            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+            yield Batch(shard, waiting.pop(fullest), failed)
+            failed = []
+    for group in waiting.values():
+        yield Batch(shard, group, failed)
+        failed = []
+    yield Batch(shard, [], failed, last=True)
+
+
+def _run(model: Model, batch: Batch) -> Batch:
+    if not batch.images:
+        return batch
+    maps, finite = model([image.pixels for image in batch.images if image.pixels is not None])
+    images = [replace(image, pixels=None) for image in batch.images]
+    return replace(batch, images=images, maps=maps, finite=finite)
+
+
+def _collected(
+    batches: Iterable[Batch], decoder: Decoder, model: Model, make: Callable[[int], Shard], seen: Seen
+) -> Iterator[Shard]:
+    """Shards from batches; a row stays tied to its item until all of the shard's are there."""
+    rows: dict[int, Row] = {}
+    failed: list[Decoded] = []
+    for batch in batches:
+        wrong = list(batch.failed)
+        for row, (image, finite) in enumerate(zip(batch.images, batch.finite, strict=True)):
+            if finite:
+                rows[image.item] = image, [level[row] for level in batch.maps]
+            else:
+                reason = f"its maps do not fit into {model.dtype}: they hold infinite values or NaN"
+                wrong.append(replace(image, reason=reason))
+        failed += wrong
+        seen(len(batch.failed) + len(batch.images) - len(wrong), len(wrong))
+        if batch.last:
+            yield _filled(make(batch.shard), rows, failed, decoder)
+            rows, failed = {}, []
+
+
+def _filled(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: Decoder) -> Shard:
+    items = decoder.items
+    for item in sorted(rows):
+        shard.ids.append(items.ids[item])
+        shard.sources.append(items.where(item))
+        shard.sizes.append(rows[item][0].size)
+    shard.maps = [[rows[item][1][level] for item in sorted(rows)] for level in range(len(shard.levels))] if rows else []
+    shard.failed = [
+        Failure(items.ids[one.item], items.where(one.item), one.reason)
+        for one in sorted(failed, key=lambda one: one.item)
+    ]
+    return shard

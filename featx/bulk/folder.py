@@ -1,0 +1,219 @@
+"""The folder of an extraction: what it says of itself, who may write to it, which shards are done."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from .shard import Header, part_name, read_header, shard_name, write_whole
+from .systems import joined, read_range, size_of
+
+FORMAT = 1
+META, INDEX = "meta.json", "index.parquet"
+LOCK_SECONDS = 60  # for what is written in a moment: meta.json and the index
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Every `of`-th shard, from `number` on: the part of a job array that one process does."""
+
+    number: int = 0
+    of: int = 1
+
+    def __contains__(self, shard: int) -> bool:
+        return shard % self.of == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which items are in which shard: shard i has items [i * rows, (i + 1) * rows).
+
+    decided: what decides the numbers, by name. items, digest: how many there are, and the SHA-256 of their ids.
+    """
+
+    decided: Mapping[str, Any]
+    items: int
+    digest: str
+    rows: int
+
+    @property
+    def shards(self) -> int:
+        return -(-self.items // self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """What every shard's header repeats, so that none of another extraction is taken for one of this."""
+        facts = [FORMAT, self.decided, self.items, self.digest, self.rows]
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def items_of(self, shard: int) -> range:
+        return range(shard * self.rows, min((shard + 1) * self.rows, self.items))
+
+
+def write_meta(folder: Path, plan: Plan, recorded: Mapping[str, Any]) -> None:
+    facts = {
+        "format": FORMAT,
+        "decided": plan.decided,
+        "items": {"count": plan.items, "sha256": plan.digest},
+        "rows_per_shard": plan.rows,
+        "shards": plan.shards,
+        "fingerprint": plan.fingerprint,
+        "recorded": recorded,
+    }
+    text = json.dumps(facts, indent=2) + "\n"
+    write_whole(folder, META, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_meta(folder: str | Path) -> dict[str, Any] | None:
+    """What meta.json in a folder or at an address says, None if there is none. OutputError for another format."""
+    path = joined(os.fspath(folder), META)
+    try:
+        facts = json.loads(read_range(path, 0, size_of(path)))
+        if facts["format"] != FORMAT:
+            raise ValueError(f"format {facts['format']}, expected {FORMAT}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} does not describe an extraction that featx knows: {error}") from error
+    return facts
+
+
+def plan_in(facts: Mapping[str, Any]) -> Plan:
+    return Plan(facts["decided"], facts["items"]["count"], facts["items"]["sha256"], facts["rows_per_shard"])
+
+
+@contextmanager
+def opened(folder: Path, part: Slice) -> Iterator[None]:
+    """Within the block nobody else writes these shards. OutputError if somebody does, or nothing can be written."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(stack, folder, part)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"cannot write to {folder}: {error}") from error
+        yield
+
+
+def _lock(stack: ExitStack, folder: Path, part: Slice) -> None:
+    """Take the lock of this part, then see that nobody holds one of a part that overlaps with it."""
+    _take(stack, folder, _lock_name(part))
+    others = {path.name for path in folder.glob(".lock-*-of-*")} - {_lock_name(part)}
+    for name in others:
+        if not name.endswith(f"-of-{part.of}"):
+            with ExitStack() as moment:
+                _take(moment, folder, name)
+
+
+def _lock_name(part: Slice) -> str:
+    return f".lock-{part.number}-of-{part.of}"
+
+
+def _take(stack: ExitStack, folder: Path, name: str) -> None:
+    from filelock import FileLock, Timeout
+
+    try:
+        stack.enter_context(FileLock(folder / name, timeout=0))
+    except Timeout as error:
+        raise OutputError(
+            f"another run is writing to {folder} ({name} is held): wait for it, or stop it first"
+        ) from error
+    except NotImplementedError as error:
+        raise OutputError(
+            f"the file system of {folder} has no locks, which keep two runs apart: name another"
+        ) from error
+
+
+@contextmanager
+def described(folder: Path) -> Iterator[None]:
+    """Within the block nobody else reads or writes what the folder says of itself."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise OutputError(
+            f"{folder / '.lock'} has been held for {LOCK_SECONDS} seconds: is another run stuck?"
+        ) from error
+
+
+def settle(
+    folder: Path, plan: Plan, recorded: Mapping[str, Any], ids: Sequence[str], rows_asked: int | None = None
+) -> Plan:
+    """The plan that the folder has; this one, which is written, if it is new.
+
+    rows_asked: of a shard, if that is not left to the folder.
+
+    Raises OutputError, showing what differs, if the folder is of another model, other options or other images.
+    """
+    with described(folder):
+        facts = read_meta(folder)
+        if facts is None:
+            if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
+                raise OutputError(f"{folder} is not empty ({', '.join(held[:3])}): name a new folder")
+            write_meta(folder, plan, recorded)
+            return plan
+    there = plan_in(facts)
+    differences = [*_differences(there.decided, plan.decided), *_other_items(folder, there, plan, ids)]
+    if rows_asked not in (None, there.rows):
+        differences.append(f"rows per shard: {there.rows} there, {rows_asked} now")
+    if differences:
+        listed = "".join(f"\n  {line}" for line in differences)
+        raise OutputError(f"{folder} was made otherwise; name a new folder, or ask for the same:{listed}")
+    return there
+
+
+def _is_own(name: str) -> bool:
+    return name.startswith(".lock") or (name.startswith(".") and name.endswith(".part"))
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted({*there, *now}):
+        if there.get(key) != now.get(key):
+            yield f"{key}: {json.dumps(there.get(key))} there, {json.dumps(now.get(key))} now"
+
+
+def _other_items(folder: Path, there: Plan, plan: Plan, ids: Sequence[str]) -> Iterator[str]:
+    if there.digest == plan.digest:
+        return
+    done = [header for _, header in headers(folder, there)]
+    seen = [id_ for header in done for id_ in (*header.metadata["ids"], *(one.id for one in header.failed))]
+    now = set(ids)
+    yield f"images: {there.items} there, {plan.items} now, or in another order"
+    if gone := [id_ for id_ in seen if id_ not in now]:
+        yield f"images that are gone: {len(gone)} at least, such as {gone[0]}"
+    if len(seen) == there.items and (new := sorted(now - set(seen))):
+        yield f"images that are new: {len(new)}, such as {new[0]}"
+
+
+def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[int, Header]]:
+    """Number and header of the shards of a part that are there, whole, and of this plan."""
+    for number in range(part.number, plan.shards, part.of):
+        try:
+            header = read_header(str(folder / shard_name(number)))
+        except OutputError:
+            continue
+        if header.metadata.get("plan") == plan.fingerprint and header.metadata.get("shard") == number:
+            yield number, header
+
+
+def sweep(folder: Path, part: Slice) -> None:
+    """Remove what runs that were killed left of files they were writing."""
+    try:
+        for path in folder.glob(part_name("maps-*")):
+            number = re.search(r"\d+", path.name)
+            if number is not None and int(number[0]) in part:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error}") from error

@@ -1,0 +1,69 @@
+"""The table of an extraction's images, made of the shards' headers alone, so that it cannot say anything else."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from .folder import INDEX, described, headers, plan_in, read_meta
+from .parquet import require_pyarrow
+from .shard import Header, shard_name, write_whole
+
+ROWS_PER_GROUP = 2**16
+
+
+def write_index(folder: str | Path) -> int:
+    """Write `index.parquet` of a folder of maps anew; how many images it names.
+
+    A row per image of the shards that are there: id, source, shard, row, one column `shape of LEVEL` per level, width
+    and height of the picture in pixels, status ("ok" or "failed"), error. Images whose shard is not there yet are not
+    in it. Raises OutputError if the folder is none of maps or cannot be written, MissingPackageError without pyarrow.
+    """
+    folder = Path(folder)
+    pyarrow, parquet = require_pyarrow()
+    facts = read_meta(folder)
+    if facts is None:
+        raise OutputError(f"{folder} has no meta.json: expected a folder that featx extract made")
+    plan = plan_in(facts)
+    levels = [level["name"] for level in facts["decided"]["levels"]]
+    text, number = pyarrow.string(), pyarrow.int32()
+    schema = pyarrow.schema(
+        [
+            *[("id", text), ("source", text), ("shard", text), ("row", number)],
+            *[(f"shape of {level}", pyarrow.list_(number)) for level in levels],
+            *[("width", number), ("height", number), ("status", text), ("error", text)],
+        ]
+    )
+    count = 0
+
+    def save(part: Path) -> None:
+        nonlocal count
+        waiting = []
+        with parquet.ParquetWriter(part, schema) as writer:
+            for shard, header in headers(folder, plan):
+                waiting.append(pyarrow.table(_columns(header, shard_name(shard), levels), schema))
+                count += waiting[-1].num_rows
+                if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
+                    writer.write_table(pyarrow.concat_tables(waiting))
+                    waiting = []
+            if waiting:
+                writer.write_table(pyarrow.concat_tables(waiting))
+
+    with described(folder):
+        write_whole(folder, INDEX, save)
+    return count
+
+
+def _columns(header: Header, name: str, levels: list[str]) -> dict[str, list[Any]]:
+    meta, failed, rows = header.metadata, header.failed, range(header.rows)
+    nothing = [None] * len(failed)
+    return {
+        "id": [*meta["ids"], *(one.id for one in failed)],
+        "source": [*meta["sources"], *(one.source for one in failed)],
+        "shard": [*[name] * header.rows, *nothing],
+        "row": [*rows, *nothing],
+        **{f"shape of {level}": [*(header.shape(level, row) for row in rows), *nothing] for level in levels},
+        "width": [*(width for width, _ in meta["sizes"]), *nothing],
+        "height": [*(height for _, height in meta["sizes"]), *nothing],
+        "status": ["ok"] * header.rows + ["failed"] * len(failed),
+        "error": [*[None] * header.rows, *(one.reason for one in failed)],
+    }

@@ -1,0 +1,99 @@
+"""The model's part: pixels in, what is stored of every level out."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import FeatxError, InputError
+from ..preprocessing import DataConfig
+from ..wrappers import FeatureExtractWrapper
+from .pooling import pooled
+from .recipe import DTYPES, Recipe
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu")
+
+
+class Model:
+    """An extractor on its device that takes lists of pixels. Several threads may call it at once.
+
+    batch_size: images at once at most; halved, for good, when memory runs out.
+    """
+
+    def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, device: str, batch_size: int) -> None:
+        self.device, self.batch_size = torch.device(device), batch_size
+        self.dtype, self.poolings = DTYPES[recipe.dtype], recipe.poolings(len(extractor.feature_info))
+        self.extractor = _on(self.device, _faster(extractor, recipe))
+        config = extractor.data_config or DataConfig()
+        self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
+        self._std = torch.tensor(config.std, device=self.device)[:, None, None]
+
+    def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[list[Tensor], list[bool]]:
+        """Images (h, w, 3) of 8 bits and one size to a tensor per level, on the CPU, and whether each row is finite.
+
+        InputError if memory does not even suffice for one image.
+        """
+        size = min(self.batch_size, len(pixels))
+        parts, start = [], 0
+        while start < len(pixels):
+            try:
+                parts.append(self._run(pixels[start : start + size]))
+                start += size
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, FeatxError) or not _is_out_of_memory(error):
+                    raise
+                size = self._halve(size, pixels[0])
+        levels = parts[0][0]
+        if len(parts) > 1:
+            levels = [torch.cat(level) for level in zip(*(levels for levels, _ in parts), strict=True)]
+        return levels, [finite for _, flags in parts for finite in flags]
+
+    def _halve(self, size: int, image: np.ndarray) -> int:
+        if size == 1:
+            raise InputError(f"there is not enough memory for one image of {image.shape[1]}x{image.shape[0]} pixels")
+        self.batch_size = min(self.batch_size, size // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return size // 2
+
+    @torch.inference_mode()
+    def _run(self, pixels: Sequence[np.ndarray]) -> tuple[list[Tensor], list[bool]]:
+        returned: Any = self.extractor(self._images(pixels))
+        levels = returned.values() if isinstance(returned, dict) else returned
+        stored = [pooled(level, pooling) for level, pooling in zip(levels, self.poolings, strict=True)]
+        stored = [level.to(self.dtype).to("cpu").contiguous() for level in stored]
+        finite = torch.stack([level.flatten(1).isfinite().all(1) for level in stored]).all(0)
+        return stored, finite.tolist()
+
+    def _images(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """(n, 3, h, w) as `featx.transform` makes them, by the same operations in the same order."""
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        if self.device.type == "cuda":
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+def _faster(extractor: FeatureExtractWrapper, recipe: Recipe) -> FeatureExtractWrapper:
+    if recipe.runtime == "plain":
+        return extractor
+    from ..runtime import optimize
+
+    config = extractor.data_config or DataConfig()
+    height, width = (recipe.size, recipe.size) if recipe.size else config.size
+    example = torch.zeros(2, extractor.in_chans or 3, height, width)
+    return optimize(extractor, runtime=recipe.runtime, example=example)
+
+
+def _on(device: torch.device, extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:
+    """The extractor on that device; the caller's own stays where it is."""
+    tensor = next(extractor.parameters(), None)
+    return extractor if tensor is None or tensor.device == device else deepcopy(extractor).to(device)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error).lower() for words in OUT_OF_MEMORY
+    )

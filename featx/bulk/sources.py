@@ -1,0 +1,114 @@
+"""Where images come from: each source lists names in a fixed order and reads the bytes of any of them.
+
+Sources are plain data, so that they travel to other threads, processes and machines, and each image is read there.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ArgumentError, ImageError
+
+
+class Source(Protocol):
+    """Images in a fixed order. `names` tell them apart within the source; a name may hold any characters."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def where(self, index: int) -> str:
+        """The path or address of an image, for people and for the index."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The image file's bytes; ImageError with the reason if they cannot be had."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files of this machine: `names` are paths relative to `root`, which ends with a separator unless it is empty."""
+
+    root: str
+    names: Sequence[str]
+
+    def where(self, index: int) -> str:
+        return self.root + self.names[index]
+
+    def read(self, index: int) -> bytes:
+        try:
+            return Path(self.where(index)).read_bytes()
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFiles:
+    """Files of any file system that fsspec knows; `root` and `names` join to what it calls a path."""
+
+    system: Any
+    root: str
+    names: Sequence[str]
+
+    def where(self, index: int) -> str:
+        return self.system.unstrip_protocol(self.root + self.names[index])
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self.system.cat_file(self.root + self.names[index])
+        except Exception as error:  # each file system has errors of its own
+            raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+
+
+class Items:
+    """Every image of several sources under ids that are unique and the same whenever the same inputs are given.
+
+    prefixes: by source, what comes before its names to make ids. Raises ArgumentError if two images have one id.
+    """
+
+    def __init__(self, sources: Sequence[Source], prefixes: Sequence[str]) -> None:
+        self.sources = tuple(sources)
+        self._starts = [0, *accumulate(len(source.names) for source in sources)]
+        self.ids = [
+            as_text(prefix + name) for source, prefix in zip(sources, prefixes, strict=True) for name in source.names
+        ]
+        if len(set(self.ids)) < len(self.ids):
+            twice = [id_ for id_, count in Counter(self.ids).items() if count > 1]
+            places = ", ".join(self.where(i) for i, id_ in enumerate(self.ids) if id_ == twice[0])
+            raise ArgumentError(
+                f"{len(twice)} ids are of several images, such as {twice[0]!r} of {places}: give each image "
+                "once, under a name of its own"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def where(self, index: int) -> str:
+        source, within = self._find(index)
+        return as_text(source.where(within))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image file; ImageError with the reason if they cannot be had."""
+        source, within = self._find(index)
+        return source.read(within)
+
+    def digest(self) -> str:
+        """SHA-256 of the ids in their order."""
+        digest = sha256()
+        for id_ in self.ids:
+            digest.update(f"{id_}\n".encode())
+        return digest.hexdigest()
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        source = bisect_right(self._starts, index) - 1
+        return self.sources[source], index - self._starts[source]
+
+
+def as_text(name: str) -> str:
+    r"""The name with bytes that are no text as \x.., because files of text and tables cannot hold them."""
+    return name if name.isprintable() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

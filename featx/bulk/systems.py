@@ -1,0 +1,58 @@
+"""File systems: this machine's, and those that fsspec knows by the beginning of an address."""
+
+import os
+from typing import Any, BinaryIO
+
+from ..errors import ArgumentError
+
+
+def is_address(path: str) -> bool:
+    return "://" in path
+
+
+def open_system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it; ArgumentError if fsspec cannot open it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError, OSError) as error:
+        raise ArgumentError(f"{address}: {error}") from error
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The file of a path or an address; OSError if it cannot be opened."""
+    if not is_address(path):
+        return open(path, "rb")
+    system, within = open_system(path)
+    return system.open(within, "rb")
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """The bytes from start up to end, fewer if the file ends before; OSError if it cannot be read."""
+    if is_address(path):
+        system, within = open_system(path)
+        return system.cat_file(within, start=start, end=end)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file; OSError if it does not exist."""
+    if is_address(path):
+        system, within = open_system(path)
+        return system.size(within)
+    return os.path.getsize(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """Names of what is in a folder, sorted; OSError if it is none."""
+    if is_address(folder):
+        system, within = open_system(folder)
+        return sorted(path.rpartition("/")[2] for path in system.ls(within, detail=False))
+    return sorted(os.listdir(folder))
+
+
+def joined(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.join(folder, name)

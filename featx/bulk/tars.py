@@ -1,0 +1,47 @@
+"""Images inside tar files, such as WebDataset's: listed once, each read at its place."""
+
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import splitext
+
+from ..errors import ArgumentError, ImageError
+from ..images import image_suffixes
+from .systems import open_binary
+
+TARS = (".tar",)
+
+
+@dataclass(frozen=True, slots=True)
+class Tar:
+    """Members of a tar: their names, and where their bytes begin and how many they are."""
+
+    path: str
+    names: Sequence[str]
+    offsets: Sequence[int]
+    sizes: Sequence[int]
+
+    def where(self, index: int) -> str:
+        return f"{self.path}/{self.names[index]}"
+
+    def read(self, index: int) -> bytes:
+        try:
+            with open_binary(self.path) as file:
+                file.seek(self.offsets[index])
+                found = file.read(self.sizes[index])
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+        if len(found) < self.sizes[index]:
+            raise ImageError(f"{self.path} ends within it")
+        return found
+
+
+def tar_images(path: str) -> Tar:
+    """The image files in an uncompressed tar, in its order; ArgumentError if it is none or cut short."""
+    suffixes = image_suffixes()
+    try:
+        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            found = [one for one in tar if one.isfile() and splitext(one.name)[1].lower() in suffixes]
+    except (tarfile.TarError, OSError) as error:
+        raise ArgumentError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+    return Tar(path, [one.name for one in found], [one.offset_data for one in found], [one.size for one in found])
