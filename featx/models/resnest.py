@@ -4,7 +4,9 @@ which attention makes one.
 Where a stage strides, an average pool before or after the splits takes the stride. Reference: timm.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 from torch import Tensor, nn
 
@@ -67,11 +69,17 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act0(self.bn0(self.conv(self.pool_before(x)))).unflatten(1, (self.radix, -1))
-        scores = x.sum(1).mean((2, 3), keepdim=True)  # x: (N, radix, chs, H, W)
+        # sums over so short an axis are slow in channels_last; x: (N, radix, chs, H, W)
+        scores = added(x.unbind(1)).mean((2, 3), keepdim=True)
         scores = self.fc2(self.act1(self.bn1(self.fc1(scores))))  # (N, groups * radix * chs / groups, 1, 1)
         scores = scores.unflatten(1, (self.groups, self.radix, -1)).transpose(1, 2).flatten(2, 3)
         gates = scores.softmax(1) if self.radix > 1 else scores.sigmoid()  # (N, radix, chs, 1, 1)
-        return self.pool_after((x * gates).sum(1))
+        return self.pool_after(added(split * gate for split, gate in zip(x.unbind(1), gates.unbind(1), strict=True)))
+
+
+def added(maps: Iterable[Tensor]) -> Tensor:
+    """The sum of maps of the same shape."""
+    return reduce(Tensor.add, maps)
 
 
 def splits(depths: tuple[int, ...], style: Splits = Splits(), stem: int = 32) -> ResNetConfig:
