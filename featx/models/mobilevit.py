@@ -23,10 +23,11 @@ from .layers.drop_path import rising_rates
 from .layers.head import pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
-    from_patches,
+    from_tokens,
     init_weights,
+    is_channels_last,
     stage_levels,
-    to_patches,
+    to_tokens,
     whole_patches,
 )
 from .layers.stage_table import MobileViTStage, Mv2Stage, StageRow, plan_stages, read_table
@@ -122,13 +123,14 @@ class MobileViTBlock(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention among the pixels at the same place in their patches: (N, dim, H, W) to the same."""
-        size = x.shape[-2:]
+        size, last = x.shape[-2:], is_channels_last(x)
         height, width = (whole_patches(side, self.patch) for side in size)
         if (height, width) != size:
             x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
-        x = to_patches(x, self.patch).permute(0, 2, 3, 1)  # (N, pixels, patches, dim)
-        tokens = self.norm(self.transformer(x.flatten(0, 1)))
-        x = from_patches(tokens.reshape(x.shape).permute(0, 3, 1, 2), self.patch, height, width)
+        x = to_tokens(x, self.patch)  # (N, pixels, patches, dim)
+        tokens = self.norm(self.transformer(x.flatten(0, 1))).reshape(x.shape)
+        x = from_tokens(tokens, self.patch, height, width)
+        x = x if last else x.contiguous()
         return x if (height, width) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

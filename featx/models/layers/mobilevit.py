@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import sqrt
 
+import torch
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
@@ -36,18 +37,40 @@ def whole_patches(side: int, patch: int) -> int:
     return -(-side // patch) * patch
 
 
+def to_tokens(x: Tensor, patch: int) -> Tensor:
+    """Pixels at the same place in their patches, side by side: (N, C, H, W) to (N, patch * patch, cells, C)."""
+    n, chs, height, width = x.shape
+    x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 3, 5, 2, 4, 1)
+    return x.reshape(n, patch * patch, -1, chs)
+
+
+def from_tokens(x: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The way back: (N, patch * patch, cells, C) to (N, C, height, width), channels last in memory."""
+    n, chs = x.shape[0], x.shape[3]
+    x = x.reshape(n, patch, patch, height // patch, width // patch, chs).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(n, height, width, chs).permute(0, 3, 1, 2)
+
+
 def to_patches(x: Tensor, patch: int) -> Tensor:
-    """Pixels at the same place in their patches, side by side: (N, C, H, W) to (N, C, patch * patch, cells)."""
+    """The same with channels before pixels, (N, C, H, W) to (N, C, patch * patch, cells), in the memory format of x."""
+    if is_channels_last(x):
+        return to_tokens(x, patch).permute(0, 3, 1, 2)
     n, chs, height, width = x.shape
     x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 1, 3, 5, 2, 4)
     return x.reshape(n, chs, patch * patch, -1)
 
 
 def from_patches(x: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The way back: (N, C, patch * patch, cells) to (N, C, height, width)."""
+    """The way back: (N, C, patch * patch, cells) to (N, C, height, width), in the memory format of x."""
+    if is_channels_last(x):
+        return from_tokens(x.permute(0, 2, 3, 1), patch, height, width)
     n, chs = x.shape[:2]
     x = x.reshape(n, chs, patch, patch, height // patch, width // patch).permute(0, 1, 4, 2, 5, 3)
     return x.reshape(n, chs, height, width)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def stage_levels(
