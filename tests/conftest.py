@@ -23,6 +23,7 @@ SMALL = [
     *(
         "efficientnet_b0",
         "rexnet_100",
+        "regnety_002",
         "hrnet_w18_small",
         "convnext_atto",
         "convnextv2_atto",

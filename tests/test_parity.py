@@ -21,6 +21,7 @@ import featx
 from featx import FeatureExtractWrapper
 from featx.models.convnext import ConvNeXtConfig
 from featx.models.mobilevit import MobileViTConfig
+from featx.models.regnet import RegNetConfig
 from featx.models.vit import ViTConfig
 from featx.registry import lookup
 
@@ -41,6 +42,7 @@ LARGEST = 60
 SHALLOW: dict[type, dict[str, Any]] = {
     ViTConfig: {"depth": 2},
     ConvNeXtConfig: {"depths": (1, 1, 1, 1)},
+    RegNetConfig: {"w0": 64, "wa": 64.0, "wm": 2.2, "depth": 8, "group_size": 16},  # narrower, too
 }
 
 
