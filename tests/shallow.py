@@ -1,0 +1,46 @@
+"""What of a deep network has to be computed to prove all of it: of blocks alike, one."""
+
+from itertools import pairwise
+
+from torch import nn
+
+INTERNALS = set(vars(nn.Module()))
+# What whole networks say of themselves, and compute nothing with.
+WORDS = {"architecture", "config", "data_config", "default_cfg", "feature_info", "pretrained_cfg"}
+
+
+def alike(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules are of one type, with equal attributes and shapes of tensors, all the way down."""
+    if type(a) is not type(b) or facts(a) != facts(b):
+        return False
+    children = dict(a.named_children()), dict(b.named_children())
+    return list(children[0]) == list(children[1]) and all(map(alike, children[0].values(), children[1].values()))
+
+
+def facts(module: nn.Module) -> dict[str, object]:
+    """Its own attributes, and the shapes of its own tensors."""
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    attributes = {name: value for name, value in vars(module).items() if name not in INTERNALS | WORDS}
+    return attributes | {name: tensor.shape for name, tensor in tensors}
+
+
+def strides(module: nn.Module) -> bool:
+    steps = [getattr(part, "stride", 1) for part in module.modules()]
+    return any(set(step if isinstance(step, tuple) else (step,)) != {1} for step in steps)
+
+
+def leave_out_repeats(module: nn.Module, path: str = "") -> list[str]:
+    """Take every block that is like the one before it out of its sequence, in place; returns where they were.
+
+    A block that differs from the one before it in any number, flag or shape stays, and so does one with a stride. In
+    lists of modules nothing is left out: there the position may mean something.
+    """
+    left_out = []
+    if isinstance(module, nn.Sequential) and list(module._modules) == [str(number) for number in range(len(module))]:
+        repeats = [number for number, (a, b) in enumerate(pairwise(module), start=1) if alike(a, b) and not strides(b)]
+        for number in reversed(repeats):
+            del module[number]
+        left_out = [f"{path}{number}" for number in repeats]
+    for name, child in module.named_children():
+        left_out += leave_out_repeats(child, f"{path}{name}.")
+    return left_out
