@@ -165,7 +165,7 @@ def settle(
             write_meta(folder, plan, recorded)
             return plan
     there = plan_in(facts)
-    differences = [*_differences(there.decided, plan.decided), *_other_items(folder, there, plan, ids)]
+    differences = [*recipe_differences(there.decided, plan.decided), *_other_items(folder, there, plan, ids)]
     if rows_asked not in (None, there.rows):
         differences.append(f"rows per shard: {there.rows} there, {rows_asked} now")
     if differences:
@@ -178,7 +178,8 @@ def _is_own(name: str) -> bool:
     return name.startswith(".lock") or (name.startswith(".") and name.endswith(".part"))
 
 
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def recipe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A line per entry that two recipes, as `decided` of meta.json has them, do not share."""
     for key in sorted({*there, *now}):
         if there.get(key) != now.get(key):
             yield f"{key}: {json.dumps(there.get(key))} there, {json.dumps(now.get(key))} now"
