@@ -13,6 +13,7 @@ from rich.text import Text
 
 import featx
 from featx.commands.extract import extract, index_folder
+from featx.commands.merge import merge
 from featx.commands.options import Size, err, out
 from featx.commands.show import show
 from featx.describe import describe
@@ -123,6 +124,7 @@ def _matching(pattern: str) -> list[str]:
 
 app.command()(extract)
 app.command("index")(index_folder)
+app.command()(merge)
 app.command()(show)
 app.command()(view)
 

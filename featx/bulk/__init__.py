@@ -4,6 +4,8 @@ from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
 from .index import write_index as write_index
 from .inputs import find_items as find_items
+from .merge import Merged as Merged
+from .merge import merge as merge
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
 from .run import Progress as Progress
