@@ -1,0 +1,100 @@
+"""A picture of a few images of a folder of maps, each beside its maps."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..errors import ArgumentError, ImageError, OutputError
+from ..features import FeatureInfo, Levels
+from ..preprocessing import DataConfig, cropped
+from .dataset import FeatureDataset, Features
+from .systems import open_binary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GONE = "#808080"  # in place of a picture that cannot be opened any more
+
+
+def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
+    """Write a picture (.png) of `count` images evenly spread over the folder, as the model saw them, and their maps.
+
+    Colours are principal components of all of these together, so that they mean the same in each. An image that is not
+    where it was is gray. Raises ArgumentError for a count below 1, and for a folder without maps, such as one of
+    vectors; OutputError if the picture cannot be written; MissingPackageError without matplotlib.
+    """
+    if count < 1:
+        raise ArgumentError(f"count={count}: expected at least one image")
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"{path}: name a picture that ends with .png")
+    dataset = FeatureDataset(folder)
+    assert dataset.meta is not None
+    decided = dataset.meta["decided"]
+    levels = [level for level in decided["levels"] if level["pooling"] == "none"]
+    if not levels or not len(dataset):
+        raise ArgumentError(f"{folder} has no maps to show: its levels are stored as vectors, or no image is there")
+    dataset.levels = [level["name"] for level in levels]
+    count = min(count, len(dataset))
+    shown = [dataset[number * (len(dataset) - 1) // max(1, count - 1)] for number in range(count)]
+    sources = _sources(dataset)
+    pictures = [_seen(sources[one.id], one, decided) for one in shown]
+    _save(path, shown, pictures, [FeatureInfo(level["chs"], level["reduction"], level["name"]) for level in levels])
+
+
+def _sources(dataset: FeatureDataset) -> dict[str, str]:
+    return {
+        id_: source
+        for header in dataset._headers
+        for id_, source in zip(header.metadata["ids"], header.metadata["sources"], strict=True)
+    }
+
+
+def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
+    """The part of the image that the model saw."""
+    from PIL import Image
+
+    from ..images import open_image
+
+    try:
+        with open_binary(source) as file:
+            image = open_image(BytesIO(file.read()))
+    except (OSError, ImageError, ArgumentError):  # in a tar, moved or changed since
+        image = Image.new("RGB", features.size, GONE)
+    if decided["keep_aspect"]:
+        return image
+    return cropped(_Expecting(DataConfig(**decided["preprocessing"])), size=decided["size"])(image)
+
+
+class _Expecting(nn.Module):
+    """What there is of the model: how its images look."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__()
+        self.data_config = config
+
+
+def _save(path: Path, shown: list[Features], pictures: "list[Image]", levels: list[FeatureInfo]) -> None:
+    """One figure per image, one below the other."""
+    from PIL import Image
+
+    from ..viz import maps_grid, shared_bases
+    from ..viz.panels import png_of
+
+    maps = [[map_.float() for map_ in one.maps.values()] for one in shown]
+    bases = shared_bases(maps)
+    figures = [
+        Image.open(BytesIO(png_of(maps_grid(image, own, Levels(levels), title=one.id, basis=bases))))
+        for image, own, one in zip(pictures, maps, shown, strict=True)
+    ]
+    sheet = Image.new("RGB", (max(one.width for one in figures), sum(one.height for one in figures)), "white")
+    top = 0
+    for figure in figures:
+        sheet.paste(figure, (0, top))
+        top += figure.height
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
