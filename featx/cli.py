@@ -16,6 +16,7 @@ from featx.commands.extract import extract, index_folder
 from featx.commands.merge import merge
 from featx.commands.options import Size, err, out
 from featx.commands.show import show
+from featx.commands.stats import stats
 from featx.describe import describe
 from featx.empty import without_values
 from featx.registry import Variant, lookup
@@ -125,6 +126,7 @@ def _matching(pattern: str) -> list[str]:
 app.command()(extract)
 app.command("index")(index_folder)
 app.command()(merge)
+app.command()(stats)
 app.command()(show)
 app.command()(view)
 

@@ -13,3 +13,6 @@ from .run import Summary as Summary
 from .run import extract as extract
 from .shard import Failure as Failure
 from .sources import Items as Items
+from .stats import LevelStatistics as LevelStatistics
+from .stats import Statistics as Statistics
+from .stats import stats as stats
