@@ -11,6 +11,7 @@ from torch import nn
 import featx
 from featx import ArgumentError, ContractError, FeatureExtractWrapper, InputError
 from featx.runtime.packed import PackedConv, PackedConvAdd, PackedConvAddTo, PackedLinear
+from featx.runtime.portions import LARGEST_TENSOR, Portions
 
 TOLERANCE = 1e-4  # of the largest value: other kernels sum in another order
 FAST = ["resnet18", "mobilenetv3_small_050", "repvgg_a0", "timm/test_byobnet", "torchvision/resnet18"]
@@ -226,3 +227,24 @@ def test_a_model_that_cannot_be_captured_is_refused():
     original = FeatureExtractWrapper(Undecided().eval())
     with pytest.raises(ContractError, match=r"Undecided cannot be captured by torch\.export \(.*use runtime='eager'"):
         featx.optimize(original, runtime="onednn", example=images())
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 5])
+def test_large_batches_are_run_in_portions(batch, made, monkeypatch):
+    original, optimized = made("resnet18")
+    monkeypatch.setattr("featx.runtime.portions.LARGEST_TENSOR", 2 * 64 * 32 * 48 * 4)  # of two images
+    ran = []
+    graph = optimized._inner.graph
+    handle = graph.register_forward_pre_hook(lambda _, given: ran.append(len(given[0])))
+    assert worst(optimized, original, images(batch, 3, 64, 96)) < TOLERANCE
+    handle.remove()
+    assert ran == [2] * (batch // 2) + [1] * (batch % 2)
+    assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in optimized(images(batch, 3, 64, 96)))
+
+
+def test_portions_share_the_work_of_reading_weights_and_fit_into_memory():
+    portions = Portions(weights=1000, passed_on=10.0, largest=2.0)
+    assert [portions.images(torch.empty(1, 3, side, side)) for side in (5, 10, 20, 40)] == [32, 8, 2, 1]
+    huge = LARGEST_TENSOR / (2.0 * 5 * 5)
+    assert Portions(10**9, 10.0, huge).images(torch.empty(1, 3, 5, 5)) == 2
+    assert Portions(1000, 10.0, 2.0, most=3).images(torch.empty(1, 3, 5, 5)) == 3

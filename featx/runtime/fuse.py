@@ -1,13 +1,25 @@
 """Rewrites a captured graph onto packed layers, with activations and residual sums in the kernels."""
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .packed import Activation, Convolving, Packed, PackedConv, PackedConvAdd, PackedConvAddTo, PackedLinear, Window
+from .nodes import arguments_of, base_of, is_call, only_user, written_in
+from .overwrite import overwrite
+from .packed import (
+    Activation,
+    Convolving,
+    Packed,
+    PackedConv,
+    PackedConvAdd,
+    PackedConvAddTo,
+    PackedLinear,
+    PackedLinearAdd,
+    Window,
+)
+from .simplify import constant, same_shape, simplify
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
@@ -30,22 +42,22 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
     aten.gelu: lambda approximate="none": Activation("gelu", (), approximate),
 }
 SUMS = (aten.add, aten.add_)
-CHECKS = (aten._assert_tensor_metadata.default,)
 
 
 def fuse(module: fx.GraphModule) -> None:
     """Do so with every convolution and linear layer whose weights are fixed, in place."""
-    _simplify(module)
+    simplify(module)
     for node in list(module.graph.nodes):
-        if _is(node, aten.conv2d):
+        if is_call(node, aten.conv2d):
             _pack_conv(module, node)
-        elif _is(node, aten.linear):
+        elif is_call(node, aten.linear):
             _pack_linear(module, node)
+    overwrite(module)
     _clean(module)
 
 
 def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
-    x, weight, bias, *moves = _arguments(node, (None, None, None, 1, 0, 1, 1))
+    x, weight, bias, *moves = arguments_of(node).values()
     window = _window(moves)
     if window is None or not _fixed(weight, bias):
         return
@@ -62,10 +74,16 @@ def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _pack_linear(module: fx.GraphModule, node: fx.Node) -> None:
-    x, weight, bias = _arguments(node, (None, None, None))
-    if _fixed(weight, bias):
-        act, after = _activation_after(node, x)
-        _put(module, PackedLinear(*_tensors(module, weight, bias), act, _shape(x)), (x,), [node, *after])
+    x, weight, bias = arguments_of(node).values()
+    if not _fixed(weight, bias):
+        return
+    added = _sum_after(node, x)
+    if added is not None:
+        layer: Packed = PackedLinearAdd(*_tensors(module, weight, bias), Activation(), _shape(x))
+        _put(module, layer, (x, added[1]), [node, added[0]])
+        return
+    act, after = _activation_after(node, x)
+    _put(module, PackedLinear(*_tensors(module, weight, bias), act, _shape(x)), (x,), [node, *after])
 
 
 def _put(module: fx.GraphModule, layer: Packed, inputs: tuple[fx.Node, ...], replaced: list[fx.Node]) -> None:
@@ -83,7 +101,7 @@ def _put(module: fx.GraphModule, layer: Packed, inputs: tuple[fx.Node, ...], rep
 
 def _activation_after(node: fx.Node, x: fx.Node) -> tuple[Activation, list[fx.Node]]:
     """The activation that alone reads the node's result, and its node; none of either if there is none."""
-    user = _only_user(node)
+    user = only_user(node)
     make = None if user is None else ACTIVATIONS.get(getattr(user.target, "overloadpacket", None))
     if user is None or make is None or _changed_between(x, node, user):
         return Activation(), []
@@ -92,74 +110,33 @@ def _activation_after(node: fx.Node, x: fx.Node) -> tuple[Activation, list[fx.No
 
 def _sum_after(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The sum that alone reads the convolution's result, and the other summand, if that has the same shape."""
-    user = _only_user(node)
-    if user is None or not any(_is(user, kind) for kind in SUMS) or len(user.args) != 2 or user.kwargs:
+    user = only_user(node)
+    if user is None or not any(is_call(user, kind) for kind in SUMS) or len(user.args) != 2 or user.kwargs:
         return None
     first, second = user.args
     other = second if first is node else first
-    if not isinstance(other, fx.Node) or other is node or not _alike(other, node):
+    if not isinstance(other, fx.Node) or other is node or not same_shape(other, node):
         return None
-    changes_other = _is(user, aten.add_) and first is other
-    if (changes_other and (len(other.users) > 1 or _base(other) is not other)) or _changed_between(x, node, user):
+    changes_other = is_call(user, aten.add_) and first is other
+    if (changes_other and (len(other.users) > 1 or base_of(other) is not other)) or _changed_between(x, node, user):
         return None
     return user, other
-
-
-def _alike(one: fx.Node, other: fx.Node) -> bool:
-    a, b = one.meta.get("val"), other.meta.get("val")
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
-        return False
-    return [str(side) for side in a.shape] == [str(side) for side in b.shape]
 
 
 def _is_free(other: fx.Node, x: fx.Node, module: fx.GraphModule) -> bool:
     """Whether the memory of `other` is fresh from a convolution, and nothing but the sum reads it."""
     packed = other.op == "call_module" and isinstance(module.get_submodule(str(other.target)), Convolving)
-    return (packed or _is(other, aten.conv2d)) and len(other.users) == 1 and _base(x) is not other
+    return (packed or is_call(other, aten.conv2d)) and len(other.users) == 1 and base_of(x) is not other
 
 
 def _changed_between(x: fx.Node, start: fx.Node, end: fx.Node) -> bool:
     """Whether something writes to `x` between the two nodes: what reads it must then not move from one to the other."""
-    node, base = start.next, _base(x)
+    node, base = start.next, base_of(x)
     while node is not end:
-        if any(_base(written) is base for written in _written(node)):
+        if any(base_of(written) is base for written in written_in(node)):
             return True
         node = node.next
     return False
-
-
-def _written(node: fx.Node) -> Iterator[fx.Node]:
-    schema = getattr(node.target, "_schema", None)
-    for place, argument in enumerate(schema.arguments if schema is not None else ()):
-        writes = argument.alias_info is not None and argument.alias_info.is_write
-        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        if writes and isinstance(value, fx.Node):
-            yield value
-    if node.op == "call_module" and len(node.args) == 2 and isinstance(node.args[1], fx.Node):
-        yield node.args[1]  # a packed sum may write over its other summand
-
-
-def _base(node: fx.Node) -> fx.Node:
-    """The node that made the memory which the node's result is in."""
-    while True:
-        schema = getattr(node.target, "_schema", None)
-        aliases = [a.alias_info is not None for a in schema.arguments] if schema is not None else []
-        maybe = _is(node, aten.reshape) or _is(node, aten.contiguous) or _is(node, aten.to) or _is(node, aten.flatten)
-        item = node.target is operator.getitem
-        place = 0 if maybe or item else (aliases.index(True) if True in aliases else None)
-        before = None if place is None or place >= len(node.args) else node.args[place]
-        if not isinstance(before, fx.Node):
-            return node
-        node = before
-
-
-def _simplify(module: fx.GraphModule) -> None:
-    """Take out checks; let views copy where the kernels order memory otherwise than PyTorch's own would have."""
-    for node in list(module.graph.nodes):
-        if node.target in CHECKS and not node.users:
-            module.graph.erase_node(node)
-        elif node.target is aten.view.default:
-            node.target = aten.reshape.default
 
 
 def _clean(module: fx.GraphModule) -> None:
@@ -177,20 +154,6 @@ def _clean(module: fx.GraphModule) -> None:
     module.delete_all_unused_submodules()
 
 
-def _is(node: fx.Node, packet: Any) -> bool:
-    return getattr(node.target, "overloadpacket", None) is packet
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _arguments(node: fx.Node, defaults: tuple[Any, ...]) -> list[Any]:
-    names = [argument.name for argument in getattr(node.target, "_schema").arguments]  # noqa: B009
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return [given.get(name, default) for name, default in zip(names, defaults, strict=False)]
-
-
 def _window(moves: list[Any]) -> Window | None:
     """The stride, padding, dilation and groups of a convolution; None if the padding is a word or they are no ints."""
     stride, padding, dilation, groups = moves
@@ -206,11 +169,7 @@ def _fixed(weight: Any, bias: Any) -> bool:
 
 
 def _tensors(module: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> tuple[Tensor, Tensor | None]:
-    return _tensor(module, weight), None if bias is None else _tensor(module, bias)
-
-
-def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    return operator.attrgetter(str(node.target))(module).detach()
+    return constant(module, weight), None if bias is None else constant(module, bias)
 
 
 def _shape(x: fx.Node) -> tuple[int, ...]:

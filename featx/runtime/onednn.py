@@ -13,6 +13,7 @@ from ..wrappers import FeatureExtractWrapper
 from .capture import Captured, capture
 from .fuse import fuse
 from .optimized import OptimizedExtractor
+from .portions import in_portions, portions_of
 from .watch import Seen
 
 KERNELS = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise", "_reorder_convolution_weight")
@@ -36,6 +37,7 @@ class OnednnPyramid(Pyramid):
             self.in_chans = source.in_chans
         if source.data_config is not None:
             self.data_config = source.data_config
+        self.portions = portions_of(captured)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         maps = self._run(x)
@@ -63,7 +65,7 @@ class OnednnPyramid(Pyramid):
                 "call optimize with example= images of this shape"
             )
         with torch.no_grad():  # the kernels have no gradients
-            return self.graph(x)
+            return in_portions(self.graph, x, self.portions.images(x))
 
 
 class OnednnExtractor(OptimizedExtractor):
@@ -91,8 +93,8 @@ def onednn(
     extractor.to(dtype=dtype)
     images = seen.images.expand(2, -1, -1, -1).to(dtype=dtype, memory_format=layout)
     captured = capture(extractor, seen, images)
-    fuse(captured.graph)
     pyramid = OnednnPyramid(captured, extractor).eval()
+    fuse(captured.graph)
     order = [pyramid.feature_info.names().index(name) for name in extractor.feature_info.names()]
     output: Any = extractor._output
     wrapper = FeatureExtractWrapper(pyramid, order, output=output)

@@ -108,12 +108,23 @@ class PackedConvAddTo(PackedConvAdd):
         return mkldnn._convolution_pointwise_.binary(other, x, self._packed, self._bias, *self._moves(), *self._added())
 
 
-class PackedLinear(Packed):
-    """(..., in_chs) to (..., chs)."""
+class Multiplying(Packed):
+    """A layer that multiplies its input with a matrix."""
 
     def pack(self, weight: Tensor) -> Tensor:
         return mkldnn._reorder_linear_weight(weight.contiguous(), prod(self.given[:-1]))
 
+
+class PackedLinear(Multiplying):
+    """(..., in_chs) to (..., chs)."""
+
     def forward(self, x: Tensor) -> Tensor:
         act = self.act
         return mkldnn._linear_pointwise.default(x, self._packed, self._bias, act.name, act.numbers, act.variant)
+
+
+class PackedLinearAdd(Multiplying):
+    """The same, with another tensor of the shape of its result added."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
