@@ -7,7 +7,7 @@ from math import inf, isfinite
 import timm
 import torch
 from conftest import draw, images, relative_difference
-from shallow import alike, leave_out_repeats
+from shallow import alike, leave_out_repeats, narrow
 from torch import Tensor, nn
 
 import featx
@@ -172,7 +172,8 @@ class Pair:
 
 
 def pair(name: str, *, logits: bool = True, **kwargs) -> Pair:
-    """Our model and timm's without values; names and shapes of all weights, and the levels, agree."""
+    """Our model and timm's without values, narrow if need be; names and shapes of weights, and the levels, agree."""
+    kwargs |= narrow(name)
     with without_values():
         ours, maps = of_featx(name, **kwargs), TimmMaps(name, **kwargs)
         classifier = (of_timm(name, **kwargs) if not maps.tokens else maps.model) if logits else None

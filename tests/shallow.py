@@ -1,9 +1,21 @@
 """What of a deep network has to be computed to prove all of it: of blocks alike, one."""
 
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
+from featx import create_model
+from featx.empty import without_values
+from featx.models.regnet import RegNetConfig
+from featx.registry import lookup
+
+# Millions of parameters beyond which a network takes too much memory even if it is shallow, and what makes a narrow one
+# of it: numbers alone, since one rule makes the widths of all RegNets.
+LARGEST = 80
+NARROW: dict[type, dict[str, Any]] = {
+    RegNetConfig: {"w0": 64, "wa": 64.0, "wm": 2.2, "depth": 8, "group_size": 16},
+}
 INTERNALS = set(vars(nn.Module()))
 # What whole networks say of themselves, and compute nothing with.
 WORDS = {"architecture", "config", "data_config", "default_cfg", "feature_info", "pretrained_cfg"}
@@ -44,3 +56,13 @@ def leave_out_repeats(module: nn.Module, path: str = "") -> list[str]:
     for name, child in module.named_children():
         left_out += leave_out_repeats(child, f"{path}{name}.")
     return left_out
+
+
+def narrow(name: str) -> dict[str, Any]:
+    """What makes a variant that takes too much memory a narrow one; nothing for the others."""
+    arguments = NARROW.get(type(lookup(name).config), {})
+    if not arguments:
+        return {}
+    with without_values():
+        millions = sum(parameter.numel() for parameter in create_model(name).parameters()) / 1e6
+    return arguments if millions > LARGEST else {}

@@ -13,7 +13,6 @@ from featx import FeatureExtractWrapper
 from featx.empty import without_values
 from featx.registry import lookup
 
-
 compute_batch_norm = functional.batch_norm
 
 
