@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import ArgumentError, ImageError, MissingPackageError
+from .sources import read_file
 
 MARKS = ("dataset_dict.json", "state.json")  # files that `save_to_disk` leaves, and nobody else does
 
@@ -29,11 +30,7 @@ class DatasetImages:
             raise ImageError("the row has no image")
         if cell["bytes"] is not None:
             return cell["bytes"]
-        try:
-            with open(cell["path"], "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ImageError(f"{cell['path']}: {error.strerror or error}") from error
+        return read_file(cell["path"])
 
 
 def is_dataset(folder: str) -> bool:

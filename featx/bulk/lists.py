@@ -10,6 +10,7 @@ from os.path import splitext
 
 from ..errors import ArgumentError, ImageError
 from .parquet import require_pyarrow
+from .sources import read_file
 from .systems import is_address, open_binary
 
 LISTS = (".txt", ".csv", ".parquet")
@@ -30,11 +31,12 @@ class Listed:
         return place if is_address(place) else os.path.join(self.base, place)
 
     def read(self, index: int) -> bytes:
+        place = self.where(index)
+        if not is_address(place):
+            return read_file(place)
         try:
-            with open_binary(self.where(index)) as file:
+            with open_binary(place) as file:
                 return file.read()
-        except OSError as error:
-            raise ImageError(error.strerror or str(error)) from error
         except Exception as error:  # each file system has errors of its own
             raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
 

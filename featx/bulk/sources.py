@@ -3,13 +3,14 @@
 Sources are plain data, so that they travel to other threads, processes and machines, and each image is read there.
 """
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, ImageError
@@ -41,10 +42,7 @@ class Files:
         return self.root + self.names[index]
 
     def read(self, index: int) -> bytes:
-        try:
-            return Path(self.where(index)).read_bytes()
-        except OSError as error:
-            raise ImageError(error.strerror or str(error)) from error
+        return read_file(self.where(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,17 @@ class RemoteFiles:
             return self.system.cat_file(self.root + self.names[index])
         except Exception as error:  # each file system has errors of its own
             raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file; ImageError if it cannot be read, or is a pipe or the like, which might never end."""
+    try:
+        if not S_ISREG(os.stat(path).st_mode):
+            raise ImageError("it is not a file")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
 
 
 class Items:
