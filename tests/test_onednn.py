@@ -242,9 +242,7 @@ def test_large_batches_are_run_in_portions(batch, made, monkeypatch):
     assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in optimized(images(batch, 3, 64, 96)))
 
 
-def test_portions_share_the_work_of_reading_weights_and_fit_into_memory():
-    portions = Portions(weights=1000, passed_on=10.0, largest=2.0)
+def test_a_portion_is_as_large_as_fits_into_memory_that_is_kept():
+    portions = Portions(largest=LARGEST_TENSOR / 1000)
     assert [portions.images(torch.empty(1, 3, side, side)) for side in (5, 10, 20, 40)] == [32, 8, 2, 1]
-    huge = LARGEST_TENSOR / (2.0 * 5 * 5)
-    assert Portions(10**9, 10.0, huge).images(torch.empty(1, 3, 5, 5)) == 2
-    assert Portions(1000, 10.0, 2.0, most=3).images(torch.empty(1, 3, 5, 5)) == 3
+    assert Portions(largest=1.0, most=3).images(torch.empty(1, 3, 5, 5)) == 3
