@@ -341,7 +341,7 @@ def test_an_address_that_vanished_is_an_error_of_its_own(memory):
 def test_an_address_in_a_list_that_cannot_be_read_fails_alone(photos):
     (photos / "list.txt").write_text("moon://a.png\na.png\n")
     items = find_items(photos / "list.txt")
-    with pytest.raises(ImageError, match="cannot be fetched: .*moon"):
+    with pytest.raises(ImageError, match=r"cannot be fetched: .*moon"):
         items.read(0)
     assert pixel_of(items.read(1)) == RED
 
