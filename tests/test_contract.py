@@ -5,29 +5,14 @@ import dataclasses
 import pytest
 import torch
 from conftest import VARIANTS
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
 from featx.empty import without_values
 from featx.registry import lookup
 
-compute_batch_norm = functional.batch_norm
-
-
-def batch_norm(x: Tensor, *tensors: Tensor | None, **arguments) -> Tensor:
-    """The shape of a batch norm, whose tensors fit."""
-    if not x.is_meta:
-        return compute_batch_norm(x, *tensors, **arguments)
-    assert {tensor.shape for tensor in tensors if isinstance(tensor, Tensor)} <= {x.shape[1:2]}
-    return torch.empty_like(x)
-
-
-@pytest.fixture(autouse=True)
-def shapes_of_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without values PyTorch decomposes each norm in Python, which would be nearly all the time of these tests."""
-    monkeypatch.setattr(functional, "batch_norm", batch_norm)
+pytestmark = pytest.mark.usefixtures("shapes_of_norms_alone")
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
