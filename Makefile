@@ -3,10 +3,11 @@
 UV := $(shell command -v uv || echo .uv/bin/uv)
 BIN := .venv/bin
 READY := .venv/.ready
-# two processes of one thread each are faster on two cores than one process of two
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# two processes of one thread each are faster on two cores than one process of two; each takes its tests in their order,
+# so that what neighbours share is made once
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test sweep bridges check format lint types docs bench clean constraints
+.PHONY: demo test sweep every bridges check format lint types docs bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -16,6 +17,10 @@ test: $(READY)
 
 sweep: $(READY)
 	$(PYTEST) -m sweep
+
+# both at once, collected once
+every: $(READY)
+	$(PYTEST) -m "not bridges"
 
 bridges: $(READY)
 	$(PYTEST) -m bridges
