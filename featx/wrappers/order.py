@@ -85,7 +85,7 @@ def _trace(model: nn.Module, steps: Sequence[str]) -> list[Call]:
 def run_on_meta(model: nn.Module, images: Tensor) -> Any:
     """What `model` returns for `images` on the meta device, with its own state untouched."""
     state = {
-        name: torch.empty_like(tensor, device="meta")
+        name: tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
     try:
