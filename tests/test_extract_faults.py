@@ -313,9 +313,9 @@ def whole_run(images: Path, out: Path) -> None:
 
 @pytest.mark.sweep
 def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path):
-    images = noises(tmp_path / "in", 240)
+    images = noises(tmp_path / "in", 120)
     context = get_context("forkserver")
-    context.set_forkserver_preload(["featx.bulk", "torchvision.transforms.v2"])
+    context.set_forkserver_preload([__name__, "featx.bulk", "torchvision.transforms.v2"])
 
     def started(out: Path):
         process = context.Process(target=whole_run, args=(images, out))
@@ -327,16 +327,15 @@ def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path):
     started(tmp_path / "whole").join()
     lasted, moments = time.monotonic() - begin, random.Random(0)
     whole = {path.name: path.read_bytes() for path in sorted((tmp_path / "whole").glob("maps-*"))}
-    assert len(whole) == 60
+    assert len(whole) == 30
     kills = found = 0
     for turn in range(20):
         out = tmp_path / f"{turn}"
-        for _ in range(2):
-            process = started(out)
-            time.sleep(moments.uniform(0, lasted / 2))
-            process.kill()
-            process.join()
-            kills += process.exitcode == -signal.SIGKILL
+        process = started(out)
+        time.sleep(moments.uniform(0, lasted))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         found += len(list(out.glob("maps-*"))) if out.exists() else 0
         process = started(out)
         process.join()
@@ -344,18 +343,18 @@ def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path):
         assert {path.name: path.read_bytes() for path in sorted(out.glob("maps-*"))} == whole
         assert not list(out.glob(".*.part"))
         assert FeatureDataset(out).ids == sorted(path.name for path in images.iterdir())
-    assert kills > 20  # of 40, at moments spread over the run
-    assert found > 20
+    assert kills > 10  # the others were done before
+    assert found > 20  # files that were there when a run was killed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.sweep
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """Peak memory of processes that extract 1,000 and 10,000 tiny images, in shards of 100."""
+    """Peak memory of processes that extract 500 and 5,000 tiny images, in shards of 100."""
     noises(tmp_path / "in", 100)
     peaks = {}
     context = get_context("spawn")
-    for count in (1_000, 10_000):
+    for count in (500, 5_000):
         (tmp_path / "list.csv").write_text(
             "id,path\n" + "".join(f"{i},in/{i % 100:04d}.png\n" for i in range(count)), encoding="utf-8"
         )
@@ -364,7 +363,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         process.start()
         peaks[count] = ours.recv()
         process.join()
-    assert peaks[10_000] < 1.1 * peaks[1_000]
+    assert peaks[5_000] < 1.1 * peaks[500]
 
 
 def peak_of(images: Path, out: Path, told) -> None:

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from .decode import Decoded, Decoder
@@ -81,10 +82,16 @@ class DecoderProcesses:
         self._pool = self._started()
 
     def _started(self) -> ProcessPoolExecutor:
-        # forked children would share the locks of PyTorch's threads
-        return ProcessPoolExecutor(
-            self._workers, get_context("spawn"), initializer=_prepare_process, initargs=(self._decoder,)
-        )
+        return ProcessPoolExecutor(self._workers, _context(), initializer=_prepare_process, initargs=(self._decoder,))
+
+
+def _context() -> BaseContext:
+    """Processes that fork from one which has imported what they need, and no threads whose locks they would inherit."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["featx.bulk.decode", "torchvision.transforms.v2"])
+    return context
 
 
 _process: dict[str, Any] = {}

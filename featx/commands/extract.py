@@ -150,7 +150,7 @@ def extract(
         )
     TELL[log](summary, folder, values)
     if summary.left:
-        err.print(f"stopped with {summary.left} shards left: run the same command again to go on", soft_wrap=True)
+        err.print(f"stopped with {summary.left} files left: run the same command again to go on", soft_wrap=True)
         raise typer.Exit(stopped.status)
     if summary.failed:
         raise typer.Exit(1)
