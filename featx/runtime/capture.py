@@ -71,7 +71,7 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Cap
     from torch._dynamo.exc import TorchDynamoException
 
     free = torch.export.Dim.AUTO  # as far as the model leaves it free
-    sizes = dict.fromkeys((0, 2, 3) if _sizeless(seen) else (0,), free)
+    sizes = dict.fromkeys((0, 2, 3) if sizeless(seen) else (0,), free)
     errors: list[Exception] = []
     for dynamic in ({"x": sizes}, {"x": {0: free}}, None):
         try:
@@ -84,23 +84,29 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Cap
     ) from errors[0]
 
 
-def _sizeless(seen: Seen) -> bool:
+def sizeless(seen: Seen) -> bool:
+    """Whether the model can be captured for images of any size in little time."""
     return {operation.kind._schema.name.removeprefix("aten::") for operation in seen.operations} <= SIZELESS
 
 
-def _captured(model: nn.Module, images: Tensor, dynamic: Any) -> Captured:
+def exported(model: nn.Module, images: Tensor, dynamic: Any) -> Any:
+    """The model's torch.export.ExportedProgram, in inference. dynamic: the axes of its input that are free, if any."""
     with torch.inference_mode(False), torch.no_grad():
-        program = torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False)
+
+
+def _captured(model: nn.Module, images: Tensor, dynamic: Any) -> Captured:
+    program = exported(model, images, dynamic)
     lengths = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "x")
     free = {axis: str(length) for axis, length in enumerate(lengths) if not isinstance(length, int)}
     conditions: tuple[Any, ...] = ()
     if free:
         environment = next(length for length in lengths if not isinstance(length, int)).node.shape_env
         conditions = tuple(guard.expr for guard in environment.guards)
-    return Captured(_module(program), tuple(images.shape), free, conditions)
+    return Captured(module_of(program), tuple(images.shape), free, conditions)
 
 
-def _module(program: Any) -> fx.GraphModule:
+def module_of(program: Any) -> fx.GraphModule:
     """The program's graph on the program's own tensors, without checks of the input, which are made outside."""
     try:
         unlifted = program.module(check_guards=False)
