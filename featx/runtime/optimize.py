@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
 from .agreement import agreement, smooth_noise
-from .fold import fold, pairs
-from .idle import drop_idle, only_training
+from .engines import engine_for, require_engine
+from .graph import Wish
 from .layout import MemoryFormat, layout_for
 from .onednn import onednn, require_onednn
 from .optimized import OptimizedExtractor, eager
-from .reparameterise import reparameterise
-from .watch import copy_of, watch
+from .prepare import prepare, require_extractor
 
-Runtime = Literal["eager", "onednn"]
+Runtime = Literal["eager", "onednn", "compile", "aot", "onnxruntime", "openvino"]
 BUILD = {"eager": eager, "onednn": onednn}
+PORTABLE = ("onnxruntime", "openvino")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,46 +45,32 @@ def optimize(
     be used, InputError for an example that the model does not take, ContractError for a model that does not run or
     cannot be captured.
     """
-    _require(model, dtype, runtime)
-    assert isinstance(model, FeatureExtractWrapper)
-    if runtime == "onednn":
-        require_onednn(model, dtype)
-    if example is not None:
-        model._check(example)
-    optimized = copy_of(model).eval()
-    reparameterise(optimized)
-    seen = watch(optimized, example)
-    batch = len(example) if example is not None and runtime == "eager" else 16
+    model = require_extractor(model, "optimize")
+    _require(model, dtype, runtime, example)
+    optimized, seen = prepare(model, example)
+    batch = len(example) if example is not None and runtime != "onednn" else 16
+    if memory_format == "auto" and runtime in PORTABLE:
+        memory_format = "contiguous"  # they have layouts of their own
     layout = layout_for(memory_format, optimized, batch)
-    for pair in pairs(seen):
-        fold(optimized, pair)
-    drop_idle(optimized, seen)
-    made = BUILD[runtime](optimized, dtype, layout, seen)
-    if dtype is not None and dtype.itemsize < seen.images.dtype.itemsize:
+    given = seen.images.dtype
+    if runtime in BUILD:
+        made = BUILD[runtime](optimized, dtype, layout, seen)
+    else:
+        made = engine_for(runtime, optimized, seen, Wish(dtype or given, layout, example, runtime in PORTABLE))
+    if dtype is not None and dtype.itemsize < given.itemsize:
         made.agreement = agreement(made, model, smooth_noise(seen.images) if example is None else example)
     return made
 
 
-def _require(model: object, dtype: object, runtime: object) -> None:
-    """Raise ArgumentError saying what is wrong with the arguments."""
-    if not isinstance(model, FeatureExtractWrapper):
-        raise ArgumentError(
-            f"optimize takes an extractor, got {type(model).__name__}: make one with create_model(..., "
-            "features_only=True) or FeatureExtractWrapper(model)"
-        )
+def _require(model: FeatureExtractWrapper, dtype: object, runtime: object, example: Tensor | None) -> None:
+    """Raise what is wrong with the arguments."""
     if runtime not in get_args(Runtime):
         raise ArgumentError(f"runtime={runtime!r}: choose one of {get_args(Runtime)}")
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: choose one of {DTYPES}, or None to keep the model's")
-    acting = [(name or "the extractor", module) for name, module in model.named_modules() if _acts(module)]
-    training = [name for name, module in acting if module.training]
-    if training:
-        raise ArgumentError(
-            f"optimize is for inference, and {len(training)} modules are in training mode ({training[0]} first): call "
-            "model.eval() before"
-        )
-
-
-def _acts(module: nn.Module) -> bool:
-    """Whether its mode can matter: stand-ins for what a bridge left out have any mode."""
-    return bool(module._parameters or module._buffers or module._modules) or only_training(module)
+    if runtime == "eager" and dtype is not None and dtype not in DTYPES:
+        raise ArgumentError(f"dtype={dtype!r}: choose one of {DTYPES}, or None to keep the model's")
+    if runtime == "onednn":
+        require_onednn(model, dtype)
+    elif runtime != "eager":
+        require_engine(f"{runtime}", model, dtype, example is not None)

@@ -1,0 +1,158 @@
+"""Extractors whose maps come from something that was built once: a compiled graph, or another library's session."""
+
+import shutil
+import tempfile
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..backbone import Pyramid
+from ..errors import ArgumentError, InputError
+from ..features import Levels
+from ..wrappers import FeatureExtractWrapper
+from .description import Description, ascending
+from .optimized import OptimizedExtractor
+
+
+class Engine(ABC):
+    """Computes what a graph returns. Nothing ever changes one, so copies are the engine itself.
+
+    runtime: its name. device, dtype: of the images it takes.
+    """
+
+    runtime: str
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """(N, in_chans, H, W) to what the graph returns, in ascending order of levels."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        del memo
+        return self
+
+
+class OwnFolder:
+    """A new folder that is removed when nothing holds this any more, or when the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="featx-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class FileEngine(Engine):
+    """An engine that another library makes of a file. It is pickled with the bytes of the file.
+
+    path: the file, and in `beside` the names of those next to it that it refers to. folder: where they are, if they are
+    there for this engine alone.
+    """
+
+    def __init__(self, path: Path, said: Description, folder: OwnFolder | None = None) -> None:
+        self.path, self.said, self._folder = path, said, folder
+        self.beside = tuple(other.name for other in path.parent.glob(f"{path.name}.*"))
+        self.load()
+
+    @abstractmethod
+    def load(self) -> None:
+        """Make ready what computes; CheckpointError if the file cannot be used."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            files = {name: (self.path.parent / name).read_bytes() for name in (self.path.name, *self.beside)}
+        except OSError as error:
+            raise ArgumentError(
+                f"this runs from a file that cannot be read any more, so it cannot be pickled: {error}"
+            ) from error
+        return {"files": files, "said": self.said}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        folder = OwnFolder()
+        for name, content in state["files"].items():
+            (folder.path / name).write_bytes(content)
+        self.__init__(folder.path / next(iter(state["files"])), state["said"], folder)
+
+
+class EnginePyramid(Pyramid):
+    """The maps that an engine computes. It has no parameters."""
+
+    def __init__(self, engine: Engine, said: Description) -> None:
+        super().__init__()
+        self.engine, self.said = engine, said
+        self.feature_info = Levels([said.levels[position] for position in ascending(said.levels)])
+        self.fixed_size = said.fixed_size
+        vars(self).update(size_divisor=said.size_divisor)  # of the class in a family
+        if said.in_chans is not None:
+            self.in_chans = said.in_chans
+        if said.data_config is not None:
+            self.data_config = said.data_config
+
+    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        maps = self._run(x)
+        return [maps[level] for level in levels]
+
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        if self.said.output != "tokens":
+            return super().forward_tokens(x, levels)
+        tensors = self._run(x)
+        return [(tensors[2 * level], tensors[2 * level + 1]) for level in levels]
+
+    def unused(self, levels: Sequence[int]) -> Sequence[str]:
+        """No module, whatever `levels`: the graph computes those it was built for."""
+        del levels
+        return ()
+
+    def _run(self, x: Tensor) -> list[Tensor]:
+        if self.said.taken is not None and tuple(x.shape) not in self.said.taken:
+            raise InputError(
+                f"this was built by runtime={self.engine.runtime!r} for {self.said.taken}, got {x.shape[0]} of "
+                f"{x.shape[2]}x{x.shape[3]}, which its graph is not right for: resize them, or build it again with "
+                "example= images of this shape"
+            )
+        return [tensor.to(self.said.dtype) for tensor in self.engine(x)]
+
+
+class EngineExtractor(OptimizedExtractor):
+    """An extractor on an engine, which cannot be moved or converted."""
+
+    def __init__(self, engine: Engine, said: Description, layout: torch.memory_format) -> None:
+        pyramid = EnginePyramid(engine, said).eval()
+        order = [pyramid.feature_info.names().index(name) for name in said.levels.names()]
+        output: Any = said.output
+        wrapper = FeatureExtractWrapper(pyramid, order, output=output)
+        wrapper.feature_info = said.levels
+        super().__init__(wrapper, engine.dtype, layout)
+        self.agreement = said.agreement
+
+    @property
+    def _engine(self) -> Engine:
+        pyramid = self._inner
+        assert isinstance(pyramid, EnginePyramid)
+        return pyramid.engine
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        device = self._engine.device
+        if x.device.type != device.type:
+            raise InputError(
+                f"images are on {x.device}, and this was built by runtime={self._engine.runtime!r} for {device}: move "
+                f"them with images.to({device.type!r})"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        engine = self._engine
+        moved = fn(torch.empty(0, dtype=engine.dtype, device=engine.device))
+        if moved.device.type != engine.device.type or moved.dtype != engine.dtype:
+            raise ArgumentError(
+                f"this was built by runtime={engine.runtime!r} for {engine.device.type} and {engine.dtype}, and cannot "
+                f"become {moved.dtype} on {moved.device}: optimize or export the original again, as wanted there"
+            )
+        return super()._apply(fn, recurse)

@@ -1,0 +1,124 @@
+"""Which images a captured graph is right for, as data that can be stored in a file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+# How many values each operation on lengths takes at least, and what it does; the names are sympy's and torch's.
+OPERATIONS: dict[str, tuple[int, Callable[..., int]]] = {
+    "Add": (1, lambda *values: sum(values)),
+    "Mul": (1, lambda *values: prod(values)),
+    "Max": (1, max),
+    "Min": (1, min),
+    "FloorDiv": (2, lambda a, b: a // b),
+    "CleanDiv": (2, lambda a, b: a // b),
+    "Mod": (2, lambda a, b: a % b),
+    "PythonMod": (2, lambda a, b: a % b),
+    "Equality": (2, lambda a, b: a == b),
+    "Unequality": (2, lambda a, b: a != b),
+    "LessThan": (2, lambda a, b: a <= b),
+    "StrictLessThan": (2, lambda a, b: a < b),
+    "GreaterThan": (2, lambda a, b: a >= b),
+    "StrictGreaterThan": (2, lambda a, b: a > b),
+    "And": (1, lambda *values: all(values)),
+    "Or": (1, lambda *values: any(values)),
+    "Not": (1, lambda value: not value),
+}
+
+# A condition on lengths: a number, the name of a length, or an operation's name and conditions. It is data, not code.
+Tree = int | str | Sequence[Any]
+
+
+class InexpressibleError(Exception):
+    """A condition that is made of other operations than these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A free axis: the name of its length, and the smallest and largest it may be; None has no bound."""
+
+    name: str
+    least: int
+    most: int | None
+
+    def takes(self, length: int) -> bool:
+        return length >= self.least and (self.most is None or length <= self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The images a graph is right for.
+
+    shape: (N, C, H, W) it was captured with. free: the axes that may have another length. conditions: what must hold of
+    the lengths besides.
+    """
+
+    shape: tuple[int, ...]
+    free: dict[int, Axis]
+    conditions: tuple[Tree, ...]
+
+    def __contains__(self, shape: Sequence[int]) -> bool:
+        if any(shape[axis] != self.shape[axis] for axis in range(4) if axis not in self.free):
+            return False
+        # a graph is captured for batches of two or more; nothing in it depends on how many there are
+        lengths = {axis: max(shape[axis], 2) if axis == 0 else shape[axis] for axis in self.free}
+        if not all(axis.takes(lengths[position]) for position, axis in self.free.items()):
+            return False
+        named = {axis.name: lengths[position] for position, axis in self.free.items()}
+        alike = all(named[axis.name] == lengths[position] for position, axis in self.free.items())
+        return alike and all(bool(value(condition, named)) for condition in self.conditions)
+
+    def __str__(self) -> str:
+        batch = "any batch of" if 0 in self.free else f"batches of {self.shape[0]}"
+        size = "" if 2 in self.free and 3 in self.free else f" of {self.shape[2]}x{self.shape[3]} pixels"
+        return f"{batch} images{size or ' of most sizes'}"
+
+
+def taken(program: Any, shape: Sequence[int]) -> Taken:
+    """What images an ExportedProgram is right for; InexpressibleError if that cannot be stored."""
+    lengths = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "x")
+    symbolic = {axis: length for axis, length in enumerate(lengths) if not isinstance(length, int)}
+    free = {axis: _axis(length, program.range_constraints) for axis, length in symbolic.items()}
+    guards = next(iter(symbolic.values())).node.shape_env.guards if symbolic else ()
+    return Taken(tuple(shape), free, tuple(tree(guard.expr) for guard in guards))
+
+
+def _axis(length: Any, ranges: Any) -> Axis:
+    symbol = length.node.expr
+    if not symbol.is_Symbol:
+        raise InexpressibleError(f"{symbol}")
+    bounds = ranges[symbol]
+    return Axis(f"{symbol}", int(bounds.lower), int(bounds.upper) if bounds.upper.is_Integer else None)
+
+
+def tree(expression: Any) -> Tree:
+    """A sympy expression as data."""
+    if expression.is_Symbol:
+        return f"{expression}"
+    if expression.is_Integer:
+        return int(expression)
+    if type(expression).__name__ not in OPERATIONS:
+        raise InexpressibleError(f"{expression}")
+    return [type(expression).__name__, *(tree(argument) for argument in expression.args)]
+
+
+def value(condition: Tree, lengths: dict[str, int]) -> int:
+    """What a condition comes to for these lengths by name."""
+    if isinstance(condition, int):
+        return condition
+    if isinstance(condition, str):
+        return lengths[condition]
+    name, *arguments = condition
+    return OPERATIONS[name][1](*(value(argument, lengths) for argument in arguments))
+
+
+def is_condition(condition: object, names: set[str]) -> bool:
+    """Whether something that was read from a file is a condition on lengths of these names."""
+    if isinstance(condition, int):
+        return True
+    if isinstance(condition, str):
+        return condition in names
+    if not isinstance(condition, list) or not condition or condition[0] not in OPERATIONS:
+        return False
+    return len(condition) > OPERATIONS[condition[0]][0] and all(is_condition(part, names) for part in condition[1:])
