@@ -7,7 +7,7 @@ READY := .venv/.ready
 # so that what neighbours share is made once
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test sweep every bridges check format lint types docs bench clean constraints
+.PHONY: demo test sweep bridges check format lint types docs bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -17,10 +17,6 @@ test: $(READY)
 
 sweep: $(READY)
 	$(PYTEST) -m sweep
-
-# both at once, collected once
-every: $(READY)
-	$(PYTEST) -m "not bridges"
 
 bridges: $(READY)
 	$(PYTEST) -m bridges
