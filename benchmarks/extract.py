@@ -1,7 +1,7 @@
 """Extraction beside the loops that people write, on the same photographs, weights and machine, and beside its limits.
 
-JPEGs of two sizes, made from the photographs of scikit-image. Every contestant runs in a process of its own, taking turns;
-what is told is the median. Limits: the model alone on pixels in memory, decoding alone, and both one after the other.
+JPEGs of two sizes, made from the photographs of scikit-image. Every contestant runs in a process of its own, taking
+turns; what is told is the median. The limits are the model alone, on pixels in memory, and decoding alone.
 
 python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 3]
 """
@@ -59,6 +59,15 @@ with torch.inference_mode():
         maps = model(x)
         {SAVE}
 """,
+    "transformers' pipeline, its own ResNet-50, deepest map only": f"""
+import torch, numpy as np
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel, pipeline
+model = ResNetModel(ResNetConfig()).eval()
+extract = pipeline('image-feature-extraction', model=model, image_processor=ConvNextImageProcessor())
+begin()
+for number, found in enumerate(extract(iter(FILES), batch_size={BATCH}, return_tensors=True)):
+    np.save(OUT + f'/{{number}}.npy', found.numpy())
+""",
     "featx": f"""
 {FEATX}
 import featx.bulk; from featx.bulk.allocator import keep_freed_memory
@@ -82,13 +91,6 @@ featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, runtime='onednn'
 import featx.bulk; from featx.bulk.allocator import keep_freed_memory
 keep_freed_memory(); begin()
 featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, runtime='onednn', scaled_decode=True)
-""",
-    "timm's inference.py, pooled": f"""
-import subprocess
-{TIMM}
-script = 'import torch, sys; exec(open(sys.argv[1]).read())'
-begin()
-raise SystemExit('not part of the package')
 """,
     "limit: model alone (onednn, 2 streams)": """
 import torch, numpy as np, featx
@@ -129,7 +131,6 @@ with ThreadPoolExecutor(2) as pool:
     list(pool.map(lambda i: decoder(i) and None, range(len(FILES))))
 """,
 }
-del CONTESTANTS["timm's inference.py, pooled"]
 
 
 def main() -> None:
@@ -139,9 +140,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(machine().replace("one thread used", "all of them used"))
-    print(
-        f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}, images/s (seconds of processor an image)\n"
-    )
+    print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
+    print("images a second (seconds of processor an image)\n")
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(options.model, Path(folder))
         photographs = {

@@ -1,12 +1,14 @@
 """Work done ahead of whoever needs it, a bounded number of steps, in threads or in processes that may crash."""
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import Any, TypeVar
 
 from .decode import Decoded, Decoder
@@ -99,7 +101,16 @@ _process: dict[str, Any] = {}
 
 def _prepare_process(decoder: Decoder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides what to finish
+    Thread(target=_end_with_parent, daemon=True).start()
     _process["decoder"] = decoder
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for images for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _decode(item: int) -> Decoded:

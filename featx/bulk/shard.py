@@ -105,7 +105,8 @@ def write_whole(folder: Path, name: str, save: Any) -> None:
         part.chmod(mode)
         _to_disk(part)
         part.replace(folder / name)
-        _to_disk(folder)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _to_disk(folder)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"cannot write {folder / name}: {error}") from error
