@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from .bulk import extract as extract
     from .heads import create_detector as create_detector
     from .heads import create_segmenter as create_segmenter
+    from .runtime import export as export
+    from .runtime import load_exported as load_exported
     from .runtime import optimize as optimize
 
 # public names, and where they are
 LAZY = {
-    "FeatureDataset": "bulk",
-    "create_detector": "heads",
-    "create_segmenter": "heads",
-    "extract": "bulk",
-    "optimize": "runtime",
+    **dict.fromkeys(("FeatureDataset", "extract"), "bulk"),
+    **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
+    **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
 }
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import featx
+from featx.commands.export import export
 from featx.commands.extract import extract, index_folder
 from featx.commands.merge import merge
 from featx.commands.options import Size, err, out
@@ -128,6 +129,7 @@ app.command("index")(index_folder)
 app.command()(merge)
 app.command()(stats)
 app.command()(show)
+app.command()(export)
 app.command()(view)
 
 

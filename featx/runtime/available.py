@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from .onednn import KERNELS
 
 # The packages that a runtime needs besides torch; a runtime's extra has its name, but for ONNX Runtime's.
-PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+WRITING = ("onnx", "onnxscript")
+PACKAGES = {"onnxruntime": (*WRITING, "onnxruntime"), "openvino": (*WRITING, "openvino")}
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
@@ -28,9 +30,12 @@ def runtimes() -> dict[str, str | None]:
     }
 
 
-def lacks_packages(runtime: str) -> str | None:
-    """The packages a runtime needs that are not installed, and how to install them; None if all are there."""
-    absent = [package for package in PACKAGES[runtime] if find_spec(package) is None]
+def lacks_packages(runtime: str, packages: Sequence[str] = ()) -> str | None:
+    """What a runtime needs that is not installed, and how to install it; None if all is there.
+
+    packages: those that are needed for this; by default all that building an extractor for the runtime takes.
+    """
+    absent = [package for package in packages or PACKAGES[runtime] if find_spec(package) is None]
     return f"it needs {' and '.join(absent)}: pip install 'featx[{EXTRAS[runtime]}]'" if absent else None
 
 

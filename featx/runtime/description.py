@@ -24,7 +24,8 @@ class Description:
 
     levels: those returned, in order. output: "list", "dict" or "tokens". taken: images the graph is right for, None if
         it is made anew for others.
-    dtype: of the maps. computes: "float32", "bfloat16", …, or "int8". agreement: with the original's maps, by level.
+    dtype: of the maps. computes: "float32", "bfloat16", …, or "int8". layout: "contiguous" or "channels_last".
+    agreement: with the original's maps, by level.
     machine: what the graph was compiled for, None if it runs anywhere.
     """
 
@@ -37,6 +38,7 @@ class Description:
     taken: Taken | None
     dtype: torch.dtype
     computes: str
+    layout: str
     agreement: dict[str, float] | None = None
     machine: dict[str, str] | None = None
 
@@ -51,9 +53,9 @@ class Description:
 
 
 def describe(
-    extractor: FeatureExtractWrapper, taken: Taken | None, dtype: torch.dtype, computes: torch.dtype
+    extractor: FeatureExtractWrapper, taken: Taken | None, dtypes: tuple[torch.dtype, torch.dtype], layout: str
 ) -> Description:
-    """The description of a graph of the extractor's."""
+    """The description of a graph of the extractor's. dtypes: of the maps, and what it computes in."""
     return Description(
         extractor.feature_info,
         extractor._output,
@@ -62,8 +64,9 @@ def describe(
         extractor._inner.fixed_size,
         extractor.data_config,
         taken,
-        dtype,
-        f"{computes}".removeprefix("torch."),
+        dtypes[0],
+        f"{dtypes[1]}".removeprefix("torch."),
+        layout,
     )
 
 
@@ -115,6 +118,8 @@ def _read(read: dict[str, Any]) -> Description:
     names = {axis.name for axis in free.values()}
     if not all(is_condition(condition, names) for condition in read["conditions"]):
         raise ValueError("unknown conditions")
+    if read["layout"] not in ("contiguous", "channels_last"):
+        raise ValueError(f"layout {read['layout']!r}")
     if read["output"] not in ("list", "dict", "tokens"):
         raise ValueError(f"output {read['output']!r}")
     fixed = read["fixed_size"]
@@ -128,6 +133,7 @@ def _read(read: dict[str, Any]) -> Description:
         Taken(shape, free, tuple(read["conditions"])),
         DTYPES[read["dtype"]],
         read["computes"],
+        read["layout"],
         read["agreement"],
         read["machine"],
     )

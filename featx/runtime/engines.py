@@ -14,6 +14,7 @@ from .compiled import CompiledEngine
 from .description import Description, describe
 from .engine import EngineExtractor, FileEngine, OwnFolder
 from .graph import Wish, graph_of
+from .layout import layout_name
 from .onnx import OnnxRuntimeEngine, write_onnx
 from .openvino import OpenVinoEngine, computes_bfloat16
 from .quantise import quantise
@@ -78,7 +79,9 @@ def engine_for(runtime: str, extractor: FeatureExtractWrapper, seen: Seen, wish:
     """
     if runtime == "compile":
         engine = CompiledEngine(extractor, wish)
-        return EngineExtractor(engine, describe(extractor, None, wish.maps, wish.computes), wish.layout)
+        return EngineExtractor(
+            engine, describe(extractor, None, (wish.maps, wish.computes), layout_name(wish.layout)), wish.layout
+        )
     folder = OwnFolder()
     path = folder.path / ("model.pt2" if runtime == "aot" else "model.onnx")
     said = write(extractor, seen, wish, path)

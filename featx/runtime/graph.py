@@ -12,6 +12,7 @@ from ..wrappers.refusals import REFUSALS
 from .capture import MapsOf, exported, module_of, sizeless
 from .constants import compute_constants, has_constants
 from .description import Description, describe
+from .layout import layout_name
 from .taken import InexpressibleError, Taken, taken
 from .watch import Seen
 
@@ -66,7 +67,7 @@ def graph_of(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> Graph:
         made = _tried(extractor, images, axes, problems)
         if made is not None and (wish.dynamic == "auto" or set(axes) <= set(made[1].free)):
             program, right_for = made
-            return Graph(program, describe(extractor, right_for, wish.maps, wish.computes))
+            return Graph(program, describe(extractor, right_for, (wish.maps, wish.computes), layout_name(wish.layout)))
         problems.append(f"it depends on the lengths of other axes than {sorted(made[1].free)}" if made else "")
     told = next(problem for problem in problems if problem)
     kind = type(extractor._source).__name__

@@ -25,3 +25,8 @@ def layout_for(asked: object, model: nn.Module, batch: int) -> torch.memory_form
     blocks = {type(module).__name__ for module in model.modules()}
     slower = batch < SMALL_BATCH and not blocks.isdisjoint(SLOWER_IN_CHANNELS_LAST)
     return LAYOUTS["contiguous" if slower else "channels_last"]
+
+
+def layout_name(layout: torch.memory_format) -> str:
+    """The name of a memory format that has one."""
+    return next(name for name, named in LAYOUTS.items() if named is layout)

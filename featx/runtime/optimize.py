@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
-from .agreement import agreement, smooth_noise
+from .agreement import compared
 from .engines import engine_for, require_engine
 from .graph import Wish
 from .layout import MemoryFormat, layout_for
@@ -57,8 +57,8 @@ def optimize(
         made = BUILD[runtime](optimized, dtype, layout, seen)
     else:
         made = engine_for(runtime, optimized, seen, Wish(dtype or given, layout, example, runtime in PORTABLE))
-    if dtype is not None and dtype.itemsize < given.itemsize:
-        made.agreement = agreement(made, model, smooth_noise(seen.images) if example is None else example)
+    if runtime in PORTABLE or (dtype or given).itemsize < given.itemsize:
+        made.agreement = compared(made, model, seen.images, example, dtype or given)
     return made
 
 

@@ -1,0 +1,66 @@
+"""featx export: a model's maps as a file for other programs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import featx
+
+from .options import Checkpoint, OutIndices, Pretrained, RandomWeights, Size, build, err, out
+
+Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
+File = Annotated[Path, typer.Argument(help="File to write: .onnx, or .pt2 for compiled code.", metavar="FILE")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once, where the number is fixed.")]
+
+
+class Dynamic(StrEnum):
+    """Which images a file takes beside those it is made for."""
+
+    auto = "auto"
+    size = "size"
+    batch = "batch"
+    none = "none"
+
+
+class Precision(StrEnum):
+    """Types of the weights and maps."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def export(
+    name: Name,
+    file: File,
+    out_indices: OutIndices = None,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = None,
+    size: Size = None,
+    batch_size: Batch = 1,
+    dynamic: Annotated[Dynamic, typer.Option(help="Axes that are left free; what the model allows.")] = Dynamic.auto,
+    dtype: Annotated[
+        Precision, typer.Option(help="Type of the weights and maps; not of ONNX files.")
+    ] = Precision.float32,
+) -> None:
+    """Write a model's maps to a file that runs without featx's models: ONNX, or compiled code."""
+    from featx.runtime.export import description_in, format_of
+
+    format_of(file)  # before minutes go into weights
+    extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
+    example = None
+    if size is not None or batch_size > 1:
+        config = extractor.data_config or featx.DataConfig()
+        height, width = (size, size) if size is not None else config.size
+        generator = torch.Generator().manual_seed(0)
+        example = torch.rand(batch_size, extractor.in_chans or 3, height, width, generator=generator)
+    err.print("capturing and writing …")
+    featx.export(extractor, file, dtype=getattr(torch, dtype), example=example, dynamic=dynamic.value)
+    out.print(f"{file}: {len(extractor.feature_info)} maps, weights: {weights}", soft_wrap=True)
+    agreement = description_in(file).agreement
+    if agreement:
+        out.print(f"cosine similarity with the maps in float32: at least {min(agreement.values()):.4f}")

@@ -1,0 +1,146 @@
+"""Extractors as files that run without featx's models: ONNX, and packages of AOTInductor."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, MissingPackageError, OutputError, WeightsNotFoundError
+from ..wrappers import FeatureExtractWrapper
+from .agreement import compared
+from .aot import describe_pt2, read_pt2
+from .available import lacks_packages
+from .description import Description
+from .engine import EngineExtractor
+from .engines import ENGINES, require_engine, write
+from .graph import Dynamic, Wish
+from .layout import LAYOUTS, layout_for
+from .onnx import describe_onnx, read_onnx
+from .prepare import prepare, require_extractor
+
+FileRuntime = Literal["onnxruntime", "openvino", "aot"]
+
+
+class Format(NamedTuple):
+    """What reads and describes files of a format, and which runtimes run them, the first by default."""
+
+    read: Callable[[Path], Description]
+    describe: Callable[[Path, Description], None]
+    runtimes: tuple[FileRuntime, ...]
+
+
+FORMATS = {
+    ".onnx": Format(read_onnx, describe_onnx, ("onnxruntime", "openvino")),
+    ".pt2": Format(read_pt2, describe_pt2, ("aot",)),
+}
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    example: Tensor | None = None,
+    dynamic: Dynamic = "auto",
+) -> None:
+    """Write an extractor to a file that needs none of its code; `load_exported` makes it an extractor again.
+
+    model: an extractor in eval mode, native or bridged, or a Pipeline; it stays as it is.
+    path: ending in ".onnx", for ONNX Runtime, OpenVINO and whatever else reads ONNX: its input is called `images`, its
+        outputs as the levels, with _ for what is no letter or digit, in ascending order of levels. Or in ".pt2": code
+        for this kind of machine, which needs a C++ compiler to be written, and none to be run. Weights of more than
+        1 GiB are beside an ONNX file, in one that ends in ".onnx.data". A file that is there is replaced, at once.
+    dtype: None keeps the model's. torch.int8 calibrates an ONNX file on `example`; packages compute in any float.
+    example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
+    dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
+        "auto" is what the model allows without being slower or taking minutes.
+
+    Maps of the file are compared with the model's before it is put in place; in a lower precision, `agreement` of what
+    is loaded says how similar they are.
+
+    Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
+    a model that cannot be captured or compiled, or not with such `dynamic`, and OutputError.
+    """
+    path = Path(path)
+    model = require_extractor(model, "export")
+    format_ = format_of(path)
+    if dynamic not in get_args(Dynamic):
+        raise ArgumentError(f"dynamic={dynamic!r}: choose one of {get_args(Dynamic)}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
+    require_engine(format_.runtimes[0], model, dtype, example is not None)
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=".featx-") as folder:
+            written = Path(folder) / path.name
+            _write(model, written, format_, (dtype, example, dynamic))
+            for file in sorted(Path(folder).glob(f"{path.name}*"), reverse=True):  # what the file refers to first
+                os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def _write(
+    model: FeatureExtractWrapper,
+    path: Path,
+    format_: Format,
+    asked: tuple[torch.dtype | None, Tensor | None, Dynamic],
+) -> None:
+    dtype, example, dynamic = asked
+    extractor, seen = prepare(model, example)
+    given, portable = seen.images.dtype, path.suffix == ".onnx"
+    layout = layout_for("contiguous" if portable else "auto", extractor, 16 if example is None else len(example))
+    said = write(extractor, seen, Wish(dtype or given, layout, example, portable, dynamic), path)
+    engine = ENGINES[format_.runtimes[0]](path, said)
+    made = EngineExtractor(engine, said, layout)
+    format_.describe(path, replace(said, agreement=compared(made, model, seen.images, example, dtype or given)))
+
+
+def load_exported(path: str | Path, *, runtime: FileRuntime | None = None) -> EngineExtractor:
+    """The extractor in a file that `export` wrote; neither the model's code nor its package is needed.
+
+    path: ONNX files are data, and safe to load from anywhere. Packages (".pt2") are machine code, which runs:
+        load those that you trust.
+    runtime: of ONNX files, "onnxruntime" or "openvino"; None takes the first of them that is installed.
+
+    It has `feature_info`, `data_config` and `size_divisor`, and returns what the original did: a list, dict or tokens,
+    in the order that was asked for. Threads are as many as torch has now.
+
+    Raises ArgumentError, WeightsNotFoundError, CheckpointError for a file that `export` did not write, or for another
+    kind of machine, and MissingPackageError.
+    """
+    path = Path(path)
+    format_ = format_of(path)
+    if runtime is not None and runtime not in format_.runtimes:
+        raise ArgumentError(f"runtime={runtime!r}: {path.suffix} files run on {' or '.join(format_.runtimes)}")
+    if not path.is_file():
+        raise WeightsNotFoundError(f"there is no file {path}")
+    said = format_.read(path)
+    chosen = runtime or _installed(format_)
+    lacking = None if chosen == "aot" else lacks_packages(chosen, (chosen,))
+    if lacking:
+        raise MissingPackageError(f"{path} cannot be run by {chosen}: {lacking}")
+    return EngineExtractor(ENGINES[chosen](path, said), said, LAYOUTS[said.layout])
+
+
+def description_in(path: Path) -> Description:
+    """What a file that `export` wrote says of itself; CheckpointError for others."""
+    return format_of(path).read(path)
+
+
+def _installed(format_: Format) -> FileRuntime:
+    there: Iterator[FileRuntime] = (
+        name for name in format_.runtimes if name == "aot" or not lacks_packages(name, (name,))
+    )
+    return next(there, format_.runtimes[0])
+
+
+def format_of(path: Path) -> Format:
+    """The format that the file's name ends in; ArgumentError if none does."""
+    if path.suffix not in FORMATS:
+        raise ArgumentError(f"{path}: expected a file that ends in {' or '.join(FORMATS)}")
+    return FORMATS[path.suffix]
