@@ -39,11 +39,14 @@ def optimize(
     runtime: "eager" is PyTorch as it is, anywhere. "onednn" captures the operations and runs them on oneDNN's kernels,
         with activations and residual sums in them, on CPUs, in float32 or bfloat16; it takes batches of any size, and
         where the model asks for the sizes of maps, only images of the size of `example`, or of the model's own size.
-    example: images (N, in_chans, H, W) as they will be given; None expects batches of several.
+        "onnxruntime" and "openvino" run the graph in those libraries, on CPUs; "compile" and "aot" compile it,
+        "compile" for every shape of images when it is met. `featx.runtime.runtimes()` says which of them can be used here.
+    example: images (N, in_chans, H, W) as they will be given; None expects batches of several. torch.int8 is calibrated
+        on them.
 
     Raises ArgumentError for arguments that are none of these, for a model in training mode and where the runtime cannot
-    be used, InputError for an example that the model does not take, ContractError for a model that does not run or
-    cannot be captured.
+    be used, MissingPackageError for what it needs, InputError for an example that the model does not take, and
+    ContractError for a model that does not run or cannot be captured, or whose maps a runtime computes otherwise.
     """
     model = require_extractor(model, "optimize")
     _require(model, dtype, runtime, example)
