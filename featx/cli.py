@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import featx
+from featx.commands.bench import bench
 from featx.commands.export import export
 from featx.commands.extract import extract, index_folder
 from featx.commands.merge import merge
@@ -131,6 +132,7 @@ app.command()(stats)
 app.command()(show)
 app.command()(export)
 app.command()(view)
+app.command()(bench)
 
 
 @weights_app.command()
