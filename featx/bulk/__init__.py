@@ -6,6 +6,7 @@ from .index import write_index as write_index
 from .inputs import find_items as find_items
 from .merge import Merged as Merged
 from .merge import merge as merge
+from .ray import OnRay as OnRay
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
 from .run import Progress as Progress

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..bulk import Summary
     from ..bulk.recipe import Pooling
     from ..bulk.run import Progress as Done
+    from ..bulk.run import Runner
 
 SHOWN_FAILURES = 20
 
@@ -62,6 +63,13 @@ class Runtime(StrEnum):
     onednn = "onednn"
 
 
+class Engine(StrEnum):
+    """Who extracts."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Log(StrEnum):
     """How progress is told."""
 
@@ -85,6 +93,7 @@ Scaled = Annotated[bool, typer.Option("--scaled-decode", help="Decode large JPEG
 Slice = Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard from the I-th on, as one of N jobs.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; as many as fill 128 MiB by default.")]
 MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop once more images than this have failed.")]
+Address = Annotated[str | None, typer.Option(help="Of the Ray cluster: auto, or host:port; without it one is started.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Do shards again in which images failed.")]
 
 
@@ -111,6 +120,8 @@ def extract(
     rows_per_shard: Rows = None,
     max_errors: MaxErrors = None,
     retry_failed: Retry = False,
+    engine: Annotated[Engine, typer.Option(help="This process, or actors of a Ray cluster.")] = Engine.local,
+    address: Address = None,
     log: Annotated[Log, typer.Option(help="A bar, or a line of JSON per file.")] = Log.bar,
 ) -> None:
     """Write the maps of images as safetensors files with an index, or go on. Exits with 1 if an image failed."""
@@ -120,6 +131,7 @@ def extract(
 
     items = find_items(inputs)  # before minutes go into weights
     poolings, batch = _poolings(pool), _batch_size(batch_size)
+    runner, here = _runner(engine, address, device, workers, batch)
     values = values_of(pretrained, checkpoint, random_weights)
     extractor = _build(model, values, parse_indices(out_indices), "cls" in poolings)
     kept = keep_freed_memory()
@@ -136,7 +148,7 @@ def extract(
             scaled_decode=scaled_decode,
             runtime=runtime.value,
             batch_size=batch,
-            device=device,
+            device=here,
             workers=workers,
             decoders=decoders.value,
             streams=streams,
@@ -144,9 +156,15 @@ def extract(
             shard=shard,
             max_errors=max_errors,
             retry_failed=retry_failed,
-            recorded={"weights": str(values), "freed memory is kept": kept, "command": shlex.join(sys.argv)},
+            recorded={
+                "weights": str(values),
+                "freed memory is kept": kept,
+                "command": shlex.join(sys.argv),
+                "device": device,
+            },
             progress=progress,
             stopped=stopped,
+            runner=runner,
         )
     TELL[log](summary, folder, values)
     if summary.left:
@@ -174,6 +192,24 @@ def _batch_size(text: str) -> int | None:
     if not text.isdecimal() or not int(text):
         raise featx.ArgumentError(f"--batch-size {text}: expected a number of images, or auto")
     return int(text)
+
+
+def _runner(
+    engine: Engine, address: str | None, device: str, workers: int | None, batch_size: int | None
+) -> "tuple[Runner, str]":
+    """Who extracts, and the device of this process."""
+    from ..bulk.run import locally
+
+    if engine is Engine.local:
+        if address is not None:
+            raise featx.ArgumentError(f"--address {address} is of a Ray cluster: add --engine ray")
+        return locally, device
+    if device != "cpu" and batch_size is None:
+        raise featx.ArgumentError("--batch-size auto measures here, not on the cluster's GPUs: name a number of images")
+    from ..bulk.ray import OnRay, require_ray
+
+    require_ray()  # before minutes go into weights
+    return OnRay(address, device, workers), "cpu"
 
 
 def _build(name: str, values: Values, indices: list[int] | None, tokens: bool) -> featx.FeatureExtractWrapper:
