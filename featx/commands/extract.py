@@ -316,9 +316,8 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
             out.print(f"  {id_}: {reason}", soft_wrap=True)
         if len(summary.failed) > SHOWN_FAILURES:
-            out.print(
-                f"  … and {len(summary.failed) - SHOWN_FAILURES} more: {folder / 'index.parquet'} has all of them"
-            )
+            more = len(summary.failed) - SHOWN_FAILURES
+            out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
 
 
 def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:

@@ -1,7 +1,7 @@
 """Extractors as files that run without featx's models: ONNX, and packages of AOTInductor."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,10 +133,10 @@ def description_in(path: Path) -> Description:
 
 
 def _installed(format_: Format) -> FileRuntime:
-    there: Iterator[FileRuntime] = (
-        name for name in format_.runtimes if name == "aot" or not lacks_packages(name, (name,))
-    )
-    return next(there, format_.runtimes[0])
+    for name in format_.runtimes:
+        if name == "aot" or not lacks_packages(name, (name,)):
+            return name
+    return format_.runtimes[0]
 
 
 def format_of(path: Path) -> Format:

@@ -40,7 +40,7 @@ def optimize(
         with activations and residual sums in them, on CPUs, in float32 or bfloat16; it takes batches of any size, and
         where the model asks for the sizes of maps, only images of the size of `example`, or of the model's own size.
         "onnxruntime" and "openvino" run the graph in those libraries, on CPUs; "compile" and "aot" compile it,
-        "compile" for every shape of images when it is met. `featx.runtime.runtimes()` says which of them can be used here.
+        "compile" for every shape of images when it is met. `featx.runtime.runtimes()` says which can be used here.
     example: images (N, in_chans, H, W) as they will be given; None expects batches of several. torch.int8 is calibrated
         on them.
 
