@@ -168,6 +168,16 @@ def test_dynamic_says_which_images_a_file_takes(dynamic, taken, refused, message
         made(images(*refused))
 
 
+@pytest.mark.parametrize("runtime", PORTABLE)
+def test_a_model_without_prefix_tokens_gives_none_beside_its_maps(runtime):
+    original = small(output="tokens")
+    made = featx.optimize(original, runtime=runtime)
+    with torch.no_grad():
+        for (prefix, map_), (_, reference) in zip(made(images()), original(images()), strict=True):
+            assert prefix.shape == (2, 0, reference.shape[1])
+            assert relative_difference(map_, reference) < TOLERANCE
+
+
 class Squares(Small):
     """Adds its map to itself turned, which only square images allow."""
 
@@ -301,6 +311,8 @@ def test_a_file_of_another_program_is_refused(file, tmp_path):
         ("version", 99),
         ("conditions", [["__import__", "os"]]),
         ("conditions", [["Add"]]),
+        ("conditions", [["FloorDiv", 1]]),
+        ("free", []),
         ("conditions", ["unknown"]),
         ("levels", [[1, 2]]),
         ("out_indices", [7]),

@@ -99,7 +99,7 @@ def from_json(text: str | bytes, file: object) -> Description:
     """The description in a file; CheckpointError if it is none, or one that this version of featx does not know."""
     try:
         return _read(json.loads(text))
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{file} describes no extractor that this version of featx knows ({type(error).__name__}: {error}): write "
             "it again with featx.export"

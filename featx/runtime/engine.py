@@ -49,16 +49,21 @@ class OwnFolder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
+def beside(path: Path) -> Path:
+    """The file next to another that has its weights, where they are large."""
+    return path.with_name(f"{path.name}.data")
+
+
 class FileEngine(Engine):
     """An engine that another library makes of a file. It is pickled with the bytes of the file.
 
-    path: the file, and in `beside` the names of those next to it that it refers to. folder: where they are, if they are
-    there for this engine alone.
+    path: the file, and in `beside` the name of the one that has its weights, if there is one. folder: where they
+        are, if they are there for this engine alone.
     """
 
     def __init__(self, path: Path, said: Description, folder: OwnFolder | None = None) -> None:
         self.path, self.said, self._folder = path, said, folder
-        self.beside = tuple(other.name for other in path.parent.glob(f"{path.name}.*"))
+        self.beside = tuple(other.name for other in (beside(path),) if other.exists())
         self.load()
 
     @abstractmethod

@@ -103,6 +103,7 @@ def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) 
     floating = path.with_name(f"floating-{path.name}")
     write_onnx(graph, floating)
     quantise(floating, path, wish.example)
-    for file in path.parent.glob(f"{floating.name}*"):
-        file.unlink()
+    for file in list(path.parent.iterdir()):
+        if file.name.startswith(floating.name):
+            file.unlink()
     return graph.said

@@ -16,7 +16,7 @@ from .agreement import compared
 from .aot import describe_pt2, read_pt2
 from .available import lacks_packages
 from .description import Description
-from .engine import EngineExtractor
+from .engine import EngineExtractor, beside
 from .engines import ENGINES, require_engine, write
 from .graph import Dynamic, Wish
 from .layout import LAYOUTS, layout_for
@@ -78,8 +78,9 @@ def export(
         with TemporaryDirectory(dir=path.parent, prefix=".featx-") as folder:
             written = Path(folder) / path.name
             _write(model, written, format_, (dtype, example, dynamic))
-            for file in sorted(Path(folder).glob(f"{path.name}*"), reverse=True):  # what the file refers to first
-                os.replace(file, path.parent / file.name)
+            for file in (beside(written), written):  # what the file refers to first
+                if file.exists():
+                    os.replace(file, path.parent / file.name)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
 

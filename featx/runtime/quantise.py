@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .engine import beside
+
 # The layers where the time goes; sums, norms and activations around them stay in float32.
 LAYERS = ["Conv", "MatMul", "Gemm"]
 
@@ -28,7 +30,7 @@ def quantise(source: Path, target: Path, images: Tensor) -> None:
             image = next(self.left, None)
             return None if image is None else {"images": image.contiguous().numpy()}
 
-    large = (source.with_name(f"{source.name}.data")).exists()
+    large = beside(source).exists()
     prepared = source.with_name(f"{source.name}.prepared")  # removed with the source
     with _quiet():
         quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=large)

@@ -1,30 +1,33 @@
 """Which images a captured graph is right for, as data that can be stored in a file."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-# How many values each operation on lengths takes at least, and what it does; the names are sympy's and torch's.
-OPERATIONS: dict[str, tuple[int, Callable[..., int]]] = {
-    "Add": (1, lambda *values: sum(values)),
-    "Mul": (1, lambda *values: prod(values)),
-    "Max": (1, max),
-    "Min": (1, min),
-    "FloorDiv": (2, lambda a, b: a // b),
-    "CleanDiv": (2, lambda a, b: a // b),
-    "Mod": (2, lambda a, b: a % b),
-    "PythonMod": (2, lambda a, b: a % b),
-    "Equality": (2, lambda a, b: a == b),
-    "Unequality": (2, lambda a, b: a != b),
-    "LessThan": (2, lambda a, b: a <= b),
-    "StrictLessThan": (2, lambda a, b: a < b),
-    "GreaterThan": (2, lambda a, b: a >= b),
-    "StrictGreaterThan": (2, lambda a, b: a > b),
-    "And": (1, lambda *values: all(values)),
-    "Or": (1, lambda *values: any(values)),
-    "Not": (1, lambda value: not value),
+# What operations on any number of lengths do, and on so many; the names are sympy's and torch's.
+MANY: dict[str, Callable[..., int]] = {
+    "Add": lambda *values: sum(values),
+    "Mul": lambda *values: prod(values),
+    "Max": lambda *values: max(values),
+    "Min": lambda *values: min(values),
+    "And": lambda *values: all(values),
+    "Or": lambda *values: any(values),
 }
+TWO: dict[str, Callable[[int, int], int]] = {
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "Equality": operator.eq,
+    "Unequality": operator.ne,
+    "LessThan": operator.le,
+    "StrictLessThan": operator.lt,
+    "GreaterThan": operator.ge,
+    "StrictGreaterThan": operator.gt,
+}
+OPERATIONS: dict[str, Callable[..., int]] = {**MANY, **TWO}
 
 # A condition on lengths: a number, the name of a length, or an operation's name and conditions. It is data, not code.
 Tree = int | str | Sequence[Any]
@@ -110,7 +113,7 @@ def value(condition: Tree, lengths: dict[str, int]) -> int:
     if isinstance(condition, str):
         return lengths[condition]
     name, *arguments = condition
-    return OPERATIONS[name][1](*(value(argument, lengths) for argument in arguments))
+    return OPERATIONS[name](*(value(argument, lengths) for argument in arguments))
 
 
 def is_condition(condition: object, names: set[str]) -> bool:
@@ -119,6 +122,8 @@ def is_condition(condition: object, names: set[str]) -> bool:
         return True
     if isinstance(condition, str):
         return condition in names
-    if not isinstance(condition, list) or not condition or condition[0] not in OPERATIONS:
+    if not isinstance(condition, list) or not condition or not isinstance(condition[0], str):
         return False
-    return len(condition) > OPERATIONS[condition[0]][0] and all(is_condition(part, names) for part in condition[1:])
+    name, *parts = condition
+    fits = len(parts) == 2 if name in TWO else name in MANY and bool(parts)
+    return fits and all(is_condition(part, names) for part in parts)
