@@ -67,7 +67,12 @@ class OnRay:
         if not numbers:
             return
         ray = require_ray()
-        with _connected(ray, self.address), _quiet(ray), closing(self._outcomes(ray, job, numbers)) as outcomes:
+        weights = sum(tensor.nbytes for tensor in job.extractor.state_dict().values())
+        with (
+            _connected(ray, self.address, weights),
+            _quiet(ray),
+            closing(self._outcomes(ray, job, numbers)) as outcomes,
+        ):
             for outcome in outcomes:
                 if isinstance(outcome, FeatxError):
                     raise outcome
@@ -184,12 +189,15 @@ def require_ray() -> Any:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Within the block this process is connected to a cluster; to the one it was connected to before, if it was."""
+def _connected(ray: Any, address: str | None, weights: int = 0) -> Iterator[None]:
+    """Within the block this process is connected to a cluster; to the one it was connected to before, if it was.
+
+    weights: bytes of the model, which a cluster of our own has room for.
+    """
     if ray.is_initialized():
         yield
         return
-    own = {"include_dashboard": False, "object_store_memory": OBJECTS} if address is None else {}
+    own = {"include_dashboard": False, "object_store_memory": OBJECTS + 2 * weights} if address is None else {}
     try:
         with _signals_kept():
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
