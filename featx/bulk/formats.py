@@ -1,0 +1,186 @@
+"""Stored maps in the formats of other programs: NumPy's, WebDataset's, Zarr's, and tables of vectors as Parquet."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, MissingPackageError, OutputError
+from .dataset import FeatureDataset
+from .parquet import require_pyarrow
+
+Format = Literal["npy", "webdataset", "zarr", "parquet"]
+TAR_BYTES = 512 * 2**20  # of a tar, about
+TABLE_ROWS = 4096  # of a row group
+CHUNK_BYTES = 2**20  # of a Zarr chunk, about
+
+Levels = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of a row, by level
+Writer = Callable[[FeatureDataset, Path], None]
+
+
+def convert(folder: str | Path, out: str | Path, format: Format) -> int:
+    """Write the images of a folder of maps, or of an address, in another format to `out`; how many they are.
+
+    format:
+        "npy": per level LEVEL.npy (images, chs, h, w), or (images, chs), and ids.json, a list in the same order.
+        "webdataset": tars of about 512 MiB; a sample has LEVEL.npy per level and json with id, width and height.
+        "zarr": a group with an array per level as above, and the arrays width and height; ids.json.
+        "parquet": one file, a row per image: id, width, height and a list of numbers per level; of vectors only.
+
+    bfloat16, which NumPy does not know, becomes float32. All but "webdataset" take maps of one shape only. `out`
+    appears when all of it is written. Raises ArgumentError for another format, and for shapes it cannot hold;
+    OutputError if the folder is none of maps, or `out` exists or cannot be written; MissingPackageError without the
+    format's package.
+    """
+    if format not in WRITERS:
+        raise ArgumentError(f"format={format!r}: choose one of {tuple(WRITERS)}")
+    dataset, out = FeatureDataset(folder), Path(out)
+    if out.exists():
+        raise OutputError(f"{out} exists: name a new one")
+    part = out.with_name(f".{out.name}.part")
+    try:
+        _remove(part)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[format](dataset, part)
+        os.replace(part, out)
+    except OSError as error:
+        _remove(part)
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {out}: {error}") from error
+    except BaseException:
+        _remove(part)
+        raise
+    return len(dataset)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)
+
+
+def _numbers(map_: Tensor) -> np.ndarray:
+    return (map_.float() if map_.dtype == torch.bfloat16 else map_).numpy()
+
+
+def _levels(dataset: FeatureDataset, format: Format) -> Levels:
+    """Dtype and shape of the rows of each level; ArgumentError if they have several."""
+    if not len(dataset):
+        raise ArgumentError(f"{dataset.folder} has no image that was extracted, so there is nothing to write")
+    first = {level: _numbers(map_) for level, map_ in dataset[0].maps.items()}
+    for level, numbers in first.items():
+        shapes = {header.shape(level, row) for header in dataset._headers for row in range(header.rows)}
+        if len(shapes) > 1:
+            raise ArgumentError(
+                f"{format} takes maps of one shape, and level {level} has {len(shapes)}, such as {sorted(shapes)[:3]}: "
+                "choose webdataset"
+            )
+        if format == "parquet" and numbers.ndim > 1:
+            raise ArgumentError(
+                f"parquet takes vectors, and level {level} has maps {numbers.shape}: choose npy or zarr"
+            )
+    return {level: (numbers.dtype, numbers.shape) for level, numbers in first.items()}
+
+
+def _write_npy(dataset: FeatureDataset, out: Path) -> None:
+    levels = _levels(dataset, "npy")
+    out.mkdir()
+    arrays = {
+        level: np.lib.format.open_memmap(out / f"{level}.npy", "w+", dtype, (len(dataset), *shape))
+        for level, (dtype, shape) in levels.items()
+    }
+    for row, features in enumerate(_each(dataset)):
+        for level, map_ in features.maps.items():
+            arrays[level][row] = _numbers(map_)
+    for array in arrays.values():
+        array.flush()
+    _write_ids(dataset, out)
+
+
+def _write_webdataset(dataset: FeatureDataset, out: Path) -> None:
+    """Keys are numbers, since an id may hold dots, which end a key."""
+    try:
+        from webdataset.writer import ShardWriter
+    except ImportError as error:
+        raise _missing("webdataset") from error
+    out.mkdir()
+    folder = os.path.abspath(out).replace("%", "%%")  # the pattern is formatted with the tar's number
+    with ShardWriter(f"{folder}/%06d.tar", maxsize=TAR_BYTES, maxcount=2**62, verbose=0) as writer:
+        for row, features in enumerate(_each(dataset)):
+            width, height = features.size
+            maps = {f"{level}.npy": _numbers(map_) for level, map_ in features.maps.items()}
+            facts = {"id": features.id, "width": width, "height": height}
+            writer.write({"__key__": f"{row:09d}", "json": facts, **maps})
+
+
+def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
+    """Rows are written a chunk at a time, since a part of one is read and written whole."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise _missing("zarr") from error
+    levels, count = _levels(dataset, "zarr"), len(dataset)
+    nbytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in levels.values())
+    rows = min(count, max(1, CHUNK_BYTES * len(levels) // nbytes))
+    group: Any = zarr.open_group(out, mode="w")
+    arrays = {
+        level: group.create_array(level, shape=(count, *shape), chunks=(rows, *shape), dtype=dtype)
+        for level, (dtype, shape) in levels.items()
+    }
+    sizes: list[tuple[int, int]] = []
+    for start in range(0, count, rows):
+        part = [dataset[row] for row in range(start, min(start + rows, count))]
+        sizes += [features.size for features in part]
+        for level, array in arrays.items():
+            array[start : start + rows] = np.stack([_numbers(features.maps[level]) for features in part])
+    for name, column in zip(("width", "height"), np.array(sizes, np.int32).T, strict=True):
+        group.create_array(name, data=np.ascontiguousarray(column))
+    _write_ids(dataset, out)  # Zarr has no type of texts that all of its readers know
+
+
+def _write_parquet(dataset: FeatureDataset, out: Path) -> None:
+    pyarrow, parquet = require_pyarrow()
+    levels = _levels(dataset, "parquet")
+    number = pyarrow.int32()
+    vectors = {
+        level: pyarrow.list_(pyarrow.from_numpy_dtype(dtype), shape[0]) for level, (dtype, shape) in levels.items()
+    }
+    schema = pyarrow.schema([("id", pyarrow.string()), ("width", number), ("height", number), *vectors.items()])
+    with parquet.ParquetWriter(out, schema) as writer:
+        for start in range(0, len(dataset), TABLE_ROWS):
+            part = [dataset[row] for row in range(start, min(start + TABLE_ROWS, len(dataset)))]
+            widths, heights = zip(*(one.size for one in part), strict=True)
+            columns: list[Any] = [[one.id for one in part], widths, heights]
+            columns = [pyarrow.array(column, type_) for column, type_ in zip(columns, schema.types, strict=False)]
+            for level, type_ in vectors.items():
+                values = np.concatenate([_numbers(one.maps[level]) for one in part])
+                columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values), type=type_))
+            writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+
+def _write_ids(dataset: FeatureDataset, out: Path) -> None:
+    (out / "ids.json").write_text(json.dumps(dataset.ids))
+
+
+def _each(dataset: FeatureDataset) -> Iterator[Any]:
+    return (dataset[row] for row in range(len(dataset)))
+
+
+def _missing(format: str) -> MissingPackageError:
+    return MissingPackageError(f"writing {format} needs the package of that name: pip install 'featx[{format}]'")
+
+
+WRITERS: Mapping[str, Writer] = {
+    "npy": _write_npy,
+    "webdataset": _write_webdataset,
+    "zarr": _write_zarr,
+    "parquet": _write_parquet,
+}

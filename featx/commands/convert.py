@@ -1,0 +1,31 @@
+"""featx convert: stored maps in the format of another program."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import out
+
+
+class Formats(StrEnum):
+    """What other programs read."""
+
+    npy = "npy"
+    webdataset = "webdataset"
+    zarr = "zarr"
+    parquet = "parquet"
+
+
+Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or an address.", metavar="DIR")]
+Target = Annotated[Path, typer.Option("--out", help="Folder to write, or file for parquet; a new one.")]
+
+
+def convert(
+    folder: Source, target: Target, to: Annotated[Formats, typer.Option("--format", help="Format to write.")]
+) -> None:
+    """Write a folder of maps as NumPy arrays, tars for WebDataset, a Zarr group or, vectors only, a Parquet table."""
+    from ..bulk.formats import convert as converted
+
+    out.print(f"{target}: {converted(folder, target, to.value)} images as {to.value}", soft_wrap=True)
