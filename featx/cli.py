@@ -13,6 +13,7 @@ from rich.text import Text
 
 import featx
 from featx.commands.bench import bench
+from featx.commands.convert import convert as convert_maps
 from featx.commands.export import export
 from featx.commands.extract import extract, index_folder
 from featx.commands.merge import merge
@@ -129,6 +130,7 @@ app.command()(extract)
 app.command("index")(index_folder)
 app.command()(merge)
 app.command()(stats)
+app.command("convert")(convert_maps)
 app.command()(show)
 app.command()(export)
 app.command()(view)

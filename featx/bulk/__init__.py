@@ -2,6 +2,7 @@
 
 from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
+from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
 from .merge import Merged as Merged
