@@ -227,13 +227,18 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Progress is told by whoever iterates; Ray Data keeps its bars and remarks to itself, but for errors."""
+    """Progress is told by whoever iterates; Ray Data keeps its bars and remarks to itself, but for errors.
+
+    It also forgives actors that die as they start, as it does those that die later.
+    """
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, logger.level
+    before = context.enable_progress_bars, context.max_consecutive_actor_init_deaths, logger.level
     context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = RETRIES  # a node may go while an actor starts on it
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         context.enable_progress_bars = before[0]
-        logger.setLevel(before[1])
+        context.max_consecutive_actor_init_deaths = before[1]
+        logger.setLevel(before[2])
