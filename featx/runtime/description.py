@@ -110,7 +110,7 @@ def _read(read: dict[str, Any]) -> Description:
     if read["version"] != VERSION:
         raise ValueError(f"version {read['version']}, expected {VERSION}")
     levels = Levels((FeatureInfo(int(c), int(r), f"{name}") for c, r, name in read["levels"]), read["out_indices"])
-    if not set(levels.out_indices) <= set(range(len(read["levels"]))):
+    if not levels.out_indices or not set(levels.out_indices) <= set(range(len(read["levels"]))):
         raise ValueError(f"out_indices {levels.out_indices} of {len(read['levels'])} levels")
     free = {int(at): Axis(f"{name}", int(least), most) for at, (name, least, most) in read["free"].items()}
     shape = tuple(int(length) for length in read["shape"])
