@@ -7,7 +7,7 @@ READY := .venv/.ready
 # so that what neighbours share is made once
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test sweep bridges check format lint types docs bench clean constraints
+.PHONY: demo test sweep bridges check format lint types docs wheel bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,10 @@ types: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build -q --strict -d build/docs
+
+# what is published, in dist/
+wheel: $(UV)
+	$(UV) build -q --wheel -o dist .
 
 bench: $(READY)
 	$(BIN)/python benchmarks/import_time.py
