@@ -41,12 +41,9 @@ docs: $(READY)
 wheel: $(UV)
 	$(UV) build -q --wheel -o dist .
 
+# writes docs/performance.md
 bench: $(READY)
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/build.py
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/cold_start.py
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf .venv .uv demo build dist .pytest_cache .ruff_cache

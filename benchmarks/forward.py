@@ -1,60 +1,57 @@
-"""Time of a forward through timm's features_only extractor, featx's, and what `optimize` makes of it.
+"""Time of a forward: the extractors of timm, torchvision and transformers, featx's, and what `optimize` makes of it.
 
-One thread, 224 pixels or the model's own size, inference_mode, CPU time of the process, medians of turns that the ways
-take one after another. The last column says how long `optimize` took. Ratios above 1 are faster than timm.
+All in one process, of one thread, in inference_mode, at the model's own size; CPU time, medians of turns that the ways
+take one after another. Ratios above 1 are faster than timm. The last column says how long `optimize` took; the first
+use of onednn in a process also imports PyTorch's compiler.
 
 python benchmarks/forward.py [--quick] [NAME ...]
 """
 
 import sys
-from collections.abc import Callable
-from statistics import geometric_mean, median
-from time import process_time
+from statistics import geometric_mean
 from typing import Any
 
 import torch
+from elsewhere import elsewhere
 from fresh import machine
-from torch import Tensor, nn
+from torch import nn
+from turns import FAMILIES, made, timed
 
 import featx
 
-NAMES = (
-    *("resnet50", "resnest26d", "repvgg_a2", "mobilenetv3_large_100", "efficientnet_b0", "tf_efficientnetv2_b0"),
-    *("rexnet_100", "hrnet_w18", "convnext_tiny", "mobilevit_s", "mobilevitv2_100", "vit_small_patch16_224"),
-)
 QUICK = ("resnet50", "mobilenetv3_large_100")
-BATCHES = (1, 16)
+REPEATS = {1: 7, 16: 3}  # by batch
 WAYS: dict[str, dict[str, Any]] = {
     "optimize": {},
-    "bf16": {"dtype": torch.bfloat16},
     "onednn": {"runtime": "onednn"},
+    "bf16": {"dtype": torch.bfloat16},
     "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
 }
+COLUMNS = ("torchvision", "transformers", "featx", *WAYS)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    quick = "--quick" in sys.argv
-    names = [word for word in sys.argv[1:] if not word.startswith("-")] or (QUICK if quick else NAMES)
-    repeats = 3 if quick else 7
-    print(f"{machine()}\nmedians of {repeats} forwards each, interleaved; ratios to timm\n")
-    columns = ["featx", *WAYS]
-    print("| model | batch | timm ms | " + " | ".join(columns) + " | ready after, CPU s |")
-    print("|---" * (len(columns) + 4) + "|")
-    ratios: dict[int, list[list[float]]] = {batch: [] for batch in BATCHES}
+    names = [word for word in sys.argv[1:] if not word.startswith("-")]
+    names = names or (QUICK if "--quick" in sys.argv else FAMILIES)
+    print(f"{machine()}\n")
+    print("| model | batch | timm ms | " + " | ".join(COLUMNS) + " | ready after, CPU s |")
+    print("|---" * (len(COLUMNS) + 4) + "|")
+    ratios: dict[int, list[list[float]]] = {batch: [] for batch in REPEATS}
     for name in names:
-        for batch in BATCHES:
-            row, ready = compared(name, batch, repeats)
-            ratios[batch].append([row["timm"] / row[way] for way in columns])
-            cells = " | ".join(f"{ratio:.2f}" for ratio in ratios[batch][-1])
-            took = ", ".join(f"{way} {seconds:.1f}" for way, seconds in ready.items())
-            print(f"| {name} | {batch} | {row['timm'] * 1e3:.0f} | {cells} | {took} |", flush=True)
-    for batch in BATCHES:
+        for batch in REPEATS:
+            seconds, ready = compared(name, batch)
+            row = {way: seconds["timm"] / taken for way, taken in seconds.items()}
+            ratios[batch].append([row[way] for way in COLUMNS[2:]])
+            cells = " | ".join(f"{row[way]:.2f}" if way in row else "" for way in COLUMNS)
+            took = ", ".join(f"{way} {spent:.1f}" for way, spent in ready.items())
+            print(f"| {name} | {batch} | {seconds['timm'] * 1e3:.0f} | {cells} | {took} |", flush=True)
+    for batch in REPEATS:
         means = " | ".join(f"{geometric_mean(column):.2f}" for column in zip(*ratios[batch], strict=True))
-        print(f"| geometric mean | {batch} |  | {means} |  |")
+        print(f"| geometric mean | {batch} | | | | {means} | |")
 
 
-def compared(name: str, batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+def compared(name: str, batch: int) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds of a forward by way, and CPU seconds that each way took to make."""
     import timm
 
@@ -62,30 +59,11 @@ def compared(name: str, batch: int, repeats: int) -> tuple[dict[str, float], dic
     assert ours.data_config is not None
     x = torch.randn(batch, 3, *ours.data_config.size)
     theirs = timm.create_model(name, features_only=True, out_indices=range(len(ours.feature_info))).eval()
-    ways: dict[str, nn.Module] = {"timm": theirs, "featx": ours}
+    ways: dict[str, nn.Module] = {"timm": theirs, **elsewhere(name), "featx": ours}
     ready: dict[str, float] = {}
     for way, arguments in WAYS.items():
-        ways[way], ready[way] = _timed(lambda arguments=arguments: featx.optimize(ours, example=x, **arguments))
-    return timed(ways, x, repeats), ready
-
-
-def _timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-    start = process_time()
-    made = make()
-    return made, process_time() - start
-
-
-@torch.inference_mode()
-def timed(ways: dict[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of a forward in each way, the ways taking turns; the first turn is not counted."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(repeats + 1):
-        for way, model in ways.items():
-            start = process_time()
-            model(x)
-            if turn:
-                taken[way].append(process_time() - start)
-    return {way: median(seconds) for way, seconds in taken.items()}
+        ways[way], ready[way] = made(lambda arguments=arguments: featx.optimize(ours, example=x, **arguments))
+    return timed(ways, x, REPEATS[batch]), ready
 
 
 if __name__ == "__main__":

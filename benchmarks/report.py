@@ -1,0 +1,71 @@
+"""Run the benchmarks and write what they print, with what they say they do, into docs/performance.md.
+
+Only sections named are run, by the names of their scripts; the others stay as they are in the page.
+
+python benchmarks/report.py [NAME ...]
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+SECTIONS = {
+    "forward": "Forwards",
+    "shallow": "Shallow levels",
+    "growth": "Growth with batches and sizes",
+    "precision": "Similarity of maps in bfloat16",
+    "cold_start": "From the start of a process to the first maps",
+    "import_time": "Imports",
+    "load": "Loading weights",
+    "build": "Building with random weights",
+    "attention": "Capturing attention",
+    "gpu": "On a GPU",
+}
+INTRODUCTION = """# Performance
+
+Every number on this page comes from a run of a script in `benchmarks/`, by `python benchmarks/report.py`, which `make
+bench` calls. Each section says on which machine, with which versions, when, and under which load. CPU time of one
+thread does not count what other processes do, but feels what they do to caches and memory: ratios within a section are
+right to about 5 %, and less so under a load above the number of cores. [Speed](speed.md) says what to do with them;
+`featx bench NAME` measures on your machine.
+"""
+
+
+def main() -> None:
+    asked = sys.argv[1:] or list(SECTIONS)
+    unknown = set(asked) - set(SECTIONS)
+    if unknown:
+        sys.exit(f"no benchmark is named {', '.join(sorted(unknown))}; choose among {', '.join(SECTIONS)}")
+    for name in asked:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        written = {**sections_of(PAGE), SECTIONS[name]: f"{explained(name)}\n\n{printed(name)}"}
+        ordered = [f"## {title}\n\n{written[title]}" for title in SECTIONS.values() if title in written]
+        PAGE.write_text("\n".join([INTRODUCTION, *("\n".join([section, ""]) for section in ordered)]))
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """What is in the page so far, by title."""
+    if not page.exists():
+        return {}
+    parts = re.split(r"^## (.+)$", page.read_text(), flags=re.MULTILINE)[1:]
+    return {title: text.strip() for title, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def explained(name: str) -> str:
+    """What a script says of itself, without how to call it."""
+    lines = (HERE / f"{name}.py").read_text().split('"""')[1]
+    return lines.partition("\npython benchmarks/")[0].strip()
+
+
+def printed(name: str) -> str:
+    """What it prints, with a blank line before its first table, as Markdown wants."""
+    words = [sys.executable, str(HERE / f"{name}.py")]
+    output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return re.sub(r"(?<=[^|\n])\n(?=\|)", "\n\n", output)
+
+
+if __name__ == "__main__":
+    main()
