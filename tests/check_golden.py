@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from check_golden_mindcv import build, outputs
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import featx
 from featx.cvnets import endpoints
@@ -150,28 +148,14 @@ def vit(case: Case, **arch: Any) -> Run:
     number = int(block[1]) if block else 0
 
     def run(x: Tensor) -> dict[str, Tensor]:
-        with torch.enable_grad(), Attention() as attention:
+        with torch.enable_grad(), featx.capture_attention(model, [number], gradients=True) as attention:
             tokens = model.forward_features(x)
-            (gradients,) = torch.autograd.grad(tokens.sum(), attention.maps[number])
-        outputs = {"tokens": tokens, "attention_map": attention.maps[number], "attn_gradients": gradients}
+            tokens.sum().backward()
+        (map_,), (gradients,) = attention.maps.values(), attention.gradients.values()
+        outputs = {"tokens": tokens, "attention_map": map_, "attn_gradients": gradients}
         return {**outputs, "head_logits": model(x)} if arch["num_classes"] else outputs
 
     return run
-
-
-class Attention(TorchFunctionMode):
-    """Computes attention step by step and keeps the map of each block, (N, heads, L, L), in `maps`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maps: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        q, k, v = args
-        self.maps.append((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1))
-        return self.maps[-1] @ v
 
 
 def blip(case: Case) -> Run:
