@@ -172,8 +172,16 @@ class Pair:
 
 
 def pair(name: str, *, logits: bool = True, **kwargs) -> Pair:
-    """Our model and timm's without values, narrow if need be; names and shapes of weights, and the levels, agree."""
-    kwargs |= narrow(name)
+    """Our model and timm's without values, which agree in names and shapes of all weights, and in levels.
+
+    Of those that are too wide, which agree as well, narrow ones.
+    """
+    models = built(name, logits, **kwargs)
+    arguments = narrow(name)
+    return built(name, logits, **kwargs, **arguments) if arguments else models
+
+
+def built(name: str, logits: bool, **kwargs) -> Pair:
     with without_values():
         ours, maps = of_featx(name, **kwargs), TimmMaps(name, **kwargs)
         classifier = (of_timm(name, **kwargs) if not maps.tokens else maps.model) if logits else None

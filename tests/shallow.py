@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+from timm.models.regnet import RegStage
 from torch import nn
 
 from featx import create_model
@@ -16,6 +17,8 @@ LARGEST = 80
 NARROW: dict[type, dict[str, Any]] = {
     RegNetConfig: {"w0": 64, "wa": 64.0, "wm": 2.2, "depth": 8, "group_size": 16},
 }
+# What runs its children one after the other, whatever they are called.
+SEQUENCES = (nn.Sequential, RegStage)
 INTERNALS = set(vars(nn.Module()))
 # What whole networks say of themselves, and compute nothing with.
 WORDS = {"architecture", "config", "data_config", "default_cfg", "feature_info", "pretrained_cfg"}
@@ -44,25 +47,27 @@ def strides(module: nn.Module) -> bool:
 def leave_out_repeats(module: nn.Module, path: str = "") -> list[str]:
     """Take every block that is like the one before it out of its sequence, in place; returns where they were.
 
-    A block that differs from the one before it in any number, flag or shape stays, and so does one with a stride. In
-    lists of modules nothing is left out: there the position may mean something.
+    A block that differs from the one before it in any number, flag or shape stays, and so does one with a stride; what
+    stays keeps its name. In lists of modules nothing is left out: there the position may mean something.
     """
     left_out = []
-    if isinstance(module, nn.Sequential) and list(module._modules) == [str(number) for number in range(len(module))]:
-        repeats = [number for number, (a, b) in enumerate(pairwise(module), start=1) if alike(a, b) and not strides(b)]
-        for number in reversed(repeats):
-            del module[number]
-        left_out = [f"{path}{number}" for number in repeats]
+    if isinstance(module, SEQUENCES):
+        repeats = [name for (_, a), (name, b) in pairwise(module.named_children()) if alike(a, b) and not strides(b)]
+        for name in repeats:
+            delattr(module, name)
+        left_out = [f"{path}{name}" for name in repeats]
     for name, child in module.named_children():
         left_out += leave_out_repeats(child, f"{path}{name}.")
     return left_out
 
 
 def narrow(name: str) -> dict[str, Any]:
-    """What makes a variant that takes too much memory a narrow one; nothing for the others."""
+    """What makes a variant that takes too much memory even if it is shallow a narrow one; nothing for the others."""
     arguments = NARROW.get(type(lookup(name).config), {})
     if not arguments:
         return {}
     with without_values():
-        millions = sum(parameter.numel() for parameter in create_model(name).parameters()) / 1e6
+        model = create_model(name)
+    leave_out_repeats(model)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return arguments if millions > LARGEST else {}
