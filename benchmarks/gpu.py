@@ -28,6 +28,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("Not run: PyTorch saw no GPU.")
         return
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{machine()}; {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}\n")
     print("| model | batch | " + " | ".join(COLUMNS) + " |\n|---|---" + "|---" * len(COLUMNS) + "|")
     for name in sys.argv[1:] or FAMILIES:
