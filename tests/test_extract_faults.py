@@ -281,6 +281,7 @@ def test_a_disk_that_fills_up_while_the_index_is_written_is_told(tmp_path, net, 
 class Deadly:
     """Noises, one of which ends whoever reads it."""
 
+    folder: Path
     names: Sequence[str]
     killer: int
 
@@ -290,15 +291,13 @@ class Deadly:
     def read(self, index: int) -> bytes:
         if index == self.killer:
             os.kill(os.getpid(), signal.SIGKILL)
-        folder = Path(os.environ["DEADLY"])
-        return (folder / f"{index:04d}.png").read_bytes()
+        return (self.folder / self.names[index]).read_bytes()
 
 
 @pytest.mark.sweep
-def test_an_image_that_ends_the_process_that_decodes_it_fails_alone(tmp_path, net, monkeypatch):
+def test_an_image_that_ends_the_process_that_decodes_it_fails_alone(tmp_path, net):
     folder = noises(tmp_path / "in", 12)
-    monkeypatch.setenv("DEADLY", str(folder))
-    items = Items([Deadly([path.name for path in sorted(folder.iterdir())], 5)], [""])
+    items = Items([Deadly(folder, [path.name for path in sorted(folder.iterdir())], 5)], [""])
     summary = extract(items, net, tmp_path / "out", decoders="processes", workers=2)
     assert summary.failed == {"0005.png": "the process that decoded it died"}
     assert summary.written == 11
