@@ -1,6 +1,9 @@
 """FeatureDataset gives back what was extracted, in any order, in any process, from anywhere."""
 
+import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -9,7 +12,6 @@ import torch
 from conftest import randomise
 from PIL import Image
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 
 import featx
 from featx import ArgumentError, FeatureDataset, OutputError, extract
@@ -127,16 +129,32 @@ def test_a_dataset_can_be_pickled_after_it_was_read(folder):
     assert same(pickle.loads(pickle.dumps(dataset))[3], before)
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.sweep)])
-def test_workers_of_a_loader_read_it(folder, start):
+READS = """
+import json, sys
+import torch
+from featx import FeatureDataset
+from torch.utils.data import DataLoader
+
+if __name__ == "__main__":
+    folder, start = sys.argv[1:]
     dataset = FeatureDataset(folder)
-    first = dataset[0]  # so that files are open when workers start
-    loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=start)
-    batches = list(loader)
-    assert [id_ for batch in batches for id_ in batch.id] == IDS
+    first = dataset[0].maps["blocks.5"]  # so that files are open when workers start
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=start))
     stacked = torch.cat([batch.maps["blocks.5"] for batch in batches])
-    assert torch.equal(stacked, torch.stack([features.maps["blocks.5"] for features in dataset]))
-    assert same(dataset[0], first)
+    same = torch.equal(stacked, torch.stack([features.maps["blocks.5"] for features in dataset]))
+    again = torch.equal(dataset[0].maps["blocks.5"], first)
+    print(json.dumps([[id_ for batch in batches for id_ in batch.id], same, again]))
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.sweep)])
+def test_workers_of_a_loader_read_it(folder, start, tmp_path):
+    """In a process of its own: others that tests import, such as Ray's, have threads, which a fork leaves behind."""
+    script = tmp_path / "reads.py"
+    script.write_text(READS)
+    ran = subprocess.run([sys.executable, script, folder, start], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [IDS, True, True]
 
 
 def test_maps_of_different_sizes_come_back_as_they_were(tmp_path, extractor):
