@@ -1,4 +1,7 @@
-"""The same maps from torchvision and from transformers, where these have the model, as their users would get them."""
+"""The same maps from torchvision and from transformers, where these have the model, as their users would get them.
+
+The shapes are the same, but for the stem's map of transformers' ResNet, taken behind the pool, and the tokens of a ViT.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +19,7 @@ TORCHVISION: dict[str, tuple[str, list[str]]] = {
 # by featx's name: transformers' configuration, and what it says differently from its defaults
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50": ("ResNet", {"out_indices": [0, 1, 2, 3, 4]}),
-    "convnext_tiny": ("ConvNext", {"out_indices": [1, 2, 3, 4]}),
+    "convnext_tiny": ("ConvNext", {"hidden_sizes": [96, 192, 384, 768], "out_indices": [1, 2, 3, 4]}),
     "mobilevit_s": ("MobileViT", {"output_hidden_states": True}),
     "mobilevitv2_100": ("MobileViTV2", {"output_hidden_states": True}),
     "vit_small_patch16_224": (

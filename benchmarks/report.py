@@ -61,10 +61,16 @@ def explained(name: str) -> str:
 
 
 def printed(name: str) -> str:
-    """What it prints, with a blank line before its first table, as Markdown wants."""
+    """What it prints, shown as it comes, with a blank line before its first table, as Markdown wants."""
     words = [sys.executable, str(HERE / f"{name}.py")]
-    output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    return re.sub(r"(?<=[^|\n])\n(?=\|)", "\n\n", output)
+    lines: list[str] = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode:
+        sys.exit(f"{name} ended with exit status {process.returncode}: its section stays as it was")
+    return re.sub(r"(?<=[^|\n])\n(?=\|)", "\n\n", "".join(lines).strip())
 
 
 if __name__ == "__main__":
