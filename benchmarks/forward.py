@@ -20,11 +20,10 @@ from turns import FAMILIES, made, timed
 import featx
 
 QUICK = ("resnet50", "mobilenetv3_large_100")
-REPEATS = {1: 7, 16: 3}  # by batch
+REPEATS = {1: 7, 16: 4}  # by batch
 WAYS: dict[str, dict[str, Any]] = {
     "optimize": {},
     "onednn": {"runtime": "onednn"},
-    "bf16": {"dtype": torch.bfloat16},
     "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
 }
 COLUMNS = ("torchvision", "transformers", "featx", *WAYS)

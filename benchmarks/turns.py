@@ -1,6 +1,7 @@
 """Forwards that take turns in one process, in processor time, so that what else runs on the machine harms all alike."""
 
 from collections.abc import Callable, Mapping
+from random import Random
 from statistics import median
 from time import process_time
 
@@ -23,12 +24,17 @@ def made(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
 
 @torch.inference_mode()
 def timed(ways: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of a forward in each way, the ways taking turns; the first turn is not counted."""
+    """Median CPU seconds of a forward in each way, the ways taking turns; the first turn is not counted.
+
+    Every turn has another order, because a forward finds the memory that the one before it left behind.
+    """
     taken: dict[str, list[float]] = {way: [] for way in ways}
+    order, shuffle = [*ways], Random(0).shuffle
     for turn in range(repeats + 1):
-        for way, model in ways.items():
+        shuffle(order)
+        for way in order:
             start = process_time()
-            model(x)
+            ways[way](x)
             if turn:
                 taken[way].append(process_time() - start)
     return {way: median(seconds) for way, seconds in taken.items()}

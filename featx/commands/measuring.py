@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from random import Random
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
@@ -139,9 +140,11 @@ def _take_turns(ways: list[tuple[Row, Extractor]], x: Tensor) -> None:
     taken: list[list[float]] = [[_timed(model, x)] for _, model in ways]
     fewest, most = TURNS
     turns = min(most, max(fewest, ceil(SECONDS / max(first[0] for first in taken))))
+    order, shuffle = [*range(len(ways))], Random(0).shuffle
     for _ in range(turns):
-        for seconds, (_, model) in zip(taken, ways, strict=True):
-            seconds.append(_timed(model, x))
+        shuffle(order)  # a forward finds the memory that the one before it left behind
+        for way in order:
+            taken[way].append(_timed(ways[way][1], x))
     for seconds, (row, _) in zip(taken, ways, strict=True):
         row.seconds = median(seconds[1:])
         row.images_per_second = len(x) / row.seconds
