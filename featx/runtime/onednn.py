@@ -90,11 +90,12 @@ def onednn(
     Raises ArgumentError where oneDNN cannot run it, ContractError for a model that torch.export cannot capture.
     """
     dtype = dtype or seen.images.dtype
+    exact = {f"extractor.{name}": value for name, value in extractor.state_dict().items() if name.endswith("bias")}
     extractor.to(dtype=dtype)
     images = seen.images.expand(2, -1, -1, -1).to(dtype=dtype, memory_format=layout)
     captured = capture(extractor, seen, images)
     pyramid = OnednnPyramid(captured, extractor).eval()
-    fuse(captured.graph)
+    fuse(captured.graph, exact)
     order = [pyramid.feature_info.names().index(name) for name in extractor.feature_info.names()]
     output: Any = extractor._output
     wrapper = FeatureExtractWrapper(pyramid, order, output=output)

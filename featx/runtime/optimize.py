@@ -7,18 +7,20 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
-from .agreement import compared
+from .agreement import compared, smooth_noise
 from .engines import engine_for, require_engine
 from .graph import Wish
 from .layout import MemoryFormat, layout_for
 from .onednn import onednn, require_onednn
 from .optimized import OptimizedExtractor, eager
 from .prepare import prepare, require_extractor
+from .rounding import correct_rounding
 
 Runtime = Literal["eager", "onednn", "compile", "aot", "onnxruntime", "openvino"]
 BUILD = {"eager": eager, "onednn": onednn}
 PORTABLE = ("onnxruntime", "openvino")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ENOUGH = 8  # images to know the means of a layer's inputs
 
 
 def optimize(
@@ -55,13 +57,15 @@ def optimize(
     if memory_format == "auto" and runtime in PORTABLE:
         memory_format = "contiguous"  # they have layouts of their own
     layout = layout_for(memory_format, optimized, batch)
-    given = seen.images.dtype
+    given, computes = seen.images.dtype, dtype or seen.images.dtype
+    if computes.is_floating_point and computes.itemsize < given.itemsize:
+        correct_rounding(optimized, smooth_noise(seen.images) if example is None else example[:ENOUGH], computes)
     if runtime in BUILD:
         made = BUILD[runtime](optimized, dtype, layout, seen)
     else:
-        made = engine_for(runtime, optimized, seen, Wish(dtype or given, layout, example, runtime in PORTABLE))
-    if runtime in PORTABLE or (dtype or given).itemsize < given.itemsize:
-        made.agreement = compared(made, model, seen.images, example, dtype or given)
+        made = engine_for(runtime, optimized, seen, Wish(computes, layout, example, runtime in PORTABLE))
+    if runtime in PORTABLE or computes.itemsize < given.itemsize:
+        made.agreement = compared(made, model, seen.images, example, computes)
     return made
 
 

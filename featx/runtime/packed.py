@@ -38,6 +38,8 @@ class Packed(nn.Module):
         into another order in every call, which takes many times longer than to compute.
     """
 
+    float32_bias = True  # whether the kernel takes one beside weights of less precision
+
     def __init__(
         self,
         weight: Tensor,
@@ -48,7 +50,8 @@ class Packed(nn.Module):
     ) -> None:
         super().__init__()
         self.act, self.given, self.window = act, given, window
-        self._bias, self._packed = bias, self.pack(weight)
+        self._bias = bias if bias is None or self.float32_bias else bias.to(weight.dtype)
+        self._packed = self.pack(weight)
 
     def pack(self, weight: Tensor) -> Tensor:
         """The weights in the kernel's order."""
@@ -92,6 +95,8 @@ class PackedConv(Convolving):
 class PackedConvAdd(Convolving):
     """The same, with another map of the shape of its result added before the activation."""
 
+    float32_bias = False
+
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return mkldnn._convolution_pointwise.binary(x, other, self._packed, self._bias, *self._moves(), *self._added())
 
@@ -125,6 +130,8 @@ class PackedLinear(Multiplying):
 
 class PackedLinearAdd(Multiplying):
     """The same, with another tensor of the shape of its result added."""
+
+    float32_bias = False
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
