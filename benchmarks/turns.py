@@ -1,6 +1,15 @@
-"""Forwards that take turns in one process, in processor time, so that what else runs on the machine harms all alike."""
+"""Forwards in processor time, each way in a process of its own, the ways taking turns.
 
-from collections.abc import Callable, Mapping
+A process of its own, because the C library's memory would be shared otherwise, and a forward takes up to half its time
+for memory that the kernel has to fill with zeros: which it needs depends on what the other ways left behind. Turns, so
+that what else runs on the machine harms all ways alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
 from random import Random
 from statistics import median
 from time import process_time
@@ -13,28 +22,80 @@ FAMILIES = (
     *("resnet50", "resnest26d", "repvgg_a2", "mobilenetv3_large_100", "efficientnet_b0", "tf_efficientnetv2_b0"),
     *("rexnet_100", "hrnet_w18", "convnext_tiny", "mobilevit_s", "mobilevitv2_100", "vit_small_patch16_224"),
 )
+GENERATIONS = 2  # of processes, because how one's memory is laid out, by chance, changes its forwards by up to a tenth
+TURNS = 3  # of each generation, after one that is not counted
+SECONDS = 0.25  # of forwards in a turn, which are one at least
 
 
-def made(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-    """What it makes, and the CPU seconds that took."""
-    start = process_time()
-    model = make()
-    return model, process_time() - start
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a way runs: the model, the images it is given, and the CPU seconds it took to make it for use."""
+
+    model: nn.Module
+    x: Tensor
+    seconds: float = 0.0
+
+
+Ways = Mapping[str, Callable[[], Made]]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Median CPU seconds of a forward, CPU seconds to make the model for use, and its number of parameters."""
+
+    forward: float
+    making: float
+    parameters: int
+
+
+def timed(*cases: Ways) -> list[dict[str, Taken]]:
+    """What every way takes in each of the cases; these have the same ways, whose processes take them one by one.
+
+    What makes a way is called in its process, and must be found there by name.
+    """
+    runs = [_generation(cases) for _ in range(GENERATIONS)]
+    return [{way: _middle([run[case][way] for run in runs]) for way in ways} for case, ways in enumerate(cases)]
+
+
+def _middle(taken: list[Taken]) -> Taken:
+    return Taken(median(one.forward for one in taken), taken[0].making, taken[0].parameters)
+
+
+def _generation(cases: Sequence[Ways]) -> list[dict[str, Taken]]:
+    with ExitStack() as stack:
+        pools = {way: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for way in cases[0]}
+        return [_turns(pools, ways) for ways in cases]
+
+
+def _turns(pools: Mapping[str, ProcessPoolExecutor], ways: Ways) -> dict[str, Taken]:
+    making = {way: pools[way].submit(_make, make) for way, make in ways.items()}
+    made = {way: future.result() for way, future in making.items()}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    order, shuffle = [*ways], Random(0).shuffle
+    for turn in range(TURNS + 1):
+        shuffle(order)
+        for way in order:
+            seconds = pools[way].submit(_run).result()
+            if turn:
+                taken[way] += seconds
+    return {way: Taken(median(taken[way]), *made[way]) for way in ways}
+
+
+_here: dict[str, Made] = {}
+
+
+def _make(make: Callable[[], Made]) -> tuple[float, int]:
+    torch.set_num_threads(1)
+    _here.clear()
+    _here["made"] = made = make()
+    return made.seconds, sum(parameter.numel() for parameter in made.model.parameters())
 
 
 @torch.inference_mode()
-def timed(ways: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of a forward in each way, the ways taking turns; the first turn is not counted.
-
-    Every turn has another order, because a forward finds the memory that the one before it left behind.
-    """
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    order, shuffle = [*ways], Random(0).shuffle
-    for turn in range(repeats + 1):
-        shuffle(order)
-        for way in order:
-            start = process_time()
-            ways[way](x)
-            if turn:
-                taken[way].append(process_time() - start)
-    return {way: median(seconds) for way, seconds in taken.items()}
+def _run() -> list[float]:
+    made, taken = _here["made"], []
+    while sum(taken) < SECONDS:
+        start = process_time()
+        made.model(made.x)
+        taken.append(process_time() - start)
+    return taken
