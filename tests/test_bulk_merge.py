@@ -136,7 +136,7 @@ def test_merging_again_changes_nothing(tmp_path, images, extractor):
     folders = jobs(images, extractor, tmp_path, 2)
     merge(folders, tmp_path / "out")
     before = contents(tmp_path / "out")
-    (tmp_path / "out/.maps-000001.safetensors.part").write_text("left by a merge that was killed")
+    (tmp_path / "out/.maps-000001.safetensors.some-machine-7.part").write_text("left by a merge that was killed")
     again = merge([*folders, folders[0]], tmp_path / "out")
     assert (again.added, again.doubled) == (0, {})
     assert contents(tmp_path / "out") == before

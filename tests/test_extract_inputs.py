@@ -11,6 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from featx import ArgumentError, ImageError, MissingPackageError
@@ -336,6 +337,42 @@ def test_an_address_that_vanished_is_an_error_of_its_own(memory):
     memory.rm("/photos/a.png")
     with pytest.raises(ImageError, match="cannot be fetched: FileNotFoundError"):
         items.read(0)
+
+
+class Faltering(MemoryFileSystem):
+    """A file system that does not answer the first so many times that it is asked for a file."""
+
+    protocol, silent, asked = "faltering", 0, 0
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        type(self).asked += 1
+        if type(self).asked <= type(self).silent:
+            raise TimeoutError("no answer")
+        return super().cat_file(path, start, end, **kwargs)
+
+
+@pytest.fixture
+def faltering(memory, tar, monkeypatch):
+    memory.pipe("/photos/000.tar", tar.read_bytes())
+    fsspec.register_implementation("faltering", Faltering, clobber=True)
+    monkeypatch.setattr("featx.bulk.systems.FIRST_WAIT", 0.001)
+    monkeypatch.setattr(Faltering, "asked", 0)
+
+
+@pytest.mark.parametrize("address", ["faltering://photos", "faltering://photos/000.tar"])
+def test_an_address_that_does_not_answer_at_first_is_asked_again(faltering, monkeypatch, address):
+    items = find_items(address)
+    monkeypatch.setattr(Faltering, "silent", Faltering.asked + 2)
+    assert items.read(0)
+
+
+def test_an_address_that_never_answers_fails_after_some_attempts(faltering, monkeypatch):
+    items = find_items("faltering://photos")
+    monkeypatch.setattr(Faltering, "silent", 10**6)
+    asked = Faltering.asked
+    with pytest.raises(ImageError, match="cannot be fetched: TimeoutError: no answer"):
+        items.read(0)
+    assert Faltering.asked == asked + 4
 
 
 def test_an_address_in_a_list_that_cannot_be_read_fails_alone(photos):

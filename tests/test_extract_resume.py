@@ -134,7 +134,7 @@ def test_a_damaged_description_is_refused(tmp_path, images, extractor):
 
 def test_what_a_killed_run_left_of_a_file_is_removed(tmp_path, images, extractor):
     run(images, extractor, tmp_path / "out", stopped=Stopped(1))
-    part = tmp_path / "out/.maps-000001.safetensors.part"
+    part = tmp_path / "out/.maps-000001.safetensors.some-machine-7.part"
     part.write_bytes(b"the first few byt")
     run(images, extractor, tmp_path / "out")
     assert not part.exists()
@@ -281,7 +281,7 @@ def test_jobs_that_share_the_shards_together_give_what_one_run_gives(tmp_path, i
 
 def test_a_job_keeps_what_another_is_writing(tmp_path, images, extractor):
     (tmp_path / "out").mkdir()
-    others = tmp_path / "out/.maps-000001.safetensors.part"
+    others = tmp_path / "out/.maps-000001.safetensors.some-machine-7.part"
     others.write_text("half of it")
     run(images, extractor, tmp_path / "out", shard="0/2")
     assert others.exists()

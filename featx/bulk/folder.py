@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -158,6 +158,8 @@ def settle(
     Raises OutputError, showing what differs, if the folder is of another model, other options or other images.
     """
     with described(folder):
+        for name in (META, INDEX):  # nobody else writes them now
+            _remove_parts(folder, name)
         facts = read_meta(folder)
         if facts is None:
             if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
@@ -210,11 +212,19 @@ def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[i
 
 
 def sweep(folder: Path, part: Slice) -> None:
-    """Remove what runs that were killed left of files they were writing."""
+    """Remove what runs that were killed left of files they were writing, of the shards of this part."""
+
+    def is_ours(path: Path) -> bool:
+        number = re.search(r"\d+", path.name)
+        return number is not None and int(number[0]) in part
+
+    _remove_parts(folder, "maps-*", is_ours)
+
+
+def _remove_parts(folder: Path, name: str, is_ours: Callable[[Path], bool] = lambda _: True) -> None:
+    """Remove what any process left of files with such a name; OutputError if that is not allowed."""
     try:
-        for path in folder.glob(part_name("maps-*")):
-            number = re.search(r"\d+", path.name)
-            if number is not None and int(number[0]) in part:
-                path.unlink(missing_ok=True)
+        for path in filter(is_ours, folder.glob(part_name(name, "*"))):
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error}") from error

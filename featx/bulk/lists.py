@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from os.path import splitext
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError
 from .parquet import require_pyarrow
 from .sources import read_file
-from .systems import is_address, open_binary
+from .systems import fetched, is_address, read_whole
 
 LISTS = (".txt", ".csv", ".parquet")
 # Columns that may say where images are; the first that is there counts.
@@ -32,13 +32,7 @@ class Listed:
 
     def read(self, index: int) -> bytes:
         place = self.where(index)
-        if not is_address(place):
-            return read_file(place)
-        try:
-            with open_binary(place) as file:
-                return file.read()
-        except Exception as error:  # each file system has errors of its own
-            raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+        return fetched(lambda: read_whole(place)) if is_address(place) else read_file(place)
 
 
 def listed_images(path: str) -> Listed:
@@ -47,9 +41,7 @@ def listed_images(path: str) -> Listed:
     Paths are relative to the list. Raises ArgumentError for a list that cannot be read or has no column of paths.
     """
     try:
-        with open_binary(path) as file:
-            content = file.read()
-        columns = READ[splitext(path)[1].lower()](content)
+        columns = READ[splitext(path)[1].lower()](read_whole(path))
     except (OSError, ValueError, csv.Error) as error:
         raise ArgumentError(f"{path} cannot be read as a list of images: {error}") from error
     places = next((columns[name] for name in PLACES if name in columns), None)

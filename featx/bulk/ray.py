@@ -44,7 +44,8 @@ class OnRay:
     actors: the most there are; None is as many as the cluster holds, which may grow.
 
     Called by `featx.extract`. Raises MissingPackageError without Ray, ArgumentError if there is no such cluster or no
-    node that can hold an actor, OutputError if a node does not see the folder or actors die again and again.
+    node that can hold an actor, OutputError if Ray does not start, a node does not see the folder, or actors die again
+    and again.
     """
 
     address: str | None = None
@@ -201,8 +202,13 @@ def _connected(ray: Any, address: str | None, weights: int = 0) -> Iterator[None
     try:
         with _signals_kept():
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError) as error:
-        raise ArgumentError(f"address={address!r}: there is no Ray cluster to connect to: {error}") from error
+    except Exception as error:  # Ray raises that itself where one of its processes does not start in time
+        if address is not None:
+            raise ArgumentError(f"address={address!r}: there is no Ray cluster to connect to: {error}") from error
+        raise OutputError(
+            f"Ray cannot start a cluster on this machine: {error}. Is there memory and room in /tmp? Start one with "
+            "`ray start --head` and pass address='auto', or extract without Ray"
+        ) from error
     try:
         yield
     finally:

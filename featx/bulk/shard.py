@@ -8,6 +8,8 @@ extracted a list of id, source and reason.
 
 import json
 import os
+import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +75,14 @@ def shard_name(number: int) -> str:
     return f"maps-{number:06d}.safetensors"
 
 
-def part_name(name: str) -> str:
-    """What a file is called while it is written."""
-    return f".{name}.part"
+def part_name(name: str, writer: str | None = None) -> str:
+    """What a file is called while it is written, by this process if not by another: two may have the same shard.
+
+    A cluster that takes a machine for dead gives its shard to another one, and the first may still write.
+    """
+    if writer is None:
+        writer = f"{re.sub(r'[^A-Za-z0-9]+', '-', platform.node())}-{os.getpid()}"
+    return f".{name}.{writer}.part"
 
 
 def write_shard(folder: Path, shard: Shard) -> int:

@@ -14,6 +14,7 @@ from stat import S_ISREG
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, ImageError
+from .systems import fetched
 
 
 class Source(Protocol):
@@ -57,10 +58,7 @@ class RemoteFiles:
         return self.system.unstrip_protocol(self.root + self.names[index])
 
     def read(self, index: int) -> bytes:
-        try:
-            return self.system.cat_file(self.root + self.names[index])
-        except Exception as error:  # each file system has errors of its own
-            raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+        return fetched(lambda: self.system.cat_file(self.root + self.names[index]))
 
 
 def read_file(path: str) -> bytes:

@@ -1,9 +1,13 @@
 """File systems: this machine's, and those that fsspec knows by the beginning of an address."""
 
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ImageError
+
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 4, 0.25, 8.0  # to fetch something, and seconds between them
+FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, ArgumentError)  # asking again changes nothing
 
 
 def is_address(path: str) -> bool:
@@ -26,6 +30,28 @@ def open_binary(path: str) -> BinaryIO:
         return open(path, "rb")
     system, within = open_system(path)
     return system.open(within, "rb")
+
+
+def fetched(read: Callable[[], bytes]) -> bytes:
+    """What `read` fetches from another machine, tried again while that does not answer; ImageError in the end."""
+    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
+
+    patiently = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT),
+        retry=retry_if_not_exception_type(FINAL),
+        reraise=True,
+    )
+    try:
+        return patiently(read)
+    except Exception as error:  # each file system has errors of its own
+        raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+
+
+def read_whole(path: str) -> bytes:
+    """The content of a path or an address; OSError if it cannot be read."""
+    with open_binary(path) as file:
+        return file.read()
 
 
 def read_range(path: str, start: int, end: int) -> bytes:

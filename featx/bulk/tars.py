@@ -3,11 +3,12 @@
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import splitext
 
 from ..errors import ArgumentError, ImageError
 from ..images import image_suffixes
-from .systems import open_binary
+from .systems import fetched, is_address, open_binary, read_range
 
 TARS = (".tar",)
 
@@ -25,13 +26,13 @@ class Tar:
         return f"{self.path}/{self.names[index]}"
 
     def read(self, index: int) -> bytes:
+        start, size = self.offsets[index], self.sizes[index]
         try:
-            with open_binary(self.path) as file:
-                file.seek(self.offsets[index])
-                found = file.read(self.sizes[index])
+            read = partial(read_range, self.path, start, start + size)
+            found = fetched(read) if is_address(self.path) else read()
         except OSError as error:
             raise ImageError(error.strerror or str(error)) from error
-        if len(found) < self.sizes[index]:
+        if len(found) < size:
             raise ImageError(f"{self.path} ends within it")
         return found
 
