@@ -1,9 +1,14 @@
 """Extraction beside the loops that people write, on the same photographs, weights and machine, and beside its limits.
 
-JPEGs of two sizes, made from the photographs of scikit-image. Every contestant runs in a process of its own, taking
-turns; what is told is the median. The limits are the model alone, on pixels in memory, and decoding alone.
+JPEGs of two sizes, made from the photographs of scikit-image; the deepest map of each is stored, in float32. Every
+contestant runs in a process of its own, taking turns; what is told is the median, and how far the maps of the first
+images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
+memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
+of a machine that does nothing else.
 
-python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 3]
+python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 2] [--timm-inference SCRIPT]
+
+SCRIPT is `inference.py` of timm's repository, which its package lacks; it stores classes instead of maps.
 """
 
 import argparse
@@ -12,6 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -19,14 +26,26 @@ from statistics import median
 import numpy as np
 from fresh import machine
 
+import featx
+
 SIZES = {"500×375": (500, 375), "1920×1080": (1920, 1080)}
-BATCH = 16
-TIMM = "import timm, torch; torch.manual_seed(0); model = timm.create_model(NAME, features_only=True).eval()"
+BATCH, COMPARED = 16, 16
+TIMM = """
+import timm, torch
+torch.manual_seed(0)
+model = timm.create_model(NAME, features_only=True, out_indices=[-1]).eval()
+model.load_state_dict(load_file(WEIGHTS), strict=False)
+"""
 TRANSFORM = """
 from timm.data import create_transform, resolve_data_config
 prepare = create_transform(**resolve_data_config({}, model=model))
 """
-FEATX = "import featx; model = featx.create_model(NAME, features_only=True, checkpoint_path=WEIGHTS).eval()"
+FEATX = """
+import featx, featx.bulk
+from featx.bulk.allocator import keep_freed_memory
+keep_freed_memory()
+model = featx.create_model(NAME, features_only=True, out_indices=[-1], checkpoint_path=WEIGHTS).eval()
+"""
 # A DataLoader's data set must be importable where processes are spawned; these fork, as on Linux by default.
 DATASET = """
 from PIL import Image
@@ -34,11 +53,26 @@ class Files(torch.utils.data.Dataset):
     def __len__(self): return len(FILES)
     def __getitem__(self, i): return prepare(Image.open(FILES[i]).convert("RGB"))
 """
-START = "import sys, time, glob, os; from pathlib import Path; FILES = sorted(glob.glob(FOLDER + '/*.jpg'))"
-SAVE = "np.savez(OUT + f'/{number}.npz', *[map_.numpy() for map_ in maps])"
+START = """
+import glob, os, sys, time
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+FILES = sorted(glob.glob(FOLDER + '/*.jpg'))
+"""
+SAVE = "np.save(OUT + f'/{number:06d}.npy', maps[0].numpy())"
+
+PLAIN = "plain loop: PIL + timm, one image at a time"
+MODEL_LIMIT, DECODING_LIMIT = "limit: the model alone (onednn)", "limit: decoding alone"
+
+
+def featx_with(**options: object) -> str:
+    stated = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"{FEATX}\nbegin()\nfeatx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}{stated})"
+
 
 CONTESTANTS = {
-    "plain loop: PIL + timm, one image at a time": f"""
+    PLAIN: f"""
 {TIMM}
 {TRANSFORM}
 import numpy as np; from PIL import Image
@@ -66,68 +100,35 @@ model = ResNetModel(ResNetConfig()).eval()
 extract = pipeline('image-feature-extraction', model=model, image_processor=ConvNextImageProcessor())
 begin()
 for number, found in enumerate(extract(iter(FILES), batch_size={BATCH}, return_tensors=True)):
-    np.save(OUT + f'/{{number}}.npy', found.numpy())
+    np.save(OUT + f'/{{number:06d}}.npy', found.numpy())
 """,
-    "featx": f"""
-{FEATX}
-import featx.bulk; from featx.bulk.allocator import keep_freed_memory
-keep_freed_memory(); begin()
-featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH})
-""",
-    "featx, processes": f"""
-{FEATX}
-import featx.bulk; from featx.bulk.allocator import keep_freed_memory
-keep_freed_memory(); begin()
-featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, decoders='processes')
-""",
-    "featx, runtime onednn": f"""
-{FEATX}
-import featx.bulk; from featx.bulk.allocator import keep_freed_memory
-keep_freed_memory(); begin()
-featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, runtime='onednn')
-""",
-    "featx, runtime onednn, scaled decode": f"""
-{FEATX}
-import featx.bulk; from featx.bulk.allocator import keep_freed_memory
-keep_freed_memory(); begin()
-featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, runtime='onednn', scaled_decode=True)
-""",
-    "limit: model alone (onednn, 2 streams)": """
-import torch, numpy as np, featx
-from featx.bulk.allocator import keep_freed_memory; keep_freed_memory()
-from featx.bulk.model import Model; from featx.bulk.recipe import Recipe
+    "featx": featx_with(),
+    "featx, onednn": featx_with(runtime="onednn"),
+    "featx, onednn, scaled decode": featx_with(runtime="onednn", scaled_decode=True),
+    MODEL_LIMIT: f"""
+import numpy as np
 from concurrent.futures import ThreadPoolExecutor
+{FEATX}
+from featx.bulk.model import Model; from featx.bulk.recipe import Recipe, usable_cores
+cores = usable_cores()
 torch.set_num_threads(1)
-made = Model(featx.create_model(NAME, features_only=True, checkpoint_path=WEIGHTS).eval(), Recipe(runtime='onednn'),
-             'cpu', 16)
-images = [np.zeros((224, 224, 3), np.uint8)] * 16
+made = Model(model, Recipe(runtime='onednn'), 'cpu', {BATCH})
+images = [np.random.default_rng(i).integers(0, 256, (*model.data_config.size, 3), np.uint8) for i in range({BATCH})]
 made(images)
 begin()
-with ThreadPoolExecutor(2) as pool:
-    list(pool.map(lambda _: made(images) and None, range(len(FILES) // 16)))
+with ThreadPoolExecutor(cores) as pool:
+    list(pool.map(lambda _: made(images) and None, range(len(FILES) // {BATCH})))
 """,
-    "limit: model alone (plain, 2 streams)": """
-import torch, numpy as np, featx
-from featx.bulk.allocator import keep_freed_memory; keep_freed_memory()
-from featx.bulk.model import Model; from featx.bulk.recipe import Recipe
-from concurrent.futures import ThreadPoolExecutor
-torch.set_num_threads(1)
-made = Model(featx.create_model(NAME, features_only=True, checkpoint_path=WEIGHTS).eval(), Recipe(), 'cpu', 16)
-images = [np.zeros((224, 224, 3), np.uint8)] * 16
-made(images)
-begin()
-with ThreadPoolExecutor(2) as pool:
-    list(pool.map(lambda _: made(images) and None, range(len(FILES) // 16)))
-""",
-    "limit: decoding alone (2 threads)": """
+    DECODING_LIMIT: """
 import featx
 from featx.bulk import find_items, Recipe
 from featx.bulk.decode import decoder_for
+from featx.bulk.recipe import usable_cores
 from concurrent.futures import ThreadPoolExecutor
 decoder = decoder_for(featx.create_model(NAME, features_only=True).eval(), find_items(FOLDER), Recipe())
 decoder(0)
 begin()
-with ThreadPoolExecutor(2) as pool:
+with ThreadPoolExecutor(usable_cores()) as pool:
     list(pool.map(lambda i: decoder(i) and None, range(len(FILES))))
 """,
 }
@@ -137,37 +138,70 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--timm-inference", type=Path)
     options = parser.parse_args()
     print(machine().replace("one thread used", "all of them used"))
     print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
-    print("images a second (seconds of processor an image)\n")
+    print("images a second (seconds of processor an image; difference of maps)\n")
+    contestants = {**CONTESTANTS, **inference(options.timm_inference)}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(options.model, Path(folder))
         photographs = {
             name: write_photographs(Path(folder) / name, size, options.images) for name, size in SIZES.items()
         }
-        rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        runs: dict[tuple[str, str], list[Run]] = {}
         for _ in range(options.repeats):
-            for contestant, code in CONTESTANTS.items():
+            for contestant, code in contestants.items():
                 for size, images in photographs.items():
-                    took = run(code, options.model, images, weights)
-                    rates.setdefault((contestant, size), []).append(took)
-        print_table(rates, options.images)
+                    runs.setdefault((contestant, size), []).append(run(code, options.model, images, weights))
+                    print(contestant, size, runs[contestant, size][-1].wall, file=sys.stderr, flush=True)
+        print_table(contestants, runs, options.images)
 
 
-def print_table(rates: dict[tuple[str, str], list[tuple[float, float]]], images: int) -> None:
+def inference(script: Path | None) -> dict[str, str]:
+    """timm's script, if it is there, with its own options for the same batches."""
+    if script is None:
+        return {}
+    words = f"[sys.executable, {str(script)!r}, '--data-dir', FOLDER, '--model', NAME, '--batch-size', '{BATCH}',"
+    words += " '--workers', '2', '--device', 'cpu', '--results-dir', OUT, '--topk', '5']"
+    return {"timm's inference.py, classes only": f"import subprocess\nbegin()\nsubprocess.run({words}, check=True)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Seconds by the clock, and of the processor with those of children; the deepest maps of the first images."""
+
+    wall: float
+    busy: float
+    maps: np.ndarray | None
+
+
+def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Run]], images: int) -> None:
     print(f"| | {' | '.join(SIZES)} |\n|---|{'---|' * len(SIZES)}")
-    for contestant in CONTESTANTS:
+    rates: dict[tuple[str, str], float] = {}
+    for contestant in contestants:
         cells = []
         for size in SIZES:
-            wall, busy = (median(column) for column in zip(*rates[contestant, size], strict=True))
-            cells.append(f"{images / wall:.1f} ({busy / images:.3f})")
+            made = runs[contestant, size]
+            wall, busy = median(one.wall for one in made), median(one.busy for one in made)
+            rates[contestant, size] = images / wall
+            told = difference(made[0].maps, runs[PLAIN, size][0].maps)
+            cells.append(f"{images / wall:.1f} ({busy / images:.3f}{told})")
         print(f"| {contestant} | {' | '.join(cells)} |")
+    limits = [[rates[limit, size] for limit in (MODEL_LIMIT, DECODING_LIMIT)] for size in SIZES]
+    print(f"| limit: the lesser of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
+    print(f"| limit: their sum | {' | '.join(f'{1 / sum(1 / one for one in pair):.1f}' for pair in limits)} |")
 
 
-def run(code: str, name: str, images: Path, weights: Path) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor with those of children, from `begin()` to the end."""
+def difference(maps: np.ndarray | None, reference: np.ndarray | None) -> str:
+    if maps is None or reference is None or maps.shape != reference.shape:
+        return ""
+    return f"; {np.abs(maps - reference).max() / np.abs(reference).max():.0e}"
+
+
+def run(code: str, name: str, images: Path, weights: Path) -> Run:
+    """A contestant's run, from `begin()` to the end."""
     with tempfile.TemporaryDirectory() as out:
         facts = f"NAME, FOLDER, OUT, WEIGHTS = {name!r}, {str(images)!r}, {out!r}, {str(weights)!r}"
         clock = (
@@ -184,7 +218,17 @@ def run(code: str, name: str, images: Path, weights: Path) -> tuple[float, float
         if done.returncode:
             raise SystemExit(done.stderr)
         wall, busy = json.loads(done.stdout.splitlines()[-1])
-        return wall, busy
+        return Run(wall, busy, first_maps(Path(out)))
+
+
+def first_maps(out: Path) -> np.ndarray | None:
+    """The deepest maps of the first images that a contestant stored, in the order of the files' names."""
+    if (out / "maps").exists():
+        stored = featx.FeatureDataset(out / "maps")
+        return np.stack([next(iter(stored[row].maps.values())).numpy() for row in range(COMPARED)])
+    files = sorted(out.glob("*.npy"))
+    arrays = [np.load(file) for file in files[:COMPARED]]
+    return np.concatenate(arrays)[:COMPARED] if arrays else None
 
 
 def write_weights(name: str, folder: Path) -> Path:

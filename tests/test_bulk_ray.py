@@ -122,6 +122,16 @@ def test_a_cluster_that_cannot_be_reached_is_named():
         raise AssertionError("unreachable")
 
 
+def test_a_cluster_that_does_not_start_is_an_error_that_says_what_to_do():
+    def fail(*_, **__) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    failing = SimpleNamespace(is_initialized=lambda: False, init=fail)
+    message = r"Ray cannot start a cluster on this machine: The current node timed out .* or extract without Ray"
+    with pytest.raises(OutputError, match=message), _connected(failing, None):
+        raise AssertionError("unreachable")
+
+
 def test_what_is_missing_without_ray_is_told(tmp_path, images, extractor, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"extracting on a Ray cluster needs Ray: pip install 'featx\[ray\]'"):

@@ -15,6 +15,7 @@ from torch import Tensor
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError, extract
 from featx.bulk import write_index
+from featx.bulk.shard import Shard, read_header, shard_name, write_shard
 
 SIZE = 32
 
@@ -132,13 +133,29 @@ def test_a_damaged_description_is_refused(tmp_path, images, extractor):
         run(images, extractor, tmp_path / "out")
 
 
-def test_what_a_killed_run_left_of_a_file_is_removed(tmp_path, images, extractor):
+@pytest.mark.parametrize("name", ["maps-000001.safetensors", "meta.json", "index.parquet"])
+def test_what_a_killed_run_left_of_a_file_is_removed(tmp_path, images, extractor, name):
     run(images, extractor, tmp_path / "out", stopped=Stopped(1))
-    part = tmp_path / "out/.maps-000001.safetensors.some-machine-7.part"
+    part = tmp_path / f"out/.{name}.some-machine-7.part"
     part.write_bytes(b"the first few byt")
     run(images, extractor, tmp_path / "out")
     assert not part.exists()
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not list((tmp_path / "out").glob(".*.part"))
+
+
+def test_two_machines_may_write_the_same_shard_at_once(tmp_path, monkeypatch):
+    def write() -> None:
+        write_shard(tmp_path, Shard(0, "plan", ["level"], ["a"], ["a.png"], [(4, 4)], [[torch.ones(2)]]))
+
+    def on_another_machine(_) -> None:
+        monkeypatch.setattr("featx.bulk.shard._to_disk", lambda _: None)
+        monkeypatch.setattr("platform.node", lambda: "another")
+        write()
+
+    monkeypatch.setattr("featx.bulk.shard._to_disk", on_another_machine)  # before the first moves its file into place
+    write()
+    assert read_header(str(tmp_path / shard_name(0))).rows == 1
+    assert [path.name for path in tmp_path.iterdir()] == [shard_name(0)]
 
 
 def test_the_index_can_be_made_anew_from_the_files(tmp_path, images, extractor):

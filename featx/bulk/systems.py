@@ -34,11 +34,11 @@ def open_binary(path: str) -> BinaryIO:
 
 def fetched(read: Callable[[], bytes]) -> bytes:
     """What `read` fetches from another machine, tried again while that does not answer; ImageError in the end."""
-    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
+    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
     patiently = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT),
+        wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
         retry=retry_if_not_exception_type(FINAL),
         reraise=True,
     )
