@@ -7,13 +7,12 @@ from math import inf, isfinite
 import timm
 import torch
 from conftest import draw, images, relative_difference
-from shallow import alike, leave_out_repeats, narrow
+from shallow import alike, leave_out_repeats, make_shallow, narrow
 from torch import Tensor, nn
 
 import featx
 from featx import FeatureExtractWrapper
 from featx.empty import without_values
-from featx.features import Levels
 from featx.models.mobilevit import MobileViTConfig
 from featx.models.vit import ViTConfig
 from featx.registry import lookup
@@ -114,11 +113,9 @@ class Pair:
 
     def leave_out_repeats(self) -> list[str]:
         """Blocks like the one before them, and the levels behind them; where they were in ours."""
-        left_out, *others = (leave_out_repeats(model) for model in self.models())
-        assert {len(other) for other in others} == {len(left_out)}
-        modules = dict(self.ours.named_modules())
-        self.ours.feature_info = Levels([level for level in self.ours.feature_info if level.name in modules])
-        self.names = [name for name in self.names if name in modules]
+        left_out = make_shallow(self.ours)
+        assert all(len(leave_out_repeats(model)) == len(left_out) for model in self.models()[1:])
+        self.names = [name for name in self.names if name in self.ours.feature_info.names()]
         return left_out
 
     def alike(self, other: "Pair") -> bool:

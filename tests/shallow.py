@@ -8,6 +8,7 @@ from torch import nn
 
 from featx import create_model
 from featx.empty import without_values
+from featx.features import Levels
 from featx.models.regnet import RegNetConfig
 from featx.registry import lookup
 
@@ -58,6 +59,14 @@ def leave_out_repeats(module: nn.Module, path: str = "") -> list[str]:
         left_out = [f"{path}{name}" for name in repeats]
     for name, child in module.named_children():
         left_out += leave_out_repeats(child, f"{path}{name}.")
+    return left_out
+
+
+def make_shallow(model: nn.Module) -> list[str]:
+    """Leave repeated blocks out of a model of featx, in place, and the levels behind them; returns where they were."""
+    left_out = leave_out_repeats(model)
+    modules = dict(model.named_modules())
+    model.feature_info = Levels([level for level in model.feature_info if level.name in modules])
     return left_out
 
 

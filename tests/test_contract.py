@@ -1,10 +1,16 @@
-"""The promises to every registered variant, proven on shapes alone. A new family is covered by being registered."""
+"""The promises to every registered variant, proven on shapes alone. A new family is covered by being registered.
 
+What runs, runs without the blocks that are in every attribute like the one before them, but for the smallest variants,
+which are whole. Names are those of whole models.
+"""
+
+import copy
 import dataclasses
 
 import pytest
 import torch
-from conftest import VARIANTS
+from conftest import SMALL, VARIANTS
+from shallow import make_shallow
 from torch import nn
 
 import featx
@@ -21,10 +27,22 @@ def on_meta(request: pytest.FixtureRequest) -> nn.Module:
         return featx.create_model(request.param)
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    if model.architecture not in SMALL:
+        make_shallow(model)
+    return model
+
+
 def test_feature_info_is_true_at_every_size(on_meta):
-    proven = featx.verify(on_meta)
+    model = shallow(on_meta)
+    proven = featx.verify(model)
     assert len(proven.sizes) == 5
-    assert proven.levels == on_meta.feature_info
+    assert proven.levels == model.feature_info
+    # what was left out with the blocks is like what was there
+    assert {(level.chs, level.reduction) for level in proven.levels} == {
+        (level.chs, level.reduction) for level in on_meta.feature_info
+    }
 
 
 def test_reductions_and_depths_grow(on_meta):
@@ -76,13 +94,13 @@ def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
     assert dilated.feature_info.reduction() == expected
     assert dilated.feature_info.names() == plain.feature_info.names()
     assert list(dilated.state_dict()) == list(plain.state_dict())
-    featx.verify(dilated, sizes=[(224, 224), (97, 161)])
+    featx.verify(shallow(dilated), sizes=[(224, 224), (97, 161)])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_classifier_can_be_replaced(name):
     with without_values():
-        model = featx.create_model(name)
+        model = shallow(featx.create_model(name))
         model.reset_classifier(7)
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
         model.reset_classifier(0)
@@ -97,8 +115,8 @@ def test_the_classifier_can_be_replaced(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_number_of_classes_and_channels_is_a_choice(name):
     with without_values():
-        model = featx.create_model(name, num_classes=7, in_chans=5)
+        model = shallow(featx.create_model(name, num_classes=7, in_chans=5))
         assert model(torch.empty(2, 5, 64, 64)).shape == (2, 7)
-        pooled = featx.create_model(name, num_classes=0)(torch.empty(2, 3, 64, 64))
+        pooled = shallow(featx.create_model(name, num_classes=0))(torch.empty(2, 3, 64, 64))
     assert pooled.ndim == 2
     assert pooled.shape[1] > 7
