@@ -18,6 +18,11 @@ OPTIMIZED: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": torch.bfloat16},
     "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
 }
+PORTABLE: dict[str, dict[str, Any]] = {
+    "onnxruntime": {"runtime": "onnxruntime"},
+    "openvino": {"runtime": "openvino"},
+    "openvino bf16": {"runtime": "openvino", "dtype": torch.bfloat16},
+}
 
 
 def images(name: str, batch: int, size: int | None) -> Tensor:
@@ -46,7 +51,7 @@ def of_featx(name: str, batch: int, size: int | None = None, levels: tuple[int, 
 def optimized(way: str, name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
     plain = of_featx(name, batch, size, levels)
     start = process_time()
-    model: nn.Module = featx.optimize(plain.model, example=plain.x, **OPTIMIZED[way])
+    model: nn.Module = featx.optimize(plain.model, example=plain.x, **{**OPTIMIZED, **PORTABLE}[way])
     return Made(model, plain.x, process_time() - start)
 
 

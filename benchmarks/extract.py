@@ -1,14 +1,14 @@
 """Extraction beside the loops that people write, on the same photographs, weights and machine, and beside its limits.
 
 JPEGs of two sizes, made from the photographs of scikit-image; the deepest map of each is stored, in float32. Every
-contestant runs in a process of its own, taking turns; what is told is the median, and how far the maps of the first
+contestant runs in processes of its own, taking turns; what is told is the median, and how far the maps of the first
 images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
 memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
 of a machine that does nothing else.
 
-python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 2] [--timm-inference SCRIPT]
+python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 1] [--timm-inference SCRIPT]
 
-SCRIPT is `inference.py` of timm's repository, which its package lacks; it stores classes instead of maps.
+SCRIPT, or else the variable TIMM_INFERENCE, is `inference.py` of timm's repository, which its package lacks.
 """
 
 import argparse
@@ -99,7 +99,7 @@ from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel, pipe
 model = ResNetModel(ResNetConfig()).eval()
 extract = pipeline('image-feature-extraction', model=model, image_processor=ConvNextImageProcessor())
 begin()
-for number, found in enumerate(extract(iter(FILES), batch_size={BATCH}, return_tensors=True)):
+for number, found in enumerate(extract((file for file in FILES), batch_size={BATCH}, return_tensors=True)):
     np.save(OUT + f'/{{number:06d}}.npy', found.numpy())
 """,
     "featx": featx_with(),
@@ -138,8 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--timm-inference", type=Path)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--timm-inference", default=os.environ.get("TIMM_INFERENCE"))
     options = parser.parse_args()
     print(machine().replace("one thread used", "all of them used"))
     print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
@@ -159,13 +159,14 @@ def main() -> None:
         print_table(contestants, runs, options.images)
 
 
-def inference(script: Path | None) -> dict[str, str]:
-    """timm's script, if it is there, with its own options for the same batches."""
+def inference(script: str | None) -> dict[str, str]:
+    """timm's script, if it is there, for the same batches with the same weights."""
     if script is None:
         return {}
-    words = f"[sys.executable, {str(script)!r}, '--data-dir', FOLDER, '--model', NAME, '--batch-size', '{BATCH}',"
-    words += " '--workers', '2', '--device', 'cpu', '--results-dir', OUT, '--topk', '5']"
-    return {"timm's inference.py, classes only": f"import subprocess\nbegin()\nsubprocess.run({words}, check=True)"}
+    words = f"{script!r}, '--data-dir', FOLDER, '--model', NAME, '--checkpoint', WEIGHTS, '--batch-size', '{BATCH}'"
+    words += ", '--workers', '2', '--device', 'cpu', '--results-dir', OUT, '--no-console-results'"
+    run = f"import subprocess\nbegin()\nsubprocess.run([sys.executable, {words}], check=True)"
+    return {"timm's inference.py, with its start, classes only": run}
 
 
 @dataclass(frozen=True, slots=True)

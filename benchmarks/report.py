@@ -14,9 +14,12 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 SECTIONS = {
     "forward": "Forwards",
+    "runtimes": "Runtimes of other libraries",
     "shallow": "Shallow levels",
     "growth": "Growth with batches and sizes",
     "precision": "Similarity of maps in bfloat16",
+    "extract": "Folders of images",
+    "extract_memory": "Memory of long extractions",
     "cold_start": "From the start of a process to the first maps",
     "import_time": "Imports",
     "load": "Loading weights",

@@ -48,12 +48,12 @@ class Taken:
     parameters: int
 
 
-def timed(*cases: Ways) -> list[dict[str, Taken]]:
+def timed(*cases: Ways, generations: int = GENERATIONS) -> list[dict[str, Taken]]:
     """What every way takes in each of the cases; these have the same ways, whose processes take them one by one.
 
     What makes a way is called in its process, and must be found there by name.
     """
-    runs = [_generation(cases) for _ in range(GENERATIONS)]
+    runs = [_generation(cases) for _ in range(generations)]
     return [{way: _middle([run[case][way] for run in runs]) for way in ways} for case, ways in enumerate(cases)]
 
 
