@@ -15,7 +15,6 @@ import featx
 OPTIMIZED: dict[str, dict[str, Any]] = {
     "optimize": {},
     "onednn": {"runtime": "onednn"},
-    "bf16": {"dtype": torch.bfloat16},
     "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
 }
 PORTABLE: dict[str, dict[str, Any]] = {
@@ -35,7 +34,9 @@ def images(name: str, batch: int, size: int | None) -> Tensor:
 def of_timm(name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
     import timm
 
-    levels = levels or tuple(range(len(featx.create_model(name, features_only=True).feature_info)))
+    levels = levels or tuple(
+        range(len(timm.create_model(name).feature_info))
+    )  # all: of ViT it takes the last by itself
     model = timm.create_model(name, features_only=True, out_indices=levels).eval()
     return Made(model, images(name, batch, size))
 

@@ -23,7 +23,7 @@ FAMILIES = (
     *("rexnet_100", "hrnet_w18", "convnext_tiny", "mobilevit_s", "mobilevitv2_100", "vit_small_patch16_224"),
 )
 GENERATIONS = 2  # of processes, because how one's memory is laid out, by chance, changes its forwards by up to a tenth
-TURNS = 3  # of each generation, after one that is not counted
+TURNS = 2  # of each generation, after one that is not counted
 SECONDS = 0.25  # of forwards in a turn, which are one at least
 
 

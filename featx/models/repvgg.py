@@ -112,8 +112,8 @@ class RepVGGBlock(nn.Module):
 
     def branches(self, x: Tensor) -> Tensor:
         """The sum of the branches."""
-        y = self.drop_path(self.conv_1x1(x) + self.conv_kxk(x))
-        return y if self.identity is None else y + self.identity(x)
+        y = self.drop_path(self.conv_1x1(x).add_(self.conv_kxk(x)))
+        return y if self.identity is None else self.identity(x).add_(y)
 
     def reparameterize(self) -> None:
         """Fuse the branches to `reparam_conv`, in place; ArgumentError in training mode."""

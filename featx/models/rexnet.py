@@ -92,7 +92,7 @@ class LinearBottleneck(nn.Module):
         self.conv_exp = ConvNorm(in_chs, inner, act=nn.SiLU) if inner != in_chs else nn.Identity()
         self.conv_dw = ConvNorm(inner, inner, 3, step, groups=inner)
         self.se = SEModule(inner, waist, nn.BatchNorm2d) if waist else nn.Identity()
-        self.act_dw = nn.ReLU6()
+        self.act_dw = nn.ReLU6(inplace=True)
         self.conv_pwl = ConvNorm(inner, chs)
         self.drop_path = drop_path(drop)
 

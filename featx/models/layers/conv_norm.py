@@ -5,6 +5,9 @@ from torch import Tensor, nn
 from .steps import Step
 
 
+OVERWRITING = (nn.ReLU, nn.SiLU, nn.Hardswish)  # activations that can
+
+
 class ConvNorm(nn.Module):
     """(N, in_chs, H, W) to (N, chs, H / stride, W / stride), padded so that nothing but the stride changes the size."""
 
@@ -21,7 +24,7 @@ class ConvNorm(nn.Module):
         padding = step.entry * (kernel // 2)
         self.conv = nn.Conv2d(in_chs, chs, kernel, step.stride, padding, step.entry, groups, bias=False)
         self.bn = nn.BatchNorm2d(chs)
-        self.act = act()
+        self.act = act(inplace=True) if act in OVERWRITING else act()  # nothing else reads what the norm returns
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
