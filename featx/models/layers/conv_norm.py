@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from .steps import Step
 
-
 OVERWRITING = (nn.ReLU, nn.SiLU, nn.Hardswish)  # activations that can
 
 
