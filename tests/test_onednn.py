@@ -178,6 +178,30 @@ def test_images_of_another_size_are_refused_where_the_graph_depends_on_it():
         optimized(images(2, 3, 64, 96))
 
 
+class Mirrored(nn.Module):
+    def forward(self, x):
+        return x + x.transpose(2, 3)
+
+
+class OfSquares(nn.Module):
+    feature_info = ({"chs": 8, "reduction": 2, "name": "mirrored"},)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mirrored = nn.Conv2d(3, 8, 2, 2), Mirrored()
+
+    def forward(self, x):
+        return self.mirrored(self.conv(x))
+
+
+def test_a_graph_that_is_right_for_squares_of_any_size_takes_no_others():
+    original = FeatureExtractWrapper(OfSquares().eval())
+    optimized = featx.optimize(original, runtime="onednn", example=images(2, 3, 32, 32))
+    assert worst(optimized, original, images(1, 3, 48, 48)) < TOLERANCE
+    with pytest.raises(InputError, match="got 1 of 48x64, which its graph is not right for"):
+        optimized(images(1, 3, 48, 64))
+
+
 def test_images_of_other_channels_are_refused(made):
     with pytest.raises(InputError, match="expected 3 channels"):
         made("resnet18")[1](images(2, 4, 64, 64))

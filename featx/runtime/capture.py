@@ -42,9 +42,10 @@ class Captured:
         """Whether the graph is right for images of that shape."""
         if shape not in self._known:
             fixed = all(shape[axis] == self.shape[axis] for axis in range(4) if axis not in self.free)
+            alike = len({(name, shape[axis]) for axis, name in self.free.items()}) == len({*self.free.values()})
             # conditions are of batches of two or more, and nothing depends on how many there are
             lengths = {name: max(shape[axis], 2 if axis == 0 else 1) for axis, name in self.free.items()}
-            self._known[shape] = fixed and all(_holds(condition, lengths) for condition in self.conditions)
+            self._known[shape] = fixed and alike and all(_holds(condition, lengths) for condition in self.conditions)
         return self._known[shape]
 
 
