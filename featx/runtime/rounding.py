@@ -58,5 +58,4 @@ class _Inputs(TorchFunctionMode):
         if bias is None or not {id(weight), id(bias)} <= self._parameters:
             return
         channels = 1 if weight.ndim > 2 else -1
-        _, _, means = self.found.setdefault(id(weight), (weight, bias, []))
-        means.append(input.movedim(channels, 0).flatten(1).mean(1))
+        self.found.setdefault(id(weight), (weight, bias, []))[2].append(input.movedim(channels, 0).flatten(1).mean(1))
