@@ -34,9 +34,8 @@ def images(name: str, batch: int, size: int | None) -> Tensor:
 def of_timm(name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
     import timm
 
-    levels = levels or tuple(
-        range(len(timm.create_model(name).feature_info))
-    )  # all: of ViT it takes the last by itself
+    listed: Any = timm.create_model(name).feature_info
+    levels = levels or tuple(range(len(listed)))  # all: of ViT it takes the last by itself
     model = timm.create_model(name, features_only=True, out_indices=levels).eval()
     return Made(model, images(name, batch, size))
 
