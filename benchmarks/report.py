@@ -32,8 +32,8 @@ INTRODUCTION = """# Performance
 Every number on this page comes from a run of a script in `benchmarks/`, by `python benchmarks/report.py`, which `make
 bench` calls. Each section says on which machine, with which versions, when, and under which load. CPU time of one
 thread does not count what other processes do, but feels what they do to caches and memory: ratios within a section are
-right to about 5 %, and less so under a load above the number of cores. [Speed](speed.md) says what to do with them;
-`featx bench NAME` measures on your machine.
+right to about 5 %, and to a tenth in large batches, where chance decides how a process's memory lies. [Speed](speed.md)
+says what to do with them; `featx bench NAME` measures on your machine.
 """
 
 
