@@ -68,8 +68,9 @@ def open_sized(file: Path | BinaryIO, shorter: int | None = None) -> tuple[Image
             whole = image.size
             if shorter is not None:
                 image.draft(None, (2 * shorter, 2 * shorter))
-            upright = _upright(image)
-            return _rgb(upright), whole if upright.size == image.size else (whole[1], whole[0])
+            decoded = image.size
+            _turn_upright(image)
+            return _rgb(image), whole if image.size == decoded else (whole[1], whole[0])
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -85,11 +86,12 @@ def _open(file: Path | BinaryIO) -> Image.Image:
         return Image.open(file)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> None:
+    """Decode it, and turn it in place: a copy of a large photograph takes longer than its decoding."""
     if max(image.size) > LARGEST_ASPECT * min(image.size):
         raise ImageError(f"{image.width}x{image.height} pixels: one side is more than {LARGEST_ASPECT} times the other")
     image.load()
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -100,7 +102,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         over = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

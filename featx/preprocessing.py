@@ -3,11 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError
+from .resize import resampling, resized, resized_centre
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -48,32 +54,26 @@ def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
     return replace(default, **{key: value for key, value in stated.items() if value is not None})
 
 
-def transform(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
+def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
     """A function from an RGB PIL image to the (3, size, size) float tensor that the model's weights expect.
 
     The image is resized at its own aspect so that it just covers size / crop, its centre is cropped and normalised.
-    `size` (pixels) replaces the configured one. Raises ArgumentError for a size below 1 and for a model without
-    `data_config`.
+    `size` (pixels) replaces the configured one. Raises ArgumentError for a size below 1, for a model without
+    `data_config` and for an interpolation that Pillow does not have.
     """
-    from torchvision.transforms import v2
-
-    return v2.Compose([cropped(model, size=size), *_scale(_config(model, size))])
+    return partial(_normalised, prepare=cropped(model, size=size), config=_config(model, size))
 
 
-def transform_whole(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Tensor]:
+def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
     """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`."""
-    from torchvision.transforms import v2
-
     config = _config(model, size)
-    return v2.Compose([_resize(config, min(config.size)), *_scale(config)])
+    whole = partial(_whole, shorter=min(config.size), interpolation=config.interpolation)
+    return partial(_normalised, prepare=whole, config=config)
 
 
-def cropped(model: nn.Module, *, size: int | None = None) -> Callable[[Any], Any]:
+def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Image]":
     """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees."""
-    from torchvision.transforms import v2
-
-    config = _config(model, size)
-    return v2.Compose([_resize_to_cover(config), v2.CenterCrop(config.size)])
+    return partial(_cropped, config=_config(model, size))
 
 
 def _config(model: nn.Module, size: int | None) -> DataConfig:
@@ -82,33 +82,34 @@ def _config(model: nn.Module, size: int | None) -> DataConfig:
         raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
     if size is not None and size < 1:
         raise ArgumentError(f"size={size}: expected a positive number of pixels")
+    resampling(config.interpolation)
     return config if size is None else replace(config, size=(size, size))
 
 
-def _resize(config: DataConfig, shorter: int) -> Any:
-    from torchvision.transforms import v2
-
-    return v2.Resize(shorter, interpolation=v2.InterpolationMode(config.interpolation))
-
-
-def _resize_to_cover(config: DataConfig) -> Any:
+def _cropped(image: "Image", *, config: DataConfig) -> "Image":
     height, width = (int(side / config.crop) for side in config.size)
     if height == width:
-        return _resize(config, height)
-    return partial(_cover, height=height, width=width, interpolation=config.interpolation)
+        size = _with_shorter(image, height)
+    else:  # as small as still covers them
+        ratio = min(image.height / height, image.width / width)
+        size = round(image.width / ratio), round(image.height / ratio)
+    crop = config.size[1], config.size[0]
+    return resized_centre(image, size, crop, config.interpolation)
 
 
-def _cover(image: Any, *, height: int, width: int, interpolation: str) -> Any:
-    """The PIL image at its own aspect, as small as still covers height x width pixels."""
-    from torchvision.transforms import v2
-
-    ratio = min(image.height / height, image.width / width)
-    sides = [round(image.height / ratio), round(image.width / ratio)]
-    return v2.functional.resize(image, sides, v2.InterpolationMode(interpolation))
+def _whole(image: "Image", *, shorter: int, interpolation: str) -> "Image":
+    return resized(image, _with_shorter(image, shorter), interpolation)
 
 
-def _scale(config: DataConfig) -> list[Any]:
-    from torchvision.transforms import ToTensor, v2
+def _with_shorter(image: "Image", shorter: int) -> tuple[int, int]:
+    """(width, height) at the image's aspect, the shorter of them so many pixels, the longer rounded down."""
+    width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    return width, height
 
-    # ToTensor divides by 255, as in training; v2.ToDtype multiplies by 1 / 255, which rounds differently
-    return [ToTensor(), v2.Normalize(config.mean, config.std)]
+
+def _normalised(image: "Image", *, prepare: "Callable[[Image], Image]", config: DataConfig) -> Tensor:
+    """(chs, height, width); divided by 255 as in training, where a product with 1 / 255 would round differently."""
+    pixels = np.array(prepare(image))
+    channels = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    return channels.to(torch.float32).div_(255).sub_(mean).div_(std)

@@ -92,7 +92,7 @@ def _context() -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["featx.bulk.decode", "torchvision.transforms.v2"])
+    context.set_forkserver_preload(["featx.bulk.decode"])
     return context
 
 

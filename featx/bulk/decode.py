@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from ..errors import ArgumentError, ImageError
 from ..images import open_sized
 from ..preprocessing import cropped
+from ..resize import resized
 from ..wrappers import FeatureExtractWrapper
 from .recipe import Recipe
 from .sources import Items
@@ -65,9 +65,6 @@ def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) 
 
 def _whole(image: Image.Image, *, shorter: int, divisor: int, interpolation: str) -> Image.Image:
     """The image resized at its aspect, as far as sides that are multiples of the divisor allow."""
-    from torchvision.transforms import v2
-
     height, width = (int(shorter * side / min(image.size)) for side in (image.height, image.width))
-    sides = [max(divisor, round(side / divisor) * divisor) for side in (height, width)]
-    resize: Any = v2.functional.resize  # whose types do not know of pictures
-    return resize(image, sides, v2.InterpolationMode(interpolation))
+    size = [max(divisor, round(side / divisor) * divisor) for side in (width, height)]
+    return resized(image, (size[0], size[1]), interpolation)

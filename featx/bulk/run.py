@@ -234,11 +234,9 @@ def weights_digest(extractor: FeatureExtractWrapper) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    import torchvision
-
     versions = {
         "python": platform.python_version(),
-        **{package.__name__: package.__version__ for package in (featx, torch, torchvision, PIL)},
+        **{package.__name__: package.__version__ for package in (featx, torch, PIL)},
     }
     return {"versions": versions, "machine": platform.machine()}
 

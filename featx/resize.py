@@ -1,0 +1,57 @@
+"""Resizing and cropping of PIL images, to the pixels that torchvision's transforms make of them."""
+
+from math import gcd
+
+from PIL import Image
+
+from .errors import ArgumentError
+
+# Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
+PARTS = 2**8
+
+
+def resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """The image at (width, height) pixels; itself if it has these. ArgumentError for an unknown interpolation."""
+    return image if image.size == size else image.resize(size, resampling(interpolation))
+
+
+def resized_centre(image: Image.Image, size: tuple[int, int], crop: tuple[int, int], interpolation: str) -> Image.Image:
+    """The centre, (width, height) pixels of `crop`, of the image resized to `size`; black where that is smaller.
+
+    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others.
+    """
+    left, top = (_start(whole, part) for whole, part in zip(size, crop, strict=True))
+    if resampling(interpolation) is Image.Resampling.NEAREST:
+        image = resized(image, size, interpolation)  # which adds up steps from the first pixel on
+    if image.size != size:
+        first, last = _span(image.width, size[0], left, crop[0])
+        upper, lower = _span(image.height, size[1], top, crop[1])
+        across, down = image.width / size[0], image.height / size[1]
+        box = first * across, upper * down, last * across, lower * down
+        image = image.resize((last - first, lower - upper), resampling(interpolation), box)
+        left, top = left - first, top - upper
+    return image.crop((left, top, left + crop[0], top + crop[1]))
+
+
+def resampling(interpolation: str) -> Image.Resampling:
+    """Pillow's filter of that name; ArgumentError if there is none."""
+    try:
+        return Image.Resampling[interpolation.upper()]
+    except KeyError:
+        names = ", ".join(filter_.name.lower() for filter_ in Image.Resampling)
+        raise ArgumentError(f"interpolation={interpolation!r}: choose one of {names}") from None
+
+
+def _start(whole: int, part: int) -> int:
+    """Where the centre starts; below zero if it is larger than the whole."""
+    return -((part - whole) // 2) if part > whole else round((whole - part) / 2)
+
+
+def _span(pixels: int, whole: int, start: int, part: int) -> tuple[int, int]:
+    """The shortest span of `whole` that holds the centre and whose ends are exact in the image's own pixels.
+
+    Only then do the filter's weights come out the same as those of the whole.
+    """
+    step = whole // gcd(pixels * PARTS, whole)
+    first, last = max(0, start), min(whole, start + part)
+    return first - first % step, min(whole, -(-last // step) * step)
