@@ -7,6 +7,9 @@ READY := .venv/.ready
 # so that what neighbours share is made once
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+# some machines forbid it, and then every process of a test compiles all it imports anew: seconds each
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test sweep bridges check format lint types docs wheel bench clean constraints
 
 demo: $(READY)
