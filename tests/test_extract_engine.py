@@ -151,6 +151,20 @@ def test_whole_images_have_sides_that_the_model_takes(tmp_path, images):
         extract(images, model, tmp_path / "out", keep_aspect=True)
 
 
+def test_whole_images_are_refused_where_a_runtime_takes_one_size(tmp_path, images):
+    model = randomise(featx.create_model("mobilevit_xxs", features_only=True, out_indices=[0, 3]))
+    with pytest.raises(
+        ArgumentError, match="keep_aspect: runtime='onednn' runs this model on images of one size alone"
+    ):
+        extract(images, model, tmp_path / "out", size=64, keep_aspect=True, runtime="onednn")
+    extract(images, model, tmp_path / "other", size=64, keep_aspect=True, runtime="eager")
+
+
+def test_whole_images_of_any_size_go_through_onednn(tmp_path, images, extractor):
+    extract(images, extractor, tmp_path, size=SIZE, keep_aspect=True, batch_size=2, runtime="onednn")
+    assert len(stored(tmp_path)) == len(list(images.iterdir()))
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_jpegs_decoded_at_a_fraction_are_close_and_known_by_their_own_size(tmp_path, extractor, scaled):
     (tmp_path / "in").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FeatxError, InputError
+from ..errors import ArgumentError, FeatxError, InputError
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from .pooling import pooled
@@ -83,8 +83,17 @@ def _faster(extractor: FeatureExtractWrapper, recipe: Recipe) -> FeatureExtractW
 
     config = extractor.data_config or DataConfig()
     height, width = (recipe.size, recipe.size) if recipe.size else config.size
-    example = torch.zeros(2, extractor.in_chans or 3, height, width)
-    return optimize(extractor, runtime=recipe.runtime, example=example)
+    images = torch.zeros(2, extractor.in_chans or 3, height, width)
+    if not recipe.keep_aspect:
+        return optimize(extractor, runtime=recipe.runtime, example=images)
+    faster = optimize(extractor, runtime=recipe.runtime)
+    try:
+        faster(images[:1].repeat(1, 1, 1, 2))
+    except InputError as error:
+        raise ArgumentError(
+            f"keep_aspect: runtime={recipe.runtime!r} runs this model on images of one size alone: choose 'eager'"
+        ) from error
+    return faster
 
 
 def _on(device: torch.device, extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:

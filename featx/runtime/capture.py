@@ -10,6 +10,7 @@ from torch.fx.graph import CodeGen
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.refusals import REFUSALS
+from .recorded import recorded
 from .watch import Seen
 
 # Operations of models that are captured for images of any size. For others, such as those that attend to patches,
@@ -64,10 +65,19 @@ class MapsOf(nn.Module):
 
 
 def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Captured:
-    """The graph for images like these, two or more, in any number, and of any size if that is found quickly.
+    """The graph for images like these two, in any number, and of any size if that is found quickly.
 
-    Raises ContractError for a model that torch.export cannot capture.
+    Where the user gave an example, one for its size alone will do. Raises ContractError for a model that torch.export
+    cannot capture, which is asked where recording what the model does is not enough.
     """
+    found = recorded(MapsOf(extractor), images, extractor._inner.fixed_size is None)
+    if found is not None and (found[1] or seen.example or not sizeless(seen)):
+        graph, any_size = found
+        return Captured(graph, tuple(images.shape), {0: "n", 2: "h", 3: "w"} if any_size else {0: "n"}, ())
+    return _by_export(extractor, seen, images)
+
+
+def _by_export(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Captured:
     import torch.export
     from torch._dynamo.exc import TorchDynamoException
 

@@ -1,0 +1,69 @@
+"""What recordings call tensors, and lengths of axes that know what they are called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor that a step returned, at that place if it returned several; -1 are the images."""
+
+    step: int
+    place: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A tensor of the model, by its path."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SideOf:
+    """The length of an axis of a tensor, and what it was when this was recorded."""
+
+    tensor: Made
+    axis: int
+    length: int = field(default=0, compare=False)
+
+
+class Side(int):
+    """The length of an axis, which tells when code decides on it or computes with it.
+
+    of: which axis it is; None if nobody needs to know.
+    """
+
+    of: SideOf | None
+    decided: Callable[[], None]
+    computed: Callable[[], None]
+
+    @classmethod
+    def of_axis(
+        cls, length: int, of: SideOf | None, decided: Callable[[], None], computed: Callable[[], None]
+    ) -> "Side":
+        side = cls(length)
+        side.of, side.decided, side.computed = of, decided, computed
+        return side
+
+
+DECIDING = ("bool", "eq", "ne", "lt", "le", "gt", "ge", "hash")
+COMPUTING = (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
+    *("divmod", "rdivmod", "pow", "rpow", "neg", "pos", "abs", "lshift", "rshift", "and", "or", "xor", "invert"),
+    *("int", "float", "round", "ceil", "floor", "trunc"),
+)
+
+
+def _telling(name: str, whom: str) -> Callable[..., Any]:
+    def method(self: Side, *others: Any) -> Any:
+        getattr(self, whom)()
+        return getattr(int, name)(self, *others)
+
+    return method
+
+
+for _whom, _names in (("decided", DECIDING), ("computed", COMPUTING)):
+    for _name in _names:
+        setattr(Side, f"__{_name}__", _telling(f"__{_name}__", _whom))
