@@ -1,27 +1,31 @@
 """Resizing and cropping of PIL images, to the pixels that torchvision's transforms make of them."""
 
 from math import gcd
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
 PARTS = 2**8
 
 
-def resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+def resized(image: "Image.Image", size: tuple[int, int], interpolation: str) -> "Image.Image":
     """The image at (width, height) pixels; itself if it has these. ArgumentError for an unknown interpolation."""
     return image if image.size == size else image.resize(size, resampling(interpolation))
 
 
-def resized_centre(image: Image.Image, size: tuple[int, int], crop: tuple[int, int], interpolation: str) -> Image.Image:
+def resized_centre(
+    image: "Image.Image", size: tuple[int, int], crop: tuple[int, int], interpolation: str
+) -> "Image.Image":
     """The centre, (width, height) pixels of `crop`, of the image resized to `size`; black where that is smaller.
 
     Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others.
     """
     left, top = (_start(whole, part) for whole, part in zip(size, crop, strict=True))
-    if resampling(interpolation) is Image.Resampling.NEAREST:
+    if interpolation == "nearest":
         image = resized(image, size, interpolation)  # which adds up steps from the first pixel on
     if image.size != size:
         first, last = _span(image.width, size[0], left, crop[0])
@@ -33,8 +37,10 @@ def resized_centre(image: Image.Image, size: tuple[int, int], crop: tuple[int, i
     return image.crop((left, top, left + crop[0], top + crop[1]))
 
 
-def resampling(interpolation: str) -> Image.Resampling:
+def resampling(interpolation: str) -> "Image.Resampling":
     """Pillow's filter of that name; ArgumentError if there is none."""
+    from PIL import Image
+
     try:
         return Image.Resampling[interpolation.upper()]
     except KeyError:

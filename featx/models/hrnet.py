@@ -16,6 +16,7 @@ from ..backbone import BackboneConfig, Pyramid, classifier
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.normed import ConvNorms, normed
 from .layers.pool import global_pool
 from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
 
@@ -92,7 +93,7 @@ class HRNet(Pyramid):
         self.initialise(self)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act1(normed(self.conv1, self.bn1, x))
         maps = [x] if 0 in levels else []
         if levels[-1] == 0:
             return maps
@@ -122,7 +123,7 @@ class HRNet(Pyramid):
 
     def _branches(self, x: Tensor) -> list[Tensor]:
         """The stem's map (N, 64, H / 2, W / 2) to one map per branch, fine to coarse, at 1/4 to 1/32."""
-        maps = [self.layer1(self.act2(self.bn2(self.conv2(x))))]
+        maps = [self.layer1(self.act2(normed(self.conv2, self.bn2, x)))]
         for number in (1, 2, 3):
             paths = self.get_submodule(f"transition{number}").children()
             # a branch that this stage adds starts from the coarsest one there is
@@ -176,7 +177,7 @@ def repeat(block: type[BasicBlock | Bottleneck], in_chs: int, chs: int, depth: i
 
 def conv_norm(in_chs: int, chs: int, stride: int, *, act: bool, bias: bool = False) -> nn.Sequential:
     layers = [nn.Conv2d(in_chs, chs, 3, stride, 1, bias=bias), nn.BatchNorm2d(chs)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if act else nn.Sequential(*layers)
+    return ConvNorms(*layers, nn.ReLU(inplace=True)) if act else ConvNorms(*layers)
 
 
 def transition(widths: Sequence[int], wider: Sequence[int]) -> nn.ModuleList:
@@ -186,7 +187,7 @@ def transition(widths: Sequence[int], wider: Sequence[int]) -> nn.ModuleList:
 
 
 def narrowed(in_chs: int, chs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs))
+    return ConvNorms(nn.Conv2d(in_chs, chs, 1, bias=False), nn.BatchNorm2d(chs))
 
 
 def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.normed import normed
 from .layers.padding import SameAvgPool2d
 from .layers.residual import Bottleneck, Residual, conv3x3
 from .layers.rounding import round_chs
@@ -68,7 +69,7 @@ class SplitAttention(nn.Module):
         self.fc2 = nn.Conv2d(waist, chs * style.radix, 1, groups=style.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act0(self.bn0(self.conv(self.pool_before(x)))).unflatten(1, (self.radix, -1))
+        x = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).unflatten(1, (self.radix, -1))
         # sums over so short an axis are slow in channels_last; x: (N, radix, chs, H, W)
         scores = added(x.unbind(1)).mean((2, 3), keepdim=True)
         scores = self.fc2(self.act1(self.bn1(self.fc1(scores))))  # (N, groups * radix * chs / groups, 1, 1)

@@ -17,6 +17,7 @@ from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.attention import EfficientChannelAttention, se_module, wide_se_module
 from .layers.drop_path import rising_rates
+from .layers.normed import ConvNorms
 from .layers.pool import global_pool
 from .layers.residual import BasicBlock, Bottleneck, Residual, conv3x3, init_conv_norm
 from .layers.steps import Step, plan_steps
@@ -76,12 +77,12 @@ def stem_convs(cfg: ResNetConfig) -> nn.Module:
     layers: list[nn.Module] = []
     for in_chs, chs in pairwise((cfg.in_chans, *cfg.stem[:-1])):
         layers += [conv3x3(in_chs, chs, 1 if layers else 2, 1), cfg.style.norm(chs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, conv3x3(cfg.stem[-2], cfg.stem[-1], 1, 1))
+    return ConvNorms(*layers, conv3x3(cfg.stem[-2], cfg.stem[-1], 1, 1))
 
 
 def conv_pool(chs: int, style: Residual) -> nn.Sequential:
     """(N, chs, H, W) to (N, chs, H / 2, W / 2) by a convolution."""
-    return nn.Sequential(conv3x3(chs, chs, 2, 1), style.norm(chs), nn.ReLU(inplace=True))
+    return ConvNorms(conv3x3(chs, chs, 2, 1), style.norm(chs), nn.ReLU(inplace=True))
 
 
 def stage(cfg: ResNetConfig, in_chs: int, chs: int, step: Step, rates: list[float]) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .normed import normed
 from .steps import Step
 
 OVERWRITING = (nn.ReLU, nn.SiLU, nn.Hardswish)  # activations that can
@@ -26,4 +27,4 @@ class ConvNorm(nn.Module):
         self.act = act(inplace=True) if act in OVERWRITING else act()  # nothing else reads what the norm returns
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+        return self.act(normed(self.conv, self.bn, x))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...features import FeatureInfo
 from .attention import SqueezeExcite
 from .drop_path import drop_path, require_rate
+from .normed import normed
 from .padding import even_conv, same_conv
 from .rounding import round_chs
 from .steps import Step, plan_steps
@@ -107,7 +108,7 @@ class ConvNormAct(MobileBlock):
         self.act1 = activation(row, style)
 
     def transform(self, x: Tensor) -> Tensor:
-        return self.act1(self.bn1(self.conv(x)))
+        return self.act1(normed(self.conv, self.bn1, x))
 
 
 class DepthwiseSeparable(MobileBlock):
@@ -123,7 +124,7 @@ class DepthwiseSeparable(MobileBlock):
         self.bn2 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv_pw(self.se(self.act1(self.bn1(self.conv_dw(x))))))
+        return normed(self.conv_pw, self.bn2, self.se(self.act1(normed(self.conv_dw, self.bn1, x))))
 
 
 class InvertedResidual(MobileBlock):
@@ -143,9 +144,9 @@ class InvertedResidual(MobileBlock):
         self.bn3 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv_pw(x)))
-        x = self.se(self.act2(self.bn2(self.conv_dw(x))))
-        return self.bn3(self.conv_pwl(x))
+        x = self.act1(normed(self.conv_pw, self.bn1, x))
+        x = self.se(self.act2(normed(self.conv_dw, self.bn2, x)))
+        return normed(self.conv_pwl, self.bn3, x)
 
 
 class FusedInvertedResidual(MobileBlock):
@@ -162,7 +163,7 @@ class FusedInvertedResidual(MobileBlock):
         self.bn2 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv_pwl(self.se(self.act1(self.bn1(self.conv_exp(x))))))
+        return normed(self.conv_pwl, self.bn2, self.se(self.act1(normed(self.conv_exp, self.bn1, x))))
 
 
 def activation(row: Row, style: MobileStyle) -> nn.Module:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .drop_path import drop_path
+from .normed import ConvNorms, normed
 from .steps import Step
 
 
@@ -45,8 +46,8 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.drop_path(self.se(self.bn2(self.conv2(y))))
+        y = self.act1(normed(self.conv1, self.bn1, x))
+        y = self.drop_path(self.se(normed(self.conv2, self.bn2, y)))
         y += self.downsample(x)
         return self.act2(y)
 
@@ -79,9 +80,9 @@ class Bottleneck(nn.Module):
         self.act3 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.act2(self.bn2(self.conv2(y)))
-        y = self.drop_path(self.se(self.bn3(self.conv3(y))))
+        y = self.act1(normed(self.conv1, self.bn1, x))
+        y = self.act2(normed(self.conv2, self.bn2, y))
+        y = self.drop_path(self.se(normed(self.conv3, self.bn3, y)))
         y += self.downsample(x)
         return self.act3(y)
 
@@ -99,8 +100,8 @@ def shortcut(in_chs: int, chs: int, step: Step, style: Residual) -> nn.Module:
     if step.stride == 1 and in_chs == chs:
         return nn.Identity()
     if not style.avg_down:
-        return nn.Sequential(nn.Conv2d(in_chs, chs, 1, step.stride, bias=False), style.norm(chs))
-    return nn.Sequential(_average(step), nn.Conv2d(in_chs, chs, 1, bias=False), style.norm(chs))
+        return ConvNorms(nn.Conv2d(in_chs, chs, 1, step.stride, bias=False), style.norm(chs))
+    return ConvNorms(_average(step), nn.Conv2d(in_chs, chs, 1, bias=False), style.norm(chs))
 
 
 def _average(step: Step) -> nn.Module:

@@ -1,0 +1,61 @@
+"""A convolution and its norm, without memory for the result of each where nobody can tell."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+
+def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)).
+
+    In inference on a CPU a batch norm writes over what the convolution returned, with the same numbers: otherwise much
+    of its time in large batches goes into new memory, which the kernel fills with zeros first.
+    """
+    y = conv(x)
+    if not isinstance(norm, nn.BatchNorm2d) or not (_overwrites(conv, norm) and _is_plain(y, norm)):
+        return norm(y)
+    stats = norm.running_mean, norm.running_var
+    out = y, y.new_empty(0), y.new_empty(0)
+    torch.native_batch_norm(y, norm.weight, norm.bias, *stats, False, 0.0, norm.eps, out=out)
+    return y
+
+
+class ConvNorms(nn.Sequential):
+    """A sequence in which every convolution and the norm behind it run as `normed`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, layers = input, iter(self)
+        for layer in layers:
+            x = self._with_norm(layer, layers, x) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x
+
+    def _with_norm(self, conv: nn.Conv2d, others: Iterator[nn.Module], x: Tensor) -> Tensor:
+        after = next(others, None)
+        return conv(x) if after is None else normed(conv, after, x)
+
+
+def _overwrites(conv: nn.Module, norm: nn.BatchNorm2d) -> bool:
+    """Whether nothing else sees what the convolution returns: no gradient, no hook, no class of the user's."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and isinstance(conv, nn.Conv2d)
+        and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and not (conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+        and not (hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+    )
+
+
+def _is_plain(y: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether it is an ordinary tensor in the norm's own dtype: not one of a tracer, `vmap` or autocast."""
+    functorch: Any = torch._C  # whose types do not know of it
+    return (
+        type(y) is Tensor
+        and y.device.type == "cpu"
+        and norm.running_mean is not None
+        and y.dtype == norm.running_mean.dtype
+        and not functorch._functorch.is_functorch_wrapped_tensor(y)
+        and not torch._C._get_tracing_state()
+    )
