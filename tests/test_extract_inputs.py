@@ -162,6 +162,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(photos):
 def test_a_pattern_of_tars_gives_the_images_in_them(tar):
     (tar.parent / "001.tar").write_bytes(tar.read_bytes())
     items = find_items(f"{tar.parent}/*.tar")
+    assert items.where(0) == f"{tar}/x.png"
+    assert find_items(tar.parent).ids == items.ids  # a folder without image files
     assert items.ids == [f"{name}.tar/{member}" for name in ("000", "001") for member in ("x.png", "sub/y.png")]
     assert set(colours(items).values()) == {RED, BLUE}
 
@@ -172,6 +174,18 @@ def test_a_pattern_of_tars_gives_the_images_in_them(tar):
 def test_a_text_names_an_image_a_line_relative_to_itself(photos):
     (photos / "list.txt").write_text(f"b/c.jpg\n\n{photos}/a.png\n")
     assert colours(find_items(photos / "list.txt")) == {"b/c.jpg": LIME, f"{photos}/a.png": RED}
+
+
+def test_a_column_of_paths_may_have_any_name(photos):
+    (photos / "list.csv").write_text("file,path\na.png,b/d.png\n")
+    assert colours(find_items(photos / "list.csv", column="file")) == {"a.png": RED}
+    with pytest.raises(ArgumentError, match="has the columns file, path: expected one named picture"):
+        find_items(photos / "list.csv", column="picture")
+
+
+def test_a_column_where_nothing_has_columns_is_refused(photos, tar):
+    with pytest.raises(ArgumentError, match="column='picture': no input has columns; leave it out"):
+        find_items([photos, tar], column="picture")
 
 
 @pytest.mark.parametrize("column", ["path", "source"])
@@ -196,7 +210,7 @@ def test_a_parquet_table_names_images_and_ids(photos):
         ("list.csv", "", "cannot be read as a list of images"),
         ("list.csv", "path\n,\n", "line 2 has not the 1 values"),
         ("list.csv", "id,path\n3,\n", "names no image in row 1"),
-        ("list.parquet", "no table", "cannot be read as a list of images"),
+        ("list.parquet", "no table", r"list\.parquet cannot be read as a Parquet file"),
     ],
 )
 def test_a_list_that_is_none_is_refused_with_what_is_wrong(photos, name, content, problem):
@@ -280,6 +294,16 @@ def test_a_saved_dataset_of_several_splits_gives_all_of_them(tmp_path, dataset):
     assert colours(find_items(tmp_path / "saved")) == {"train/0": RED, "test/0": BLUE}
 
 
+def test_a_saved_dataset_of_several_columns_of_images_takes_the_one_named(tmp_path, dataset):
+    two = dataset.select([0]).add_column("depth", [None]).cast_column("depth", dataset.features["picture"])
+    two.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ArgumentError, match=r"it has \['depth', 'picture'\]: name one \(--column, or column= of"):
+        find_items(tmp_path / "saved")
+    assert colours(find_items(tmp_path / "saved", column="picture")) == {"0": RED}
+    with pytest.raises(ArgumentError, match=r"column label holds no images, those that do are \['depth', 'picture'\]"):
+        find_items(tmp_path / "saved", column="label")
+
+
 def test_a_saved_dataset_without_images_is_refused(tmp_path, dataset):
     dataset.remove_columns("picture").save_to_disk(tmp_path / "saved")
     with pytest.raises(ArgumentError, match=r"expected a dataset with one column of images, it has \[\]"):
@@ -305,6 +329,12 @@ def test_an_address_of_a_folder_gives_its_images(memory):
     assert items.where(0) == "memory:///photos/a.png"
 
 
+def test_ids_of_several_addresses_begin_with_them(photos):
+    given = [f"file://{photos}/b", f"file://{photos}/*.png"]
+    expected = [f"file://{photos}/{name}" for name in ("b/c.jpg", "b/d.png", "a.png")]
+    assert find_items(given).ids == expected
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -321,6 +351,15 @@ def test_addresses_of_files_patterns_and_lists_are_read(memory, address, expecte
 def test_an_address_of_a_tar_gives_the_images_in_it(memory, tar):
     memory.pipe("/photos/000.tar", tar.read_bytes())
     assert colours(find_items("memory://photos/000.tar")) == {"x.png": RED, "sub/y.png": BLUE}
+
+
+def test_an_address_of_a_pattern_of_tars_gives_the_images_in_them(memory, tar):
+    for name in ("000.tar", "001.tar"):
+        memory.pipe(f"/photos/{name}", tar.read_bytes())
+    items = find_items("memory://photos/*.tar")
+    assert items.ids == [f"{name}.tar/{member}" for name in ("000", "001") for member in ("x.png", "sub/y.png")]
+    assert items.where(3) == "memory:///photos/001.tar/sub/y.png"
+    assert set(colours(items).values()) == {RED, BLUE}
 
 
 @pytest.mark.parametrize(

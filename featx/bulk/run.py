@@ -104,7 +104,7 @@ def extract(
     A bad image is recorded with its reason and does not stop the others. A run that ended in whatever way goes on at
     the first missing shard when it is called again.
 
-    inputs: files, folders, patterns, lists, tars, datasets, addresses; see `featx.bulk.find_items`.
+    inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
     model: an extractor in eval mode, or a name, which takes its published weights; `out_indices` then chooses levels.
     pooling, dtype, size, keep_aspect, scaled_decode, runtime: what is stored; see `featx.bulk.Recipe`.
     batch_size, device, workers, decoders, streams: how it is computed; see `featx.bulk.Resources`.

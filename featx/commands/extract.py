@@ -80,7 +80,7 @@ class Log(StrEnum):
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, patterns, lists (.txt, .csv, .parquet), tars, saved datasets, addresses such as s3://…"
+        help="Files, folders, patterns, lists (.txt, .csv), Parquet files, tars, saved datasets, addresses such as s3://…"
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="Folder for the maps: a new one, or one to go on with.")]
@@ -88,6 +88,7 @@ Pool = Annotated[
     str, typer.Option(metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one for each.")
 ]
 BatchSize = Annotated[str, typer.Option(metavar="N|auto", help="Images the model sees at once; auto measures.")]
+Column = Annotated[str | None, typer.Option(help="Of tables and datasets, what holds the images or their paths.")]
 KeepAspect = Annotated[bool, typer.Option("--keep-aspect", help="Whole images, their shorter side resized to --size.")]
 Scaled = Annotated[bool, typer.Option("--scaled-decode", help="Decode large JPEGs at a fraction of their size.")]
 Slice = Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard from the I-th on, as one of N jobs.")]
@@ -101,6 +102,7 @@ def extract(
     inputs: Inputs,
     model: Model,
     folder: Folder,
+    column: Column = None,
     out_indices: OutIndices = None,
     pretrained: Pretrained = False,
     checkpoint: Checkpoint = None,
@@ -129,7 +131,7 @@ def extract(
     from ..bulk import find_items
     from ..bulk.allocator import keep_freed_memory
 
-    items = find_items(inputs)  # before minutes go into weights
+    items = find_items(inputs, column)  # before minutes go into weights
     poolings, batch = _poolings(pool), _batch_size(batch_size)
     runner, here = _runner(engine, address, device, workers, batch)
     values = values_of(pretrained, checkpoint, random_weights)
