@@ -1,5 +1,7 @@
 """From images to files of feature maps, and back."""
 
+from .changes import Sources as Sources
+from .changes import check_sources as check_sources
 from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
 from .formats import convert as convert

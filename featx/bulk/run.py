@@ -1,6 +1,7 @@
 """extract: every image of the inputs, to shards of maps in a folder, going on where an earlier run ended."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from ..features import OutIndices
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from .batch_size import fastest_batch_size
+from .changes import has_changed
 from .decode import decoder_for
 from .engine import Seen
 from .folder import INDEX, Plan, Slice, headers, opened, read_meta, settle, sweep
@@ -31,7 +33,7 @@ from .job import Job, ShardReport, Worker
 from .model import Model
 from .parquet import require_pyarrow
 from .recipe import Pooling, Recipe, Resources, Runtime
-from .shard import Failure, shard_name
+from .shard import Failure, Header, shard_name
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20
@@ -93,6 +95,7 @@ def extract(
     shard: str = "0/1",
     max_errors: int | None = None,
     retry_failed: bool = False,
+    retry_changed: bool = False,
     name: str | None = None,
     recorded: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], object] | None = None,
@@ -111,7 +114,8 @@ def extract(
     rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
     shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
     max_errors: failed images after which it stops; what is written stays.
-    retry_failed: do shards again in which images failed.
+    retry_failed, retry_changed: do shards again in which images failed, or whose image files are others now, as their
+        size or the time of their last change tells.
     name: what `meta.json` calls an extractor; its class by default. recorded: what it says beside all this.
     progress: called after every batch, and after every shard that was written.
     stopped: asked after every shard whether to end there.
@@ -139,7 +143,7 @@ def extract(
         described = {**_environment(), **asdict(job.resources), **(recorded or {})}
         job = replace(job, plan=settle(folder, job.plan, described, items.ids, rows_per_shard))
         sweep(folder, part)
-        count = _Count(job, part, max_errors, retry_failed, progress)
+        count = _Count(job, part, max_errors, _redone(folder, retry_failed, retry_changed), progress)
         try:
             for report in runner(job, count.pending, count.seen, stopped):
                 count.wrote(report)
@@ -238,7 +242,13 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package.__name__: package.__version__ for package in (featx, torch, PIL)},
     }
-    return {"versions": versions, "machine": platform.machine()}
+    return {"versions": versions, "machine": platform.machine(), "directory": os.getcwd()}
+
+
+def _redone(folder: Path, failed: bool, changed: bool) -> Callable[[Header], bool]:
+    """Which shards that are there are done again."""
+    facts = read_meta(folder) or {}
+    return lambda header: bool((failed and header.failed) or (changed and has_changed(header, facts)))
 
 
 class _Count:
@@ -249,13 +259,13 @@ class _Count:
         job: Job,
         part: Slice,
         max_errors: int | None,
-        retry_failed: bool,
+        redone: Callable[[Header], bool],
         progress: Callable[[Progress], object] | None,
     ) -> None:
         self._job, self._max_errors, self._progress = job, max_errors, progress
         self._done: dict[int, tuple[int, tuple[Failure, ...]]] = {}
         for number, header in headers(job.folder, job.plan, part):
-            if not (retry_failed and header.failed):
+            if not redone(header):
                 self._done[number] = header.rows, tuple(header.failed)
         mine = range(part.number, job.plan.shards, part.of)
         self.pending = [number for number in mine if number not in self._done]

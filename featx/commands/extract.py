@@ -96,6 +96,7 @@ Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; as many 
 MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop once more images than this have failed.")]
 Address = Annotated[str | None, typer.Option(help="Of the Ray cluster: auto, or host:port; without it one is started.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Do shards again in which images failed.")]
+Changed = Annotated[bool, typer.Option("--retry-changed", help="Do shards again whose image files are others now.")]
 
 
 def extract(
@@ -122,6 +123,7 @@ def extract(
     rows_per_shard: Rows = None,
     max_errors: MaxErrors = None,
     retry_failed: Retry = False,
+    retry_changed: Changed = False,
     engine: Annotated[Engine, typer.Option(help="This process, or actors of a Ray cluster.")] = Engine.local,
     address: Address = None,
     log: Annotated[Log, typer.Option(help="A bar, or a line of JSON per file.")] = Log.bar,
@@ -158,6 +160,7 @@ def extract(
             shard=shard,
             max_errors=max_errors,
             retry_failed=retry_failed,
+            retry_changed=retry_changed,
             recorded={
                 "weights": str(values),
                 "freed memory is kept": kept,
