@@ -127,8 +127,11 @@ def test_if_all_files_are_bad_there_are_their_reasons_and_no_rows(tmp_path, extr
     assert [row["status"] for row in index(tmp_path / "out")] == ["failed"] * 2
 
 
-def test_a_very_large_photograph_is_extracted(tmp_path, extractor):
-    Image.new("L", (9_500, 9_500), 128).save(tmp_path / "a.jpg")  # more pixels than Pillow warns of
+def test_a_photograph_so_large_that_pillow_warns_of_it_is_extracted(tmp_path, extractor, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    Image.new("L", (80, 80), 128).save(tmp_path / "a.jpg")
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(tmp_path / "a.jpg").close()
     extract([tmp_path / "a.jpg"], extractor, tmp_path / "out", size=SIZE)
     assert_maps_are_of(extractor, stored(tmp_path / "out")["a.jpg"], Image.new("RGB", (80, 80), (128, 128, 128)))
 

@@ -154,6 +154,13 @@ def test_one_of_several_columns_is_chosen_by_its_name(tmp_path):
         find_items(path, column="picture")
 
 
+def test_images_of_another_column_are_other_images(tmp_path):
+    path = save(tmp_path / "a.parquet", pa.array([png(1)]), mask=[png(2)])
+    one, other = (find_items(path, column=column) for column in ("image", "mask"))
+    assert one.ids == other.ids
+    assert one.digest() != other.digest()
+
+
 # reading
 
 

@@ -54,7 +54,7 @@ def find_items(inputs: Input | Iterable[Input], column: str | None = None) -> It
     if not any(len(one.source.names) for one in found):
         raise ArgumentError(f"no image files in {', '.join(given)}; images are known by endings such as .jpg")
     prefixes = [one.given + one.file if len(given) > 1 else one.file for one in found]
-    return Items([one.source for one in found], prefixes)
+    return Items([one.source for one in found], prefixes, column)
 
 
 def _expand(given: Sequence[str], column: str | None) -> list[Found]:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .options import Values, err, out
 
 if TYPE_CHECKING:
+    from ..bulk import Progress as Done
     from ..bulk import Summary
-    from ..bulk.run import Progress as Done
 
 SHOWN_FAILURES = 20
 
@@ -83,7 +83,8 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
     out.print(f"maps of {summary.written} images, {size}, in {folder}{there}", soft_wrap=True)
     out.print(f"weights: {values}", soft_wrap=True)
     if summary.failed:
-        out.print(f"{len(summary.failed)} images could not be extracted:", style="red")
+        several = "s" if len(summary.failed) > 1 else ""
+        out.print(f"{len(summary.failed)} image{several} could not be extracted:", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
             out.print(f"  {id_}: {reason}", soft_wrap=True)
         if len(summary.failed) > SHOWN_FAILURES:
