@@ -124,6 +124,20 @@ def test_tables_are_read_by_datasets(tmp_path, images, extractor, dtype, monkeyp
             np.testing.assert_array_equal(row[level], exact(map_))
 
 
+def test_a_table_is_loaded_by_its_name_as_datasets_are(tmp_path, images, extractor):
+    import datasets
+
+    maps = run(images, extractor, tmp_path / "maps", pooling="mean")
+    convert(maps, tmp_path / "out.parquet", "parquet")
+    files, cache = str(tmp_path / "out.parquet"), str(tmp_path / "cache")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
+    assert loaded["id"] == FeatureDataset(maps).ids
+    loaded.save_to_disk(tmp_path / "saved")
+    again = datasets.load_from_disk(tmp_path / "saved").with_format("torch")
+    for row, features in zip(again, FeatureDataset(maps), strict=True):
+        assert torch.equal(row["blocks.5"], features.maps["blocks.5"])
+
+
 def test_tables_are_read_by_pyarrow_with_types_and_lengths(tmp_path, images, extractor):
     import pyarrow.parquet as pq
 

@@ -112,6 +112,50 @@ def test_options_that_make_no_sense_are_refused(options, message):
         OnRay(**options)
 
 
+class Asked:
+    """A cluster of these nodes that notes what actors are asked of it, and starts none."""
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        self._nodes = nodes
+        self.exceptions = SimpleNamespace(RayActorError=ConnectionError)
+        context = SimpleNamespace(enable_progress_bars=True, max_consecutive_actor_init_deaths=3)
+        self.data = SimpleNamespace(
+            DataContext=SimpleNamespace(get_current=lambda: context),
+            ActorPoolStrategy=lambda **sizes: sizes,
+            from_items=lambda rows, **_: SimpleNamespace(map_batches=self.note),
+        )
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict]:
+        return [{"Alive": True, "Resources": node} for node in self._nodes]
+
+    def put(self, job: Job) -> Job:
+        self.job = job
+        return job
+
+    def note(self, actor: type, **asked: object) -> SimpleNamespace:
+        self.actor, self.asked = actor, asked
+        return SimpleNamespace(iter_rows=lambda: iter(()))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "cpus", "fitting"), [("cuda", 1, 8, 2), ("cpu", None, 4, 12)], ids=["cuda", "cpu"]
+)
+def test_every_actor_is_given_a_gpu_of_its_own_if_it_needs_one(
+    tmp_path, images, extractor, monkeypatch, device, gpus, cpus, fitting
+):
+    cluster = Asked({"CPU": 16, "GPU": 2}, {"CPU": 32})
+    monkeypatch.setattr("featx.bulk.ray.require_ray", lambda: cluster)
+    run(images, extractor, tmp_path / "out", runner=OnRay(device=device))
+    assert cluster.actor is Extracting
+    assert (cluster.asked["num_gpus"], cluster.asked["num_cpus"]) == (gpus, cpus)
+    assert cluster.asked["compute"] == {"min_size": 1, "max_size": IMAGES // ROWS, "initial_size": fitting}
+    assert cluster.asked["fn_constructor_args"] == ([cluster.job], device, cpus, os.getcwd())
+    assert cluster.job.resources.device == "cpu"  # of this machine, which needs no GPU
+
+
 def test_a_cluster_that_cannot_be_reached_is_named():
     def refuse(*_, **__) -> None:
         raise ConnectionError("timed out")

@@ -219,7 +219,7 @@ def test_the_command_shows_a_table(tmp_path, images, extractor):
     assert "5 of 7 images, 2 failed, 0 still to do" in lines
     first, second = stats(out).levels
     shape = "×".join(map(str, first.shapes.most_common()[0][0]))
-    numbers = f"{first.mean:.5g} {first.std:.5g} {first.low:.5g} {first.high:.5g} 0"
+    numbers = f"{first.mean:.4g} {first.std:.4g} {first.low:.4g} {first.high:.4g}"
     assert f"{first.name} {shape} 3 {numbers}" in lines
     assert f"{first.chs}×8×12 2" in lines  # the shape of the wider images
     assert any(line.startswith(f"{second.name} {second.chs} max 5 ") for line in lines)

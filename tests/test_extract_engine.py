@@ -190,6 +190,7 @@ def test_a_size_the_model_does_not_take_is_refused_before_anything_is_written(tm
     [
         ({"size": 0}, "size=0: expected a positive number of pixels"),
         ({"dtype": torch.int8}, "dtype='int8': choose one of"),
+        ({"batch_size": 0}, "batch_size=0: expected a positive number"),
         ({"workers": 0}, "workers=0: expected a positive number"),
         ({"streams": 0}, "streams=0: expected a positive number"),
         ({"rows_per_shard": 0}, "rows_per_shard=0: expected a positive number"),

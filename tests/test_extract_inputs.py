@@ -1,66 +1,27 @@
 """What may be named as the images to extract, and under which ids they are known."""
 
-import io
 import os
-import pickle
 import sys
 import tarfile
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from PIL import Image
+from coloured import ALL, BLUE, COLOURS, LIME, RED, colours, pixel_of, png, save_photos, save_tar
 
 from featx import ArgumentError, ImageError, MissingPackageError
 from featx.bulk import find_items
 
-COLOURS = {"a.png": "red", "b/c.jpg": "lime", "b/d.png": "blue"}
-
-
-def png(colour: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(file, "PNG")
-    return file.getvalue()
-
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Three images, and a file that nobody would take for one."""
-    folder = tmp_path / "photos"
-    (folder / "b").mkdir(parents=True)
-    for name, colour in COLOURS.items():
-        (folder / name).write_bytes(png(colour))
-    (folder / "notes.txt").write_text("a.png")
-    return folder
+    return save_photos(tmp_path / "photos")
 
 
 @pytest.fixture
 def tar(tmp_path) -> Path:
-    path = tmp_path / "000.tar"
-    with tarfile.open(path, "w") as file:
-        for name, content in {"x.png": png("red"), "x.txt": b"a caption", "sub/y.png": png("blue")}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            file.addfile(member, io.BytesIO(content))
-    return path
-
-
-def colours(items) -> dict[str, tuple[int, ...]]:
-    """The colour of every image by its id, after the trip that items make to other processes."""
-    there = pickle.loads(pickle.dumps(items))
-    return {id_: pixel_of(there.read(i)) for i, id_ in enumerate(there.ids)}
-
-
-def pixel_of(content: bytes) -> tuple[int, ...]:
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB").getpixel((0, 0))
-
-
-RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-ALL = {"a.png": RED, "b/c.jpg": LIME, "b/d.png": BLUE}
+    return save_tar(tmp_path / "000.tar")
 
 
 # folders and files
@@ -162,6 +123,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(photos):
 def test_a_pattern_of_tars_gives_the_images_in_them(tar):
     (tar.parent / "001.tar").write_bytes(tar.read_bytes())
     items = find_items(f"{tar.parent}/*.tar")
+    assert items.where(0) == f"{tar}/x.png"
+    assert find_items(tar.parent).ids == items.ids  # a folder without image files
     assert items.ids == [f"{name}.tar/{member}" for name in ("000", "001") for member in ("x.png", "sub/y.png")]
     assert set(colours(items).values()) == {RED, BLUE}
 
@@ -172,6 +135,18 @@ def test_a_pattern_of_tars_gives_the_images_in_them(tar):
 def test_a_text_names_an_image_a_line_relative_to_itself(photos):
     (photos / "list.txt").write_text(f"b/c.jpg\n\n{photos}/a.png\n")
     assert colours(find_items(photos / "list.txt")) == {"b/c.jpg": LIME, f"{photos}/a.png": RED}
+
+
+def test_a_column_of_paths_may_have_any_name(photos):
+    (photos / "list.csv").write_text("file,path\na.png,b/d.png\n")
+    assert colours(find_items(photos / "list.csv", column="file")) == {"a.png": RED}
+    with pytest.raises(ArgumentError, match="has the columns file, path: expected one named picture"):
+        find_items(photos / "list.csv", column="picture")
+
+
+def test_a_column_where_nothing_has_columns_is_refused(photos, tar):
+    with pytest.raises(ArgumentError, match="column='picture': no input has columns; leave it out"):
+        find_items([photos, tar], column="picture")
 
 
 @pytest.mark.parametrize("column", ["path", "source"])
@@ -196,7 +171,7 @@ def test_a_parquet_table_names_images_and_ids(photos):
         ("list.csv", "", "cannot be read as a list of images"),
         ("list.csv", "path\n,\n", "line 2 has not the 1 values"),
         ("list.csv", "id,path\n3,\n", "names no image in row 1"),
-        ("list.parquet", "no table", "cannot be read as a list of images"),
+        ("list.parquet", "no table", r"list\.parquet cannot be read as a Parquet file"),
     ],
 )
 def test_a_list_that_is_none_is_refused_with_what_is_wrong(photos, name, content, problem):
@@ -280,103 +255,20 @@ def test_a_saved_dataset_of_several_splits_gives_all_of_them(tmp_path, dataset):
     assert colours(find_items(tmp_path / "saved")) == {"train/0": RED, "test/0": BLUE}
 
 
+def test_a_saved_dataset_of_several_columns_of_images_takes_the_one_named(tmp_path, dataset):
+    two = dataset.select([0]).add_column("depth", [None]).cast_column("depth", dataset.features["picture"])
+    two.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ArgumentError, match=r"it has \['depth', 'picture'\]: name one \(--column, or column= of"):
+        find_items(tmp_path / "saved")
+    assert colours(find_items(tmp_path / "saved", column="picture")) == {"0": RED}
+    with pytest.raises(ArgumentError, match=r"column label holds no images, those that do are \['depth', 'picture'\]"):
+        find_items(tmp_path / "saved", column="label")
+
+
 def test_a_saved_dataset_without_images_is_refused(tmp_path, dataset):
     dataset.remove_columns("picture").save_to_disk(tmp_path / "saved")
     with pytest.raises(ArgumentError, match=r"expected a dataset with one column of images, it has \[\]"):
         find_items(tmp_path / "saved")
-
-
-# addresses
-
-
-@pytest.fixture
-def memory():
-    system = fsspec.filesystem("memory")
-    for name, colour in COLOURS.items():
-        system.pipe(f"/photos/{name}", png(colour))
-    system.pipe("/photos/notes.txt", b"a.png\nmemory://photos/b/d.png\n")
-    yield system
-    system.rm("/photos", recursive=True)
-
-
-def test_an_address_of_a_folder_gives_its_images(memory):
-    items = find_items("memory://photos")
-    assert colours(items) == ALL
-    assert items.where(0) == "memory:///photos/a.png"
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("memory://photos/b/*.png", {"d.png": BLUE}),
-        ("memory://photos/**/*.png", {"a.png": RED, "b/d.png": BLUE}),
-        ("memory://photos/b/c.jpg", {"c.jpg": LIME}),
-        ("memory://photos/notes.txt", {"a.png": RED, "memory://photos/b/d.png": BLUE}),
-    ],
-)
-def test_addresses_of_files_patterns_and_lists_are_read(memory, address, expected):
-    assert colours(find_items(address)) == expected
-
-
-def test_an_address_of_a_tar_gives_the_images_in_it(memory, tar):
-    memory.pipe("/photos/000.tar", tar.read_bytes())
-    assert colours(find_items("memory://photos/000.tar")) == {"x.png": RED, "sub/y.png": BLUE}
-
-
-@pytest.mark.parametrize(
-    ("address", "problem"),
-    [("memory://nowhere", "no such file or folder: memory://nowhere"), ("moon://photos", "moon://photos: ")],
-)
-def test_an_address_that_leads_nowhere_is_refused(address, problem):
-    with pytest.raises(ArgumentError, match=problem):
-        find_items(address)
-
-
-def test_an_address_that_vanished_is_an_error_of_its_own(memory):
-    items = find_items("memory://photos")
-    memory.rm("/photos/a.png")
-    with pytest.raises(ImageError, match="cannot be fetched: FileNotFoundError"):
-        items.read(0)
-
-
-class Faltering:
-    """Has a file system not answer the first so many times that it is asked for a file."""
-
-    def __init__(self, monkeypatch, silent):
-        self.asked, self.silent, self.answer = 0, silent, MemoryFileSystem.cat_file
-        monkeypatch.setattr("featx.bulk.systems.FIRST_WAIT", 0.001)
-        monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **kwargs: self.ask(*args, **kwargs))
-
-    def ask(self, *args, **kwargs):
-        self.asked += 1
-        if self.asked <= self.silent:
-            raise TimeoutError("no answer")
-        return self.answer(*args, **kwargs)
-
-
-@pytest.mark.parametrize("address", ["memory://photos", "memory://photos/000.tar"])
-def test_an_address_that_does_not_answer_at_first_is_asked_again(memory, tar, monkeypatch, address):
-    memory.pipe("/photos/000.tar", tar.read_bytes())
-    items = find_items(address)
-    faltering = Faltering(monkeypatch, silent=2)
-    assert items.read(0)
-    assert faltering.asked == 3
-
-
-def test_an_address_that_never_answers_fails_after_some_attempts(memory, monkeypatch):
-    items = find_items("memory://photos")
-    faltering = Faltering(monkeypatch, silent=10**6)
-    with pytest.raises(ImageError, match="cannot be fetched: TimeoutError: no answer"):
-        items.read(0)
-    assert faltering.asked == 4
-
-
-def test_an_address_in_a_list_that_cannot_be_read_fails_alone(photos):
-    (photos / "list.txt").write_text("moon://a.png\na.png\n")
-    items = find_items(photos / "list.txt")
-    with pytest.raises(ImageError, match=r"cannot be fetched: .*moon"):
-        items.read(0)
-    assert pixel_of(items.read(1)) == RED
 
 
 def test_what_is_no_regular_file_is_not_waited_for(photos):

@@ -147,7 +147,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_loader_read_it(folder, start, tmp_path):
     """In a process of its own: others that tests import, such as Ray's, have threads, which a fork leaves behind."""
     script = tmp_path / "reads.py"

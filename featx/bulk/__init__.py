@@ -1,5 +1,9 @@
 """From images to files of feature maps, and back."""
 
+from .changes import Sources as Sources
+from .changes import check_sources as check_sources
+from .count import Progress as Progress
+from .count import Summary as Summary
 from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
 from .formats import convert as convert
@@ -10,8 +14,6 @@ from .merge import merge as merge
 from .ray import OnRay as OnRay
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
-from .run import Progress as Progress
-from .run import Summary as Summary
 from .run import extract as extract
 from .shard import Failure as Failure
 from .sources import Items as Items

@@ -37,17 +37,20 @@ def is_dataset(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)
 
 
-def dataset_images(folder: str) -> DatasetImages:
-    """The rows of all splits. ArgumentError if no column or several hold images."""
+def dataset_images(folder: str, column: str | None = None) -> DatasetImages:
+    """The rows of all splits. ArgumentError if no column or several hold images, or the one asked for does not."""
     splits = _splits(folder)
     image = _datasets().Image
     columns = {
         name for part in splits.values() for name, feature in part.features.items() if isinstance(feature, image)
     }
-    if len(columns) != 1:
-        raise ArgumentError(f"{folder}: expected a dataset with one column of images, it has {sorted(columns)}")
+    if column is not None and column not in columns:
+        raise ArgumentError(f"{folder}: column {column} holds no images, those that do are {sorted(columns)}")
+    if column is None and len(columns) != 1:
+        hint = ": name one (--column, or column= of find_items)" if columns else ""
+        raise ArgumentError(f"{folder}: expected a dataset with one column of images, it has {sorted(columns)}{hint}")
     names = [f"{split}/{row}" if split else f"{row}" for split, part in splits.items() for row in range(len(part))]
-    return DatasetImages(folder, columns.pop(), names)
+    return DatasetImages(folder, column or columns.pop(), names)
 
 
 def _splits(folder: str) -> dict[str, Any]:

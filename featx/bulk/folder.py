@@ -193,7 +193,7 @@ def _other_items(folder: Path, there: Plan, plan: Plan, ids: Sequence[str]) -> I
     done = [header for _, header in headers(folder, there)]
     seen = [id_ for header in done for id_ in (*header.metadata["ids"], *(one.id for one in header.failed))]
     now = set(ids)
-    yield f"images: {there.items} there, {plan.items} now, or in another order"
+    yield f"images: {there.items} there, {plan.items} now, or in another order, or of another column"
     if gone := [id_ for id_ in seen if id_ not in now]:
         yield f"images that are gone: {len(gone)} at least, such as {gone[0]}"
     if len(seen) == there.items and (new := sorted(now - set(seen))):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from .parquet import require_pyarrow
 Format = Literal["npy", "webdataset", "zarr", "parquet"]
 TAR_BYTES = 512 * 2**20  # of a tar, about
 TABLE_ROWS = 4096  # of a row group
+MODULES: Mapping[str, str] = {"webdataset": "webdataset.writer", "zarr": "zarr"}
 CHUNK_BYTES = 2**20  # of a Zarr chunk, about
 
 Levels = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of a row, by level
@@ -41,8 +43,7 @@ def convert(folder: str | Path, out: str | Path, format: Format) -> int:
     if format not in WRITERS:
         raise ArgumentError(f"format={format!r}: choose one of {tuple(WRITERS)}")
     dataset, out = FeatureDataset(folder), Path(out)
-    if out.exists():
-        raise OutputError(f"{out} exists: name a new one")
+    require_new(out)
     part = out.with_name(f".{out.name}.part")
     try:
         _remove(part)
@@ -58,6 +59,22 @@ def convert(folder: str | Path, out: str | Path, format: Format) -> int:
         _remove(part)
         raise
     return len(dataset)
+
+
+def require_new(out: Path) -> None:
+    """OutputError if something is there already."""
+    if out.exists():
+        raise OutputError(f"{out} exists: name a new one, or remove it")
+
+
+def require_package(format: Format) -> Any:
+    """The module that writes a format, if it is an optional one; MissingPackageError saying how to have it."""
+    try:
+        return import_module(MODULES[format]) if format in MODULES else None
+    except ImportError as error:
+        raise MissingPackageError(
+            f"writing {format} needs the package of that name: pip install 'featx[{format}]'"
+        ) from error
 
 
 def _remove(part: Path) -> None:
@@ -107,13 +124,10 @@ def _write_npy(dataset: FeatureDataset, out: Path) -> None:
 
 def _write_webdataset(dataset: FeatureDataset, out: Path) -> None:
     """Keys are numbers, since an id may hold dots, which end a key."""
-    try:
-        from webdataset.writer import ShardWriter
-    except ImportError as error:
-        raise _missing("webdataset") from error
+    writing = require_package("webdataset")
     out.mkdir()
     folder = os.path.abspath(out).replace("%", "%%")  # the pattern is formatted with the tar's number
-    with ShardWriter(f"{folder}/%06d.tar", maxsize=TAR_BYTES, maxcount=2**62, verbose=0) as writer:
+    with writing.ShardWriter(f"{folder}/%06d.tar", maxsize=TAR_BYTES, maxcount=2**62, verbose=0) as writer:
         for row, features in enumerate(_each(dataset)):
             width, height = features.size
             maps = {f"{level}.npy": _numbers(map_) for level, map_ in features.maps.items()}
@@ -123,10 +137,7 @@ def _write_webdataset(dataset: FeatureDataset, out: Path) -> None:
 
 def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
     """Rows are written a chunk at a time, since a part of one is read and written whole."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise _missing("zarr") from error
+    zarr = require_package("zarr")
     levels, count = _levels(dataset, "zarr"), len(dataset)
     nbytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in levels.values())
     rows = min(count, max(1, CHUNK_BYTES * len(levels) // nbytes))
@@ -172,10 +183,6 @@ def _write_ids(dataset: FeatureDataset, out: Path) -> None:
 
 def _each(dataset: FeatureDataset) -> Iterator[Any]:
     return (dataset[row] for row in range(len(dataset)))
-
-
-def _missing(format: str) -> MissingPackageError:
-    return MissingPackageError(f"writing {format} needs the package of that name: pip install 'featx[{format}]'")
 
 
 WRITERS: Mapping[str, Writer] = {

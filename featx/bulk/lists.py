@@ -3,17 +3,15 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from os.path import splitext
 
 from ..errors import ArgumentError
-from .parquet import require_pyarrow
 from .sources import read_file
 from .systems import fetched, is_address, read_whole
 
-LISTS = (".txt", ".csv", ".parquet")
+LISTS = (".txt", ".csv")
 # Columns that may say where images are; the first that is there counts.
 PLACES = ("path", "source")
 
@@ -31,22 +29,36 @@ class Listed:
         return place if is_address(place) else os.path.join(self.base, place)
 
     def read(self, index: int) -> bytes:
-        place = self.where(index)
-        return fetched(lambda: read_whole(place)) if is_address(place) else read_file(place)
+        return read_place(self.base, self.places[index])
 
 
-def listed_images(path: str) -> Listed:
+def read_place(base: str, place: str) -> bytes:
+    """The bytes at an address, or at a path relative to `base`; ImageError if they cannot be had."""
+    place = place if is_address(place) else os.path.join(base, place)
+    return fetched(lambda: read_whole(place)) if is_address(place) else read_file(place)
+
+
+def listed_images(path: str, column: str | None = None) -> Listed:
     """What a list names, in its order; its "id" column, or the paths as they are written, tell images apart.
 
-    Paths are relative to the list. Raises ArgumentError for a list that cannot be read or has no column of paths.
+    column: holds the paths, of a list that has columns. Paths are relative to the list. Raises ArgumentError for a list
+    that cannot be read or has no column of paths.
     """
+    kind = splitext(path)[1].lower()
     try:
-        columns = READ[splitext(path)[1].lower()](read_whole(path))
+        columns = READ[kind](read_whole(path))
     except (OSError, ValueError, csv.Error) as error:
         raise ArgumentError(f"{path} cannot be read as a list of images: {error}") from error
-    places = next((columns[name] for name in PLACES if name in columns), None)
-    if places is None:
-        raise ArgumentError(f"{path} has the columns {', '.join(columns)}: expected one named path")
+    return listed(path, columns, None if kind == ".txt" else column)
+
+
+def listed(path: str, columns: Mapping[str, Sequence[str]], column: str | None = None) -> Listed:
+    """The images that columns of a list name; see `listed_images`."""
+    place = next((name for name in ([column] if column else PLACES) if name in columns), None)
+    if place is None:
+        wanted = column or "path, or tell which one holds paths or images (--column, or column= of find_items)"
+        raise ArgumentError(f"{path} has the columns {', '.join(columns)}: expected one named {wanted}")
+    places = columns[place]
     if empty := [row for row, place in enumerate(places) if not place]:
         raise ArgumentError(f"{path} names no image in row {empty[0] + 1}")
     return Listed(os.path.dirname(path), columns.get("id", places), places)
@@ -65,15 +77,4 @@ def _csv(content: bytes) -> dict[str, list[str]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _parquet(content: bytes) -> dict[str, list[str]]:
-    pyarrow, parquet = require_pyarrow()
-    file = parquet.ParquetFile(pyarrow.BufferReader(content))
-    wanted = [name for name in file.schema_arrow.names if name in (*PLACES, "id")]
-    if not wanted:
-        return {name: [] for name in file.schema_arrow.names}
-    table = file.read(columns=wanted)
-    as_strings = partial(map, lambda value: "" if value is None else str(value))
-    return {name: list(as_strings(table.column(name).to_pylist())) for name in wanted}
-
-
-READ = {".txt": _lines, ".csv": _csv, ".parquet": _parquet}
+READ = {".txt": _lines, ".csv": _csv}

@@ -9,8 +9,9 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, OutputError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig, cropped
+from .changes import place_of
 from .dataset import FeatureDataset, Features
-from .systems import open_binary
+from .systems import is_address, open_binary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,8 +45,9 @@ def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
 
 
 def _sources(dataset: FeatureDataset) -> dict[str, str]:
+    assert dataset.meta is not None
     return {
-        id_: source
+        id_: source if is_address(source) else place_of(source, dataset.meta)
         for header in dataset._headers
         for id_, source in zip(header.metadata["ids"], header.metadata["sources"], strict=True)
     }

@@ -23,6 +23,7 @@ from .job import Job, ShardReport, Worker
 from .lists import Listed
 from .sources import Files, Source
 from .systems import is_address
+from .tables import Table
 from .tars import Tar
 
 MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
@@ -172,7 +173,7 @@ def _place_of(source: Source) -> str:
     """A path without which a source has no image, or nothing if that cannot be told without reading it."""
     if isinstance(source, Files):
         return source.root
-    if isinstance(source, Tar):
+    if isinstance(source, Tar | Table):
         return source.path
     return os.path.dirname(source.where(0)) if isinstance(source, Listed) and source.names else ""
 

@@ -1,37 +1,31 @@
 """extract: every image of the inputs, to shards of maps in a folder, going on where an earlier run ended."""
 
-import json
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 
-import featx
-
-from ..errors import ArgumentError, FeatxError, ImageError
+from ..errors import ArgumentError, FeatxError
 from ..factory import create_model
 from ..features import OutIndices
-from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from .batch_size import fastest_batch_size
+from .count import Count, Progress, Summary, redone
 from .decode import decoder_for
 from .engine import Seen
-from .folder import INDEX, Plan, Slice, headers, opened, read_meta, settle, sweep
+from .folder import Plan, Slice, opened, read_meta, settle, sweep
+from .identity import decided, environment
 from .index import write_index
 from .inputs import Input, find_items
 from .job import Job, ShardReport, Worker
 from .model import Model
 from .parquet import require_pyarrow
 from .recipe import Pooling, Recipe, Resources, Runtime
-from .shard import Failure, shard_name
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20
@@ -39,32 +33,6 @@ SHARD_BYTES = 128 * 2**20
 MOST_ROWS = 4096
 
 Runner = Callable[[Job, Sequence[int], Seen, Callable[[], bool]], Iterator[ShardReport]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an extraction is: images with maps, images that failed, images in all; and the shard just written."""
-
-    written: int
-    failed: int
-    total: int
-    shard: ShardReport | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What is in the folder after a run.
-
-    written: images with maps, of this run and those before. failed: reason by id. shards: files, in order.
-    nbytes: of all of them. made: shards that this run wrote. left: shards that are still to do, if it was stopped.
-    """
-
-    written: int
-    failed: dict[str, str]
-    shards: list[Path]
-    nbytes: int
-    made: int
-    left: int
 
 
 def locally(job: Job, numbers: Sequence[int], seen: Seen, stopped: Callable[[], bool]) -> Iterator[ShardReport]:
@@ -93,6 +61,7 @@ def extract(
     shard: str = "0/1",
     max_errors: int | None = None,
     retry_failed: bool = False,
+    retry_changed: bool = False,
     name: str | None = None,
     recorded: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], object] | None = None,
@@ -104,14 +73,15 @@ def extract(
     A bad image is recorded with its reason and does not stop the others. A run that ended in whatever way goes on at
     the first missing shard when it is called again.
 
-    inputs: files, folders, patterns, lists, tars, datasets, addresses; see `featx.bulk.find_items`.
+    inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
     model: an extractor in eval mode, or a name, which takes its published weights; `out_indices` then chooses levels.
     pooling, dtype, size, keep_aspect, scaled_decode, runtime: what is stored; see `featx.bulk.Recipe`.
     batch_size, device, workers, decoders, streams: how it is computed; see `featx.bulk.Resources`.
     rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
     shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
     max_errors: failed images after which it stops; what is written stays.
-    retry_failed: do shards again in which images failed.
+    retry_failed, retry_changed: do shards again in which images failed, or whose image files are others now, as their
+        size or the time of their last change tells.
     name: what `meta.json` calls an extractor; its class by default. recorded: what it says beside all this.
     progress: called after every batch, and after every shard that was written.
     stopped: asked after every shard whether to end there.
@@ -136,10 +106,10 @@ def extract(
     extractor, called = _extractor(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
     with opened(folder, part):
-        described = {**_environment(), **asdict(job.resources), **(recorded or {})}
+        described = {**environment(), **asdict(job.resources), **(recorded or {})}
         job = replace(job, plan=settle(folder, job.plan, described, items.ids, rows_per_shard))
         sweep(folder, part)
-        count = _Count(job, part, max_errors, retry_failed, progress)
+        count = Count(job, part, max_errors, redone(folder, retry_failed, retry_changed), progress)
         try:
             for report in runner(job, count.pending, count.seen, stopped):
                 count.wrote(report)
@@ -173,7 +143,7 @@ def plan_job(
         fastest = fastest_batch_size(Model(extractor, recipe, resources.device, 1), image)
         resources = replace(resources, batch_size=fastest)
     rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), resources.batch_size or 1)
-    plan = Plan(_decided(extractor, name, recipe), len(items), items.digest(), rows)
+    plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows)
     return Job(folder, plan, items, extractor, recipe, resources)
 
 
@@ -210,87 +180,3 @@ def _extractor(
     if out_indices is not None:
         raise ArgumentError("out_indices chooses levels of a model given by name; this extractor has its own")
     return model, type(model._source).__name__
-
-
-def _decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the numbers, as JSON gives it back."""
-    poolings = recipe.poolings(len(extractor.feature_info))
-    levels = [
-        {**asdict(level), "pooling": pooling} for level, pooling in zip(extractor.feature_info, poolings, strict=True)
-    ]
-    facts = {**asdict(recipe), "preprocessing": asdict(extractor.data_config or DataConfig())}
-    del facts["pooling"]
-    decided = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
-    return json.loads(json.dumps(decided))
-
-
-def weights_digest(extractor: FeatureExtractWrapper) -> str:
-    """SHA-256 of names and values of everything in the state dict."""
-    digest = sha256()
-    for name, tensor in sorted(extractor.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _environment() -> dict[str, Any]:
-    versions = {
-        "python": platform.python_version(),
-        **{package.__name__: package.__version__ for package in (featx, torch, PIL)},
-    }
-    return {"versions": versions, "machine": platform.machine()}
-
-
-class _Count:
-    """What is done and what is left, as shards are written."""
-
-    def __init__(
-        self,
-        job: Job,
-        part: Slice,
-        max_errors: int | None,
-        retry_failed: bool,
-        progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self._job, self._max_errors, self._progress = job, max_errors, progress
-        self._done: dict[int, tuple[int, tuple[Failure, ...]]] = {}
-        for number, header in headers(job.folder, job.plan, part):
-            if not (retry_failed and header.failed):
-                self._done[number] = header.rows, tuple(header.failed)
-        mine = range(part.number, job.plan.shards, part.of)
-        self.pending = [number for number in mine if number not in self._done]
-        self._total = sum(len(job.plan.items_of(number)) for number in mine)
-        self._written = sum(rows for rows, _ in self._done.values())
-        self._failed = sum(len(failed) for _, failed in self._done.values())
-        self._made = 0
-        self._tell()
-
-    def seen(self, written: int, failed: int) -> None:
-        self._written += written
-        self._failed += failed
-        if self._max_errors is not None and self._failed > self._max_errors:
-            raise ImageError(
-                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, "
-                f"{self._job.folder / INDEX} says why they did; run again with a larger max_errors to go on"
-            )
-        self._tell()
-
-    def wrote(self, report: ShardReport) -> None:
-        self._done[report.shard] = report.written, report.failed
-        self._made += 1
-        self._tell(report)
-
-    def summary(self) -> Summary:
-        files = [self._job.folder / shard_name(number) for number in sorted(self._done)]
-        return Summary(
-            sum(rows for rows, _ in self._done.values()),
-            {one.id: one.reason for number in sorted(self._done) for one in self._done[number][1]},
-            files,
-            sum(file.stat().st_size for file in files),
-            self._made,
-            len(self.pending) - self._made,
-        )
-
-    def _tell(self, shard: ShardReport | None = None) -> None:
-        if self._progress is not None:
-            self._progress(Progress(self._written, self._failed, self._total, shard))

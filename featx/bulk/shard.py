@@ -2,8 +2,8 @@
 
 A safetensors file. A level whose rows have one shape is one tensor (rows, ...) named after it; otherwise row r of it is
 a tensor named "level/r". The entry "featx" of its metadata is JSON: `shard`, its number; `plan`, the fingerprint of
-what it belongs to; `levels`; by row `ids`, `sources` and `sizes` (width, height); `errors`, by image that could not be
-extracted a list of id, source and reason.
+what it belongs to; `levels`; by row `ids`, `sources`, `sizes` (width, height) and `stamps` (bytes and time of last
+change, or null); `errors`, by image that could not be extracted a list of id, source and reason.
 """
 
 import json
@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .systems import read_range, size_of
 KEY = "featx"  # one entry, because safetensors writes several in any order
 FIRST_READ = 2**16  # bytes, in which most headers are whole
 LONGEST_HEADER = 100 * 2**20  # what safetensors itself accepts
+Stamp = tuple[int, int]  # bytes of a file, and the time of its last change in nanoseconds
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -66,9 +68,25 @@ class Shard:
             "ids": self.ids,
             "sources": self.sources,
             "sizes": self.sizes,
+            "stamps": [stamp_of(source) for source in self.sources],
             "errors": [[one.id, one.source, one.reason] for one in self.failed],
         }
         return {KEY: json.dumps(facts)}
+
+
+def stamp_of(source: str) -> Stamp | None:
+    """What tells whether a file of this machine, or the one that an image is packed in, is the same later.
+
+    None for what is no such file. It is asked for when a shard is written: a change in the moments since the image was
+    read goes unnoticed.
+    """
+    try:
+        told = os.stat(source)
+    except NotADirectoryError:
+        return stamp_of(os.path.dirname(source))
+    except (OSError, ValueError):
+        return None
+    return (told.st_size, told.st_mtime_ns) if S_ISREG(told.st_mode) else None
 
 
 def shard_name(number: int) -> str:

@@ -75,11 +75,12 @@ def read_file(path: str) -> bytes:
 class Items:
     """Every image of several sources under ids that are unique and the same whenever the same inputs are given.
 
-    prefixes: by source, what comes before its names to make ids. Raises ArgumentError if two images have one id.
+    prefixes: by source, what comes before its names to make ids. column: the one asked for, of those that may hold
+    images. Raises ArgumentError if two images have one id.
     """
 
-    def __init__(self, sources: Sequence[Source], prefixes: Sequence[str]) -> None:
-        self.sources = tuple(sources)
+    def __init__(self, sources: Sequence[Source], prefixes: Sequence[str], column: str | None = None) -> None:
+        self.sources, self.column = tuple(sources), column
         self._starts = [0, *accumulate(len(source.names) for source in sources)]
         self.ids = [
             as_text(prefix + name) for source, prefix in zip(sources, prefixes, strict=True) for name in source.names
@@ -105,8 +106,8 @@ class Items:
         return source.read(within)
 
     def digest(self) -> str:
-        """SHA-256 of the ids in their order."""
-        digest = sha256()
+        """SHA-256 of the ids in their order, and of the column: rows of another one have the same ids."""
+        digest = sha256(b"" if self.column is None else f"column {self.column}\n".encode())
         for id_ in self.ids:
             digest.update(f"{id_}\n".encode())
         return digest.hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import out
+from .telling import tell_converted
 
 
 class Formats(StrEnum):
@@ -28,4 +28,4 @@ def convert(
     """Write a folder of maps as NumPy arrays, tars for WebDataset, a Zarr group or, vectors only, a Parquet table."""
     from ..bulk.formats import convert as converted
 
-    out.print(f"{target}: {converted(folder, target, to.value)} images as {to.value}", soft_wrap=True)
+    tell_converted(target, converted(folder, target, to.value), to.value)

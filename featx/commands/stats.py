@@ -2,6 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +12,8 @@ import typer
 from rich.box import SIMPLE
 from rich.progress import Progress
 from rich.table import Table
+
+import featx
 
 from .options import err, out
 
@@ -20,27 +25,64 @@ SHOWN = 10
 Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or an address.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 Picture = Annotated[Path | None, typer.Option(help="Write a picture (.png) of a few images and their maps.")]
+Files = Annotated[bool, typer.Option("--sources", help="Tell instead which image files changed, or are gone.")]
 Shown = Annotated[int, typer.Option("--images", min=1, help="Images in the picture.")]
 
 
-def stats(folder: Source, json_: AsJson = False, picture: Picture = None, images: Shown = 4) -> None:
-    """Count and measure a folder of maps. Exits with 1 if a file is damaged or a number is not finite."""
-    from ..bulk.picture import save_picture
+def stats(
+    folder: Source, json_: AsJson = False, picture: Picture = None, images: Shown = 4, sources: Files = False
+) -> None:
+    """Count and measure a folder of maps. Exits with 1 if a file is damaged or a number is not finite.
+
+    With --sources, exits with 1 if an image file is another one now, or gone.
+    """
+    if sources and picture is not None:
+        raise featx.ArgumentError("--sources only looks for image files: draw --picture by a command of its own")
+    found = _sources(folder, json_) if sources else _numbers(folder, json_)
+    if picture is not None:
+        from ..bulk.picture import save_picture
+
+        save_picture(folder, picture, images)
+        err.print(f"picture: {picture}", soft_wrap=True)
+    if not found:
+        raise typer.Exit(1)
+
+
+def _numbers(folder: str, json_: bool) -> bool:
+    """Tell what is in the folder; whether it is sound."""
     from ..bulk.stats import as_json
     from ..bulk.stats import stats as measured
 
-    with Progress(console=err, transient=True, disable=json_) as bar:
-        task = bar.add_task("reading", total=None)
-        found = measured(folder, lambda done, total: bar.update(task, completed=done, total=total))
+    with _bar(json_) as progress:
+        found = measured(folder, progress)
     if json_:
         sys.stdout.write(json.dumps(as_json(found)) + "\n")
     else:
         _tell(found)
-    if picture is not None:
-        save_picture(folder, picture, images)
-        err.print(f"picture: {picture}", soft_wrap=True)
-    if not found.sound:
-        raise typer.Exit(1)
+    return found.sound
+
+
+def _sources(folder: str, json_: bool) -> bool:
+    """Tell what became of the image files; whether all are as they were, as far as that is known."""
+    from ..bulk import check_sources
+
+    with _bar(json_) as progress:
+        found = check_sources(folder, progress)
+    if json_:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    else:
+        known = f"{found.same} as they were, {len(found.changed)} changed, {len(found.gone)} gone"
+        out.print(f"files of images: {known}, {found.unknown} not known")
+        for title, places in (("changed, for extract --retry-changed:", found.changed), ("gone:", found.gone)):
+            _tell_some(title, [f"{id_}: {place}" for id_, place in places.items()])
+    return not found.changed and not found.gone
+
+
+@contextmanager
+def _bar(hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=err, transient=True, disable=hidden) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _tell(found: "Statistics") -> None:
@@ -49,7 +91,7 @@ def _tell(found: "Statistics") -> None:
     out.print(f"{found.written} of {images} images, {found.failed.total()} failed, {found.missing} still to do")
     out.print(f"{found.shards} of {shards} files, {found.nbytes / 2**20:.1f} MiB")
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for column in ("level", "stored", "images", "mean", "std", "low", "high", "not finite"):
+    for column in ("level", "stored", "images", "mean", "std", "low", "high"):
         table.add_column(column, justify="left" if column in ("level", "stored") else "right", no_wrap=True)
     for level in found.levels:
         _add_rows(table, level)
@@ -69,9 +111,9 @@ def _add_rows(table: Table, level: "LevelStatistics") -> None:
         rest = shapes[SHOWN - 1 :]
         shapes = [*shapes[: SHOWN - 1], (f"{len(rest)} more shapes", sum(count for _, count in rest))]
     pooled = "" if level.pooling == "none" else f" {level.pooling}"
-    numbers = [f"{number:.5g}" for number in (level.mean, level.std, level.low, level.high)]
+    numbers = [f"{number:.4g}" for number in (level.mean, level.std, level.low, level.high)]
     (shape, count), *others = shapes or [("nothing", 0)]
-    table.add_row(level.name, shape + pooled, f"{count}", *numbers, f"{len(level.not_finite)}")
+    table.add_row(level.name, shape + pooled, f"{count}", *numbers)
     for shape, count in others:
         table.add_row("", shape + pooled, f"{count}")
 

@@ -1,0 +1,67 @@
+"""Whether image files are still those that maps were made of, by their size and the time of their last change."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .dataset import FeatureDataset
+from .shard import Header, Stamp, stamp_of
+
+
+@dataclass(slots=True)
+class Sources:
+    """What became of the files that maps were made of.
+
+    same: images whose file is as it was. changed, gone: where the file was by the image's id, if it is another one now,
+    or not there. unknown: images of which that cannot be told: from addresses, and from saved data sets.
+    """
+
+    same: int = 0
+    changed: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, str] = field(default_factory=dict)
+    unknown: int = 0
+
+
+def check_sources(folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None) -> Sources:
+    """Look for the files that a folder's maps were made of; none of them is read, and no map.
+
+    A file is another one if its size differs or the time of its last change; of an image in a tar or a table these are
+    the tar's or the table's. Paths that are relative are looked for from where the folder was begun. progress: called
+    with the shards done and all there are. Raises OutputError if the folder is none of maps, or one is damaged.
+    """
+    dataset, found = FeatureDataset(folder), Sources()
+    facts = dataset.meta
+    assert facts is not None
+    for done, header in enumerate(dataset._headers, 1):
+        for id_, place, stamp in _stamped(header, facts):
+            now = None if stamp is None else stamp_of(place)
+            if stamp is None:
+                found.unknown += 1
+            elif now == stamp:
+                found.same += 1
+            else:
+                (found.changed if now else found.gone)[id_] = place
+        progress(done, len(dataset._headers))
+    return found
+
+
+def has_changed(header: Header, facts: Mapping[str, Any]) -> bool:
+    """Whether a file that a shard's maps were made of is another one now; none that is gone counts.
+
+    facts: what the folder's meta.json says.
+    """
+    return any(stamp and stamp_of(place) not in (stamp, None) for _, place, stamp in _stamped(header, facts))
+
+
+def place_of(source: str, facts: Mapping[str, Any]) -> str:
+    """Where a source is, seen from wherever."""
+    return os.path.join(facts["recorded"].get("directory", ""), source)
+
+
+def _stamped(header: Header, facts: Mapping[str, Any]) -> Iterator[tuple[str, str, Stamp | None]]:
+    """Id, place and stamp of every row; folders made before there were stamps have none."""
+    meta = header.metadata
+    for id_, source, stamp in zip(meta["ids"], meta["sources"], meta.get("stamps", [None] * header.rows), strict=True):
+        yield id_, place_of(source, facts), stamp and (stamp[0], stamp[1])

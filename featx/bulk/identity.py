@@ -1,0 +1,46 @@
+"""What meta.json says of an extraction: what decides its numbers, and where they were computed."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
+
+import PIL
+import torch
+
+import featx
+
+from ..preprocessing import DataConfig
+from ..wrappers import FeatureExtractWrapper
+from .recipe import Recipe
+
+
+def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the numbers, as JSON gives it back."""
+    poolings = recipe.poolings(len(extractor.feature_info))
+    levels = [
+        {**asdict(level), "pooling": pooling} for level, pooling in zip(extractor.feature_info, poolings, strict=True)
+    ]
+    facts = {**asdict(recipe), "preprocessing": asdict(extractor.data_config or DataConfig())}
+    del facts["pooling"]
+    everything = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
+    return json.loads(json.dumps(everything))
+
+
+def weights_digest(extractor: FeatureExtractWrapper) -> str:
+    """SHA-256 of names and values of everything in the state dict."""
+    digest = sha256()
+    for name, tensor in sorted(extractor.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    versions = {
+        "python": platform.python_version(),
+        **{package.__name__: package.__version__ for package in (featx, torch, PIL)},
+    }
+    return {"versions": versions, "machine": platform.machine(), "directory": os.getcwd()}

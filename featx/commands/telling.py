@@ -1,0 +1,111 @@
+"""What featx extract tells of a run, while it lasts and at its end: a bar for people, lines of JSON for machines."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .options import Values, err, out
+
+if TYPE_CHECKING:
+    from ..bulk import Progress as Done
+    from ..bulk import Summary
+
+SHOWN_FAILURES = 20
+
+
+class Log(StrEnum):
+    """How progress is told."""
+
+    bar = "bar"
+    json = "json"
+
+
+@contextmanager
+def _bar() -> "Iterator[Callable[[Done], None]]":
+    columns = (
+        TextColumn("extracting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = Progress(*columns, console=err)
+    first: list[tuple[int, float]] = []
+
+    def tell(done: "Done") -> None:
+        count = done.written + done.failed
+        if not first:  # what was there before says nothing about the speed of this run
+            first.append((count, perf_counter()))
+            shown.add_task("extracting", total=done.total, completed=count, told="")
+            shown.start()
+        rate = (count - first[0][0]) / max(perf_counter() - first[0][1], 1e-3)
+        told = f"{rate:.1f} images/s" + (f", {done.failed} failed" if done.failed else "")
+        shown.update(shown.task_ids[0], completed=count, told=told)
+
+    try:
+        yield tell
+    finally:
+        if first:
+            shown.stop()
+
+
+@contextmanager
+def _lines() -> "Iterator[Callable[[Done], None]]":
+    start = perf_counter()
+
+    def tell(done: "Done") -> None:
+        if done.shard is not None:
+            shard = {"shard": done.shard.shard, "written": done.shard.written, "bytes": done.shard.nbytes}
+            failed = {one.id: one.reason for one in done.shard.failed}
+            rest = {"done": done.written + done.failed, "total": done.total, "seconds": perf_counter() - start}
+            _line(event="shard", **shard, failed=failed, **rest)
+
+    yield tell
+
+
+def _line(**facts: object) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
+    size = f"{summary.nbytes / 2**20:.1f} MiB"
+    before = len(summary.shards) - summary.made
+    there = f", {before} of {len(summary.shards)} files were there" if before else ""
+    out.print(f"maps of {summary.written} images, {size}, in {folder}{there}", soft_wrap=True)
+    out.print(f"weights: {values}", soft_wrap=True)
+    if summary.failed:
+        several = "s" if len(summary.failed) > 1 else ""
+        out.print(f"{len(summary.failed)} image{several} could not be extracted:", style="red")
+        for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
+            out.print(f"  {id_}: {reason}", soft_wrap=True)
+        if len(summary.failed) > SHOWN_FAILURES:
+            more = len(summary.failed) - SHOWN_FAILURES
+            out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
+
+
+def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:
+    counts = {"written": summary.written, "failed": len(summary.failed), "bytes": summary.nbytes}
+    files = {"files": len(summary.shards), "made": summary.made, "left": summary.left}
+    _line(event="summary", **counts, **files, folder=str(folder), weights=str(values))
+
+
+def tell_converted(target: Path, images: int, format: str) -> None:
+    out.print(f"{target}: {images} images as {format}", soft_wrap=True)
+
+
+def _line_converted(target: Path, images: int, format: str) -> None:
+    _line(event="converted", path=str(target), images=images, format=format)
+
+
+LOGS = {Log.bar: _bar, Log.json: _lines}
+TELL = {Log.bar: _tell_people, Log.json: _tell_machines}
+CONVERTED = {Log.bar: tell_converted, Log.json: _line_converted}

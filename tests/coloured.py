@@ -1,0 +1,49 @@
+"""What tests of inputs share: images of one colour each, so that what is read tells which image it is."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+
+from featx.bulk import Items
+
+COLOURS = {"a.png": "red", "b/c.jpg": "lime", "b/d.png": "blue"}
+RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+ALL = {"a.png": RED, "b/c.jpg": LIME, "b/d.png": BLUE}
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def save_photos(folder: Path) -> Path:
+    """Three images, and a file that nobody would take for one."""
+    (folder / "b").mkdir(parents=True)
+    for name, colour in COLOURS.items():
+        (folder / name).write_bytes(png(colour))
+    (folder / "notes.txt").write_text("a.png")
+    return folder
+
+
+def save_tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in {"x.png": png("red"), "x.txt": b"a caption", "sub/y.png": png("blue")}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def colours(items: Items) -> dict[str, tuple[int, ...]]:
+    """The colour of every image by its id, after the trip that items make to other processes."""
+    there = pickle.loads(pickle.dumps(items))
+    return {id_: pixel_of(there.read(i)) for i, id_ in enumerate(there.ids)}
+
+
+def pixel_of(content: bytes) -> tuple[int, ...]:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB").getpixel((0, 0))

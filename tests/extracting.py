@@ -1,0 +1,64 @@
+"""What tests of extractions share: images, maps without anything of featx.bulk, and what a folder says it holds."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from conftest import relative_difference
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import create_transform
+from torch import Tensor
+
+from featx import FeatureExtractWrapper
+
+SIZE = 64
+PREPARE = create_transform(
+    (3, SIZE, SIZE),
+    interpolation="bicubic",
+    crop_pct=0.875,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+# Convolutions of one image and of a batch may add in another order.
+CLOSE = 1e-5
+COLOURS = ["red", "lime", "blue", "white", "orange", "black", "purple"]
+
+
+def direct(extractor: FeatureExtractWrapper, image: Image.Image) -> list[Tensor]:
+    """The maps (chs, h, w) of an image, without anything of featx.bulk."""
+    with torch.inference_mode():
+        return [map_[0] for map_ in extractor(PREPARE(image)[None])]
+
+
+def index(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "index.parquet").to_pylist()
+
+
+def stored(folder: Path) -> dict[str, list[Tensor]]:
+    """The maps that the index names, by the name of their source's file."""
+    shards = {path.name: list(load_file(path).items()) for path in folder.glob("*.safetensors")}
+    rows = [row for row in index(folder) if row["status"] == "ok"]
+    return {Path(row["source"]).name: [maps[row["row"]] for _, maps in sorted(shards[row["shard"]])] for row in rows}
+
+
+def in_order_of_names(extractor: FeatureExtractWrapper, maps: list[Tensor]) -> list[Tensor]:
+    return [
+        map_ for _, map_ in sorted(zip(extractor.feature_info.names(), maps, strict=True), key=lambda pair: pair[0])
+    ]
+
+
+def assert_maps_are_of(extractor: FeatureExtractWrapper, maps: list[Tensor], image: Image.Image) -> None:
+    for ours, reference in zip(maps, in_order_of_names(extractor, direct(extractor, image)), strict=True):
+        assert relative_difference(ours, reference) < CLOSE
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".lock"))
+
+
+def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
+    folder.mkdir()
+    for number, colour in enumerate(COLOURS[:count]):
+        Image.new("RGB", size, colour).save(folder / f"{number}.png")
+    return folder
