@@ -94,10 +94,13 @@ def alone(request: pytest.FixtureRequest) -> tuple[nn.Sequential, list[Tensor]]:
     return randomise(nn.Sequential(*NECKS[request.param](Levels(rows[taken])))), maps[taken]
 
 
+extractor_built_once = cache(extractor_of)
+
+
 @pytest.fixture(params=NECKS)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    extractor = extractor_of("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
-    return randomise(piped(extractor, request.param))
+    extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
+    return randomise(piped(copy.deepcopy(extractor), request.param))
 
 
 def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Collection
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 RULES: tuple[Rule, ...] = (
     (r"^stem\.0\.", "stem.conv."),
