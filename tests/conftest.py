@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +77,12 @@ def relative_difference(ours: Tensor, reference: Tensor) -> float:
     assert reference.isfinite().all()
     assert reference.abs().max() > 0
     return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+def assert_same(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    """Bit for bit."""
+    assert len(ours) == len(reference)
+    assert all(torch.equal(one, other) for one, other in zip(ours, reference, strict=True))
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -88,12 +88,6 @@ def run(extractor: nn.Module, x: Tensor) -> list[Tensor]:
         return extractor(x)
 
 
-def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.fixture
 def branches() -> nn.Module:
     return randomise(Branches())

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import images, randomise
-from timm_extractors import KINDS, assert_same, batch, built, extractor, maps_of, on_meta
+from conftest import assert_same, images, randomise
+from timm_extractors import KINDS, batch, built, extractor, maps_of, on_meta
 
 import featx
 from featx import FeatureExtractWrapper

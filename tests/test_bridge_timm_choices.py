@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import images, randomise
-from timm_extractors import assert_same, extractor, maps_of, on_meta
+from conftest import assert_same, images, randomise
+from timm_extractors import extractor, maps_of, on_meta
 from torch import nn
 
 import featx

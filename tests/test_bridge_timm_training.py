@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise
-from timm_extractors import KINDS, assert_same, batch, built, extractor, maps_of
+from conftest import assert_same, images, randomise
+from timm_extractors import KINDS, batch, built, extractor, maps_of
 
 import featx
 from featx.bridges import timm as bridge

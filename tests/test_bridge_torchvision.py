@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import assert_same, images, randomise
 from torch import Tensor, nn
 from torchvision import models
 
@@ -92,12 +92,6 @@ def hooked(model: nn.Module, levels: featx.Levels, maps: list[Tensor], x: Tensor
 def run(extractor: nn.Module, x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return extractor(x)
-
-
-def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", marked(SMALL))

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed
-from conftest import SMALL, hooked_maps, images
+from conftest import SMALL, assert_same, hooked_maps, images
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,12 +17,6 @@ from featx import FeatureExtractWrapper
 def maps_of(module, x):
     with torch.no_grad():
         return module(x)
-
-
-def assert_same(ours, reference):
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)
 
 
 def test_maps_are_the_outputs_of_the_named_modules_of_the_intact_model(model):

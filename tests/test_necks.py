@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import assert_same, images, randomise, relative_difference
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -101,11 +101,6 @@ extractor_built_once = cache(extractor_of)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
     extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
     return randomise(piped(copy.deepcopy(extractor), request.param))
-
-
-def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    assert len(ours) == len(reference)
-    assert all(torch.equal(one, other) for one, other in zip(ours, reference, strict=True))
 
 
 @pytest.mark.parametrize(

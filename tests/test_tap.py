@@ -7,9 +7,9 @@ import weakref
 
 import pytest
 import torch
-from conftest import images
-from tapped import assert_same, outputs, run
+from conftest import assert_same, images
 from tapped import branches as branches
+from tapped import outputs, run
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise
-from tapped import Tokens, assert_same, conv, outputs, run
+from conftest import assert_same, images, randomise
+from tapped import Tokens, conv, outputs, run
 from torch import Tensor, nn
 
 import featx

@@ -33,9 +33,3 @@ def batch(pyramid, count=2):
 def maps_of(module, x):
     with torch.no_grad():
         return module(x)
-
-
-def assert_same(ours, reference):
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)

@@ -50,7 +50,8 @@ def _layer_norm(x: Tensor, shape: list[int], *tensors: Any) -> tuple[Tensor, Ten
     fits = all(tensor.shape == x.shape[kept:] for tensor in tensors if isinstance(tensor, Tensor))
     if not fits or list(x.shape[kept:]) != list(shape):
         return None
-    return (_contiguous(x), *(x.new_empty(*x.shape[:kept], *[1] * len(shape)) for _ in range(2)))
+    moments = (*x.shape[:kept], *[1] * len(shape))
+    return _contiguous(x), x.new_empty(moments), x.new_empty(moments)
 
 
 def _group_norm(x: Tensor, weight: Any, bias: Any, n: int, chs: int, _: int, groups: int, __: float) -> Any:
