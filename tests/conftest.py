@@ -1,7 +1,8 @@
 """What several test files need: variants to test, weights that make comparisons mean something."""
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from hub_server import Hub, serve
 from torch import Tensor, nn
-from torch.nn import functional
 
 import featx
 from featx import registry
 from featx.features import as_levels
 from featx.weights.checkpoint import Reading, open_checkpoint
+from featx.wrappers.shortcuts import Shortcuts
 
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
 SMALL = [
@@ -78,6 +79,12 @@ def relative_difference(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
+def assert_same(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    """Bit for bit."""
+    assert len(ours) == len(reference)
+    assert all(torch.equal(one, other) for one, other in zip(ours, reference, strict=True))
+
+
 def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape or IMAGES, generator=torch.Generator().manual_seed(seed))
 
@@ -106,26 +113,22 @@ def hooked_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [seen[level.name] for level in levels]
 
 
-@pytest.fixture(params=SMALL)
-def model(request: pytest.FixtureRequest) -> nn.Module:
+@pytest.fixture(scope="module", params=SMALL)
+def built(request: pytest.FixtureRequest) -> nn.Module:
     return randomise(featx.create_model(request.param))
 
 
-compute_batch_norm = functional.batch_norm
-
-
-def batch_norm(x: Tensor, *tensors: Tensor | None, **arguments) -> Tensor:
-    """The shape of a batch norm, whose tensors fit."""
-    if not x.is_meta:
-        return compute_batch_norm(x, *tensors, **arguments)
-    assert {tensor.shape for tensor in tensors if isinstance(tensor, Tensor)} <= {x.shape[1:2]}
-    return torch.empty_like(x)
+@pytest.fixture
+def model(built: nn.Module) -> nn.Module:
+    """A copy, which is made in less time than random weights are drawn."""
+    return copy.deepcopy(built)
 
 
 @pytest.fixture
-def shapes_of_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def shapes_alone() -> Iterator[None]:
     """Without values PyTorch decomposes each norm in Python, which would be nearly all the time of these tests."""
-    monkeypatch.setattr(functional, "batch_norm", batch_norm)
+    with Shortcuts():
+        yield
 
 
 @pytest.fixture

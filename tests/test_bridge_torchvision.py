@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import assert_same, images, randomise
 from torch import Tensor, nn
 from torchvision import models
 
@@ -37,10 +37,12 @@ SMALL: dict[str, tuple[dict, list[Size]]] = {
     "vgg11_bn": ({}, [(64, 96), (97, 65)]),
     "vit_b_32": ({"image_size": 64}, [(64, 64)]),
     "maxvit_t": ({}, [(224, 224)]),
+    "narrow_swin": ({}, [(64, 96), (97, 65)]),
 }
 
 # Those that take long.
-SLOW = {"alexnet", "convnext_tiny", "efficientnet_b0", "inception_v3", "maxvit_t", "swin_v2_t", "vgg11_bn", "vit_b_32"}
+SLOW = {"alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "maxvit_t", "regnet_y_400mf"}
+SLOW |= {"swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"}
 
 
 def marked(names: Iterable[str]) -> list:
@@ -54,8 +56,17 @@ def narrow_vit() -> nn.Module:
     )
 
 
+def narrow_swin() -> nn.Module:
+    return models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=16, depths=[1, 2], num_heads=[1, 2], window_size=[4, 4], num_classes=7
+    )
+
+
+NARROW = {"narrow_swin": narrow_swin, "narrow_vit": narrow_vit}
+
+
 def small(name: str) -> nn.Module:
-    return randomise(narrow_vit() if name == "narrow_vit" else bridge.build(name, **SMALL[name][0]))
+    return randomise(NARROW[name]() if name in NARROW else bridge.build(name, **SMALL[name][0]))
 
 
 def hooked(model: nn.Module, levels: featx.Levels, maps: list[Tensor], x: Tensor) -> list[Tensor]:
@@ -83,12 +94,6 @@ def run(extractor: nn.Module, x: Tensor) -> list[Tensor]:
         return extractor(x)
 
 
-def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("name", marked(SMALL))
 def test_maps_are_those_of_the_intact_model(name):
     model = small(name)
@@ -102,7 +107,7 @@ def test_maps_are_those_of_the_intact_model(name):
             assert map_.shape[1] == level.chs
 
 
-@pytest.mark.usefixtures("shapes_of_norms_alone")
+@pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", marked(bridge.names()))
 def test_every_model_keeps_the_contract_on_shapes(name):
     with without_values():
@@ -130,7 +135,7 @@ def test_every_model_keeps_the_contract_on_shapes(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["googlenet", "resnet18", "narrow_vit", *marked(["vit_b_32"]), pytest.param("swin_t", marks=pytest.mark.sweep)],
+    ["googlenet", "resnet18", "narrow_swin", "narrow_vit", *marked(["swin_t", "vit_b_32"])],
 )
 def test_each_level_alone_holds_and_runs_what_it_needs(name):
     model = small(name)
@@ -166,7 +171,7 @@ def test_maps_come_in_the_order_asked_for(name):
     assert extractor.feature_info.channels() == [map_.shape[1] for map_ in run(extractor, x)]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", *marked(["densenet121"])])
 def test_checkpoints_load_both_ways(name):
     model = small(name)
     extractor = FeatureExtractWrapper(bridge.build(name), [1])
@@ -184,7 +189,7 @@ def test_a_copy_has_the_same_maps(copied):
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t", "densenet121", "narrow_vit"])
+@pytest.mark.parametrize("name", ["resnet18", "narrow_swin", "narrow_vit", *marked(["densenet121", "swin_t"])])
 def test_compiles_whole_and_exports_with_the_names_of_the_model(name):
     torch._dynamo.reset()
     model = small(name)
@@ -258,6 +263,7 @@ def test_unknown_names_get_the_closest(name, words):
         bridge.build(name)
 
 
+@pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet", "swin_t", "vit_b_32"])
 def test_classes_and_channels_are_a_choice(name):
     arch = {"image_size": 64} if name == "vit_b_32" else {}

@@ -18,7 +18,7 @@ from featx import FeatureExtractWrapper
 from featx.empty import without_values
 from featx.registry import lookup
 
-pytestmark = pytest.mark.usefixtures("shapes_of_norms_alone")
+pytestmark = pytest.mark.usefixtures("shapes_alone")
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -82,7 +82,7 @@ def test_shallower_extractors_hold_less(on_meta):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("output_stride", [8, pytest.param(16, marks=pytest.mark.sweep)])
 def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
     if "output_stride" not in [field.name for field in dataclasses.fields(lookup(name).config)]:
         with pytest.raises(featx.ArgumentError, match="cannot trade strides for dilation"):

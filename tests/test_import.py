@@ -1,5 +1,6 @@
-"""What importing the library costs its user."""
+"""What importing the library costs its user, seen in a process of its own: it imports each thing once."""
 
+import json
 import subprocess
 import sys
 
@@ -7,38 +8,40 @@ import pytest
 
 import featx
 
-HEAVY = ["timm", "torchvision", "transformers", "matplotlib", "PIL", "typer", "rich", "huggingface_hub", "safetensors"]
+HEAVY = {"timm", "torchvision", "transformers", "matplotlib", "PIL", "typer", "rich", "huggingface_hub", "safetensors"}
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+STEPS = {
+    "torch": "import torch",
+    "featx": "import featx",
+    "names": "featx.list_models()",
+    "model": "featx.create_model('resnet18', features_only=True)",
+}
+FILLED = ["resnet18", "vit_tiny_patch16_224", "repvgg_a0"]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import featx",
-        "import featx; featx.list_models()",
-        "import featx; featx.create_model('resnet18', features_only=True)",
-    ],
-)
-def test_optional_packages_are_not_imported(code):
-    report = f"{code}; import sys; print([name for name in {HEAVY} if name in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> dict[str, set[str]]:
+    """All that is imported after each step, by the step; the last ones fill models from checkpoints."""
+    steps = dict(STEPS)
+    for name in FILLED:
+        folder = tmp_path_factory.mktemp(name)
+        featx.save(featx.create_model(name), folder)
+        steps[name] = f"featx.create_model({name!r}, checkpoint_path={str(folder)!r})"
+    code = "import json, sys\n" + "\n".join(f"{step}\nprint(json.dumps([*sys.modules]))" for step in steps.values())
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return {step: {*json.loads(line)} for step, line in zip(steps, printed.splitlines(), strict=True)}
 
 
-def test_the_native_families_need_torch_alone():
-    report = (
-        "import sys, torch; before = {name.partition('.')[0] for name in sys.modules}; import featx; "
-        "featx.list_models(); print(sorted({name.partition('.')[0] for name in sys.modules} - before - "
-        "set(sys.stdlib_module_names)))"
-    )
-    printed = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "['featx']"
+@pytest.mark.parametrize("step", ["featx", "names", "model"])
+def test_optional_packages_are_not_imported(imported, step):
+    assert imported[step] & HEAVY == set()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "repvgg_a0"])
-def test_a_model_that_is_filled_from_a_checkpoint_does_not_import_pytorchs_compiler(name, tmp_path):
-    featx.save(featx.create_model(name), tmp_path)
-    heavy = ["torch._dynamo", "torch._inductor", "sympy"]
-    code = f"import sys, featx; featx.create_model({name!r}, checkpoint_path={str(tmp_path)!r})"
-    report = f"{code}; print([name for name in {heavy} if name in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+def test_the_native_families_need_torch_alone(imported):
+    packages = {name.partition(".")[0] for name in imported["names"] - imported["torch"]}
+    assert packages - set(sys.stdlib_module_names) == {"featx"}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_a_model_that_is_filled_from_a_checkpoint_does_not_import_pytorchs_compiler(imported, name):
+    assert imported[name] & COMPILER == set()

@@ -56,7 +56,7 @@ TINY = {
     "mobilenetv3": ("mobilenet_v3_small_100", "mobilenetv3_small_050", {}),
     "efficientnet": ("efficientnet_b0", "efficientnet_b0", {}),
     "rexnet": ("rexnet_09", "rexnet_100", {"width": 0.4}),
-    "hrnet": ("hrnet_w32", "hrnet_w18_small", {}),
+    "hrnet": ("hrnet_w32", "hrnet_w18_small", {"width": 8, "depth": 1, "stem_depth": 1}),
 }
 
 

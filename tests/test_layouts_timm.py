@@ -17,10 +17,16 @@ FAMILIES = [
     *("resnet18", "resnest14d", "repvgg_a0", "mobilenetv2_035", "mobilenetv3_small_050", "test_efficientnet"),
     *("rexnet_100", "hrnet_w18_small", "convnext_atto", "mobilevit_xxs", "mobilevitv2_050", "vit_tiny_patch16_224"),
 ]
+OFTEN = ("resnet18", "convnext_atto", "mobilevitv2_050")  # with every wrapper; the others are swept
 VARIATIONS = ("ecaresnet26t", "convnextv2_atto", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224")
 FEATURE_NETS = [
     *((name, None) for name in [*FAMILIES, *VARIATIONS]),
-    *((name, wrapper) for name in FAMILIES for wrapper in WRAPPERS if not name.startswith(WRAPPERS[wrapper])),
+    *(
+        (name, wrapper) if name in OFTEN else pytest.param(name, wrapper, marks=pytest.mark.sweep)
+        for name in FAMILIES
+        for wrapper in WRAPPERS
+        if not name.startswith(WRAPPERS[wrapper])
+    ),
 ]
 VIT = {"dim": 24, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 7}
 

@@ -11,10 +11,11 @@ import torch
 from conftest import images, randomise, relative_difference, to_native
 from torch import Tensor, nn
 from torchvision import models as tv
-from torchvision.models import convnext, efficientnet
+from torchvision.models import convnext, efficientnet, regnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import featx
+from featx.empty import without_values
 from featx.models.layers.mobile import ConvNormAct as Dense
 from featx.models.layers.mobile import DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from featx.weights.layout import Layout, find, recognise
@@ -79,6 +80,7 @@ V2 = {
 CONVNEXT = {"depths": (1, 2, 3, 1), "chs": (8, 16, 24, 32)}
 VIT = {"dim": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32}
 RESNET = ("relu", "layer1", "layer2", "layer3", "layer4")
+REGNET = ("stem", *(f"trunk_output.block{number}" for number in (1, 2, 3, 4)))
 
 
 def features(*numbers: int) -> tuple[str, ...]:
@@ -99,6 +101,8 @@ CASES = {
         small_efficientnet_v2, "efficientnetv2_s", features(1, 2, 3), {**V2, "stem_chs": 16, "head_chs": 64}
     ),
     "convnext": Case(small_convnext, "convnext_tiny", features(1, 3, 5, 7), CONVNEXT),
+    "regnet_x": Case(tv.regnet_x_400mf, "regnetx_004_tv", REGNET),
+    "regnet_y": Case(tv.regnet_y_400mf, "regnety_004", REGNET),
     "vit": Case(small_vit, "vit_tiny_patch16_224", (), VIT, (32, 32)),
 }
 AWKWARD = {name: case for name, case in CASES.items() if name != "vit"}
@@ -195,6 +199,7 @@ def test_our_own_names_are_not_taken_for_torchvisions(name):
     assert recognise(model.state_dict(), [case.family]) is None
 
 
+GIGAFLOPS = {"1_6": "016", "3_2": "032", "16": "160", "32": "320"}
 # Every classifier of torchvision that we have, by its name there.
 PUBLISHED = {
     **{name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
@@ -206,6 +211,15 @@ PUBLISHED = {
     **{f"efficientnet_b{i}": f"efficientnet_b{i}" for i in range(8)},
     **{f"efficientnet_v2_{size}": f"efficientnetv2_{size}" for size in "sml"},
     **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
+    "regnet_x_400mf": "regnetx_004_tv",
+    "regnet_y_400mf": "regnety_004",
+    "regnet_y_800mf": "regnety_008_tv",
+    "regnet_y_8gf": "regnety_080_tv",
+    "regnet_x_800mf": "regnetx_008",
+    **{f"regnet_x_{theirs}gf": f"regnetx_{ours}" for theirs, ours in GIGAFLOPS.items()},
+    "regnet_x_8gf": "regnetx_080",
+    **{f"regnet_y_{theirs}gf": f"regnety_{ours}" for theirs, ours in GIGAFLOPS.items()},
+    "regnet_y_128gf": "regnety_1280",
     "vit_b_16": "vit_base_patch16_224",
     "vit_b_32": "vit_base_patch32_224",
     "vit_l_16": "vit_large_patch16_224",
@@ -214,10 +228,23 @@ PUBLISHED = {
 }
 
 
+@pytest.fixture
+def widths_with_values(monkeypatch):
+    """torchvision computes those of a RegNet with tensors, and reads them."""
+    compute = regnet.BlockParams.from_init_params
+
+    def computed(*numbers, **others):
+        with torch.device("cpu"):
+            return compute(*numbers, **others)
+
+    monkeypatch.setattr(regnet.BlockParams, "from_init_params", computed)
+
+
 @pytest.mark.sweep
+@pytest.mark.usefixtures("widths_with_values")
 @pytest.mark.parametrize("theirs", PUBLISHED)
 def test_every_published_model_fits(theirs):
-    with torch.device("meta"):
+    with without_values():
         reference = tv.get_model(theirs)
         model = featx.create_model(PUBLISHED[theirs], num_classes=1000)
     ours = to_native(reference.state_dict(), model.state_dict().keys(), [type(model).__name__])
@@ -227,9 +254,10 @@ def test_every_published_model_fits(theirs):
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("widths_with_values")
 @pytest.mark.parametrize("theirs", [name for name in PUBLISHED if not name.startswith(("vit", "convnext"))])
 def test_every_published_model_has_the_epsilon_of_its_norms(theirs):
-    with torch.device("meta"):
+    with without_values():
         reference = tv.get_model(theirs)
         model = featx.create_model(PUBLISHED[theirs])
         found = recognise(reference.state_dict(), [type(model).__name__])

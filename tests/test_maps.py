@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed
-from conftest import hooked_maps, images
+from conftest import SMALL, assert_same, hooked_maps, images
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,12 +17,6 @@ from featx import FeatureExtractWrapper
 def maps_of(module, x):
     with torch.no_grad():
         return module(x)
-
-
-def assert_same(ours, reference):
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert torch.equal(a, b)
 
 
 def test_maps_are_the_outputs_of_the_named_modules_of_the_intact_model(model):
@@ -123,7 +117,13 @@ def test_autocast_computes_in_bfloat16(model):
     assert torch.nn.functional.cosine_similarity(rounded.float().flatten(), expected.flatten(), 0) > 0.99
 
 
+# One of each way to give maps, of those that are traced in a second or two; the others are swept.
+TRACED = ("resnest14d", "test_efficientnet", "convnext_atto", "mobilevit_xxs", "vit_tiny_patch16_224")
+EVERY = [name if name in TRACED else pytest.param(name, marks=pytest.mark.sweep) for name in SMALL]
+
+
 @pytest.mark.usefixtures("tolerant_of_torch")
+@pytest.mark.parametrize("built", EVERY, indirect=True)
 def test_compiles_whole_and_keeps_names(model):
     torch._dynamo.reset()  # torch compiles one function for eight models at most
     extractor = FeatureExtractWrapper(model, [-1, 1])
@@ -133,6 +133,7 @@ def test_compiles_whole_and_keeps_names(model):
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
+@pytest.mark.parametrize("built", EVERY, indirect=True)
 def test_exports_with_the_names_of_the_model(model):
     extractor = FeatureExtractWrapper(model, [-1, 1])
     exported = torch.export.export(extractor, (images(),))

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import assert_same, images, randomise, relative_difference
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -94,15 +94,13 @@ def alone(request: pytest.FixtureRequest) -> tuple[nn.Sequential, list[Tensor]]:
     return randomise(nn.Sequential(*NECKS[request.param](Levels(rows[taken])))), maps[taken]
 
 
+extractor_built_once = cache(extractor_of)
+
+
 @pytest.fixture(params=NECKS)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    extractor = extractor_of("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
-    return randomise(piped(extractor, request.param))
-
-
-def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    assert len(ours) == len(reference)
-    assert all(torch.equal(one, other) for one, other in zip(ours, reference, strict=True))
+    extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
+    return randomise(piped(copy.deepcopy(extractor), request.param))
 
 
 @pytest.mark.parametrize(

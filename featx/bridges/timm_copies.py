@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..wrappers.shortcuts import Shortcuts
+
 Module = TypeVar("Module", bound=nn.Module)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -52,8 +54,13 @@ def intermediates(model: Any, x: Tensor, levels: Sequence[int], **options: bool)
     )
 
 
-def images_for(model: nn.Module, size: Sequence[int]) -> Tensor:
-    """One black image of that size (height, width), on the device of `model`."""
+def tried(model: nn.Module, size: Sequence[int], levels: Sequence[int]) -> list[Tensor]:
+    """The maps of `levels`, which ascend, of one black image of that size (height, width)."""
+    with Shortcuts():
+        return intermediates(model, _image_for(model, size), levels)
+
+
+def _image_for(model: nn.Module, size: Sequence[int]) -> Tensor:
     from timm.models import get_model_input_config
 
     parameter = next(model.parameters())

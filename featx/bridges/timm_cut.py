@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..wrappers.refusals import REFUSALS
-from .timm_copies import images_for, intermediates, with_graph, without_values
+from .timm_copies import tried, with_graph, without_values
 
 Undo = Callable[[], None]
 
@@ -53,7 +53,7 @@ def _inside(name: str, path: str) -> bool:
 
 
 def _needs(twin: nn.Module, levels: Sequence[int], size: Sequence[int]) -> Needs:
-    maps: list[Tensor] = intermediates(twin, images_for(twin, size), levels)
+    maps = tried(twin, size, levels)
     steps, seen, reached = [map_.grad_fn for map_ in maps], set(), set()
     while steps:
         step = steps.pop()

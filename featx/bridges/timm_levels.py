@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
 from ..wrappers.refusals import REFUSALS
-from .timm_copies import images_for, intermediates, sharing, with_graph, without_values
+from .timm_copies import sharing, tried, with_graph, without_values
 
 Size = tuple[int, int]
 Maker = tuple[str, int]  # path of a module, position in what it returns
@@ -118,7 +118,7 @@ def _run(model: nn.Module, size: Size, count: int) -> Run:
         if name
     ]
     try:
-        maps = intermediates(model, images_for(model, size), range(count))
+        maps = tried(model, size, range(count))
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from ..preprocessing import DataConfig, from_hub
 from ..wrappers.refusals import REFUSALS
 from ..wrappers.rounding import Rounding, roundings
 from ..wrappers.transparent import Transparent
-from .timm_copies import images_for, intermediates, sharing, without_values
+from .timm_copies import intermediates, sharing, tried, without_values
 from .timm_cut import cut
 from .timm_levels import Measured, measure
 
@@ -89,7 +89,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
             return isinstance(error, AssertionError | ValueError)
         twin = without_values(self._inner)
         try:
-            intermediates(twin, images_for(twin, x.shape[2:]), levels)
+            tried(twin, x.shape[2:], levels)
         except REFUSALS:
             return True
         return False
@@ -105,7 +105,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
 def _shapes(model: nn.Module, levels: Sequence[int], size: tuple[int, int]) -> list[tuple[int, ...]]:
     """Of the maps of `levels` for images of that size; none if the model refuses it."""
     try:
-        return [tuple(map_.shape) for map_ in intermediates(model, images_for(model, size), levels)]
+        return [tuple(map_.shape) for map_ in tried(model, size, levels)]
     except REFUSALS:
         return []
 

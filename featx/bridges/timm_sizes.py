@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..wrappers.refusals import REFUSALS
-from .timm_copies import images_for, intermediates, without_values
+from .timm_copies import tried, without_values
 from .timm_levels import declared_by, fits
 
 Sides = int | tuple[int, int]
@@ -91,7 +91,7 @@ def _problem(model: nn.Module, size: tuple[int, int]) -> str:
     """Why the model takes no images of that size; nothing if it does."""
     levels, twin = declared_by(model), without_values(model)
     try:
-        maps = intermediates(twin, images_for(twin, size), range(len(levels)))
+        maps = tried(twin, size, range(len(levels)))
     except REFUSALS as error:
         undecided = "meta tensors" in str(error)  # an architecture that looks at values: only a real run can tell
         return "" if undecided else f"{type(error).__name__}: {error}"

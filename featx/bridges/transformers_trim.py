@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..wrappers.refusals import REFUSALS
+from ..wrappers.shortcuts import Shortcuts
 
 Module = TypeVar("Module", bound=nn.Module)
 Read = Callable[[Any, Tensor], Sequence[Tensor]]
@@ -47,7 +48,7 @@ def read_on_meta(model: nn.Module, read: Read, x: Tensor, *, grad: bool = False)
     for name, _ in model.named_parameters():
         state[name].requires_grad_(grad)
     call = _Call(shared_copy(model), read)  # what models keep of a run must not be without values
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad), Shortcuts():
         outputs = list(functional_call(call, {f"model.{name}": tensor for name, tensor in state.items()}, (x,)))
     names = {id(tensor): name for name, tensor in state.items()} | {id(x): "images"}
     return outputs, computation(outputs, names) if grad else ((), frozenset())

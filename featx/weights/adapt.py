@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.layers.position import resample_positions
-from .read import StateDict
+from .state import StateDict
 
 Change = tuple[Tensor, str]
 

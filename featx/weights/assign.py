@@ -9,7 +9,7 @@ from ..backbone import Backbone
 from ..wrappers import FeatureExtractWrapper
 from .checkpoint import Checkpoint
 from .load import fitted
-from .read import StateDict
+from .state import StateDict
 
 
 def fill(

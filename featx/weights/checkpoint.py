@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import CheckpointError
 from .layout import Layout, find, recognise
 from .names import backbone_prefix, require_values, tensors_of, unflattened, unwrapped
-from .read import StateDict, read_checkpoint
+from .read import read_checkpoint
 from .source import locate
+from .state import StateDict
 
 Weights = str | Path | Mapping[str, Any]
 NATIVE = "native"

@@ -12,7 +12,7 @@ from .checkpoint import NATIVE, Reading, Weights, open_checkpoint, read_tensors
 from .layout import all_layouts, find
 from .load import all_finite, families, fitted, names_of
 from .names import unwrapped
-from .read import StateDict
+from .state import StateDict
 
 NATIVE_NAMES = (NATIVE, "timm")  # our names are timm's
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .read import StateDict
+from .state import StateDict
 
 QKV = ("q", "k", "v")
 

@@ -11,13 +11,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import CheckpointError
 from . import layouts
-from .read import StateDict
-
-State = Mapping[str, Tensor]
+from .state import State, StateDict
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..report import LoadReport
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
-from .read import StateDict
+from .state import StateDict
 from .values import same
 
 

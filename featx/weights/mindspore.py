@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .protobuf import BYTES, VARINT, Data, Span, damaged, fields, integers, once, text
-from .read import StateDict
+from .state import StateDict
 
 DTYPES = {
     "Bool": torch.bool,

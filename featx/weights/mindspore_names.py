@@ -7,9 +7,8 @@ from collections.abc import Iterable
 
 import torch
 
-from .layout import State
 from .names import Rule, renamed
-from .read import StateDict
+from .state import State, StateDict
 
 # What training saves beside the network.
 IGNORES = {

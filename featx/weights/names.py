@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
-from .read import StateDict
+from .state import StateDict
 
 CONTAINERS = ("state_dict", "model")
 PREFIXES = (

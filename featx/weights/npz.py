@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .npy import read_array
-from .read import StateDict
+from .state import StateDict
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY = 8 << 20  # bytes, of the list of members

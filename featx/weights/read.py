@@ -7,12 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import CheckpointError, WeightsNotFoundError
 from .pytorch import ZIP, begins, read_pytorch
-
-StateDict = dict[str, Tensor]
+from .state import StateDict
 
 WEB_PAGE = "is a web page, not a file of weights: fetch it again from an address that gives the file itself"
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .layout import Layout, State
+from .layout import Layout
 from .names import renamed
 from .pairs import Pair, rules, rules_back
-from .read import StateDict
+from .state import State, StateDict
 
 BACKBONE = "backbone."
 

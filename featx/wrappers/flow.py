@@ -1,6 +1,7 @@
 """What each module of a model returns and depends on, seen on a copy without values while the model stays untouched."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ContractError
 from .refusals import REFUSALS
+from .shortcuts import quickly
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -63,7 +65,7 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
     """
     meta = images.is_meta
     twin = structural_copy(model, without_values if meta else _shared).train(training)
-    run, flow, bit = Run(tuple(images.shape), training), _Flow(meta), bits(twin)
+    run, flow, bit = Run(tuple(images.shape), training), _Flow(), bits(twin)
     for name, parameter in twin.named_parameters():
         flow.mark(parameter, bit[name])
     for path, module in twin.named_modules():
@@ -84,6 +86,8 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
     memo: dict[int, Any] = {id(thing): thing for thing in keep}
     for tensor in _tensors(module):
         memo[id(tensor)] = of(tensor) if of else tensor
+    for part in module.modules():  # each has several empty tables, which deepcopy would take to pieces
+        memo.update((id(value), OrderedDict()) for value in vars(part).values() if _is_empty_table(value))
     alive = list(memo.values())  # an id must not be reused while the memo is
     try:
         copied = copy.deepcopy(module, memo)
@@ -95,6 +99,10 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
         )
     del alive
     return copied
+
+
+def _is_empty_table(value: Any) -> bool:
+    return type(value) is OrderedDict and not value
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -121,20 +129,12 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _normalised(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-
-
-# Shapes that PyTorch finds by decomposing the operation, which takes longer than all the rest.
-SHORTCUTS: dict[Any, Any] = {torch.ops.aten.native_batch_norm.default: _normalised}
-
-
 class _Flow(TorchDispatchMode):
     """Follows through every operation which modules and parameters each tensor depends on."""
 
-    def __init__(self, meta: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.meta, self.within = meta, [0]
+        self.within = [0]
         self._own: dict[int, int] = {}
         self._written: dict[int, int] = {}  # by storage, as a view may be written to and its base read
         self._alive: list[Any] = []  # an id must not be reused
@@ -150,16 +150,16 @@ class _Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        output = SHORTCUTS.get(func, func)(*args, **kwargs) if self.meta else func(*args, **kwargs)
+        output = quickly(func, args, kwargs)
         sources = self.within[-1]
-        for tensor in _tensors_in((args, kwargs)):
+        for tensor in _operands((*args, *kwargs.values())):
             sources |= self.sources(tensor)
-        for tensor in _tensors_in(output):
+        for tensor in _operands((output,)):
             self.mark(tensor, sources)
         for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
-                for tensor in _tensors_in(value):
+                for tensor in _operands((value,)):
                     self._alive.append(tensor)
                     storage = _storage(tensor)
                     self._written[storage] = self._written.get(storage, 0) | sources
@@ -191,6 +191,15 @@ class _Leave:
 
 def _tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _operands(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors that an operation is given or returns, which are in lists at most."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _operands(value)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo
+from .shortcuts import Shortcuts
 
 
 class _Deepest(Exception):  # noqa: N818  (a signal, no error)
@@ -89,7 +90,7 @@ def run_on_meta(model: nn.Module, images: Tensor) -> Any:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Shortcuts():
             return functional_call(model, state, (images,))
     except (ContractError, InputError):
         raise

@@ -16,6 +16,7 @@ from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
 from .refusals import REFUSALS
 from .rounding import Rounding, roundings
+from .shortcuts import Shortcuts
 from .skip import largest, skip, unneeded
 from .survey import Survey, survey
 from .transparent import Transparent
@@ -197,7 +198,7 @@ def _shapes(twin: Tapped, size: Size) -> list[tuple[int, ...]]:
     """Of its maps for images of that size; none if the model refuses it."""
     images = torch.empty(2, twin.in_chans, *size, device="meta")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Shortcuts():
             return [tuple(map_.shape) for map_ in twin.forward_maps(images, twin._levels)]
     except REFUSALS:
         return []

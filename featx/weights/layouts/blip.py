@@ -9,9 +9,9 @@ from collections.abc import Collection
 
 from ...errors import CheckpointError
 from ...preprocessing import CLIP
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 ENCODER = r"visual_encoder\."
 TENSORS = r"(cls_token|pos_embed|(patch_embed\.proj|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])|norm)\..*)$"

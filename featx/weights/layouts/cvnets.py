@@ -8,10 +8,10 @@ those that use it have `conv_1x1_exp`, which is the level `final_conv` of Mobile
 import re
 from collections.abc import Callable, Collection, Sequence
 
-from ..layout import Layout, State
+from ..layout import Layout
 from ..names import Rule, renamed
 from ..pairs import Pair, rules, rules_back
-from ..read import StateDict
+from ..state import State, StateDict
 
 ENCODER = r"(?:(?:model\.)?(?:backbone\.)?encoder\.)?"
 

@@ -7,8 +7,9 @@ https://github.com/apple/ml-cvnets
 import re
 from collections.abc import Sequence
 
-from ..layout import Layout, State
+from ..layout import Layout
 from ..pairs import Pair
+from ..state import State
 from ..whole import Whole
 from .cvnets import LAYOUTS as ENCODERS
 

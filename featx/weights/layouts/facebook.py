@@ -10,9 +10,9 @@ from math import isqrt
 
 from torch import Tensor
 
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 TO_NATIVE: tuple[Rule, ...] = (
     (r"^encoder\.", ""),

@@ -9,9 +9,9 @@ from collections.abc import Collection
 import torch
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 DINOV2: tuple[Rule, ...] = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ..fused import fused, split
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
 from ..pairs import Pair, rules, rules_back
-from ..read import StateDict
+from ..state import State, StateDict
 
 TRAINING = r"(?:opt/target/)?"
 BLOCK, ATTENTION = "^Transformer/encoderblock_#/", "^Transformer/encoderblock_#/MultiHeadDotProductAttention_1/"

@@ -14,10 +14,10 @@ from ...models.hrnet import resized
 from ...models.layers.padding import SameMaxPool2d
 from ...models.resnest import SamePoolSplitBottleneck
 from ...preprocessing import IMAGENET
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..mindspore_names import IGNORES, foreign, plain
 from ..names import Rule
-from ..read import StateDict
+from ..state import State, StateDict
 
 SYSTEM = "mindcv"
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from ...models.convnext import ChannelLinear
 from ...models.layers.padding import SameConv2d
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..mindspore_names import IGNORES, foreign, plain
 from ..names import Rule
-from ..read import StateDict
+from ..state import State, StateDict
 from .mindcv import SYSTEM, recipe
 
 # Stem and stages take the odd places of a sequence, what lies between them the even ones.

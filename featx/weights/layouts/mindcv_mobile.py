@@ -14,9 +14,9 @@ from ...models.efficientnet import SILU
 from ...models.layers.mobile import as_tensorflow
 from ...models.layers.padding import same_conv, same_depthwise_conv
 from ...models.mobilenetv3 import HARD
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..mindspore_names import IGNORES, foreign, plain
-from ..read import StateDict
+from ..state import State, StateDict
 from .mindcv import SYSTEM, recipe
 
 # From our names of modules to MindCV's.

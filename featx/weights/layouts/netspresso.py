@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 from ...preprocessing import IMAGENET
 from ..fused import fused, split
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import renamed
 from ..pairs import Pair, rules, rules_back
-from ..read import StateDict
+from ..state import State, StateDict
 from .cvnets import LAST_NORM, last_norms
 
 BACKBONE = r"(?:backbone\.)?"

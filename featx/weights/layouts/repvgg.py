@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 TO_NATIVE: tuple[Rule, ...] = (
     (r"^stage0\.", "stem."),

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...preprocessing import IMAGENET
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 
 def half(match: re.Match[str]) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, State, has
-from ..read import StateDict
+from ..layout import Layout, has
+from ..state import State, StateDict
 
 # From our names of modules to torchvision's.
 Table = dict[str, str]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 
 
 def numbered(template: str, by: int) -> Callable[[re.Match[str]], str]:

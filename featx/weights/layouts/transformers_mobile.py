@@ -14,9 +14,9 @@ from torch import nn
 from ...errors import CheckpointError
 from ...models.layers.mobile import MobileStyle, as_tensorflow
 from ...preprocessing import IMAGENET_MEAN, INCEPTION
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import renamed
-from ..read import StateDict
+from ..state import State, StateDict
 from .transformers import written
 
 Modules = Mapping[str, str]

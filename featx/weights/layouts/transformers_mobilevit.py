@@ -8,9 +8,9 @@ latter. Of models for semantic segmentation the encoder is taken, which in Mobil
 from collections.abc import Collection
 
 from ..fused import fused, split
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 from .transformers import written
 
 COMMON: tuple[Rule, ...] = (

@@ -12,9 +12,9 @@ import torch
 from ...errors import CheckpointError
 from ...preprocessing import CLIP, IMAGENET
 from ..fused import fused, split
-from ..layout import Layout, State, has
+from ..layout import Layout, has
 from ..names import Rule, renamed
-from ..read import StateDict
+from ..state import State, StateDict
 from .transformers import written
 
 GATED = ("gate", "value")

@@ -1,0 +1,60 @@
+"""Headers of safetensors files made to do harm, or damaged so that they might."""
+
+import pytest
+from hostile import damage, entry, refuse, write_safetensors
+
+from featx import CheckpointError
+from featx.weights.read import read_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "problem"),
+    [
+        ({"a": entry(0, 8), "count": entry(4, 12, (), "I64")}, 12, "invalid offset"),
+        ({"a": entry(0, 8), "count": entry(12, 20, (), "I64")}, 20, "invalid offset"),
+        ({"a": entry(0, 8), "count": entry(8, 16, (), "I64")}, 12, "not fully covered"),
+        ({"a": entry(0, 8)}, 12, "not fully covered"),
+        ({"a": entry(8, 0)}, 8, "not a whole safetensors file"),
+        ({"a": entry(0, 2**63)}, 8, "not a whole safetensors file"),
+        ({"a": entry(0, 8, (3,))}, 8, "invalid shape"),
+        ({"a": entry(0, 8, dtype="F64")}, 8, "invalid shape"),
+        ({"a": entry(0, 8, dtype="F31")}, 8, "unknown variant `F31`"),
+        ({"a": entry(0, 12, (16,), "F6_E2M3")}, 12, "F6_E2M3"),
+        ({"a": entry(0, 8, (-2,))}, 8, "invalid value"),
+        ({"a": entry(0, 8, (2**40, 2**40))}, 8, "overflow"),
+        ({"a": entry(0, 0, (2**40, 2**40, 0))}, 0, "overflow"),
+        ({"a": entry(0, 0, (2**63, 0))}, 0, "not a whole safetensors file"),
+        (b'{"a":' + b"[" * 100_000, 0, "recursion limit"),
+        (b"[1]", 0, "invalid type"),
+        (b"\xff\xfe", 0, "not a whole safetensors file"),
+        ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8, "expected a string"),
+        (b'{"a":%a,"a":%a}' % ((entry(0, 8),) * 2), 8, r"twice, .*\['a'\]"),
+        (b'{"a":%a,"a":%a}' % (entry(0, 8), entry(0, 8, dtype="I32")), 8, r"twice, .*\['a'\]"),
+        (b'{"a":%a,"a":%a}' % (entry(0, 8), entry(8, 16)), 16, "invalid offset"),
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, data, problem):
+    text = header.replace(b"'", b'"') if isinstance(header, bytes) else header
+    refuse(write_safetensors(tmp_path / "w.safetensors", text, bytes(data)), problem)
+
+
+@pytest.mark.parametrize("length", [10 << 30, 2**63, 2**64 - 1])
+def test_a_safetensors_header_that_is_said_to_be_huge_is_refused(tmp_path, length):
+    refuse(write_safetensors(tmp_path / "w.safetensors", {"a": entry(0, 8)}, bytes(8), length), "header too large")
+
+
+def test_a_safetensors_file_cut_anywhere_is_refused(tmp_path):
+    path = write_safetensors(tmp_path / "w.safetensors", {"a": entry(0, 8)}, bytes(8))
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["a"].tolist() == [0, 0]
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="not a whole"):
+            read_checkpoint(path)
+
+
+def test_any_byte_of_a_safetensors_header_may_be_damaged(tmp_path):
+    path = write_safetensors(
+        tmp_path / "w.safetensors", {"a": entry(0, 8), "count": entry(8, 16, (), "I64")}, bytes(16)
+    )
+    damage(path, seed=0, times=400)

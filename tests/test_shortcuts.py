@@ -1,0 +1,126 @@
+"""Rules for the shapes of operations: what PyTorch returns itself, and its own errors where they do not hold."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from featx.wrappers.shortcuts import RULES, Shortcuts
+
+MAP, TOKENS, CHS = (2, 8, 5, 7), (2, 6, 8), (8,)
+
+
+class Reached(TorchDispatchMode):
+    """The operations that arrive here: those that no rule answered."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def last(x, *_):
+    return x.transpose(1, 3)
+
+
+OPERATIONS = {
+    "batch norm": (partial(F.batch_norm, training=False), [MAP, CHS, CHS, CHS, CHS]),
+    "batch norm in training": (partial(F.batch_norm, training=True), [MAP, CHS, CHS, CHS, CHS]),
+    "batch norm of channels last": (
+        lambda x, *tensors: F.batch_norm(x.contiguous(memory_format=torch.channels_last), *tensors),
+        [MAP, CHS, CHS],
+    ),
+    "layer norm": (lambda x, weight, bias: F.layer_norm(x, CHS, weight, bias), [TOKENS, CHS, CHS]),
+    "layer norm without weights": (lambda x: F.layer_norm(x, (6, 8)), [TOKENS]),
+    "group norm": (lambda x, weight, bias: F.group_norm(x, 4, weight, bias), [MAP, CHS, CHS]),
+    "linear": (F.linear, [TOKENS, (3, 8), (3,)]),
+    "sum": (torch.add, [MAP, MAP]),
+    "sum with one per channel": (torch.add, [MAP, (8, 1, 1)]),
+    "difference": (torch.sub, [MAP, MAP]),
+    "product": (torch.mul, [MAP, MAP]),
+    "product with one per channel": (torch.mul, [MAP, (2, 8, 1, 1)]),
+    "product of strided maps": (lambda x, y: last(x) * last(y), [MAP, MAP]),
+    **{
+        f.__name__: (f, [MAP])
+        for f in (F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, torch.relu, F.gelu, F.silu, torch.sigmoid, F.elu)
+    },
+    "leaky_relu": (lambda x: F.leaky_relu(last(x)), [MAP]),
+    **{
+        f"{f.__name__} in place": (lambda x, f=f: f(x.clone(), inplace=True), [MAP])
+        for f in (F.hardswish, F.hardsigmoid, F.hardtanh)
+    },
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_rule_gives_the_shape_the_type_and_the_strides_that_are_computed(operation):
+    run, shapes = OPERATIONS[operation]
+    with torch.no_grad(), Reached() as reached, Shortcuts():
+        made = run(*(torch.empty(shape, device="meta") for shape in shapes))
+    expected = run(*(torch.ones(shape) for shape in shapes))
+    assert not {*reached.seen} & {*RULES}
+    assert (made.shape, made.stride(), made.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+@pytest.mark.parametrize(
+    ("run", "shapes"),
+    [
+        (partial(F.batch_norm, training=False), [MAP, (7,), CHS]),
+        (lambda x, weight: F.layer_norm(x, (8,), weight), [TOKENS, (7,)]),
+        (lambda x: F.layer_norm(x, (7,)), [TOKENS]),
+        (lambda x, weight: F.group_norm(x, 4, weight), [MAP, (7,)]),
+        (F.linear, [TOKENS, (3, 7), (3,)]),
+        (F.linear, [TOKENS, (3, 8), (4,)]),
+        (torch.add, [MAP, (7, 1, 1)]),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_as_ever(run, shapes):
+    with pytest.raises((RuntimeError, ValueError)), torch.no_grad(), Shortcuts():
+        run(*(torch.empty(shape, device="meta") for shape in shapes))
+
+
+def test_values_are_computed_where_there_are_any():
+    with torch.no_grad(), Shortcuts():
+        assert torch.equal(torch.relu(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+        assert F.hardswish(torch.tensor([9.0])).item() == 9
+
+
+@pytest.mark.parametrize("other", [torch.ones(2, dtype=torch.float64), 2], ids=["another type", "a number"])
+def test_what_no_rule_holds_for_is_left_to_pytorch(other):
+    with torch.no_grad(), Shortcuts():
+        made = torch.empty(2, device="meta") * (other.to("meta") if isinstance(other, torch.Tensor) else other)
+    assert made.dtype == (torch.ones(2) * other).dtype
+
+
+def test_integers_have_the_errors_and_types_of_pytorch():
+    with torch.no_grad(), Shortcuts():
+        assert torch.sigmoid(torch.ones(2, dtype=torch.int64, device="meta")).dtype == torch.float32
+
+
+def test_changes_in_place_are_still_counted():
+    x = torch.empty(2, 3, device="meta")
+    with torch.no_grad(), Shortcuts():
+        F.hardswish(x, inplace=True)
+    assert x._version == 1
+
+
+def test_gradients_are_followed():
+    layer = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Hardswish(), nn.Flatten(2), nn.LayerNorm(4))
+    layer = layer.to("meta")
+    with Shortcuts():
+        layer(torch.empty(2, 3, 2, 2, device="meta")).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_operations_are_counted_as_without():
+    layer, x = nn.Linear(3, 4, device="meta"), torch.empty(5, 3, device="meta")
+    with FlopCounterMode(display=False) as counter, Shortcuts():
+        layer(x)
+    assert counter.get_total_flops() == 2 * 5 * 3 * 4

@@ -1,0 +1,25 @@
+"""Models to train, and what is asked of them."""
+
+import torch
+from conftest import images, randomise
+
+import featx
+
+NAMES = ["resnet18", "mobilenetv3_small_050", "vit_wee_patch16_reg1_gap_256", "timm/test_resnet", "timm/test_vit"]
+
+
+def extractor(name, **choice):
+    torch.manual_seed(0)
+    return randomise(featx.create_model(name, features_only=True, **choice))
+
+
+def batch(model):
+    side = 160 if model.data_config.size == (160, 160) else 64
+    return images(2, 3, side, side)
+
+
+def step(model, x):
+    """One step's gradients: mean squares of all maps."""
+    torch.manual_seed(1)
+    model.train()
+    sum(map_.square().mean() for map_ in model(x)).backward()

@@ -1,0 +1,51 @@
+"""A photograph, models and what is asked of the local page."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from figures import coffee as coffee
+
+from featx.view.choice import Choice, Values
+from featx.view.session import Asked, Models, Parts, Session, What
+
+NAME = "mobilenetv3_small_050"
+VIT = "vit_tiny_patch16_224"
+SIZE = 64
+LOCAL = {"remote": False}
+
+
+def random(name: str = NAME, seed: int = 0) -> Choice:
+    return Choice(name, Values.random, seed)
+
+
+def asked(what: What, name: str = NAME, **fields) -> Asked:
+    return Asked(random(name), what, Parts(**{"levels": (1, 3), "level": 2, **fields}), SIZE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_loops():
+    """Gradio makes event loops that it never closes, of which Python would warn in some later test."""
+    made, make = [], asyncio.new_event_loop
+    asyncio.new_event_loop = lambda: made.append(make()) or made[-1]
+    yield
+    asyncio.new_event_loop = make
+    asyncio.set_event_loop(None)
+    for loop in made:
+        loop.close()
+
+
+@pytest.fixture
+def session(coffee) -> Session:
+    return Session(coffee, (0.3, 0.7))
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return Models()
+
+
+@pytest.fixture
+def file(tmp_path, coffee) -> Path:
+    coffee.save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
