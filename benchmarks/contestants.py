@@ -12,16 +12,28 @@ from turns import Made
 
 import featx
 
-OPTIMIZED: dict[str, dict[str, Any]] = {
-    "optimize": {},
-    "onednn": {"runtime": "onednn"},
-    "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
-}
-PORTABLE: dict[str, dict[str, Any]] = {
-    "onnxruntime": {"runtime": "onnxruntime"},
-    "openvino": {"runtime": "openvino"},
-    "openvino bf16": {"runtime": "openvino", "dtype": torch.bfloat16},
-}
+
+def _where_computed(ways: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Without those in bfloat16 where the processor does not compute in it."""
+    mkldnn: Any = torch.ops.mkldnn
+    lacking = not mkldnn._is_mkldnn_bf16_supported()
+    return {way: options for way, options in ways.items() if not (lacking and options.get("dtype") is torch.bfloat16)}
+
+
+OPTIMIZED = _where_computed(
+    {
+        "optimize": {},
+        "onednn": {"runtime": "onednn"},
+        "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
+    }
+)
+PORTABLE = _where_computed(
+    {
+        "onnxruntime": {"runtime": "onnxruntime"},
+        "openvino": {"runtime": "openvino"},
+        "openvino bf16": {"runtime": "openvino", "dtype": torch.bfloat16},
+    }
+)
 
 
 def images(name: str, batch: int, size: int | None) -> Tensor:

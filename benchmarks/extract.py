@@ -4,8 +4,8 @@ JPEGs of two sizes, made from the photographs of scikit-image; the deepest map o
 contestant runs in processes of its own, taking turns; what is told is the median, and how far the maps of the first
 images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
 memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
-of a machine that does nothing else. Rows of onednn include making it ready, about eight seconds of processor time, most
-of them to import PyTorch's compiler.
+of a machine that does nothing else. Every row includes what a run begins and ends with: looking at the inputs, making
+the runtime ready, telling the weights apart, writing the index.
 
 python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 1] [--timm-inference SCRIPT]
 

@@ -2,7 +2,7 @@
 
 Of one thread, in inference_mode, at the model's own size; CPU time, medians of turns that the ways take one after
 another, each in a process of its own. Ratios above 1 are faster than timm. The last column says how long `optimize`
-took; the first use of onednn in a process also imports PyTorch's compiler, which is in the rows of batch 1.
+took. Ways in bfloat16 are there where the processor computes in it.
 
 python benchmarks/forward.py [--quick] [NAME ...]
 """

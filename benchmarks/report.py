@@ -1,6 +1,7 @@
 """Run the benchmarks and write what they print, with what they say they do, into docs/performance.md.
 
-Only sections named are run, by the names of their scripts; the others stay as they are in the page.
+Only sections named are run, by the names of their scripts; the others stay as they are in the page. A section that was
+given another title there is kept behind them: that of another machine, say.
 
 python benchmarks/report.py [NAME ...]
 """
@@ -45,7 +46,8 @@ def main() -> None:
     for name in asked:
         print(f"{name} …", file=sys.stderr, flush=True)
         written = {**sections_of(PAGE), SECTIONS[name]: f"{explained(name)}\n\n{printed(name)}"}
-        ordered = [f"## {title}\n\n{written[title]}" for title in SECTIONS.values() if title in written]
+        titles = [*SECTIONS.values(), *(title for title in written if title not in SECTIONS.values())]
+        ordered = [f"## {title}\n\n{written[title]}" for title in titles if title in written]
         PAGE.write_text("\n".join([INTRODUCTION, *("\n".join([section, ""]) for section in ordered)]))
 
 

@@ -1,6 +1,6 @@
 """Time of a forward in ONNX Runtime and OpenVINO, beside onednn, as ratios to timm's; above 1 is faster.
 
-Of one thread, in float32 but for the last column of ways, at the model's own size; CPU time, medians of turns, each way
+Of one thread, in float32 but for ways that say otherwise, at the model's own size; CPU time, medians of turns, each way
 in a process of its own. The best is of those in float32. The last column says how long `optimize` took.
 
 python benchmarks/runtimes.py [NAME ...]

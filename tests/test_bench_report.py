@@ -44,6 +44,13 @@ def test_sections_that_are_not_run_stay_and_all_are_in_order(report, monkeypatch
     assert run(report, monkeypatch) == after
 
 
+def test_a_section_of_another_title_is_kept_behind_the_others(report, monkeypatch):
+    run(report, monkeypatch, "two")
+    report.PAGE.write_text(report.PAGE.read_text().replace("## Second", "## Second elsewhere"))
+    run(report, monkeypatch)
+    assert list(report.sections_of(report.PAGE)) == ["First", "Second", "Second elsewhere"]
+
+
 def test_a_name_that_no_script_has_is_told(report, monkeypatch):
     with pytest.raises(SystemExit, match="no benchmark is named three; choose among one, two"):
         run(report, monkeypatch, "three")
