@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from viewing import LOCAL, NAME, SIZE, VIT, asked, random
 from viewing import closed_loops as closed_loops
+from viewing import coffee as coffee
 from viewing import file as file
 from viewing import models as models
 from viewing import session as session
