@@ -43,7 +43,7 @@ prepare = create_transform(**resolve_data_config({}, model=model))
 """
 FEATX = """
 import featx, featx.bulk
-from featx.bulk.allocator import keep_freed_memory
+from featx.runtime.allocator import keep_freed_memory
 keep_freed_memory()
 model = featx.create_model(NAME, features_only=True, out_indices=[-1], checkpoint_path=WEIGHTS).eval()
 """

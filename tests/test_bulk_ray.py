@@ -195,7 +195,9 @@ def job_of(images: Path, extractor: FeatureExtractWrapper, out: Path) -> Job:
 
 def actor(job: Job, monkeypatch: pytest.MonkeyPatch, folder: str = "/nowhere") -> Extracting:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda held: held))
-    monkeypatch.setattr("featx.bulk.allocator.keep_freed_memory", lambda: True)  # of the tests' process it is not ours
+    monkeypatch.setattr(
+        "featx.runtime.allocator.keep_freed_memory", lambda: None
+    )  # of the tests' process it is not ours
     return Extracting([job], "cpu", 1, folder)
 
 

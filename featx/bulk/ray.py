@@ -146,7 +146,7 @@ class Extracting:
         import ray
         import torch
 
-        from .allocator import keep_freed_memory
+        from ..runtime.allocator import keep_freed_memory
 
         job: Job = ray.get(self._held[0])
         if os.path.isdir(self._folder):

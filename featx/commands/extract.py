@@ -119,7 +119,7 @@ def extract(
     """Write the maps of images as safetensors files with an index, or go on. Exits with 1 if an image failed."""
     from ..bulk import convert, find_items
     from ..bulk import extract as extracted
-    from ..bulk.allocator import keep_freed_memory
+    from ..runtime.allocator import keep_freed_memory
 
     poolings, batch = _poolings(pool), _batch_size(batch_size)
     target = _target(folder, format_, shard, poolings, keep_aspect)
@@ -127,7 +127,7 @@ def extract(
     runner, here = _runner(engine, address, device, workers, batch)
     values = values_of(pretrained, checkpoint, random_weights)
     extractor = _build(model, values, parse_indices(out_indices), "cls" in poolings)
-    kept = keep_freed_memory()
+    kept = keep_freed_memory() is not None
     with asked_to_stop() as stopped, LOGS[log]() as progress:
         summary = extracted(
             items,
