@@ -1,4 +1,4 @@
-"""What tests of the command line share: a run of it within this process."""
+"""What tests of the command line share: a run of it within this process, photographs, a checkpoint."""
 
 import sys
 from collections.abc import Callable
@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
 
+import featx
 import featx.cli
+
+NAME = "mobilenetv3_small_050"
+RANDOM = ("--model", NAME, "--random-weights", "0")
+SMALL = (*RANDOM, "--size", "64")
 
 
 @dataclass
@@ -17,11 +26,11 @@ class Ran:
     err: str
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """A function of the words of a command line."""
+def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *first: str) -> Callable[..., Ran]:
+    """A function of the words of a command line, behind the first ones."""
 
     def run(*words: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["featx", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["featx", *first, *map(str, words)])
         monkeypatch.setenv("COLUMNS", "200")  # so that mistakes in options are told in one line
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
@@ -29,3 +38,20 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Ran(exit_.value.code or 0, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "more").mkdir()
+    Image.fromarray(data.astronaut()[::4, ::4]).save(folder / "astronaut.png")
+    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "more/кофе.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    torch.manual_seed(7)
+    save_file(featx.create_model(NAME).state_dict(), path)
+    return path

@@ -1,66 +1,23 @@
 """The commands: what they print, what they write, and the status they exit with."""
 
-import csv
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from commanding import NAME, SMALL, runner
+from commanding import checkpoint as checkpoint
+from commanding import photographs as photographs
 from PIL import Image
-from safetensors.torch import save_file
-from skimage import data
 
 import featx
 import featx.cli
-
-NAME = "mobilenetv3_small_050"
-RANDOM = ("--model", NAME, "--random-weights", "0")
-SMALL = (*RANDOM, "--size", "64")
-SHARD = "maps-00000.safetensors"
-
-
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command line within this process."""
-
-    def run(*words: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["featx", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")  # so that mistakes in options are told in one line
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            featx.cli.main()
-        return Ran(exit_.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
-def start(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a process of its own."""
-    command = [sys.executable, "-c", "from featx.cli import main; main()", *map(str, words)]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, encoding="utf-8", timeout=120, check=False
-    )
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    (folder / "more").mkdir()
-    Image.fromarray(data.astronaut()[::4, ::4]).save(folder / "astronaut.png")
-    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "more/кофе.jpg")
-    return folder
+    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -73,23 +30,6 @@ def mixed(tmp_path, photographs) -> Path:
     (folder / "cut.jpg").write_bytes((folder / "more/кофе.jpg").read_bytes()[:1500])
     (folder / "notes.txt").write_text("not for us")
     return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
-    torch.manual_seed(7)
-    save_file(featx.create_model(NAME).state_dict(), path)
-    return path
-
-
-def index(folder: Path) -> dict[str, dict[str, str]]:
-    with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-        return {Path(row["source"]).name: row for row in csv.DictReader(file)}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # list and info

@@ -10,16 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commanding import runner
-from PIL import Image
+from commanding import NAME, RANDOM, SMALL, runner
+from commanding import photographs as photographs
 from safetensors.torch import load_file
-from skimage import data
 
 import featx
 
-NAME = "mobilenetv3_small_050"
-RANDOM = ("--model", NAME, "--random-weights", "0")
-SMALL = (*RANDOM, "--size", "64")
 SHARD = "maps-000000.safetensors"
 
 
@@ -32,15 +28,6 @@ def start(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the command line as a process of its own."""
     command = [sys.executable, "-c", "from featx.cli import main; main()", *map(str, words)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    (folder / "more").mkdir()
-    Image.fromarray(data.astronaut()[::4, ::4]).save(folder / "astronaut.png")
-    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "more/кофе.jpg")
-    return folder
 
 
 @pytest.fixture

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from commanding import runner
+from commanding import SMALL, runner
 from PIL import Image
 
 from featx.bulk import job
-
-NAME = "mobilenetv3_small_050"
-RANDOM = ("--model", NAME, "--random-weights", "0")
-SMALL = (*RANDOM, "--size", "64")
 
 
 @pytest.fixture

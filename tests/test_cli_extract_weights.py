@@ -1,42 +1,21 @@
 """featx extract: whose weights the maps are of."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from commanding import runner
+from commanding import NAME, SMALL, runner
+from commanding import checkpoint as checkpoint
+from commanding import photographs as photographs
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from skimage import data
+from safetensors.torch import load_file
 
 import featx
 
-NAME = "mobilenetv3_small_050"
-RANDOM = ("--model", NAME, "--random-weights", "0")
-SMALL = (*RANDOM, "--size", "64")
 SHARD = "maps-000000.safetensors"
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     return runner(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    (folder / "more").mkdir()
-    Image.fromarray(data.astronaut()[::4, ::4]).save(folder / "astronaut.png")
-    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "more/кофе.jpg")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
-    torch.manual_seed(7)
-    save_file(featx.create_model(NAME).state_dict(), path)
-    return path
 
 
 def test_extract_writes_the_maps_of_the_model_it_names(run, tmp_path, photographs, checkpoint):

@@ -1,14 +1,12 @@
 """The commands that look into files of weights and convert them."""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import torchvision
+from commanding import runner
 from conftest import randomise
 from hub_server import Repository
 from saving import NAME
@@ -20,26 +18,10 @@ import featx.cli
 from featx.weights.save import write_checkpoint
 
 
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., Ran]:
+def run(monkeypatch, capsys):
     """Runs `featx weights …` within this process."""
-
-    def run(*words: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["featx", "weights", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            featx.cli.main()
-        return Ran(exit_.value.code or 0, *capsys.readouterr())
-
-    return run
+    return runner(monkeypatch, capsys, "weights")
 
 
 def write(state: dict[str, Tensor], path: Path) -> Path:

@@ -2,12 +2,11 @@
 
 import re
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from commanding import runner
 from PIL import Image
 from skimage import data
 
@@ -19,26 +18,10 @@ RESNET = ("--model", "resnet18", "--random-weights", "0", "--size", "64")
 VIT = ("--model", "vit_tiny_patch16_224", "--random-weights", "0", "--size", "64")
 
 
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs `featx show` within this process."""
-
-    def run(*words: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["featx", "show", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")  # so that mistakes in options are told in one line
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            featx.cli.main()
-        return Ran(exit_.value.code or 0, *capsys.readouterr())
-
-    return run
+    return runner(monkeypatch, capsys, "show")
 
 
 @pytest.fixture(scope="session")
