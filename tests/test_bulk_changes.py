@@ -68,6 +68,17 @@ def test_a_file_of_the_same_size_has_changed_if_its_time_has(tmp_path, images, e
     assert list(check_sources(tmp_path / "out").changed) == ["0.png"]
 
 
+def test_a_file_that_changes_during_the_run_has_changed(tmp_path, images, extractor):
+    """Even if that is before the file of its maps is written: they are of what it was when it was read."""
+
+    def spoil_once(progress) -> None:
+        if progress.written == 4 and progress.shard is None:
+            paint(images / "3.png", (255, 255, 255))
+
+    run(images, extractor, tmp_path / "out", rows_per_shard=4, progress=spoil_once)
+    assert list(check_sources(tmp_path / "out").changed) == ["3.png"]
+
+
 def test_paths_that_were_relative_are_found_from_anywhere(tmp_path, images, extractor, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(Path("in"), extractor, tmp_path / "out")

@@ -145,7 +145,7 @@ def test_what_a_killed_run_left_of_a_file_is_removed(tmp_path, images, extractor
 
 def test_two_machines_may_write_the_same_shard_at_once(tmp_path, monkeypatch):
     def write() -> None:
-        write_shard(tmp_path, Shard(0, "plan", ["level"], ["a"], ["a.png"], [(4, 4)], [[torch.ones(2)]]))
+        write_shard(tmp_path, Shard(0, "plan", ["level"], ["a"], ["a.png"], [(4, 4)], [None], [[torch.ones(2)]]))
 
     def on_another_machine(_) -> None:
         monkeypatch.setattr("featx.bulk.shard._to_disk", lambda _: None)

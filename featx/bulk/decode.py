@@ -14,17 +14,22 @@ from ..preprocessing import cropped
 from ..resize import resized
 from ..wrappers import FeatureExtractWrapper
 from .recipe import Recipe
+from .shard import Stamp, stamp_of
 from .sources import Items
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An item as the model takes it, (h, w, 3) of 8 bits, or the reason why not; (width, height) of its picture."""
+    """An item as the model takes it, (h, w, 3) of 8 bits, or the reason why not.
+
+    size: (width, height) of its picture. stamp: of its file, taken before it was read.
+    """
 
     item: int
     size: tuple[int, int] = (0, 0)
     pixels: np.ndarray | None = None
     reason: str = ""
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,12 @@ class Decoder:
     def __call__(self, item: int) -> Decoded:
         """Never raises: whatever is wrong with an image is the reason in what it returns."""
         try:
+            stamp = stamp_of(self.items.where(item))
             content = self.items.read(item)
             if not content:
                 raise ImageError("the file is empty")
             image, size = open_sized(BytesIO(content), self.shorter)
-            return Decoded(item, size, np.asarray(self.prepare(image)))
+            return Decoded(item, size, np.asarray(self.prepare(image)), stamp=stamp)
         except ImageError as error:
             return Decoded(item, reason=str(error))
         except MemoryError:

@@ -140,6 +140,7 @@ def _filled(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: 
         shard.ids.append(items.ids[item])
         shard.sources.append(items.where(item))
         shard.sizes.append(rows[item][0].size)
+        shard.stamps.append(rows[item][0].stamp)
     shard.maps = [[rows[item][1][level] for item in sorted(rows)] for level in range(len(shard.levels))] if rows else []
     shard.failed = [
         Failure(items.ids[one.item], items.where(one.item), one.reason)

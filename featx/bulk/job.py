@@ -18,9 +18,10 @@ from .sources import Items
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to extract, how, and into which folder; it can be pickled. The folder has the plan in its meta.json.
+    """What to extract, how, and into which folder. The folder has the plan in its meta.json.
 
-    resources: settled, with a batch size.
+    resources: settled, with a batch size. model: ready to run here; without it, as other processes have the job, it can
+    be pickled, and they make their own.
     """
 
     folder: Path
@@ -29,6 +30,7 @@ class Job:
     extractor: FeatureExtractWrapper
     recipe: Recipe
     resources: Resources
+    model: Model | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Worker:
         self._decoder = decoder_for(job.extractor, job.items, job.recipe)
         batch_size = job.resources.batch_size
         assert batch_size is not None
-        self._model = Model(job.extractor, job.recipe, job.resources.device, batch_size)
+        self._model = job.model or Model(job.extractor, job.recipe, job.resources.device, batch_size)
+        self._model.batch_size = batch_size
 
     def extract_shard(self, number: int) -> ShardReport:
         """Write one shard. OutputError if it cannot be written; bad images are in its header and in the report."""

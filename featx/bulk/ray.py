@@ -86,7 +86,7 @@ class OnRay:
     def _outcomes(self, ray: Any, job: Job, numbers: Sequence[int]) -> Outcomes:
         cpus, fitting = self._place([node["Resources"] for node in ray.nodes() if node["Alive"]])
         most = min(len(numbers), self.actors or len(numbers))
-        held = ray.put(replace(job, folder=Path(os.path.abspath(job.folder))))
+        held = ray.put(replace(job, folder=Path(os.path.abspath(job.folder)), model=None))
         shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
         made = shards.map_batches(
             Extracting,

@@ -130,21 +130,21 @@ def plan_job(
     resources: Resources,
     rows_per_shard: int | None = None,
 ) -> Job:
-    """The job as it would be in a new folder. `resources` are settled; nothing is written."""
+    """The job as it would be in a new folder. `resources` are settled; nothing is written.
+
+    Its model has run once: what a runtime refuses is known before there is a folder.
+    """
     if extractor.training:
         raise ArgumentError("the model is in training mode, where maps depend on the batch: call model.eval() first")
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ArgumentError(f"rows_per_shard={rows_per_shard}: expected a positive number of images")
     image = np.asarray(decoder_for(extractor, items, recipe).prepare(Image.new("RGB", (96, 64))))
-    maps, _ = Model(extractor, replace(recipe, runtime="plain"), resources.device, 1)([image])
-    if resources.batch_size is None:
-        resources = replace(resources, batch_size=_batch_size_in(folder))
-    if resources.batch_size is None:
-        fastest = fastest_batch_size(Model(extractor, recipe, resources.device, 1), image)
-        resources = replace(resources, batch_size=fastest)
-    rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), resources.batch_size or 1)
+    model = Model(extractor, recipe, resources.device, 1)
+    maps, _ = model([image])
+    batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
+    rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
     plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows)
-    return Job(folder, plan, items, extractor, recipe, resources)
+    return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), model)
 
 
 def slice_of(text: str) -> Slice:

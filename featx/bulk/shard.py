@@ -53,6 +53,7 @@ class Shard:
     ids: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    stamps: list[Stamp | None] = field(default_factory=list)
     maps: list[list[Tensor]] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
 
@@ -68,7 +69,7 @@ class Shard:
             "ids": self.ids,
             "sources": self.sources,
             "sizes": self.sizes,
-            "stamps": [stamp_of(source) for source in self.sources],
+            "stamps": self.stamps,
             "errors": [[one.id, one.source, one.reason] for one in self.failed],
         }
         return {KEY: json.dumps(facts)}
@@ -77,8 +78,7 @@ class Shard:
 def stamp_of(source: str) -> Stamp | None:
     """What tells whether a file of this machine, or the one that an image is packed in, is the same later.
 
-    None for what is no such file. It is asked for when a shard is written: a change in the moments since the image was
-    read goes unnoticed.
+    None for what is no such file.
     """
     try:
         told = os.stat(source)

@@ -80,11 +80,10 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
     size = f"{summary.nbytes / 2**20:.1f} MiB"
     before = len(summary.shards) - summary.made
     there = f", {before} of {len(summary.shards)} files were there" if before else ""
-    out.print(f"maps of {summary.written} images, {size}, in {folder}{there}", soft_wrap=True)
+    out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
     out.print(f"weights: {values}", soft_wrap=True)
     if summary.failed:
-        several = "s" if len(summary.failed) > 1 else ""
-        out.print(f"{len(summary.failed)} image{several} could not be extracted:", style="red")
+        out.print(f"{_images(len(summary.failed))} could not be extracted:", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
             out.print(f"  {id_}: {reason}", soft_wrap=True)
         if len(summary.failed) > SHOWN_FAILURES:
@@ -98,8 +97,12 @@ def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:
     _line(event="summary", **counts, **files, folder=str(folder), weights=str(values))
 
 
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
 def tell_converted(target: Path, images: int, format: str) -> None:
-    out.print(f"{target}: {images} images as {format}", soft_wrap=True)
+    out.print(f"{target}: {_images(images)} as {format}", soft_wrap=True)
 
 
 def _line_converted(target: Path, images: int, format: str) -> None:
