@@ -144,3 +144,9 @@ def renamed(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> StateDict:
             raise CheckpointError(f"two tensors are {target!r} in the model, one of them {name!r} in the checkpoint")
         new[target] = tensor
     return new
+
+
+def moved(state: Mapping[str, Tensor], table: Mapping[str, str]) -> StateDict:
+    """The tensors under the names that the table gives their modules; what it does not list stays where it is."""
+    split = [(*name.rpartition("."), tensor) for name, tensor in state.items()]
+    return {f"{table.get(module, module)}{dot}{leaf}": tensor for module, dot, leaf, tensor in split}

@@ -96,14 +96,14 @@ def _from_native(pairs: Sequence[Pair]) -> Callable[[State], StateDict]:
 
 
 def _v1_to_native(state: State, names: Collection[str]) -> StateDict:
-    return _other_order(_to_native(V1)(state, names))
+    return turned_round(_to_native(V1)(state, names))
 
 
 def _v1_from_native(state: State) -> StateDict:
-    return _from_native(V1)(_other_order(state))
+    return _from_native(V1)(turned_round(state))
 
 
-def _other_order(state: State) -> StateDict:
+def turned_round(state: State) -> StateDict:
     """A native state whose first convolution takes BGR if it took RGB, and the other way round."""
     first = state.get("stem.conv.weight")
     return {**state, "stem.conv.weight": first.flip(1)} if first is not None and first.shape[1] == 3 else dict(state)

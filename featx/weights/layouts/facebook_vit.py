@@ -23,23 +23,30 @@ PREFIX = {"cls_token", "reg_token", "pos_embed"}
 
 
 def dinov2_to_native(state: State, _names: Collection[str]) -> StateDict:
-    new = renamed(state, DINOV2)
-    if new.keys() >= PREFIX:
-        positions = new["pos_embed"]
-        new |= {"cls_token": new["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
-    return new
+    return without_class_position(renamed(state, DINOV2))
+
+
+def without_class_position(state: StateDict) -> StateDict:
+    """Where there are registers, the class token's position added to that token."""
+    if not state.keys() >= PREFIX:
+        return state
+    positions = state["pos_embed"]
+    return {**state, "cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+
+
+def with_class_position(state: StateDict) -> StateDict:
+    """The way back: where there are registers, a position of zeros for the class token."""
+    if not state.keys() >= PREFIX:
+        return state
+    return {**state, "pos_embed": torch.cat([torch.zeros_like(state["cls_token"]), state["pos_embed"]], dim=1)}
 
 
 def dinov2_from_native(state: State) -> StateDict:
     """As its hub saves it: blocks are not grouped. What is not in the model is zero."""
     gated = any(state[name].shape[1] * 2 == state[name.replace("fc2", "fc1")].shape[0] for name in linear_names(state))
     rules: list[Rule] = [(r"\.mlp\.fc1\.", ".mlp.w12."), (r"\.mlp\.fc2\.", ".mlp.w3.")] if gated else []
-    new = renamed(state, [*rules, (r"^reg_token$", "register_tokens")])
-    token = state["cls_token"]
-    new["mask_token"] = torch.zeros_like(token[0])
-    if "reg_token" in state:
-        new["pos_embed"] = torch.cat([torch.zeros_like(token), state["pos_embed"]], dim=1)
-    return new
+    new = renamed(with_class_position(dict(state)), [*rules, (r"^reg_token$", "register_tokens")])
+    return {**new, "mask_token": torch.zeros_like(state["cls_token"][0])}
 
 
 def linear_names(state: State) -> list[str]:

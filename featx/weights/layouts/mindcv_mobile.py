@@ -16,6 +16,7 @@ from ...models.layers.padding import same_conv, same_depthwise_conv
 from ...models.mobilenetv3 import HARD
 from ..layout import Layout, has
 from ..mindspore_names import IGNORES, foreign, plain
+from ..names import moved
 from ..state import State, StateDict
 from .mindcv import SYSTEM, recipe
 
@@ -83,12 +84,6 @@ def efficientnet(names: Collection[str]) -> Table:
         after = FIRST + stage + 1
         table |= numbered(f"blocks.{stage}.{number}", f"features.{after - 1}.{number}.block", layers)
     return table | {"conv_head": f"features.{after}", "bn2": f"features.{after + 1}", "classifier": "mlp_head"}
-
-
-def moved(state: State, table: Table) -> StateDict:
-    """The tensors under the names that the table gives their modules; what it does not list stays where it is."""
-    split = [(*name.rpartition("."), tensor) for name, tensor in state.items()]
-    return {f"{table.get(module, module)}{dot}{leaf}": tensor for module, dot, leaf, tensor in split}
 
 
 def to_native(state: State, names: Collection[str], draw_up: Callable[[Collection[str]], Table]) -> StateDict:

@@ -10,6 +10,7 @@ from functools import partial
 
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has
+from ..names import moved
 from ..state import State, StateDict
 
 # From our names of modules to torchvision's.
@@ -78,12 +79,6 @@ def mobilenetv3(names: Collection[str]) -> Table:
         else:
             table |= paired(ours, f"{theirs}.block", pairs)
     return table | {"conv_head": "classifier.0", "classifier": "classifier.3"}
-
-
-def moved(state: State, table: Table) -> StateDict:
-    """The tensors under the names that the table gives their modules; what it does not list stays where it is."""
-    split = [(*name.rpartition("."), tensor) for name, tensor in state.items()]
-    return {f"{table.get(module, module)}{dot}{leaf}": tensor for module, dot, leaf, tensor in split}
 
 
 def to_native(state: State, names: Collection[str], draw_up: Callable[[Collection[str]], Table]) -> StateDict:

@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from ...models.layers.mobile import MobileStyle, as_tensorflow
 from ...preprocessing import IMAGENET_MEAN, INCEPTION
 from ..layout import Layout, has
-from ..names import renamed
+from ..names import moved, renamed
 from ..state import State, StateDict
 from .transformers import written
 
@@ -108,15 +108,9 @@ def modules(naming: Naming, names: Collection[str]) -> dict[str, str]:
     return table
 
 
-def in_modules(state: State, table: Modules) -> StateDict:
-    """Every tensor under its module's name in `table`; where that has none, under its own."""
-    parts = {name: name.rpartition(".") for name in state}
-    return {f"{table.get(parts[name][0], parts[name][0])}.{parts[name][2]}": state[name] for name in state}
-
-
 def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict:
     table = {theirs: ours for ours, theirs in modules(naming, names).items()}
-    return in_modules(renamed(state, [(rf"^{naming.prefix}\.", "")]), table)
+    return moved(renamed(state, [(rf"^{naming.prefix}\.", "")]), table)
 
 
 def from_native(naming: Naming, state: State) -> StateDict:
@@ -125,7 +119,7 @@ def from_native(naming: Naming, state: State) -> StateDict:
     if gated != any(".se." in name for name in state):
         kind = "has squeeze-and-excitation in" if gated else "has no squeeze-and-excitation in"
         raise CheckpointError(f"transformers' {naming.prefix} {kind} its blocks, unlike this model")
-    return written(in_modules(state, modules(naming, state)), (), naming.known, naming.prefix)
+    return written(moved(state, modules(naming, state)), (), naming.known, naming.prefix)
 
 
 Data = dict[str, tuple[float, ...]]

@@ -11,6 +11,7 @@ from ..fused import fused, split
 from ..layout import Layout, has
 from ..names import Rule, renamed
 from ..state import State, StateDict
+from .cvnets import turned_round
 from .transformers import written
 
 COMMON: tuple[Rule, ...] = (
@@ -78,15 +79,6 @@ V2_BACK: tuple[Rule, ...] = (
 RESIDUAL = r"(layer\.\d+|downsampling_layer)\.(expand_1x1|conv_3x3|reduce_1x1)"
 ATTENTION = r"conv_kxk|conv_1x1|conv_projection|fusion|layernorm|transformer\.layer\.\d+"
 KNOWN = rf"conv_stem\.|conv_1x1_exp\.|encoder\.layer\.\d+\.({RESIDUAL}|{ATTENTION})\."
-STEM = "stem.conv.weight"
-
-
-def turned_round(state: State) -> StateDict:
-    """The first convolution of three channels for images whose channels come in the opposite order."""
-    new = dict(state)
-    if STEM in new and new[STEM].shape[1] == 3:
-        new[STEM] = new[STEM].flip(1)
-    return new
 
 
 def v1_to_native(state: State, _names: Collection[str]) -> StateDict:

@@ -15,6 +15,7 @@ from ..fused import fused, split
 from ..layout import Layout, has
 from ..names import Rule, renamed
 from ..state import State, StateDict
+from .facebook_vit import with_class_position, without_class_position
 from .transformers import written
 
 GATED = ("gate", "value")
@@ -115,11 +116,7 @@ def vit_from_native(state: State) -> StateDict:
 
 def dinov2_to_native(state: State, _names: Collection[str]) -> StateDict:
     """With registers, the class token's position becomes part of that token."""
-    new = fused(fused(renamed(state, FROM_VIT)), GATED, "fc1")
-    if "reg_token" in new:
-        new["cls_token"] = new["cls_token"] + new["pos_embed"][:, :1]
-        new["pos_embed"] = new["pos_embed"][:, 1:]
-    return new
+    return without_class_position(fused(fused(renamed(state, FROM_VIT)), GATED, "fc1"))
 
 
 def dinov2_from_native(state: State) -> StateDict:
@@ -130,10 +127,8 @@ def dinov2_from_native(state: State) -> StateDict:
             "transformers' dinov2 classifies the class token and the mean of the patches together, and this model one "
             "of them: convert it with num_classes=0"
         )
-    new, token = split(state), state["cls_token"]
-    new["embeddings.mask_token"] = torch.zeros_like(token[0])
-    if "reg_token" in state:
-        new["pos_embed"] = torch.cat([torch.zeros_like(token), state["pos_embed"]], dim=1)
+    new = split(with_class_position(dict(state)))
+    new["embeddings.mask_token"] = torch.zeros_like(state["cls_token"][0])
     gated = state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
     return written(new, (*TO_DINOV2, *TO_GATED) if gated else TO_DINOV2, DINOV2_NAMES, "dinov2")
 
