@@ -60,7 +60,7 @@ def made(kind):
 
 
 def kinds(optimized):
-    graph = optimized._inner.graph
+    graph = optimized._engine.graph
     nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
     names = (
         type(graph.get_submodule(node.target)).__name__ if node.op == "call_module" else str(node.target)

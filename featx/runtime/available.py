@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
-from .onednn import KERNELS
-
+# oneDNN's, as PyTorch's own compiler calls them.
+KERNELS = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise", "_reorder_convolution_weight")
 # The packages that a runtime needs besides torch; a runtime's extra has its name, but for ONNX Runtime's.
 WRITING = ("onnx", "onnxscript")
 PACKAGES = {"onnxruntime": (*WRITING, "onnxruntime"), "openvino": (*WRITING, "openvino")}

@@ -1,6 +1,6 @@
 """The operations that compute an extractor's maps, as a graph that runs without the model's code."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.refusals import REFUSALS
 from .recorded import recorded
+from .taken import Axis, InexpressibleError, Taken, taken
 from .watch import Seen
 
 # Operations of models that are captured for images of any size. For others, such as those that attend to patches,
@@ -24,30 +25,15 @@ SIZELESS = {
     *("_softmax", "new_zeros", "new_empty"),
 }
 
+SIDES = {0: "n", 2: "h", 3: "w"}  # axes that may be free, and what their lengths are called
 
-@dataclass
+
+@dataclass(frozen=True)
 class Captured:
-    """A graph from images to maps, and the images it is right for.
-
-    shape: (N, C, H, W) it was made for. free: the axes that may have another length. conditions: what else must hold of
-    the lengths, on symbols of these names.
-    """
+    """A graph from images to maps, and the images it is right for."""
 
     graph: fx.GraphModule
-    shape: tuple[int, ...]
-    free: dict[int, str]
-    conditions: tuple[Any, ...]
-    _known: dict[tuple[int, ...], bool] = field(default_factory=dict)
-
-    def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether the graph is right for images of that shape."""
-        if shape not in self._known:
-            fixed = all(shape[axis] == self.shape[axis] for axis in range(4) if axis not in self.free)
-            alike = len({(name, shape[axis]) for axis, name in self.free.items()}) == len({*self.free.values()})
-            # conditions are of batches of two or more, and nothing depends on how many there are
-            lengths = {name: max(shape[axis], 2 if axis == 0 else 1) for axis, name in self.free.items()}
-            self._known[shape] = fixed and alike and all(_holds(condition, lengths) for condition in self.conditions)
-        return self._known[shape]
+    taken: Taken
 
 
 class MapsOf(nn.Module):
@@ -73,7 +59,8 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Cap
     found = recorded(MapsOf(extractor), images, extractor._inner.fixed_size is None)
     if found is not None and (found[1] or seen.example or not sizeless(seen)):
         graph, any_size = found
-        return Captured(graph, tuple(images.shape), {0: "n", 2: "h", 3: "w"} if any_size else {0: "n"}, ())
+        free = {axis: Axis(name, 1, None) for axis, name in SIDES.items() if any_size or axis == 0}
+        return Captured(graph, Taken(tuple(images.shape), free, ()))
     return _by_export(extractor, seen, images)
 
 
@@ -87,7 +74,7 @@ def _by_export(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> 
     for dynamic in ({"x": sizes}, {"x": {0: free}}, None):
         try:
             return _captured(MapsOf(extractor), images, dynamic)
-        except (*REFUSALS, TorchDynamoException) as error:
+        except (*REFUSALS, TorchDynamoException, InexpressibleError) as error:
             errors.append(error)
     first = str(errors[0]).strip().partition("\n")[0]
     raise ContractError(
@@ -108,13 +95,7 @@ def exported(model: nn.Module, images: Tensor, dynamic: Any) -> Any:
 
 def _captured(model: nn.Module, images: Tensor, dynamic: Any) -> Captured:
     program = exported(model, images, dynamic)
-    lengths = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "x")
-    free = {axis: str(length) for axis, length in enumerate(lengths) if not isinstance(length, int)}
-    conditions: tuple[Any, ...] = ()
-    if free:
-        environment = next(length for length in lengths if not isinstance(length, int)).node.shape_env
-        conditions = tuple(guard.expr for guard in environment.guards)
-    return Captured(module_of(program), tuple(images.shape), free, conditions)
+    return Captured(module_of(program), taken(program, images.shape))
 
 
 def module_of(program: Any) -> fx.GraphModule:
@@ -125,7 +106,3 @@ def module_of(program: Any) -> fx.GraphModule:
         unlifted = program.module()
     unlifted.graph.set_codegen(CodeGen())  # a tensor in, tensors out
     return fx.GraphModule(unlifted, unlifted.graph)  # which can be copied, and put in eval mode
-
-
-def _holds(condition: Any, lengths: dict[str, int]) -> bool:
-    return bool(condition.subs({symbol: lengths[str(symbol)] for symbol in condition.free_symbols}))

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..backbone import Pyramid
+from ..backbone import Backbone, Pyramid
 from ..errors import ArgumentError, InputError
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
@@ -87,9 +87,12 @@ class FileEngine(Engine):
 
 
 class EnginePyramid(Pyramid):
-    """The maps that an engine computes. It has no parameters."""
+    """The maps that an engine computes. It has no parameters.
 
-    def __init__(self, engine: Engine, said: Description) -> None:
+    source: the extractor that the engine was made of, where there is one; it has the rule of sizes.
+    """
+
+    def __init__(self, engine: Engine, said: Description, source: FeatureExtractWrapper | None = None) -> None:
         super().__init__()
         self.engine, self.said = engine, said
         self.feature_info = Levels([said.levels[position] for position in ascending(said.levels)])
@@ -99,6 +102,10 @@ class EnginePyramid(Pyramid):
             self.in_chans = said.in_chans
         if said.data_config is not None:
             self.data_config = said.data_config
+        if source is not None:
+            self.corrections = source._inner.corrections
+            if isinstance(source._source, Backbone):
+                self.size_rule = source._source.size_rule
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         maps = self._run(x)
@@ -128,8 +135,14 @@ class EnginePyramid(Pyramid):
 class EngineExtractor(OptimizedExtractor):
     """An extractor on an engine, which cannot be moved or converted."""
 
-    def __init__(self, engine: Engine, said: Description, layout: torch.memory_format) -> None:
-        pyramid = EnginePyramid(engine, said).eval()
+    def __init__(
+        self,
+        engine: Engine,
+        said: Description,
+        layout: torch.memory_format,
+        source: FeatureExtractWrapper | None = None,
+    ) -> None:
+        pyramid = EnginePyramid(engine, said, source).eval()
         order = [pyramid.feature_info.names().index(name) for name in said.levels.names()]
         output: Any = said.output
         wrapper = FeatureExtractWrapper(pyramid, order, output=output)

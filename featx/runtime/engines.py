@@ -1,5 +1,6 @@
 """Runtimes that run a captured graph: what each needs and computes in, and how it is built."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .description import Description, describe
 from .engine import EngineExtractor, FileEngine, OwnFolder
 from .graph import Wish, graph_of
 from .layout import layout_name
+from .onednn import onednn
 from .onnx import OnnxRuntimeEngine, write_onnx
 from .openvino import OpenVinoEngine, computes_bfloat16
 from .quantise import quantise
@@ -25,17 +27,19 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a runtime runs on and computes in."""
+    """What a runtime runs on and computes in. has_bfloat16: whether that is for this processor, too."""
 
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    has_bfloat16: Callable[[], bool] = lambda: True
 
 
 KINDS = {
+    "onednn": Kind(("cpu",), (torch.float32, torch.bfloat16), torch.ops.mkldnn._is_mkldnn_bf16_supported),
     "compile": Kind(("cpu", "cuda", "mps", "xpu"), (*FLOATS, torch.float64)),
     "aot": Kind(("cpu", "cuda"), (*FLOATS, torch.float64)),
     "onnxruntime": Kind(("cpu",), (torch.float32, torch.int8)),
-    "openvino": Kind(("cpu",), (torch.float32, torch.bfloat16, torch.int8)),
+    "openvino": Kind(("cpu",), (torch.float32, torch.bfloat16, torch.int8), computes_bfloat16),
 }
 ENGINES: dict[str, type[FileEngine]] = {
     "aot": AotEngine,
@@ -65,8 +69,8 @@ def _problem(runtime: str, model: nn.Module, dtype: torch.dtype | None, calibrat
         return f"it runs on {' and '.join(kind.devices)}, and the model is on {sorted(devices)}"
     if wanted not in kind.dtypes:
         return f"it computes in {kind.dtypes}, not in {wanted}: pass one of them as dtype="
-    if runtime == "openvino" and wanted is torch.bfloat16 and not computes_bfloat16():
-        return "OpenVINO finds no bfloat16 in this processor: choose another dtype"
+    if wanted is torch.bfloat16 and not kind.has_bfloat16():
+        return "this processor does not compute in bfloat16: choose another dtype"
     if wanted is torch.int8 and not calibrated:
         return "int8 is calibrated on images: pass example=, several that are like those to come"
     return None
@@ -79,13 +83,14 @@ def engine_for(runtime: str, extractor: FeatureExtractWrapper, seen: Seen, wish:
     """
     if runtime == "compile":
         engine = CompiledEngine(extractor, wish)
-        return EngineExtractor(
-            engine, describe(extractor, None, (wish.maps, wish.computes), layout_name(wish.layout)), wish.layout
-        )
+        said = describe(extractor, None, (wish.maps, wish.computes), layout_name(wish.layout))
+        return EngineExtractor(engine, said, wish.layout, extractor)
+    if runtime == "onednn":
+        return onednn(extractor, seen, wish)
     folder = OwnFolder()
     path = folder.path / ("model.pt2" if runtime == "aot" else "model.onnx")
     said = write(extractor, seen, wish, path)
-    return EngineExtractor(ENGINES[runtime](path, said, folder), said, wish.layout)
+    return EngineExtractor(ENGINES[runtime](path, said, folder), said, wish.layout, extractor)
 
 
 def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) -> Description:

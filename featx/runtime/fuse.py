@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .constants import constant
 from .nodes import arguments_of, base_of, is_call, only_user, written_in
 from .overwrite import overwrite
 from .packed import (
@@ -19,7 +20,7 @@ from .packed import (
     PackedLinearAdd,
     Window,
 )
-from .simplify import constant, same_shape, simplify
+from .simplify import same_shape, simplify
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[Any, Callable[..., Activation]] = {

@@ -11,13 +11,11 @@ from .agreement import compared, smooth_noise
 from .engines import engine_for, require_engine
 from .graph import Wish
 from .layout import MemoryFormat, layout_for
-from .onednn import onednn, require_onednn
 from .optimized import OptimizedExtractor, eager
 from .prepare import prepare, require_extractor
 from .rounding import correct_rounding
 
 Runtime = Literal["eager", "onednn", "compile", "aot", "onnxruntime", "openvino"]
-BUILD = {"eager": eager, "onednn": onednn}
 PORTABLE = ("onnxruntime", "openvino")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ENOUGH = 8  # images to know the means of a layer's inputs
@@ -60,8 +58,8 @@ def optimize(
     given, computes = seen.images.dtype, dtype or seen.images.dtype
     if computes.is_floating_point and computes.itemsize < given.itemsize:
         correct_rounding(optimized, smooth_noise(seen.images) if example is None else example[:ENOUGH], computes)
-    if runtime in BUILD:
-        made = BUILD[runtime](optimized, dtype, layout, seen)
+    if runtime == "eager":
+        made = eager(optimized, dtype, layout)
     else:
         made = engine_for(runtime, optimized, seen, Wish(computes, layout, example, runtime in PORTABLE))
     if runtime in PORTABLE or computes.itemsize < given.itemsize:
@@ -77,7 +75,5 @@ def _require(model: FeatureExtractWrapper, dtype: object, runtime: object, examp
         raise ArgumentError(f"dtype={dtype!r}: choose one of {DTYPES}, or None to keep the model's")
     if runtime == "eager" and dtype is not None and dtype not in DTYPES:
         raise ArgumentError(f"dtype={dtype!r}: choose one of {DTYPES}, or None to keep the model's")
-    if runtime == "onednn":
-        require_onednn(model, dtype)
-    elif runtime != "eager":
+    if runtime != "eager":
         require_engine(f"{runtime}", model, dtype, example is not None)

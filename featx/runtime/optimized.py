@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
-from .watch import Seen
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
@@ -49,9 +48,8 @@ class OptimizedExtractor(FeatureExtractWrapper):
 
 
 def eager(
-    extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format, seen: Seen
+    extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format
 ) -> OptimizedExtractor:
     """The extractor, whose norms have been folded, as PyTorch runs it; it is used up."""
-    del seen
     to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
     return OptimizedExtractor(to(dtype=dtype, memory_format=layout), None, layout)

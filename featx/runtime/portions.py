@@ -39,10 +39,10 @@ class Portions:
 
 def portions_of(captured: Captured) -> Portions:
     """What there is to know of a graph, before its layers are packed."""
-    images, _, height, width = captured.shape
+    images, _, height, width = captured.taken.shape
     layers = [node for node in captured.graph.graph.nodes if getattr(node.target, "overloadpacket", None) in LAYERS]
     largest = max((_nbytes(node.meta["val"]) for node in layers), default=1)
-    return Portions(largest / (images * height * width), None if 0 in captured.free else images)
+    return Portions(largest / (images * height * width), None if 0 in captured.taken.free else images)
 
 
 def _nbytes(value: Tensor) -> int:

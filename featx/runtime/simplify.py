@@ -2,13 +2,11 @@
 computed in every forward that depends on weights alone.
 """
 
-import operator
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, fx
 
-from .nodes import arguments_of, base_of, is_call, only_user, written_in
+from .constants import compute_constants, constant, constant_node
+from .nodes import arguments_of, base_of, is_call, only_user
 
 aten = torch.ops.aten
 CHECKS = (aten._assert_tensor_metadata.default,)
@@ -20,7 +18,7 @@ LAYERS = (aten.conv2d, aten.linear)
 def simplify(module: fx.GraphModule) -> None:
     """Do so, in place; the graph has to be recompiled afterwards."""
     _drop_checks(module)
-    _compute_constants(module)
+    compute_constants(module)
     for node in list(module.graph.nodes):
         if any(is_call(node, kind) for kind in POINTWISE):
             _before_views(node)
@@ -37,53 +35,6 @@ def _drop_checks(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default
-
-
-def _compute_constants(module: fx.GraphModule) -> None:
-    """Compute once what depends on weights alone: positions brought to a grid, standardised kernels, casts."""
-    written = {base_of(node) for user in module.graph.nodes for node in written_in(user)}
-    for node in list(module.graph.nodes):
-        inputs = node.all_input_nodes
-        fixed = inputs and all(given.op == "get_attr" and given not in written for given in inputs)
-        if node.op != "call_function" or not fixed or base_of(node) in written or _is_random(node):
-            continue
-        args = fx.map_arg((node.args, node.kwargs), lambda given: constant(module, given))
-        with torch.no_grad():
-            value = node.target(*args[0], **args[1])
-        if isinstance(value, Tensor):
-            _let_be(module, node, value)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The tensor that a `get_attr` node stands for."""
-    return operator.attrgetter(str(node.target))(module).detach()
-
-
-def _let_be(module: fx.GraphModule, node: fx.Node, value: Tensor) -> fx.Node:
-    """Let the node's users read a tensor of the module instead."""
-    new = _constant_node(module, node, value)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    module.graph.erase_node(node)
-    return new
-
-
-def _constant_node(module: fx.GraphModule, before: fx.Node, value: Tensor) -> fx.Node:
-    name = next(name for name in _names() if not hasattr(module, name))
-    module.register_buffer(name, value, persistent=False)
-    with module.graph.inserting_before(before):
-        return module.graph.get_attr(name)
-
-
-def _names() -> Iterator[str]:
-    number = 0
-    while True:
-        yield f"constant_{number}"
-        number += 1
 
 
 def _before_views(act: fx.Node) -> None:
@@ -132,7 +83,7 @@ def _scale_weights(module: fx.GraphModule, mul: fx.Node) -> None:
         scaled.append(constant(module, bias) * scale)
     layer.args = (
         layer.args[0],
-        *(_constant_node(module, layer, part) for part in scaled),
+        *(constant_node(module, layer, part) for part in scaled),
         *layer.args[len(scaled) + 1 :],
     )
     mul.replace_all_uses_with(x)
