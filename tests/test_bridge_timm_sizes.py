@@ -23,7 +23,7 @@ from featx.bridges import timm as bridge
 )
 def test_the_rounding_of_each_reduction_is_found_and_holds_at_every_size(name, level, rule):
     pyramid = bridge.pyramid(on_meta(name))
-    assert str(pyramid.roundings()[pyramid.feature_info[level].reduction]) == rule
+    assert str(pyramid.size_rule.roundings()[pyramid.feature_info[level].reduction]) == rule
     assert len(featx.verify(pyramid).sizes) == 5
 
 

@@ -10,7 +10,7 @@ from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..preprocessing import DataConfig, from_hub
 from ..wrappers.refusals import REFUSALS
-from ..wrappers.rounding import Rounding, roundings
+from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .timm_copies import intermediates, sharing, tried, without_values
 from .timm_cut import cut
@@ -35,23 +35,16 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         self.measured = measured or measure(model)
         self.feature_info, self.corrections = self.measured.levels, self.measured.corrections
         self.fixed_size = self.measured.size if self.measured.fixed else None
-        self.size_rule = self._cells
+        self.size_rule = SizeRule(self._roundings)
         self._kept = self.feature_info.select(kept)
-        self._roundings: dict[int, Rounding] | None = None
         self.in_chans = config["input_size"][0]
         published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
         self.data_config = from_hub({**published, "input_size": config["input_size"]}, DataConfig())
 
-    def roundings(self) -> dict[int, Rounding]:
-        """By reduction, how cells follow from pixels; found by running shapes, on first use."""
-        if self._roundings is None:
-            once = self.measured.fixed or not self.measured.on_meta
-            shapes = partial(_shapes, without_values(self._inner), self._kept.out_indices)
-            self._roundings = roundings(shapes, self._kept.reduction(), self.measured.size, once)
-        return self._roundings
-
-    def _cells(self, side: int, reduction: int) -> int:
-        return self.roundings().get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+    def _roundings(self) -> dict[int, Rounding]:
+        once = self.measured.fixed or not self.measured.on_meta
+        shapes = partial(_shapes, without_values(self._inner), self._kept.out_indices)
+        return roundings(shapes, self._kept.reduction(), self.measured.size, once)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return self._run(x, levels)

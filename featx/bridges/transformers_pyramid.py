@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
+from ..wrappers.order import channels_of
 from ..wrappers.refusals import REFUSALS
-from ..wrappers.rounding import Rounding, roundings
+from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .transformers_levels import Shape, Size, as_map, shape_of
 from .transformers_trim import read_on_meta, shared_copy, trimmed
@@ -75,18 +76,14 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         self._reading, self._shapes = reading, tuple(shapes)
         self._offered = tuple(range(len(levels)))
         self._own_size = _size(model)
-        self._roundings: dict[int, Rounding] | None = None
-        self.size_rule = self._cells
+        self.size_rule = SizeRule(self._roundings)
         self.in_chans: int = model.in_chans
         if model.data_config is not None:
             self.data_config = model.data_config
 
-    def _cells(self, side: int, reduction: int) -> int:
-        """Cells along a side of so many pixels, by the rule that runs without values show, on first use."""
-        if self._roundings is None:
-            reductions = [self.feature_info[level].reduction for level in self._offered]
-            self._roundings = roundings(self._map_shapes, reductions, self._own_size, self.fixed_size is not None)
-        return self._roundings.get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+    def _roundings(self) -> dict[int, Rounding]:
+        reductions = [self.feature_info[level].reduction for level in self._offered]
+        return roundings(self._map_shapes, reductions, self._own_size, self.fixed_size is not None)
 
     def _map_shapes(self, size: Size) -> list[tuple[int, ...]]:
         """Of the offered maps for images of that size; none if the model refuses it."""
@@ -281,8 +278,7 @@ def _tower(model: nn.Module) -> str:
 
 
 def _in_chans(tower: Any) -> int:
-    convs = (module.in_channels for module in tower.modules() if isinstance(module, nn.Conv2d))
-    return getattr(tower.config, "num_channels", None) or next(convs, 3)
+    return getattr(tower.config, "num_channels", None) or channels_of(tower)
 
 
 def _size(model: Any) -> Size:

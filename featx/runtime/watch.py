@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from ..bridges.timm_copies import CACHES
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
+from ..wrappers.order import channels_of
 from ..wrappers.refusals import REFUSALS
 
 # The side of an image that shows as much as a larger one.
@@ -114,10 +115,8 @@ def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
 
 
 def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
-    convs = (module.in_channels for module in extractor.modules() if isinstance(module, nn.Conv2d))
     weight = next(extractor.parameters())
-    channels = extractor.in_chans or next(convs, 3)
-    return torch.zeros(1, channels, *size, device=weight.device, dtype=weight.dtype)
+    return torch.zeros(1, channels_of(extractor), *size, device=weight.device, dtype=weight.dtype)
 
 
 def copy_of(extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:

@@ -105,6 +105,10 @@ def meta_images(model: nn.Module, size: tuple[int, int] | None = None) -> Tensor
     """Two images without values, of the size and channels that `model` expects as far as it says so."""
     data = getattr(model, "data_config", None)
     height, width = size or (data.size if data is not None else (224, 224))
+    return torch.empty(2, channels_of(model), height, width, device="meta")
+
+
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that `model` takes: as it says, or as its first convolution has them; 3 if it has none."""
     convs = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
-    channels = getattr(model, "in_chans", None) or next(convs, 3)
-    return torch.empty(2, channels, height, width, device="meta")
+    return getattr(model, "in_chans", None) or next(convs, 3)

@@ -31,6 +31,26 @@ class Rounding:
         return how + (f" to a multiple of {self.multiple}" if self.multiple > 1 else "")
 
 
+class SizeRule:
+    """Cells of a map along a side of so many pixels, from its reduction, by the roundings that are found on first use.
+
+    find: gives the rounding of each reduction; one that has none rounds up.
+    """
+
+    def __init__(self, find: Callable[[], dict[int, Rounding]]) -> None:
+        self._find = find
+        self._found: dict[int, Rounding] | None = None
+
+    def __call__(self, side: int, reduction: int) -> int:
+        return self.roundings().get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+
+    def roundings(self) -> dict[int, Rounding]:
+        """By reduction."""
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+
 def roundings(
     shapes: Callable[[Size], Sequence[Sequence[int]]], reductions: Sequence[int], own: Size, once: bool
 ) -> dict[int, Rounding]:

@@ -15,7 +15,7 @@ from ..features import FeatureInfo, Levels
 from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
 from .refusals import REFUSALS
-from .rounding import Rounding, roundings
+from .rounding import Rounding, SizeRule, roundings
 from .shortcuts import Shortcuts
 from .skip import largest, skip, unneeded
 from .survey import Survey, survey
@@ -72,22 +72,17 @@ class Tapped(Transparent[nn.Module], Pyramid):
         self._argument, self.fixed_size = self._seen.argument, size
         height, width = self._seen.images.shape[2:]
         self._own_size: Size = (height, width)
-        self._roundings: dict[int, Rounding] | None = None
         self.in_chans = self._seen.images.shape[1]
         self._points = _points(copied, taps, self._seen)
         self.feature_info = _levels(self._points)
-        self.size_rule = self._cells
+        self.size_rule = SizeRule(self._roundings)
         self._holder = _Holder()
         self._listen(self._seen, range(len(self._points)))
 
-    def _cells(self, side: int, reduction: int) -> int:
-        """Cells along a side of so many pixels, by the rule that runs without values show, on first use."""
-        if self._roundings is None:
-            twin = structural_copy(self, without_values, keep=[self._seen]).eval()
-            reductions = [self.feature_info[level].reduction for level in self._levels]
-            once = self.fixed_size is not None
-            self._roundings = roundings(partial(_shapes, twin), reductions, self._own_size, once)
-        return self._roundings.get(reduction, Rounding(reduction, reduction - 1)).cells(side)
+    def _roundings(self) -> dict[int, Rounding]:
+        twin = structural_copy(self, without_values, keep=[self._seen]).eval()
+        reductions = [self.feature_info[level].reduction for level in self._levels]
+        return roundings(partial(_shapes, twin), reductions, self._own_size, self.fixed_size is not None)
 
     def level_of(self, tap: Tap) -> int:
         """The position of its map in `feature_info`."""
