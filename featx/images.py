@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -29,7 +29,11 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     if absent:
         raise ArgumentError(f"no such file or folder: {', '.join(absent)}")
     suffixes = image_suffixes()
-    found = [image for path in paths for image in (_below(path, suffixes) if path.is_dir() else [path])]
+    found = [
+        image
+        for path in paths
+        for image in ([path / name for name in files_below(path, suffixes)] if path.is_dir() else [path])
+    ]
     if not found:
         raise ArgumentError(f"no image files in {', '.join(map(str, paths))}; images are known by endings such as .jpg")
     return list(dict.fromkeys(found))
@@ -40,9 +44,19 @@ def image_suffixes() -> set[str]:
     return set(Image.registered_extensions()) - NOT_DECODED
 
 
-def _below(folder: Path, suffixes: set[str]) -> list[Path]:
-    names = (Path(where, name) for where, _, files in os.walk(folder, onerror=_refuse) for name in files)
-    return sorted(path for path in names if path.suffix.lower() in suffixes)
+def files_below(folder: str | Path, endings: Container[str]) -> list[str]:
+    """Files below a folder whose names end so, as paths relative to it, sorted by their parts.
+
+    ArgumentError for a folder that cannot be read.
+    """
+    start = len(os.path.join(folder, ""))
+    found = [
+        os.path.join(where, name)[start:]
+        for where, _, files in os.walk(folder, onerror=_refuse)
+        for name in files
+        if os.path.splitext(name)[1].lower() in endings
+    ]
+    return sorted(found, key=lambda path: path.split(os.sep))
 
 
 def _refuse(error: OSError) -> None:

@@ -167,7 +167,7 @@ def test_the_index_can_be_made_anew_from_the_files(tmp_path, images, extractor):
 
 
 def test_an_index_of_a_folder_that_holds_no_maps_is_refused(tmp_path):
-    with pytest.raises(OutputError, match=r"has no meta\.json: expected a folder that featx extract made"):
+    with pytest.raises(OutputError, match=r"meta\.json does not exist: expected a folder that featx extract made"):
         write_index(tmp_path)
 
 

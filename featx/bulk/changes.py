@@ -32,10 +32,8 @@ def check_sources(folder: str | Path, progress: Callable[[int, int], object] = l
     with the shards done and all there are. Raises OutputError if the folder is none of maps, or one is damaged.
     """
     dataset, found = FeatureDataset(folder), Sources()
-    facts = dataset.meta
-    assert facts is not None
     for done, header in enumerate(dataset._headers, 1):
-        for id_, place, stamp in _stamped(header, facts):
+        for id_, place, stamp in _stamped(header, dataset.meta):
             now = None if stamp is None else stamp_of(place)
             if stamp is None:
                 found.unknown += 1

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ArgumentError, OutputError
-from .folder import META, read_meta
+from .folder import META, require_meta, shards_in
 from .shard import Failure, Header, read_header
-from .systems import is_address, joined, names_in, read_range
+from .systems import is_address, joined, read_range
 
 MOST_OPEN = 512  # shards mapped at once by a process
 READERS = 16  # headers read at once over a network
@@ -44,9 +44,7 @@ class FeatureDataset(Dataset[Features]):
 
     def __init__(self, folder: str | Path, levels: list[str] | None = None) -> None:
         self.folder = os.fspath(folder)
-        self.meta = read_meta(self.folder)
-        if self.meta is None:
-            raise OutputError(f"{joined(self.folder, META)} does not exist: expected a folder that featx extract made")
+        self.meta = require_meta(self.folder)
         known = [level["name"] for level in self.meta["decided"]["levels"]]
         self.levels = known if levels is None else list(levels)
         if unknown := [level for level in self.levels if level not in known]:
@@ -119,7 +117,7 @@ class FeatureDataset(Dataset[Features]):
 
 def _shards(folder: str, fingerprint: str) -> tuple[list[str], list[Header]]:
     """Names and headers of the shards of the folder's extraction."""
-    names = [name for name in names_in(folder) if name.startswith("maps-") and name.endswith(".safetensors")]
+    names = shards_in(folder)
     paths = [joined(folder, name) for name in names]
     if is_address(folder):
         with ThreadPoolExecutor(READERS) as pool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import OutputError
 from .shard import Header, part_name, read_header, shard_name, write_whole
-from .systems import joined, read_range, size_of
+from .systems import joined, names_in, read_range, size_of
 
 FORMAT = 1
 META, INDEX = "meta.json", "index.parquet"
@@ -85,6 +85,20 @@ def read_meta(folder: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} does not describe an extraction that featx knows: {error}") from error
     return facts
+
+
+def require_meta(folder: str | Path) -> dict[str, Any]:
+    """What meta.json in a folder or at an address says; OutputError if there is none."""
+    facts = read_meta(folder)
+    if facts is None:
+        place = joined(os.fspath(folder), META)
+        raise OutputError(f"{place} does not exist: expected a folder that featx extract made")
+    return facts
+
+
+def shards_in(folder: str) -> list[str]:
+    """Names of the files of maps in a folder or at an address, in order, whole or not."""
+    return [name for name in names_in(folder) if re.fullmatch(r"maps-\d+\.safetensors", name)]
 
 
 def plan_in(facts: Mapping[str, Any]) -> Plan:

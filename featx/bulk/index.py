@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
-from .folder import INDEX, described, headers, plan_in, read_meta
+from .folder import INDEX, described, headers, plan_in, require_meta
 from .parquet import require_pyarrow
 from .shard import Header, shard_name, write_whole
 
@@ -20,9 +19,7 @@ def write_index(folder: str | Path) -> int:
     """
     folder = Path(folder)
     pyarrow, parquet = require_pyarrow()
-    facts = read_meta(folder)
-    if facts is None:
-        raise OutputError(f"{folder} has no meta.json: expected a folder that featx extract made")
+    facts = require_meta(folder)
     plan = plan_in(facts)
     levels = [level["name"] for level in facts["decided"]["levels"]]
     text, number = pyarrow.string(), pyarrow.int32()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
-from ..images import image_suffixes
+from ..images import files_below, image_suffixes
 from .datasets import DatasetImages, dataset_images, is_dataset
 from .lists import LISTS, Listed, listed_images
 from .sources import Files, Items, RemoteFiles, Source
@@ -80,7 +80,8 @@ def _one(path: str, column: str | None) -> list[Found]:
         folder = os.path.join(path, "")
         if is_dataset(path):
             return [Found(dataset_images(path, column), folder)]
-        return _among(*_chosen(_below(path)), folder, partial(Files, folder), str, column)
+        below = files_below(path, {*image_suffixes(), *TARS, *TABLES})
+        return _among(*_chosen(below), folder, partial(Files, folder), str, column)
     read = _reader(path, column)
     if read is not None:
         return [Found(read(path), f"{path}/")]
@@ -146,22 +147,6 @@ def _among(
         assert read is not None
         found.append(Found(read(whole(root + name)), root, f"{name}/" if len(packed) > 1 else ""))
     return found
-
-
-def _below(folder: str) -> list[str]:
-    """Paths of the files below a folder, relative to it, sorted by their parts, that images may be in."""
-    endings, start = {*image_suffixes(), *TARS, *TABLES}, len(os.path.join(folder, ""))
-    found = [
-        os.path.join(where, name)[start:]
-        for where, _, files in os.walk(folder, onerror=_refuse)
-        for name in files
-        if _ending(name) in endings
-    ]
-    return sorted(found, key=lambda path: path.split(os.sep))
-
-
-def _refuse(error: OSError) -> None:
-    raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
 
 
 def _remote(address: str, column: str | None) -> list[Found]:

@@ -31,7 +31,6 @@ def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: name a picture that ends with .png")
     dataset = FeatureDataset(folder)
-    assert dataset.meta is not None
     decided = dataset.meta["decided"]
     levels = [level for level in decided["levels"] if level["pooling"] == "none"]
     if not levels or not len(dataset):
@@ -45,7 +44,6 @@ def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
 
 
 def _sources(dataset: FeatureDataset) -> dict[str, str]:
-    assert dataset.meta is not None
     return {
         id_: source if is_address(source) else place_of(source, dataset.meta)
         for header in dataset._headers
@@ -82,12 +80,12 @@ def _save(path: Path, shown: list[Features], pictures: "list[Image]", levels: li
     from PIL import Image
 
     from ..viz import maps_grid, shared_bases
-    from ..viz.panels import png_of
+    from ..viz.panels import pixels_of
 
     maps = [[map_.float() for map_ in one.maps.values()] for one in shown]
     bases = shared_bases(maps)
     figures = [
-        Image.open(BytesIO(png_of(maps_grid(image, own, Levels(levels), title=one.id, basis=bases))))
+        pixels_of(maps_grid(image, own, Levels(levels), title=one.id, basis=bases))
         for image, own, one in zip(pictures, maps, shown, strict=True)
     ]
     sheet = Image.new("RGB", (max(one.width for one in figures), sum(one.height for one in figures)), "white")

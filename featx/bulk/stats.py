@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from .folder import META, plan_in, read_meta
+from .folder import META, plan_in, require_meta, shards_in
 from .shard import Header, read_header
-from .systems import joined, names_in, read_range, size_of
+from .systems import joined, read_range, size_of
 
 READ = 8 * 2**20  # bytes at once, so that memory does not grow with files
 
@@ -77,15 +77,13 @@ def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_
     Raises OutputError if the folder is none of maps.
     """
     folder = os.fspath(folder)
-    facts = read_meta(folder)
-    if facts is None:
-        raise OutputError(f"{joined(folder, META)} does not exist: expected a folder that featx extract made")
+    facts = require_meta(folder)
     plan, decided = plan_in(facts), facts["decided"]
     found = Statistics(decided["model"], decided["dtype"], (plan.items, plan.shards))
     keys = ("name", "chs", "reduction", "pooling")
     found.levels = [LevelStatistics(**{key: level[key] for key in keys}) for level in decided["levels"]]
     moments = [_Moments() for _ in found.levels]
-    names = [name for name in names_in(folder) if name.startswith("maps-") and name.endswith(".safetensors")]
+    names = shards_in(folder)
     for done, name in enumerate(names):
         progress(done, len(names))
         path = joined(folder, name)

@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from rich.table import Table
 
 import featx
 
-from .options import Size, err, out
+from .options import Precision, Size, err, out
 
 if TYPE_CHECKING:
     from .measuring import Row
@@ -33,22 +32,14 @@ Json = Annotated[bool, typer.Option("--json", help="Everything measured as JSON 
 NOTABLE = 1.05  # ratios below it are not worth a change
 
 
-class Dtype(StrEnum):
-    """Types that optimised models compute in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 def bench(
     names: Names,
     batch: Batches = "1,16",
     size: Size = None,
     runtimes: Runtimes = None,
     threads: Threads = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of what is optimised; the model as it comes stays float32.")] = (
-        Dtype.float32
+    dtype: Annotated[Precision, typer.Option(help="Of what is optimised; the model as it comes stays float32.")] = (
+        Precision.float32
     ),
     device: Device = "cpu",
     as_json: Json = False,

@@ -9,7 +9,7 @@ import typer
 
 import featx
 
-from .options import Checkpoint, OutIndices, Pretrained, RandomWeights, Size, build, err, out
+from .options import Checkpoint, OutIndices, Precision, Pretrained, RandomWeights, Size, build, err, out
 
 Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
 File = Annotated[Path, typer.Argument(help="File to write: .onnx, or .pt2 for compiled code.", metavar="FILE")]
@@ -23,14 +23,6 @@ class Dynamic(StrEnum):
     size = "size"
     batch = "batch"
     none = "none"
-
-
-class Precision(StrEnum):
-    """Types of the weights and maps."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def export(

@@ -16,6 +16,7 @@ from .options import (
     Checkpoint,
     Model,
     OutIndices,
+    Precision,
     Pretrained,
     RandomWeights,
     Size,
@@ -31,14 +32,6 @@ from .telling import CONVERTED, LOGS, TELL, Log
 if TYPE_CHECKING:
     from ..bulk.recipe import Pooling
     from ..bulk.run import Runner
-
-
-class Precision(StrEnum):
-    """Types that maps are stored in."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 class Decoders(StrEnum):

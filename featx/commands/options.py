@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,14 @@ RandomWeights = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 1, help="Random weights from this seed instead.", metavar="SEED")
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
+
+
+class Precision(StrEnum):
+    """Types of floating-point numbers."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 @dataclass(frozen=True, slots=True)

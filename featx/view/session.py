@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
 from ..preprocessing import transform_whole
+from ..viz.panels import pixels_of
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper
 from . import code
@@ -125,14 +125,14 @@ class Session:
 def draw(session: Session, models: Models, asked: Asked) -> Image.Image:
     """The picture asked for. Raises ArgumentError if a point, a level or a block is missing, and what models raise."""
     if asked.what is What.attention:
-        return picture_of(_attention(session, models, asked))
+        return pixels_of(_attention(session, models, asked))
     levels, maps = session.maps(models, asked.choice, asked.size)
     # `select` refuses what is no choice, also of none
     if asked.what in (What.maps, What.norms):
-        return picture_of(_several(session, asked, levels.select(list(asked.parts.levels)), maps))
+        return pixels_of(_several(session, asked, levels.select(list(asked.parts.levels)), maps))
     if asked.parts.level is None:
         raise ArgumentError("choose a level")
-    return picture_of(_single(session, asked, levels.select([asked.parts.level]), maps))
+    return pixels_of(_single(session, asked, levels.select([asked.parts.level]), maps))
 
 
 def _several(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
@@ -166,13 +166,6 @@ def _attention(session: Session, models: Models, asked: Asked) -> "Figure":
     heats = {"mean of the heads": heads.mean(0), **{f"head {i}": head for i, head in enumerate(heads)}}
     title = f"{asked.choice.name} · {asked.parts.block} · attention of {looks}"
     return overlays(session.photograph, heats, title=title, point=session.point)
-
-
-def picture_of(figure: "Figure") -> Image.Image:
-    """The figure as pixels."""
-    written = BytesIO()
-    figure.savefig(written, format="png", dpi=110)
-    return Image.open(written).convert("RGB")
 
 
 def marked(session: Session) -> Image.Image | None:

@@ -142,6 +142,13 @@ def png_of(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
+def pixels_of(figure: "Figure") -> "Image":
+    """The figure as a picture in RGB."""
+    from PIL import Image
+
+    return Image.open(BytesIO(png_of(figure))).convert("RGB")
+
+
 def picture_formats() -> list[str]:
     """Endings of the files that a figure can be written to; MissingPackageError without matplotlib."""
     return sorted(_figure(1, 1).canvas.get_supported_filetypes())
