@@ -8,6 +8,7 @@ import torch
 from conftest import randomise
 from torch import nn
 
+import featx
 from featx.models.layers.normed import ConvNorms, normed
 
 X = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(0))
@@ -112,6 +113,42 @@ def test_it_exports_and_traces_as_the_two_modules(layers):
         program = torch.export.export(layers, (X,), strict=False)
         assert torch.equal(program.module()(X), layers(X))
         assert not any("out" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+
+class Stem(nn.Module):
+    """A convolution, or a sequence that ends with one, and its norm, as children of a model."""
+
+    feature_info = ({"chs": 5, "reduction": 1, "name": "act"},)
+
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.conv, self.norm, self.act = conv, nn.BatchNorm2d(5), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_norm_of_a_stem_writes_over_its_convolution(deep):
+    last = nn.Conv2d(3, 5, 3, padding=1)
+    model = randomise(Stem(ConvNorms(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), last) if deep else last))
+    extractor = featx.FeatureExtractWrapper(model)
+    seen, original = [], last.forward
+    last.forward = lambda x: seen.append(original(x)) or seen[-1]
+    with torch.no_grad():
+        expected = model(X)
+        (map_,) = extractor(X)
+    plain, overwritten = seen
+    assert torch.equal(map_, expected)
+    assert torch.equal(overwritten, model.norm(plain))
+    assert not torch.equal(overwritten, plain)
+
+
+def test_a_level_that_is_a_convolution_stays():
+    model = randomise(Stem(nn.Conv2d(3, 5, 3, padding=1)))
+    model.feature_info = ({"chs": 5, "reduction": 1, "name": "conv"}, *model.feature_info)
+    with torch.no_grad():
+        assert torch.equal(featx.FeatureExtractWrapper(model)(X)[0], model.conv(X))
 
 
 def test_a_sequence_that_ends_with_a_convolution_ends_with_it(layers):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone, Pyramid
 from ..errors import ContractError
 from ..features import FeatureInfo, as_levels
+from ..models.layers.normed import last_conv, normed
 from .order import prove_order
 from .transparent import Transparent
 
@@ -23,14 +24,16 @@ class Chain(Transparent[nn.Module], Pyramid):
         super().__init__(model)
         self.feature_info = as_levels(model.feature_info, type(model).__name__)
         self._steps = steps_to(model, self.feature_info)
+        self._runs = with_norms(model, self._steps, self.feature_info)
         in_order = runs_in_order(model, self._steps)
         self._overwritten = frozenset() if in_order else prove_order(model, self._steps, self.feature_info)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         taps = [self.feature_info[level].name for level in levels]
         maps = []
-        for step in self._steps:
-            x = self.get_submodule(step)(x)
+        for conv, step in self._runs:
+            module = self.get_submodule(step)
+            x = module(x) if conv is None else normed(self.get_submodule(conv), module, x)
             if step in taps:
                 tap = require_map(x, step)
                 maps.append(tap.clone() if step in self._overwritten else tap)
@@ -73,6 +76,21 @@ def steps_to(model: nn.Module, levels: Sequence[FeatureInfo]) -> tuple[str, ...]
             f"registered in the order {order}: register modules and levels in the order they run"
         )
     return tuple(steps)
+
+
+def with_norms(
+    model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo]
+) -> tuple[tuple[str | None, str], ...]:
+    """The steps, a batch norm with the convolution before it that nothing else reads, others with None."""
+    taken, runs = {level.name for level in levels}, list[tuple[str | None, str]]()
+    for step in steps:
+        before = runs[-1][1] if runs else step
+        reads_conv = before not in taken and last_conv(model.get_submodule(before)) is not None
+        if reads_conv and isinstance(model.get_submodule(step), nn.BatchNorm2d):
+            runs[-1] = before, step
+        else:
+            runs.append((None, step))
+    return tuple(runs)
 
 
 def runs_in_order(model: nn.Module, steps: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.modules import module as hooks
 
 
 def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)).
+    """norm(conv(x)), where conv is a convolution, or ends with one.
 
     In inference on a CPU a batch norm writes over what the convolution returned, with the same numbers: otherwise much
     of its time in large batches goes into new memory, which the kernel fills with zeros first.
@@ -37,13 +37,20 @@ class ConvNorms(nn.Sequential):
         return conv(x) if after is None else normed(conv, after, x)
 
 
+def last_conv(module: nn.Module) -> nn.Conv2d | None:
+    """The convolution that the module is, or ends with; None if it does not return what a convolution returned."""
+    last = module[-1] if isinstance(module, ConvNorms) and len(module) else module
+    return last if isinstance(last, nn.Conv2d) else None
+
+
 def _overwrites(conv: nn.Module, norm: nn.BatchNorm2d) -> bool:
     """Whether nothing else sees what the convolution returns: no gradient, no hook, no class of the user's."""
+    last = last_conv(conv)
     return (
         type(norm) is nn.BatchNorm2d
-        and isinstance(conv, nn.Conv2d)
+        and last is not None
         and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        and not (conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+        and not (last._forward_hooks or conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
         and not (hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
     )
 
