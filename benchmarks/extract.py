@@ -5,9 +5,10 @@ contestant runs in processes of its own, taking turns; what is told is the media
 images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
 memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
 of a machine that does nothing else. Every row includes what a run begins and ends with: looking at the inputs, making
-the runtime ready, telling the weights apart, writing the index.
+the runtime ready, telling the weights apart, writing the index. The loops do nothing once, so that they
+are as fast on fewer images: they have half of them, transformers' pipeline an eighth.
 
-python benchmarks/extract.py [--model resnet50] [--images 512] [--repeats 1] [--timm-inference SCRIPT]
+python benchmarks/extract.py [--model resnet50] [--images 1024] [--repeats 1] [--timm-inference SCRIPT]
 
 SCRIPT, or else the variable TIMM_INFERENCE, is `inference.py` of timm's repository, which its package lacks.
 """
@@ -63,9 +64,10 @@ FILES = sorted(glob.glob(FOLDER + '/*.jpg'))[:COUNT]
 """
 SAVE = "np.save(OUT + f'/{number:06d}.npy', maps[0].numpy())"
 
-TRANSFORMERS = "transformers' pipeline, its own ResNet-50, deepest map only, of a quarter of the images"
-FEWER = {TRANSFORMERS: 4}  # contestants that take minutes, and the share of the images that they have
+TRANSFORMERS = "transformers' pipeline, its own ResNet-50, deepest map only"
 PLAIN = "plain loop: PIL + timm, one image at a time"
+LOADER = "DataLoader (2 workers) + timm"
+FEWER = {TRANSFORMERS: 8, PLAIN: 2, LOADER: 2}  # contestants that have one of so many images
 MODEL_LIMIT, DECODING_LIMIT = "limit: the model alone (onednn)", "limit: decoding alone"
 
 
@@ -85,7 +87,7 @@ with torch.inference_mode():
         maps = model(prepare(Image.open(file).convert('RGB'))[None])
         {SAVE}
 """,
-    "DataLoader (2 workers) + timm": f"""
+    LOADER: f"""
 {TIMM}
 {TRANSFORM}
 {DATASET}
@@ -140,7 +142,7 @@ with ThreadPoolExecutor(usable_cores()) as pool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--timm-inference", default=os.environ.get("TIMM_INFERENCE"))
     options = parser.parse_args()
