@@ -27,7 +27,7 @@ from .tables import Table
 from .tars import Tar
 
 MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
-RETRIES = 10  # of a shard whose actor died, and of an actor; Ray would go on for ever
+RETRIES = 10  # of a shard whose actor died, and of an actor; Ray would go on for ever, and from 2.64 on takes no number
 OBJECTS = 512 * 2**20  # bytes that a cluster of our own keeps beside the model; only numbers of shards are passed
 
 Outcomes = Generator[ShardReport | FeatxError, None, None]
