@@ -202,6 +202,14 @@ def test_a_graph_that_is_right_for_squares_of_any_size_takes_no_others():
         optimized(images(1, 3, 48, 64))
 
 
+@pytest.mark.parametrize("runtime", ["onednn", "compile"])
+def test_sizes_of_maps_follow_the_rule_of_the_family(runtime):
+    """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32, where others have 7."""
+    original = randomise(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))
+    optimized = featx.optimize(original, runtime=runtime, example=images(1, 3, 64, 64))
+    assert optimized._source.size_rule(224, 32) == 8
+
+
 def test_images_of_other_channels_are_refused(made):
     with pytest.raises(InputError, match="expected 3 channels"):
         made("resnet18")[1](images(2, 4, 64, 64))
