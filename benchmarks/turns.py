@@ -86,6 +86,7 @@ _here: dict[str, Made] = {}
 
 def _make(make: Callable[[], Made]) -> tuple[float, int]:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # random weights make values so small that some processors take ten times as long
     _here.clear()
     _here["made"] = made = make()
     return made.seconds, sum(parameter.numel() for parameter in made.model.parameters())
