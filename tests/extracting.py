@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from conftest import relative_difference
+from conftest import randomise, relative_difference
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform
 from torch import Tensor
 
+import featx
 from featx import FeatureExtractWrapper
+from featx.bulk import Summary
 
 SIZE = 64
 PREPARE = create_transform(
@@ -62,3 +64,23 @@ def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
     for number, colour in enumerate(COLOURS[:count]):
         Image.new("RGB", size, colour).save(folder / f"{number}.png")
     return folder
+
+
+def small_extractor() -> FeatureExtractWrapper:
+    """Two levels of a small model."""
+    torch.manual_seed(0)
+    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+
+
+def ten_colours(folder: Path) -> Path:
+    """Ten images of one colour each, so that every map tells whose it is; the fifth is none."""
+    folder.mkdir()
+    for number in range(10):
+        Image.new("RGB", (40, 40), (25 * number, 255 - 25 * number, 99)).save(folder / f"{number}.png")
+    (folder / "4.png").write_text("no image")
+    return folder
+
+
+def extract_threes(images: Path, extractor: FeatureExtractWrapper, out: Path, **options: object) -> Summary:
+    """Into files of three images."""
+    return featx.extract(images, extractor, out, **{"size": 32, "batch_size": 2, "rows_per_shard": 3, **options})

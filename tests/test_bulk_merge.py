@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import randomise
+from extracting import extract_threes, small_extractor, ten_colours
 from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
 import featx
-from featx import FeatureDataset, FeatureExtractWrapper, OutputError, extract
+from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import merge
 from featx.bulk.merge import as_ranges
 from featx.cli import app
@@ -21,24 +20,17 @@ from featx.cli import app
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return small_extractor()
 
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Ten images of one colour each, so that every map tells whose it is; the fifth is none."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(10):
-        Image.new("RGB", (40, 40), (25 * number, 255 - 25 * number, 99)).save(folder / f"{number}.png")
-    (folder / "4.png").write_text("no image")
-    return folder
+    return ten_colours(tmp_path / "in")
 
 
 def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options) -> Path:
     """A folder of four shards, or of a job's part of them."""
-    extract(images, extractor, out, **{"size": 32, "batch_size": 2, "rows_per_shard": 3, **options})
+    extract_threes(images, extractor, out, **options)
     return out
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
+from extracting import extract_threes, small_extractor
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import featx
-from featx import FeatureDataset, FeatureExtractWrapper, OutputError, extract
+from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import stats
 from featx.bulk.picture import save_picture
 from featx.bulk.shard import read_header
@@ -27,8 +27,7 @@ EXACT = 1e-12  # of sums in double precision that are added in another order
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return small_extractor()
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def images(tmp_path) -> Path:
 
 
 def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options) -> Path:
-    extract(images, extractor, out, **{"size": 32, "batch_size": 2, "rows_per_shard": 3, **options})
+    extract_threes(images, extractor, out, **options)
     return out
 
 

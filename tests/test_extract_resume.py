@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
+from extracting import extract_threes as run
+from extracting import small_extractor, ten_colours
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import featx
-from featx import FeatureDataset, FeatureExtractWrapper, OutputError, extract
+from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import write_index
 from featx.bulk.shard import Shard, read_header, shard_name, write_shard
 
@@ -22,23 +23,12 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return small_extractor()
 
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Ten images of one colour each, so that every map tells whose it is; the fifth is none."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(10):
-        Image.new("RGB", (40, 40), (25 * number, 255 - 25 * number, 99)).save(folder / f"{number}.png")
-    (folder / "4.png").write_text("no image")
-    return folder
-
-
-def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options):
-    return extract(images, extractor, out, **{"size": SIZE, "batch_size": 2, "rows_per_shard": 3, **options})
+    return ten_colours(tmp_path / "in")
 
 
 def contents(out: Path) -> dict[str, bytes]:

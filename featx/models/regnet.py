@@ -7,7 +7,7 @@ timm.
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from math import log
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from .layers.attention import SEModule
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
 from .layers.head import pooled_head
+from .layers.initial import init_by_fan_out, narrow_normal
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
 
@@ -45,16 +46,10 @@ class RegNetConfig(StridedConfig):
 
 def init_regnet(model: nn.Module) -> None:
     """Normal convolutions (fan out per group) and linear layers, zero biases, blocks that start as their shortcuts."""
+    init_by_fan_out(model, narrow_normal)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, 0.0, sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
-        elif isinstance(module, Bottleneck):
+        if isinstance(module, Bottleneck):
             nn.init.zeros_(module.conv3.bn.weight)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class RegNet(Backbone):

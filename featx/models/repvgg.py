@@ -22,6 +22,7 @@ from .layers.attention import SEModule
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
 from .layers.head import pooled_head
+from .layers.initial import narrow_normal
 from .layers.mobile import init_mobile
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
@@ -49,7 +50,7 @@ def init_repvgg(model: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.1, 0.1)
             nn.init.normal_(module.bias, 0.0, 0.1)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
+            narrow_normal(module)
 
 
 class RepVGG(Backbone):

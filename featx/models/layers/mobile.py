@@ -6,13 +6,14 @@ A family's stages are tables of rows; `build_stages` turns them into modules and
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, sqrt
+from math import ceil
 
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
 from .attention import SqueezeExcite
 from .drop_path import drop_path, require_rate
+from .initial import init_by_fan_out, uniform_by_fan_out
 from .normed import normed
 from .padding import even_conv, same_conv
 from .rounding import round_chs
@@ -227,12 +228,4 @@ def build_stages(
 
 def init_mobile(model: nn.Module) -> None:
     """Normal convolutions (fan out per group), uniform linear layers, zero biases, in place (TensorFlow's recipe)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, 0.0, sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.Linear):
-            bound = 1.0 / sqrt(module.out_features)
-            nn.init.uniform_(module.weight, -bound, bound)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    init_by_fan_out(model, uniform_by_fan_out)

@@ -1,7 +1,6 @@
 """What MobileViT and MobileViTv2 share: inverted residuals, patches, levels and the recipe of fresh weights."""
 
 from collections.abc import Sequence
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from ...features import FeatureInfo
 from .conv_norm import ConvNorm
 from .drop_path import drop_path
+from .initial import init_by_fan_out, narrow_normal
 from .rounding import round_chs
 from .steps import Step
 
@@ -89,13 +89,7 @@ def stage_levels(
 
 def init_weights(model: nn.Module) -> None:
     """Normal convolutions (fan out per group) and linear layers, identities as residual branches, in place."""
+    init_by_fan_out(model, narrow_normal)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, 0.0, sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
-        elif isinstance(module, InvertedResidual) and module.has_shortcut:
+        if isinstance(module, InvertedResidual) and module.has_shortcut:
             nn.init.zeros_(module.conv3_1x1.bn.weight)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
