@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..backbone import Backbone, StridedConfig, classifier
-from ..features import Levels
+from ..backbone import classifier
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.mobile import (
@@ -19,15 +18,14 @@ from .layers.mobile import (
     DepthwiseSeparable,
     FusedInvertedResidual,
     InvertedResidual,
+    MobileConfig,
     MobileStyle,
+    MobileTrunk,
     Row,
     Stage,
     as_tensorflow,
-    build_stages,
     deepen,
-    init_mobile,
     widen,
-    with_norm_eps,
 )
 from .layers.pool import global_pool
 from .layers.rounding import round_chs
@@ -36,42 +34,27 @@ SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 
 
 @dataclass(frozen=True, slots=True)
-class EfficientNetConfig(StridedConfig):
-    """stem_chs, head_chs: channels of the convolutions before and after the stages.
+class EfficientNetConfig(MobileConfig):
+    """As EfficientNet-B0 has it, where nothing else is said."""
 
-    norm_eps: of the batch norms; None leaves them as the style has them.
-    """
-
-    stages: tuple[Stage, ...]
     stem_chs: int = 32
     head_chs: int = 1280
     style: MobileStyle = SILU
-    norm_eps: float | None = None
 
 
-class EfficientNet(Backbone):
+class EfficientNet(MobileTrunk):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last stage at each reduction."""
 
-    last_linear = "classifier"
-    initialise = staticmethod(init_mobile)
-
     def __init__(self, cfg: EfficientNetConfig) -> None:
-        super().__init__()
-        self.in_chans, style = cfg.in_chans, with_norm_eps(cfg.style, cfg.norm_eps)
-        self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
-        self.bn1 = style.norm(cfg.stem_chs)
-        self.act1 = style.act(inplace=True)
-        self.blocks, info = build_stages(
-            cfg.stages, cfg.stem_chs, style, output_stride=cfg.output_stride, drop_path_rate=cfg.drop_path_rate
-        )
-        self.conv_head = style.conv(info[-1].chs, cfg.head_chs, 1, 1, 1, 1)
+        super().__init__(cfg)
+        style = cfg.layers
+        self.conv_head = style.conv(self.num_features, cfg.head_chs, 1, 1, 1, 1)
         self.bn2 = style.norm(cfg.head_chs)
         self.act2 = style.act(inplace=True)
         self.global_pool = global_pool(cfg.global_pool)
         self.flatten = nn.Flatten()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.classifier = classifier(cfg.head_chs, cfg.num_classes)
-        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), info[-1].chs, cfg.head_chs
         self.initialise(self)
 
 

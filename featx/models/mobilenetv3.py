@@ -8,24 +8,22 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..backbone import Backbone, StridedConfig, classifier
-from ..features import Levels
+from ..backbone import classifier
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.mobile import (
     ConvNormAct,
     DepthwiseSeparable,
     InvertedResidual,
+    MobileConfig,
     MobileStyle,
+    MobileTrunk,
     Row,
     Stage,
     as_tensorflow,
-    build_stages,
     deepen,
-    init_mobile,
     inner_gate,
     widen,
-    with_norm_eps,
 )
 from .layers.pool import global_pool
 from .layers.rounding import round_chs
@@ -34,41 +32,23 @@ HARD = MobileStyle(nn.Hardswish, inner_gate)
 
 
 @dataclass(frozen=True, slots=True)
-class MobileNetV3Config(StridedConfig):
-    """head_chs: channels of the convolution after the pool.
+class MobileNetV3Config(MobileConfig):
+    """The convolution behind the stages comes after the pool."""
 
-    norm_eps: of the batch norms; None leaves them as the style has them.
-    """
-
-    stages: tuple[Stage, ...]
-    head_chs: int
-    stem_chs: int = 16
     style: MobileStyle = HARD
-    norm_eps: float | None = None
 
 
-class MobileNetV3(Backbone):
+class MobileNetV3(MobileTrunk):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last stage at each reduction."""
 
-    last_linear = "classifier"
-    initialise = staticmethod(init_mobile)
-
     def __init__(self, cfg: MobileNetV3Config) -> None:
-        super().__init__()
-        self.in_chans, style = cfg.in_chans, with_norm_eps(cfg.style, cfg.norm_eps)
-        self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
-        self.bn1 = style.norm(cfg.stem_chs)
-        self.act1 = style.act(inplace=True)
-        self.blocks, info = build_stages(
-            cfg.stages, cfg.stem_chs, style, output_stride=cfg.output_stride, drop_path_rate=cfg.drop_path_rate
-        )
+        super().__init__(cfg)
         self.global_pool = global_pool(cfg.global_pool)
-        self.conv_head = nn.Conv2d(info[-1].chs, cfg.head_chs, 1)
-        self.act2 = style.act(inplace=True)
+        self.conv_head = nn.Conv2d(self.num_features, cfg.head_chs, 1)
+        self.act2 = cfg.style.act(inplace=True)
         self.flatten = nn.Flatten()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.classifier = classifier(cfg.head_chs, cfg.num_classes)
-        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), info[-1].chs, cfg.head_chs
         self.initialise(self)
 
 
@@ -93,11 +73,11 @@ LARGE: tuple[Stage, ...] = (
 
 
 def small(width: float) -> MobileNetV3Config:
-    return MobileNetV3Config(widen(SMALL, width), 1024, stem_chs(width))
+    return MobileNetV3Config(widen(SMALL, width), stem_chs(width), 1024)
 
 
 def large(width: float, depth: float = 1.0) -> MobileNetV3Config:
-    return MobileNetV3Config(widen(deepen(LARGE, depth), width), 1280, stem_chs(width))
+    return MobileNetV3Config(widen(deepen(LARGE, depth), width), stem_chs(width), 1280)
 
 
 def stem_chs(width: float) -> int:

@@ -10,7 +10,8 @@ from math import ceil
 
 from torch import Tensor, nn
 
-from ...features import FeatureInfo
+from ...backbone import Backbone, StridedConfig
+from ...features import FeatureInfo, Levels
 from .attention import SqueezeExcite
 from .drop_path import drop_path, require_rate
 from .initial import init_by_fan_out, uniform_by_fan_out
@@ -78,9 +79,28 @@ def as_tensorflow(style: MobileStyle) -> MobileStyle:
     return replace(style, conv=same_conv, norm=tensorflow_norm)
 
 
-def with_norm_eps(style: MobileStyle, eps: float | None) -> MobileStyle:
-    """The style with batch norms that add `eps` to the variance; None leaves the style as it is."""
-    return style if eps is None else replace(style, norm=partial(nn.BatchNorm2d, eps=eps))
+@dataclass(frozen=True, slots=True)
+class MobileConfig(StridedConfig):
+    """What the families whose stages are such tables have in common.
+
+    stem_chs, head_chs: channels of the convolutions before the stages and behind them. norm_eps: of the batch norms;
+    None leaves them as the style has them.
+    """
+
+    stages: tuple[Stage, ...]
+    stem_chs: int
+    head_chs: int
+    style: MobileStyle
+    norm_eps: float | None = None
+
+    @property
+    def layers(self) -> MobileStyle:
+        """The style with those norms."""
+        return (
+            self.style
+            if self.norm_eps is None
+            else replace(self.style, norm=partial(nn.BatchNorm2d, eps=self.norm_eps))
+        )
 
 
 class MobileBlock(nn.Module):
@@ -229,3 +249,21 @@ def build_stages(
 def init_mobile(model: nn.Module) -> None:
     """Normal convolutions (fan out per group), uniform linear layers, zero biases, in place (TensorFlow's recipe)."""
     init_by_fan_out(model, uniform_by_fan_out)
+
+
+class MobileTrunk(Backbone):
+    """The stem and the stages of a network, behind which its family puts a head."""
+
+    last_linear = "classifier"
+    initialise = staticmethod(init_mobile)
+
+    def __init__(self, cfg: MobileConfig) -> None:
+        super().__init__()
+        self.in_chans, style = cfg.in_chans, cfg.layers
+        self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
+        self.bn1 = style.norm(cfg.stem_chs)
+        self.act1 = style.act(inplace=True)
+        self.blocks, info = build_stages(
+            cfg.stages, cfg.stem_chs, style, output_stride=cfg.output_stride, drop_path_rate=cfg.drop_path_rate
+        )
+        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), info[-1].chs, cfg.head_chs
