@@ -1,5 +1,6 @@
 """What tests of the command line share: a run of it within this process, photographs, a checkpoint."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,18 @@ def photographs(tmp_path_factory) -> Path:
     (folder / "more").mkdir()
     Image.fromarray(data.astronaut()[::4, ::4]).save(folder / "astronaut.png")
     Image.fromarray(data.coffee()[::4, ::4]).save(folder / "more/кофе.jpg")
+    return folder
+
+
+@pytest.fixture
+def mixed(tmp_path, photographs) -> Path:
+    """Two photographs, three files that are none, one that nobody would take for one."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(photographs, folder)
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("a letter")
+    (folder / "cut.jpg").write_bytes((folder / "more/кофе.jpg").read_bytes()[:1500])
+    (folder / "notes.txt").write_text("not for us")
     return folder
 
 

@@ -1,12 +1,12 @@
 """The commands: what they print, what they write, and the status they exit with."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from commanding import NAME, SMALL, runner
 from commanding import checkpoint as checkpoint
+from commanding import mixed as mixed
 from commanding import photographs as photographs
 from PIL import Image
 
@@ -18,18 +18,6 @@ import featx.cli
 def run(monkeypatch, capsys):
     """Runs the command line within this process."""
     return runner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def mixed(tmp_path, photographs) -> Path:
-    """Two photographs, three files that are none, one that nobody would take for one."""
-    folder = tmp_path / "mixed"
-    shutil.copytree(photographs, folder)
-    (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("a letter")
-    (folder / "cut.jpg").write_bytes((folder / "more/кофе.jpg").read_bytes()[:1500])
-    (folder / "notes.txt").write_text("not for us")
-    return folder
 
 
 # list and info

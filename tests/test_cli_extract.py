@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from commanding import NAME, RANDOM, SMALL, runner
+from commanding import mixed as mixed
 from commanding import photographs as photographs
 from safetensors.torch import load_file
 
@@ -28,18 +29,6 @@ def start(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the command line as a process of its own."""
     command = [sys.executable, "-c", "from featx.cli import main; main()", *map(str, words)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
-
-
-@pytest.fixture
-def mixed(tmp_path, photographs) -> Path:
-    """Two photographs, three files that are none, one that nobody would take for one."""
-    folder = tmp_path / "mixed"
-    shutil.copytree(photographs, folder)
-    (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("a letter")
-    (folder / "cut.jpg").write_bytes((folder / "more/кофе.jpg").read_bytes()[:1500])
-    (folder / "notes.txt").write_text("not for us")
-    return folder
 
 
 def index(folder: Path) -> dict[str, dict]:
