@@ -1,11 +1,12 @@
 """What the tests of adapters share: small sources, and a step of training that reaches the first weights."""
 
+import io
+
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
 from torch import nn
 
-import featx
 from featx.necks import FPN, Pipeline, SimpleFeaturePyramid
 
 # A convolutional backbone of featx, a transformer, and a bridged model of each kind.
@@ -23,11 +24,6 @@ def matrix(kinds, names=BACKBONES):
     return [pytest.param(*pair, marks=marks[pair], id=named[pair]) for pair in pairs]
 
 
-def extractor(name, **choice):
-    torch.manual_seed(0)
-    return randomise(featx.create_model(name, features_only=True, **choice))
-
-
 def is_vit(name):
     return name in VITS
 
@@ -35,9 +31,9 @@ def is_vit(name):
 def pyramid(name, chs=8):
     """Strides of 4 to 32 pixels, all of `chs` channels."""
     if is_vit(name):
-        plain = extractor(name, out_indices=[-1])
+        plain = random_extractor(name, out_indices=[-1])
         return Pipeline(plain, SimpleFeaturePyramid(plain.feature_info, chs))
-    plain = extractor(name, out_indices=[1, 2, 3, 4])
+    plain = random_extractor(name, out_indices=[1, 2, 3, 4])
     return Pipeline(plain, FPN(plain.feature_info, chs))
 
 
@@ -59,6 +55,19 @@ def assert_trains(model, loss):
     assert stem(model).grad.abs().max() > 0
 
 
-def assert_same(ours, reference):
-    """The same numbers, to what memory layout does to a convolution's sums."""
+def reloaded(model, fresh):
+    """`fresh`, whose own numbers are others, in eval mode with those of `model`, through a file."""
+    with torch.no_grad():
+        for tensor in [*fresh.parameters(), *fresh.buffers()]:
+            if tensor.is_floating_point():
+                tensor.uniform_()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return fresh.eval()
+
+
+def assert_close(ours, reference):
+    """To what memory layout does to a convolution's sums."""
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)

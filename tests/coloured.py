@@ -14,7 +14,7 @@ RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ALL = {"a.png": RED, "b/c.jpg": LIME, "b/d.png": BLUE}
 
 
-def png(colour: str) -> bytes:
+def png(colour: str | tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(file, "PNG")
     return file.getvalue()

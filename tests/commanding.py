@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +42,11 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return runner(monkeypatch, capsys)
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
@@ -60,6 +66,11 @@ def mixed(tmp_path, photographs) -> Path:
     (folder / "cut.jpg").write_bytes((folder / "more/кофе.jpg").read_bytes()[:1500])
     (folder / "notes.txt").write_text("not for us")
     return folder
+
+
+def index(folder: Path) -> dict[str, dict]:
+    """Its rows by the name of their image."""
+    return {Path(row["id"]).name: row for row in pq.read_table(folder / "index.parquet").to_pylist()}
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """What several test files need: variants to test, weights that make comparisons mean something."""
 
 import copy
+import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from hub_server import Hub, serve
 from torch import Tensor, nn
 
 import featx
-from featx import registry
+from featx import FeatureExtractWrapper, registry
 from featx.features import as_levels
 from featx.weights.checkpoint import Reading, open_checkpoint
 from featx.wrappers.shortcuts import Shortcuts
@@ -50,20 +51,28 @@ IMAGES = (2, 3, 64, 96)
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random norm scales and statistics, biases and tokens, in place, so that nothing multiplies by one or adds zero.
 
-    In eval mode.
+    So are tables and heads that start at zero. In eval mode.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            draw(name, tensor, generator)
+            drawn = draw(name, tensor, generator)
+            if not drawn and isinstance(tensor, nn.Parameter) and not tensor.is_meta and not tensor.any():
+                tensor.normal_(0, 0.3, generator=generator)
     return model.eval()
+
+
+def random_extractor(name: str, **choice: object) -> FeatureExtractWrapper:
+    """The same at every call: its weights are drawn from one seed, its norms are those of `randomise`."""
+    torch.manual_seed(0)
+    return randomise(featx.create_model(name, features_only=True, **choice))
 
 
 def draw(name: str, tensor: Tensor, generator: torch.Generator) -> bool:
     """Give `tensor` random values, in place, and return True, if it is one that multiplies or adds per channel."""
     if name.endswith(("bias", "beta", "running_mean", "token")):
         tensor.normal_(0, 0.3, generator=generator)
-    elif name.endswith("running_var") or (tensor.is_floating_point() and tensor.numel() == max(tensor.shape)):
+    elif name.endswith("running_var") or (tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=0)):
         tensor.uniform_(0.5, 1.5, generator=generator)  # what is a vector and no bias is a scale
     else:
         return False
@@ -79,10 +88,27 @@ def relative_difference(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
+@torch.no_grad()
+def worst(made: nn.Module, original: nn.Module, x: Tensor) -> float:
+    """Largest relative difference over the maps."""
+    return max(relative_difference(ours, true) for ours, true in zip(made(x), original(x), strict=True))
+
+
 def assert_same(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
     """Bit for bit."""
     assert len(ours) == len(reference)
     assert all(torch.equal(one, other) for one, other in zip(ours, reference, strict=True))
+
+
+def same_state(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """The same names and, bit for bit, the same tensors."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+COPIES = [
+    pytest.param(copy.deepcopy, id="deepcopy"),
+    pytest.param(lambda m: pickle.loads(pickle.dumps(m)), id="pickle"),
+]
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from conftest import randomise, relative_difference
+from conftest import randomise
 from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
+from featx.runtime import runtimes
 
-onnx = pytest.importorskip("onnx")
 TOLERANCE = 1e-4  # of the largest value: other kernels sum in another order
 PORTABLE = ["onnxruntime", "openvino"]
+needs_compiler = pytest.mark.skipif(runtimes()["aot"] is not None, reason="no C++ compiler")
 
 
 class Small(nn.Module):
@@ -34,17 +35,6 @@ class Small(nn.Module):
 def small(**arguments):
     torch.manual_seed(0)
     return FeatureExtractWrapper(randomise(Small()), **arguments)
-
-
-def extractor(name, **arguments):
-    torch.manual_seed(0)
-    return randomise(featx.create_model(name, features_only=True, **arguments))
-
-
-@torch.no_grad()
-def worst(made, original, x):
-    pairs = zip(made(x), original(x), strict=True)
-    return max(relative_difference(ours, reference) for ours, reference in pairs)
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from conftest import randomise, relative_difference
+from conftest import random_extractor, relative_difference
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform
 from torch import Tensor
+from typer.testing import CliRunner, Result
 
 import featx
 from featx import FeatureExtractWrapper
 from featx.bulk import Summary
+from featx.cli import app
 
 SIZE = 64
 PREPARE = create_transform(
@@ -35,6 +37,16 @@ def direct(extractor: FeatureExtractWrapper, image: Image.Image) -> list[Tensor]
 
 def index(folder: Path) -> list[dict]:
     return pq.read_table(folder / "index.parquet").to_pylist()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run leaves but what it recorded of itself."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("maps", "index"))}
+
+
+def run_stats(*words: object) -> Result:
+    """`featx stats …` within this process."""
+    return CliRunner().invoke(app, ["stats", *map(str, words)])
 
 
 def stored(folder: Path) -> dict[str, list[Tensor]]:
@@ -68,8 +80,7 @@ def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
 
 def small_extractor() -> FeatureExtractWrapper:
     """Two levels of a small model."""
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return random_extractor("mobilenetv3_small_050", out_indices=[1, 4])
 
 
 def ten_colours(folder: Path) -> Path:

@@ -47,7 +47,7 @@ def components(map_: Tensor) -> np.ndarray:
     return ((parts - low) / (high - low)).clip(0, 1).reshape(*map_.shape[1:], -1)
 
 
-def assert_same(colours: Tensor, expected: np.ndarray) -> None:
+def assert_colours(colours: Tensor, expected: np.ndarray) -> None:
     for channel in range(expected.shape[-1]):
         # 1e-5: single precision, and a percentile divides by a difference
         assert np.abs(colours[..., channel].numpy() - expected[..., channel]).max() < 1e-5

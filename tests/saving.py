@@ -1,4 +1,4 @@
-"""A model to save, and what comes back."""
+"""A model to save."""
 
 import pytest
 from conftest import randomise

@@ -15,8 +15,8 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from adapting import BACKBONES, assert_same, assert_trains, extractor, is_vit, pyramid, side
-from conftest import images
+from adapting import BACKBONES, assert_close, assert_trains, is_vit, pyramid, reloaded, side
+from conftest import images, random_extractor
 from torch import nn
 
 import featx
@@ -81,7 +81,7 @@ def detectron2(monkeypatch):
 
 
 def bottom_up(name):
-    source = pyramid(name, 16) if is_vit(name) else extractor(name, out_indices=[1, 2, 3, 4])
+    source = pyramid(name, 16) if is_vit(name) else random_extractor(name, out_indices=[1, 2, 3, 4])
     return adapter.backbone(source, NAMES)
 
 
@@ -92,14 +92,12 @@ def padded(x, backbone):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_its_fpn_trains_and_keeps_its_numbers_through_a_file(name, tmp_path):
+def test_its_fpn_trains_and_keeps_its_numbers_through_a_file(name):
     model, x = DoublingFPN(bottom_up(name), NAMES, 8), images(2, 3, side(name), side(name))
     assert_trains(model.train(), sum(map_.square().mean() for map_ in model(x)))
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    again = DoublingFPN(bottom_up(name), NAMES, 8).eval()
-    again.load_state_dict(torch.load(tmp_path / "model.pth"))
+    again = reloaded(model, DoublingFPN(bottom_up(name), NAMES, 8))
     for ours, map_ in zip(again(x), model.eval()(x), strict=True):
-        assert_same(ours, map_)
+        assert_close(ours, map_)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
@@ -113,7 +111,7 @@ def test_odd_sizes_pass_its_fpn_after_the_padding_it_asks_for(name):
 
 
 def test_shapes_are_told_by_name():
-    backbone = adapter.backbone(extractor("resnet18", out_indices=[4, 2]), ("deep", "fine"))
+    backbone = adapter.backbone(random_extractor("resnet18", out_indices=[4, 2]), ("deep", "fine"))
     assert backbone.output_shape() == {"deep": ShapeSpec(512, stride=32), "fine": ShapeSpec(128, stride=8)}
     assert {name: map_.shape[1] for name, map_ in backbone(images(1, 3, 64, 64)).items()} == {"deep": 512, "fine": 128}
     assert backbone.size_divisibility == 32
@@ -121,24 +119,24 @@ def test_shapes_are_told_by_name():
 
 
 def test_names_are_those_of_the_levels_by_default():
-    backbone = adapter.backbone(extractor("resnet18", out_indices=[1, 3]))
+    backbone = adapter.backbone(random_extractor("resnet18", out_indices=[1, 3]))
     assert list(backbone.output_shape()) == ["layer1", "layer3"]
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "a"), ("a", "b", "c")])
 def test_each_level_needs_a_name(names):
     with pytest.raises(featx.ArgumentError, match="give each level its own"):
-        adapter.backbone(extractor("resnet18", out_indices=[1, 2]), names)
+        adapter.backbone(random_extractor("resnet18", out_indices=[1, 2]), names)
 
 
 def test_statistics_are_of_pixels_to_255():
-    told = adapter.pixel_statistics(extractor("resnet18"))
+    told = adapter.pixel_statistics(random_extractor("resnet18"))
     assert told["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
     assert told["pixel_std"] == pytest.approx([58.395, 57.12, 57.375])
 
 
 def test_backbones_are_pickled():
-    backbone = adapter.backbone(extractor("resnet18")).eval()
+    backbone = adapter.backbone(random_extractor("resnet18")).eval()
     again = pickle.loads(pickle.dumps(backbone))
     assert torch.equal(again(images())["layer4"], backbone(images())["layer4"])
 
@@ -147,7 +145,7 @@ def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch):
     for name in ("detectron2", "detectron2.modeling"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(featx.MissingPackageError, match="needs the package detectron2: see https"):
-        adapter.backbone(extractor("resnet18"))
+        adapter.backbone(random_extractor("resnet18"))
 
 
 def test_adapters_import_their_package_on_the_call_alone():

@@ -1,13 +1,12 @@
 """Models of segmentation_models_pytorch on our backbones."""
 
-import io
 import sys
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from adapting import CNNS, VITS, assert_same, assert_trains, extractor, is_vit, matrix, stem
-from conftest import images
+from adapting import CNNS, VITS, assert_close, assert_trains, is_vit, matrix, reloaded, stem
+from conftest import images, random_extractor
 from torch import nn
 
 import featx
@@ -44,14 +43,11 @@ def built(kind, name, **arguments):
 
 
 def assert_reloads(model, fresh, x):
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    again = reloaded(model, fresh)
     with torch.no_grad():
         logits = model.eval()(x)
         assert logits.shape == (len(x), 2, *x.shape[2:])
-        assert_same(fresh.eval()(x), logits)
+        assert_close(again(x), logits)
 
 
 def images_for(kind, name):
@@ -116,7 +112,7 @@ def test_dilation_is_the_packages_own(stride):
 
 def test_maps_are_those_of_the_extractor():
     encoder = smp.encoders.get_encoder(adapter.register("resnet18"), weights=None).eval()
-    plain = extractor("resnet18")
+    plain = random_extractor("resnet18")
     encoder.body.load_state_dict(plain.state_dict())
     x = images(2, 3, 64, 64)
     assert all(torch.equal(ours, map_) for ours, map_ in zip(encoder(x)[1:], plain(x), strict=True))
@@ -141,7 +137,7 @@ def test_saved_models_are_built_again_by_name(tmp_path):
     model.save_pretrained(tmp_path)
     again = smp.from_pretrained(tmp_path).eval()
     x = images(1, 3, 64, 64)
-    assert_same(again(x), model(x))
+    assert_close(again(x), model(x))
 
 
 @pytest.mark.parametrize("depth", [0, 6])
@@ -159,7 +155,7 @@ def test_what_models_there_choose_is_not_registered():
 def test_dpt_trains_on_a_plain_transformer(readout):
     def model():
         torch.manual_seed(0)
-        source = extractor("vit_tiny_patch16_224", out_indices=[2, 5, 8, 11], output="tokens")
+        source = random_extractor("vit_tiny_patch16_224", out_indices=[2, 5, 8, 11], output="tokens")
         return dpt(source, 2, readout=readout, intermediate_channels=(8,) * 4, fusion_channels=8)
 
     made, x = model().train(), images(2, 3, 64, 96)
@@ -171,7 +167,7 @@ def test_dpt_trains_on_a_plain_transformer(readout):
 
 
 def test_dpt_without_prefix_tokens_ignores_them():
-    source = extractor("vit_wee_patch16_reg1_gap_256", registers=0, out_indices=[1, 3, 5, 7], output="tokens")
+    source = random_extractor("vit_wee_patch16_reg1_gap_256", registers=0, out_indices=[1, 3, 5, 7], output="tokens")
     with pytest.raises(featx.ArgumentError, match="'ignore'"):
         dpt(source, 2, readout="cat")
     model = dpt(source, 2, readout="ignore", intermediate_channels=(8,) * 4, fusion_channels=8).eval()
@@ -180,9 +176,9 @@ def test_dpt_without_prefix_tokens_ignores_them():
 
 def test_dpt_needs_tokens_of_four_levels():
     with pytest.raises(featx.ArgumentError, match="output='tokens'"):
-        dpt(extractor("vit_tiny_patch16_224", out_indices=4), 2)
+        dpt(random_extractor("vit_tiny_patch16_224", out_indices=4), 2)
     with pytest.raises(featx.ContractError, match="four levels"):
-        dpt(extractor("vit_tiny_patch16_224", out_indices=3, output="tokens"), 2)
+        dpt(random_extractor("vit_tiny_patch16_224", out_indices=3, output="tokens"), 2)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):

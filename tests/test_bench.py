@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_cli import run as run
+from commanding import run as run
 
 import featx
 from featx.commands.bench import advice

@@ -1,11 +1,10 @@
 """Extractors of timm's models trained, copied, compiled and exported."""
 
 import copy
-import pickle
 
 import pytest
 import torch
-from conftest import assert_same, images, randomise
+from conftest import COPIES, assert_same, images, randomise
 from timm_extractors import KINDS, batch, built, extractor, maps_of
 
 import featx
@@ -27,7 +26,7 @@ def test_gradient_checkpointing_that_was_enabled_before_changes_no_gradient(name
 
 
 @pytest.mark.parametrize("name", ["test_vit", "hrnet_w18_small"])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_of_an_extractor_is_independent(name, copied):
     taken = extractor(built(name), [1])
     x = batch(taken, 1)

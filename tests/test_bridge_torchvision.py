@@ -1,13 +1,11 @@
 """torchvision's classification models under the contract."""
 
-import copy
-import pickle
 from collections.abc import Iterable
 from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import assert_same, images, randomise
+from conftest import COPIES, assert_same, images, randomise
 from torch import Tensor, nn
 from torchvision import models
 
@@ -182,7 +180,7 @@ def test_checkpoints_load_both_ways(name):
     assert bridge.build(name).load_state_dict(held, strict=False).unexpected_keys == []
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_has_the_same_maps(copied):
     extractor = FeatureExtractWrapper(small("mobilenet_v3_small"), [2, 0])
     assert_same(run(copied(extractor), images()), run(extractor, images()))

@@ -10,23 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
+from extracting import run_stats
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-import featx
 from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, OutputError, extract
 from featx.bulk import Summary, check_sources
 from featx.bulk.shard import KEY, stamp_of
-from featx.cli import app
 
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1]))
+    return random_extractor("mobilenetv3_small_050", out_indices=[1])
 
 
 @pytest.fixture
@@ -150,20 +147,16 @@ def test_files_that_are_gone_are_not_done_again(tmp_path, images, extractor):
 # the command
 
 
-def invoke(*words: object):
-    return CliRunner().invoke(app, ["stats", *map(str, words)])
-
-
 def test_the_command_tells_which_files_are_others(tmp_path, images, extractor):
     run(images, extractor, tmp_path / "out")
-    done = invoke(tmp_path / "out", "--sources")
+    done = run_stats(tmp_path / "out", "--sources")
     assert (done.exit_code, done.stdout) == (0, "files of images: 4 as they were, 0 changed, 0 gone, 0 not known\n")
     spoil(images)
-    done = invoke(tmp_path / "out", "--sources")
+    done = run_stats(tmp_path / "out", "--sources")
     assert done.exit_code == 1
     assert f"changed, for extract --retry-changed:\n  1.png: {images}/1.png\n" in done.stdout
     assert f"gone:\n  2.png: {images}/2.png\n" in done.stdout
-    told = json.loads(invoke(tmp_path / "out", "--sources", "--json").stdout)
+    told = json.loads(run_stats(tmp_path / "out", "--sources", "--json").stdout)
     assert told == {
         "same": 2,
         "changed": {"1.png": f"{images}/1.png"},
@@ -173,7 +166,7 @@ def test_the_command_tells_which_files_are_others(tmp_path, images, extractor):
 
 
 def test_the_command_draws_nothing_where_it_only_looks_for_files(tmp_path):
-    done = invoke(tmp_path, "--sources", "--picture", "a.png")
+    done = run_stats(tmp_path, "--sources", "--picture", "a.png")
     assert isinstance(done.exception, ArgumentError)
     assert "--sources only looks for image files: draw --picture by a command of its own" in str(done.exception)
 

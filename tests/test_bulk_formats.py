@@ -9,12 +9,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-import featx
 from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, MissingPackageError, OutputError, extract
 from featx.bulk import formats
 from featx.bulk.formats import Format, convert
@@ -25,8 +24,7 @@ DTYPES = ["float32", "float16", "bfloat16"]
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return random_extractor("mobilenetv3_small_050", out_indices=[1, 4])
 
 
 @pytest.fixture

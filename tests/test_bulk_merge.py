@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from extracting import extract_threes, small_extractor, ten_colours
+from extracting import contents, extract_threes, small_extractor, ten_colours
 from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
@@ -36,11 +36,6 @@ def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options) ->
 
 def jobs(images: Path, extractor: FeatureExtractWrapper, folder: Path, of: int) -> list[Path]:
     return [run(images, extractor, folder / f"job {job}", shard=f"{job}/{of}") for job in range(of)]
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """What a run leaves but what it recorded of itself."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name.startswith(("maps", "index"))}
 
 
 def decided(out: Path) -> dict:

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
+from extracting import contents
 from PIL import Image
 from typer.testing import CliRunner
 
-import featx
 from featx import (
     ArgumentError,
     FeatureDataset,
@@ -40,8 +40,7 @@ OPTIONS = ["--model", MODEL, "--random-weights", "0", "--size", "64", "--rows-pe
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model(MODEL, features_only=True, out_indices=[1, 4]))
+    return random_extractor(MODEL, out_indices=[1, 4])
 
 
 @pytest.fixture
@@ -57,10 +56,6 @@ def images(tmp_path) -> Path:
 
 def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options):
     return extract(images, extractor, out, **{"size": 64, "batch_size": 2, "rows_per_shard": ROWS, **options})
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name.startswith(("maps", "index"))}
 
 
 # where actors go

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extracting import extract_threes, small_extractor
+from extracting import extract_threes, run_stats, small_extractor
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
@@ -20,7 +19,6 @@ from featx.bulk import stats
 from featx.bulk.picture import save_picture
 from featx.bulk.shard import read_header
 from featx.bulk.stats import READ, _Moments, _rows
-from featx.cli import app
 
 EXACT = 1e-12  # of sums in double precision that are added in another order
 
@@ -205,13 +203,9 @@ def test_a_picture_of_no_image_or_another_format_is_refused(tmp_path, images, ex
 # the command
 
 
-def invoke(*arguments: object):
-    return CliRunner().invoke(app, ["stats", *map(str, arguments)])
-
-
 def test_the_command_shows_a_table(tmp_path, images, extractor):
     out = run(images, extractor, tmp_path / "out", keep_aspect=True, pooling=["none", "max"])
-    done = invoke(out, "--picture", tmp_path / "shown.png", "--images", 2)
+    done = run_stats(out, "--picture", tmp_path / "shown.png", "--images", 2)
     assert done.exit_code == 0
     lines = [" ".join(line.split()) for line in done.output.splitlines()]
     assert "MobileNetV3, stored as float32" in lines
@@ -228,7 +222,7 @@ def test_the_command_shows_a_table(tmp_path, images, extractor):
 
 def test_the_command_prints_json(tmp_path, images, extractor):
     out = run(images, extractor, tmp_path / "out")
-    done = invoke(out, "--json")
+    done = run_stats(out, "--json")
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
     found = stats(out)
@@ -244,7 +238,7 @@ def test_the_command_prints_json(tmp_path, images, extractor):
 def test_json_has_null_where_there_are_no_numbers(tmp_path, images, extractor):
     for path in images.iterdir():
         path.write_text("no image")
-    done = invoke(run(images, extractor, tmp_path / "out"), "--json")
+    done = run_stats(run(images, extractor, tmp_path / "out"), "--json")
     assert json.loads(done.stdout)["levels"][0]["mean"] is None
 
 
@@ -252,7 +246,7 @@ def test_the_command_exits_with_1_if_something_is_wrong(tmp_path, images, extrac
     out = run(images, extractor, tmp_path / "out")
     spoil(out / "maps-000001.safetensors", extractor.feature_info.names()[0], 0, float("nan"))
     (out / "maps-000002.safetensors").write_text("")
-    done = invoke(out)
+    done = run_stats(out)
     assert done.exit_code == 1
     assert f"3.png in {extractor.feature_info.names()[0]}" in done.output
     assert "maps-000002.safetensors is no whole shard of maps" in done.output

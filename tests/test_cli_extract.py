@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from commanding import NAME, RANDOM, SMALL, runner
+from commanding import NAME, RANDOM, SMALL, index
 from commanding import mixed as mixed
 from commanding import photographs as photographs
+from commanding import run as run
+from extracting import names
 from safetensors.torch import load_file
 
 import featx
@@ -20,23 +21,10 @@ import featx
 SHARD = "maps-000000.safetensors"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    return runner(monkeypatch, capsys)
-
-
 def start(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the command line as a process of its own."""
     command = [sys.executable, "-c", "from featx.cli import main; main()", *map(str, words)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
-
-
-def index(folder: Path) -> dict[str, dict]:
-    return {Path(row["id"]).name: row for row in pq.read_table(folder / "index.parquet").to_pylist()}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".lock"))
 
 
 def test_extract_of_good_images_exits_with_0_and_says_what_it_wrote(run, tmp_path, photographs):

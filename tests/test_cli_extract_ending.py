@@ -7,21 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from commanding import SMALL, runner
+from commanding import SMALL, index
+from commanding import run as run
 from PIL import Image
 
 from featx.bulk import job
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    return runner(monkeypatch, capsys)
-
-
-def index(folder: Path) -> dict[str, dict]:
-    return {Path(row["id"]).name: row for row in pq.read_table(folder / "index.parquet").to_pylist()}
 
 
 @pytest.fixture

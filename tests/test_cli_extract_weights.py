@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-from commanding import NAME, SMALL, runner
+from commanding import NAME, SMALL
 from commanding import checkpoint as checkpoint
 from commanding import photographs as photographs
+from commanding import run as run
 from PIL import Image
 from safetensors.torch import load_file
 
 import featx
 
 SHARD = "maps-000000.safetensors"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    return runner(monkeypatch, capsys)
 
 
 def test_extract_writes_the_maps_of_the_model_it_names(run, tmp_path, photographs, checkpoint):
@@ -86,7 +82,7 @@ def test_weights_from_two_places_are_an_error(run, tmp_path, photographs, both):
     assert ran.err == "error: --pretrained, --checkpoint and --random-weights exclude each other\n"
 
 
-def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_other_ways(run, tmp_path, photographs):
+def test_a_model_without_published_weights_is_an_error_that_names_the_other_ways(run, tmp_path, photographs):
     ran = run("extract", photographs, "--model", "mobilenetv3_large_075", "--out", tmp_path / "out")
     assert ran.status == 2
     assert "error: mobilenetv3_large_075 has no published weights" in ran.err

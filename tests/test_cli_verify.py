@@ -1,7 +1,7 @@
 """featx verify: what it prints, and the status it exits with."""
 
 import pytest
-from test_cli import run as run
+from commanding import run as run
 
 import featx
 

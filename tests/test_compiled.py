@@ -6,24 +6,19 @@ import sys
 
 import pytest
 import torch
-from conftest import images
-from exporting import TOLERANCE, extractor, small, worst
+from conftest import images, random_extractor, worst
+from exporting import TOLERANCE, needs_compiler, small
 
 import featx
 from featx import CheckpointError, InputError, MissingPackageError
-from featx.runtime import runtimes
 
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("openvino")
 pytestmark = pytest.mark.usefixtures("tolerant_of_torch")
-needs_compiler = pytest.mark.skipif(runtimes()["aot"] is not None, reason="no C++ compiler")
 
 
 @needs_compiler
 @pytest.mark.sweep
 def test_a_package_is_loaded_without_the_models_code(tmp_path):
-    original, path = extractor("resnet18", out_indices=[2, 0]), tmp_path / "model.pt2"
+    original, path = random_extractor("resnet18", out_indices=[2, 0]), tmp_path / "model.pt2"
     featx.export(original, path, example=images(2, 3, 64, 96))
     made = featx.load_exported(path)
     assert made.feature_info == original.feature_info

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attending import same_weights_every_time as same_weights_every_time
 from conftest import images, randomise, relative_difference
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,11 +14,6 @@ from featx import ArgumentError, ContractError, InputError, capture_attention
 from featx.explain import attention_gradcam, attention_rollout, class_attention, gradcam, patches_of
 
 GOLDEN = Path(__file__).parent / "data" / "blip_vit_64"
-
-
-@pytest.fixture(autouse=True)
-def same_weights_every_time():
-    torch.manual_seed(0)
 
 
 def weights(*shape: int, seed: int = 0) -> Tensor:

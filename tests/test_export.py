@@ -4,14 +4,15 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
-from exporting import PORTABLE, TOLERANCE, Small, extractor, onnx, small, worst
+from conftest import images, random_extractor, randomise, relative_difference, worst
+from exporting import PORTABLE, TOLERANCE, Small, small
 from exporting import file as file
 from torch import nn
 
 import featx
 from featx import ContractError, FeatureExtractWrapper, InputError
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -39,7 +40,7 @@ def onnx_round_trip(original, path, size):
 
 
 def test_maps_of_a_file_are_those_of_the_original(tmp_path):
-    original = extractor("resnet18", out_indices=[3, 1])
+    original = random_extractor("resnet18", out_indices=[3, 1])
     onnx_round_trip(original, tmp_path / "model.onnx", (64, 96))
     made = featx.load_exported(tmp_path / "model.onnx")
     assert made.feature_info.names() == ["layer3", "layer1"]
@@ -49,14 +50,14 @@ def test_maps_of_a_file_are_those_of_the_original(tmp_path):
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", [*NATIVE, *BRIDGED])
 def test_maps_of_files_of_every_family_are_those_of_the_original(name, tmp_path):
-    original = extractor(name)
+    original = random_extractor(name)
     fixed = original._inner.fixed_size
     onnx_round_trip(original, tmp_path / "model.onnx", fixed or (64, 64))
 
 
 @pytest.mark.sweep
 def test_a_dilated_model_is_exported(tmp_path):
-    onnx_round_trip(extractor("mobilenetv2_035", output_stride=8), tmp_path / "model.onnx", (64, 96))
+    onnx_round_trip(random_extractor("mobilenetv2_035", output_stride=8), tmp_path / "model.onnx", (64, 96))
 
 
 @pytest.mark.sweep
@@ -70,7 +71,7 @@ def test_a_transformers_model_is_exported(tmp_path):
 @pytest.mark.sweep
 @pytest.mark.parametrize("runtime", PORTABLE)
 def test_tokens_stay_where_the_position_grid_is_resized(runtime):
-    original = extractor("vit_wee_patch16_reg1_gap_256", output="tokens")
+    original = random_extractor("vit_wee_patch16_reg1_gap_256", output="tokens")
     made = featx.optimize(original, runtime=runtime, example=images(2, 3, 64, 64))
     x = images(3, 3, 64, 64)
     with torch.no_grad():

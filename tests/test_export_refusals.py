@@ -7,13 +7,14 @@ import sys
 import pytest
 import torch
 from conftest import images
-from exporting import PORTABLE, onnx, small
+from exporting import PORTABLE, small
 from exporting import file as file
 
 import featx
 from featx import ArgumentError, CheckpointError, InputError, MissingPackageError
 from featx.runtime.onnx import read_onnx
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise, relative_difference
+from conftest import random_extractor, relative_difference
 from extracting import CLOSE, SIZE, assert_maps_are_of, direct, in_order_of_names, index, paint, stored
 from PIL import Image
 from safetensors import safe_open
@@ -24,8 +24,7 @@ SHARD = "maps-000000.safetensors"
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True))
+    return random_extractor("mobilenetv3_small_050")
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ def test_a_tar_that_ends_within_an_image_fails_that_image(tar):
 
 
 @pytest.mark.parametrize("mode", ["text", "gz"])
-def test_a_tar_that_cannot_be_read_anywhere_is_refused(tmp_path, tar, mode):
+def test_a_tar_that_cannot_be_read_anywhere_is_refused(tar, mode):
     if mode == "gz":
         with tarfile.open(tar, "w:gz") as file:
             file.addfile(tarfile.TarInfo("x.png"))

@@ -6,20 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomise, relative_difference
+from conftest import random_extractor, relative_difference
 from extracting import SIZE, assert_maps_are_of, direct, in_order_of_names, index, names, paint, stored
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data
 
-import featx
 from featx import FeatureExtractWrapper, extract
 
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True))
+    return random_extractor("mobilenetv3_small_050")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
 from extracting import SIZE, index, names, paint
 from PIL import Image
 
@@ -16,8 +16,7 @@ from featx import FeatureExtractWrapper, extract
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractWrapper:
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True))
+    return random_extractor("mobilenetv3_small_050")
 
 
 def test_the_index_has_a_row_per_image_with_its_place_shapes_and_size(tmp_path):
@@ -115,6 +114,7 @@ def test_progress_is_told_after_every_batch_and_every_file(tmp_path, extractor):
     counts = [(one.written, one.failed, one.total) for one in told]
     assert (counts[0], counts[-1]) == ((0, 0, 5), (4, 1, 5))
     assert counts == sorted(counts)
+    assert (2, 0, 5) in counts
     assert [one.shard.written for one in told if one.shard is not None] == [4]
 
 

@@ -57,7 +57,8 @@ def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_files(tmp_path,
     assert (first.made, first.left, len(first.shards)) == (shards, 4 - shards, shards)
     second = run(images, extractor, tmp_path / "out")
     assert (second.made, second.left) == (4 - shards, 0)
-    assert (second.written, second.failed) == (whole.written, whole.failed) == (9, second.failed)
+    assert (second.written, second.failed) == (whole.written, whole.failed)
+    assert (whole.written, [*whole.failed]) == (9, ["4.png"])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -282,8 +283,7 @@ def test_jobs_that_share_the_shards_together_give_what_one_run_gives(tmp_path, i
     assert sum(part.written for part in parts) == 9
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "out/meta.json").read_text())["shards"] == 4
-    for name in ("index.parquet",):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "out/index.parquet").read_bytes() == (tmp_path / "whole/index.parquet").read_bytes()
 
 
 def test_a_job_keeps_what_another_is_writing(tmp_path, images, extractor):
@@ -303,13 +303,13 @@ def test_a_share_that_is_none_is_refused(tmp_path, images, extractor, shard):
 def test_the_rows_of_a_folder_are_told_apart_by_their_values(tmp_path, images, extractor):
     run(images, extractor, tmp_path / "out")
     stored = maps(tmp_path / "out")
-    for id_, map_ in stored.items():
+    assert len(stored) == 9
+    for id_ in stored:
         with torch.inference_mode():
             expected = extractor(featx.transform(extractor, size=SIZE)(Image.open(images / id_))[None])[1][0]
         differences = {other: (kept - expected).abs().max().item() for other, kept in stored.items()}
         assert min(differences, key=lambda other: differences[other]) == id_
         assert differences[id_] < 1e-4 * expected.abs().max()
-        assert torch.equal(map_, stored[id_])
 
 
 def test_a_file_without_rows_can_be_read(tmp_path, images, extractor):

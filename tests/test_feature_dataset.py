@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from conftest import randomise
+from conftest import random_extractor
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,8 +22,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def extractor():
-    torch.manual_seed(0)
-    return randomise(featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 4]))
+    return random_extractor("mobilenetv3_small_050", out_indices=[1, 4])
 
 
 @pytest.fixture(scope="module")

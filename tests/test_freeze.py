@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, random_extractor, randomise
 from torch import nn
 from torchvision.ops import misc
-from training_steps import NAMES, batch, extractor, step
+from training_steps import NAMES, batch, step
 
 import featx
 from featx import training
@@ -25,16 +25,16 @@ def pickled(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_the_level_needs_is_frozen(name):
-    model = extractor(name)
+    model = random_extractor(name)
     training.freeze(model, 1)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    alone = extractor(name, out_indices=[1])
+    alone = random_extractor(name, out_indices=[1])
     assert frozen == {name for name, _ in alone.named_parameters()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frozen_level_does_not_change_in_training(name):
-    model = extractor(name)
+    model = random_extractor(name)
     x = batch(model)
     training.freeze(model, 1)
     before = [map_.detach().clone() for map_ in model(x)]
@@ -47,7 +47,7 @@ def test_a_frozen_level_does_not_change_in_training(name):
 
 
 def test_the_level_may_be_named_and_counted_from_the_deepest():
-    named, counted = extractor("resnet18"), extractor("resnet18")
+    named, counted = random_extractor("resnet18"), random_extractor("resnet18")
     training.freeze(named, "layer3")
     training.freeze(counted, -2)
     frozen = [[p.requires_grad for p in model.parameters()] for model in (named, counted)]
@@ -57,7 +57,7 @@ def test_the_level_may_be_named_and_counted_from_the_deepest():
 
 
 def test_an_index_counts_all_levels_of_the_backbone_as_out_indices_does():
-    model = extractor("resnet18", out_indices=[2, 4])
+    model = random_extractor("resnet18", out_indices=[2, 4])
     training.freeze(model, 2)
     assert not model.get_parameter("layer2.0.conv1.weight").requires_grad
     assert model.get_parameter("layer3.0.conv1.weight").requires_grad
@@ -66,16 +66,16 @@ def test_an_index_counts_all_levels_of_the_backbone_as_out_indices_does():
 @pytest.mark.parametrize("level", [7, "layer9"])
 def test_a_level_that_does_not_exist_is_refused(level):
     with pytest.raises(featx.OutIndicesError, match="layer4"):
-        training.freeze(extractor("resnet18"), level)
+        training.freeze(random_extractor("resnet18"), level)
 
 
 def test_a_level_that_was_cut_off_is_refused():
     with pytest.raises(featx.OutIndicesError, match="deepest is level 2"):
-        training.freeze(extractor("resnet18", out_indices=[2]), 3)
+        training.freeze(random_extractor("resnet18", out_indices=[2]), 3)
 
 
 def test_the_backbone_is_found_inside_whatever_is_around_it():
-    plain = extractor("resnet18", out_indices=[1, 2])
+    plain = random_extractor("resnet18", out_indices=[1, 2])
     around = nn.ModuleDict({"detector": Pipeline(plain, FPN(plain.feature_info, 8))})
     training.freeze(around, 1)
     frozen = [name for name, p in around.named_parameters() if not p.requires_grad]
@@ -90,7 +90,7 @@ def test_a_model_without_levels_is_refused():
 
 def test_several_backbones_are_ambiguous():
     with pytest.raises(featx.ArgumentError, match=r"several.*\['0', '1'\]"):
-        training.freeze(nn.Sequential(extractor("resnet18"), extractor("resnet18")), 0)
+        training.freeze(nn.Sequential(random_extractor("resnet18"), random_extractor("resnet18")), 0)
 
 
 def test_without_a_level_all_of_the_model_is_frozen():
@@ -104,7 +104,7 @@ def test_without_a_level_all_of_the_model_is_frozen():
 @pytest.mark.parametrize("again", [copy.deepcopy, pickled], ids=["copy", "pickle"])
 @pytest.mark.parametrize("name", ["resnet18", "timm/test_vit"])
 def test_copies_stay_frozen_on_their_own(name, again):
-    model = extractor(name)
+    model = random_extractor(name)
     training.freeze(model, 1)
     copied = again(model)
     training.unfreeze(model)
@@ -116,7 +116,7 @@ def test_copies_stay_frozen_on_their_own(name, again):
 
 
 def test_names_in_the_state_dict_stay():
-    model = extractor("resnet18")
+    model = random_extractor("resnet18")
     before = list(model.state_dict())
     training.freeze(model, 2)
     training.freeze_norms(model)
@@ -125,7 +125,7 @@ def test_names_in_the_state_dict_stay():
 
 
 def test_unfreezing_undoes_all_of_it():
-    model = extractor("resnet18").train()
+    model = random_extractor("resnet18").train()
     training.freeze_norms(model)
     training.freeze(model, 3)
     training.unfreeze(model)
@@ -136,7 +136,7 @@ def test_unfreezing_undoes_all_of_it():
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_frozen_norms_keep_their_statistics(affine):
-    model = extractor("resnet18")
+    model = random_extractor("resnet18")
     training.freeze_norms(model, affine=affine)
     before = [norm.running_mean.clone() for norm in norms(model)]
     step(model, batch(model))
@@ -146,7 +146,7 @@ def test_frozen_norms_keep_their_statistics(affine):
 
 
 def test_norms_without_statistics_are_not_touched():
-    model = extractor("convnext_atto")
+    model = random_extractor("convnext_atto")
     training.freeze_norms(model)
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.train().modules())
@@ -163,8 +163,9 @@ def test_torchvisions_frozen_norm_agrees():
 
 
 def test_a_frozen_model_compiles_whole(tolerant_of_torch):
-    model = extractor("resnet18", out_indices=[1]).train()
+    model = random_extractor("resnet18", out_indices=[1]).train()
     training.freeze(model, 0)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     x = batch(model)
     torch.testing.assert_close(compiled(x)[0], model(x)[0])

@@ -13,7 +13,6 @@ from hostile import Strided, Tiny, entry, refuse, rewritten, saved, write_safete
 import featx
 from featx import CheckpointError
 from featx.weights.convert import inspect
-from featx.weights.read import read_checkpoint
 
 
 def refuse_tensors(problem: str, **tensors: torch.Tensor) -> None:
@@ -95,13 +94,12 @@ def test_tensors_of_another_kind_are_refused(name, tensor, problem):
     refuse_tensors(problem, **{name: tensor})
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
-def test_small_floats_are_widened_or_refused(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "value"), [("F8_E4M3", 1.0), ("F8_E5M2", 0.5), ("F8_E8M0", 2.0**-71)])
+def test_small_floats_are_widened(tmp_path, dtype, value):
     header = {"a": entry(0, 2, dtype=dtype), "count": entry(2, 10, (), "I64")}
     path, model = write_safetensors(tmp_path / "w.safetensors", header, bytes([0x38, 0x38]) + bytes(8)), Tiny()
-    expected = read_checkpoint(path)["a"].float()
     featx.load_weights(model, path)
-    assert torch.equal(model.a.detach(), expected)
+    assert model.a.tolist() == [value, value]
 
 
 def test_floats_of_four_bits_are_refused(tmp_path):

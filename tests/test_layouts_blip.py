@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from check_golden import check
-from conftest import images, randomise, relative_difference
-from test_layouts_cvnets import same
+from conftest import images, randomise, relative_difference, same_state
 
 import featx
 from featx import CheckpointError
@@ -74,11 +73,7 @@ def test_the_numbers_are_those_of_transformers_at_any_size(model, size):
 
 
 def test_the_names_are_those_of_blip(foreign):
-    blocks = [
-        f"blocks.{k}.{layer}"
-        for k in (0, 1)
-        for layer in ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
-    ]
+    blocks = [f"blocks.{k}.{layer}" for k in (0, 1) for layer in LAYERS]
     names = {f"{path}.{leaf}" for path in ("patch_embed.proj", "norm", *blocks) for leaf in ("weight", "bias")}
     expected = {f"visual_encoder.{name}" for name in {*names, "cls_token", "pos_embed"}}
     assert foreign.keys() - OTHERS == expected
@@ -88,14 +83,14 @@ def test_the_names_are_those_of_blip(foreign):
 def test_a_checkpoint_of_the_whole_model_fills_encoder_and_extractor(model, foreign, wrap, tmp_path):
     torch.save(wrap(foreign), tmp_path / "w.pth")
     encoder = featx.create_model(NAME, num_classes=0, checkpoint_path=tmp_path / "w.pth", **TINY)
-    assert same(encoder.state_dict(), model.state_dict())
+    assert same_state(encoder.state_dict(), model.state_dict())
     extractor = featx.create_model(NAME, features_only=True, checkpoint_path=tmp_path / "w.pth", **TINY)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
 
 
 def test_there_and_back_changes_nothing(model):
     native = model.state_dict()
-    assert same(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
+    assert same_state(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
 
 
 def test_positions_are_interpolated_as_blip_does():

@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, same_state
+from naming import both, conv_norm
 
 import featx
 from featx import CheckpointError
@@ -19,15 +20,6 @@ EVERY = [name for name in featx.list_models() if name.startswith("mobilevit")]
 
 def family(name):
     return "MobileViTV2" if "v2" in name else "MobileViT"
-
-
-def conv_norm(path):
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return {f"{path}.block.conv.weight", *(f"{path}.block.norm.{leaf}" for leaf in norm)}
-
-
-def both(*paths):
-    return {f"{path}.{leaf}" for path in paths for leaf in ("weight", "bias")}
 
 
 def shared_names(residuals):
@@ -120,10 +112,6 @@ def case(request):
     return layout, name, model
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.mark.parametrize(("layout", "name", "names"), [(*CASES[0], v1_names()), (*CASES[1], v2_names())])
 def test_the_names_are_those_of_cvnets(layout, name, names):
     with torch.device("meta"):
@@ -138,8 +126,8 @@ def test_there_and_back_changes_nothing(case):
     layout, _, model = case
     native = model.state_dict()
     before = {name: tensor.clone() for name, tensor in native.items()}
-    assert same(layout.to_native(layout.from_native(native), native), native)
-    assert same(native, before)
+    assert same_state(layout.to_native(layout.from_native(native), native), native)
+    assert same_state(native, before)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -175,11 +163,13 @@ def test_the_numbers_are_those_of_transformers(case, size):
 def test_a_classifiers_checkpoint_fills_classifiers_and_extractors(case, tmp_path):
     layout, name, model = case
     path = save(layout.from_native(model.state_dict()), tmp_path / "w.pt")
-    assert same(featx.create_model(name, num_classes=7, checkpoint_path=path).state_dict(), model.state_dict())
+    assert same_state(featx.create_model(name, num_classes=7, checkpoint_path=path).state_dict(), model.state_dict())
     extractor = featx.create_model(name, features_only=True, out_indices=[-1, 1], checkpoint_path=path)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model, [-1, 1]).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model, [-1, 1]).state_dict())
     pooled = featx.create_model(name, num_classes=0, checkpoint_path=path).state_dict()
-    assert same(pooled, {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")})
+    assert same_state(
+        pooled, {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
+    )
 
 
 def test_the_first_convolution_of_v1_is_flipped_and_of_v2_is_not(case):
@@ -230,7 +220,7 @@ def test_learnt_augmentation_is_left_out(case):
     state = {**layout.from_native(model.state_dict()), "neural_augmentor.contrast._low": torch.zeros(())}
     again = featx.create_model(name, num_classes=7)
     featx.load_weights(again, state)
-    assert same(again.state_dict(), model.state_dict())
+    assert same_state(again.state_dict(), model.state_dict())
 
 
 def test_an_encoder_without_expansion_says_so():
@@ -260,7 +250,7 @@ def test_a_cut_model_goes_there_and_back(case, levels):
     native = featx.FeatureExtractWrapper(model, levels).state_dict()
     foreign = layout.from_native(native)
     assert recognise(foreign, [family(name)]) is layout
-    assert same(layout.to_native(foreign, native), native)
+    assert same_state(layout.to_native(foreign, native), native)
 
 
 def test_images_of_other_than_three_channels_are_not_turned_round():

@@ -7,8 +7,7 @@ import pytest
 import timm
 import torch
 from check_golden import check
-from conftest import images, randomise, relative_difference
-from test_layouts_cvnets import same
+from conftest import images, randomise, relative_difference, same_state
 from timm.models.vision_transformer import VisionTransformer
 
 import featx
@@ -43,8 +42,8 @@ def test_tokens_attention_gradients_and_logits_are_those_of_the_reference():
 def test_there_and_back_changes_nothing(name, arch):
     native = build(name, arch, num_classes=7).state_dict()
     before = {key: tensor.clone() for key, tensor in native.items()}
-    assert same(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
-    assert same(native, before)
+    assert same_state(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
+    assert same_state(native, before)
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])
@@ -53,9 +52,9 @@ def test_a_file_fills_classifiers_and_extractors(name, arch, prefix, tmp_path):
     model = build(name, arch, num_classes=7)
     path = saved(LAYOUT.from_native(model.state_dict()), tmp_path / "w.npz", prefix)
     again = featx.create_model(name, num_classes=7, checkpoint_path=path, **arch)
-    assert same(again.state_dict(), model.state_dict())
+    assert same_state(again.state_dict(), model.state_dict())
     extractor = featx.create_model(name, features_only=True, checkpoint_path=path, **arch)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
 
 
 TINY = {"img_size": 64, "embed_dim": 192, "depth": 2, "num_heads": 3}
@@ -86,7 +85,7 @@ def test_norms_of_convolutions_from_before_linen_are_vectors_too():
         for name, tensor in LAYOUT.from_native(model.state_dict()).items()
     }
     assert old["gn_root/scale"].shape == (1, 1, 1, 64)
-    assert same(LAYOUT.to_native(old, ()), model.state_dict())
+    assert same_state(LAYOUT.to_native(old, ()), model.state_dict())
 
 
 def test_the_names_and_shapes_are_those_of_flax():
@@ -139,7 +138,7 @@ def test_a_width_that_was_never_published_needs_its_heads():
     model = build(PLAIN[0], {"dim": 96, "heads": 3, "depth": 1, "image_size": 64}, num_classes=0)
     with pytest.raises(CheckpointError, match="cannot tell the heads of a ViT 96 channels wide"):
         LAYOUT.from_native(model.state_dict())
-    assert same(LAYOUT.to_native(to_flax(model.state_dict(), heads=3), ()), model.state_dict())
+    assert same_state(LAYOUT.to_native(to_flax(model.state_dict(), heads=3), ()), model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_what_the_original_vits_have_no_place_for_is_refused(name):
 def test_a_cut_model_goes_there_and_back(levels):
     model = build(*PLAIN, num_classes=7)
     native = featx.FeatureExtractWrapper(model, levels).state_dict()
-    assert same(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
+    assert same_state(LAYOUT.to_native(LAYOUT.from_native(native), native), native)
 
 
 def test_a_checkpoint_without_a_value_layer_says_so():

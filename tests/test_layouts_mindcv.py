@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from check_golden_mindcv import check_mindcv, mobilenetv3
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, same_state
 from mindspore_writer import checkpoint
 from torch import nn
 
@@ -67,10 +67,6 @@ def of_names(name):
 
 def shapes(state):
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @cache
@@ -128,8 +124,8 @@ def test_there_and_back_nothing_changes_but_the_count_of_batches(tiny):
     assert again.keys() == before.keys()
     assert all(again[name].item() == 0 for name in counts)
     assert all(torch.equal(again[name], before[name]) for name in before.keys() - counts - biases - folded)
-    assert same(theirs, kept)
-    assert same(layout.from_native(again), theirs)
+    assert same_state(theirs, kept)
+    assert same_state(layout.from_native(again), theirs)
 
 
 @pytest.fixture
@@ -195,7 +191,9 @@ def test_the_flattened_spelling_is_recognised(tiny):
         for tag, tensor in theirs.items()
     }
     assert recognise(flat, families(model)) is layout
-    assert same(layout.to_native(flat, list(model.state_dict())), layout.to_native(theirs, list(model.state_dict())))
+    assert same_state(
+        layout.to_native(flat, list(model.state_dict())), layout.to_native(theirs, list(model.state_dict()))
+    )
 
 
 def test_what_training_saves_beside_the_network_is_left_out(tiny):
@@ -297,5 +295,5 @@ def test_a_network_built_as_mindcv_builds_it_is_saved_and_built_again(tiny, save
     loaded = featx.create_model(name, checkpoint_path=saved, **without(fields, layout.settings)).eval()
     featx.save(loaded, tmp_path / "folder")
     again = featx.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
-    assert same(again.state_dict(), loaded.state_dict())
+    assert same_state(again.state_dict(), loaded.state_dict())
     assert values.same(again.config, loaded.config)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, same_state
+from naming import both, conv_norm
 from safetensors.torch import save_file
-from test_layouts_cvnets import both, same
 
 import featx
 from featx import CheckpointError
@@ -15,11 +15,6 @@ from featx.weights.layout import all_layouts, find, recognise
 
 LAYOUT = find("netspresso", ["MobileViT"])
 NAME = "mobilevit_xxs"
-
-
-def conv_norm(path):
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return {f"{path}.block.conv.weight", *(f"{path}.block.norm.{leaf}" for leaf in norm)}
 
 
 def names():
@@ -83,8 +78,8 @@ def test_the_names_are_those_of_netspresso(foreign):
 def test_there_and_back_changes_nothing(model, foreign):
     native = model.state_dict()
     before = {name: tensor.clone() for name, tensor in native.items()}
-    assert same(LAYOUT.to_native(foreign, native), native)
-    assert same(native, before)
+    assert same_state(LAYOUT.to_native(foreign, native), native)
+    assert same_state(native, before)
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xs", "mobilevit_s"])
@@ -114,9 +109,9 @@ def test_the_numbers_are_those_of_transformers(model, foreign, size):
 def test_a_whole_models_checkpoint_fills_classifiers_and_extractors(model, foreign, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(foreign, path)
-    assert same(featx.create_model(NAME, num_classes=7, checkpoint_path=path).state_dict(), model.state_dict())
+    assert same_state(featx.create_model(NAME, num_classes=7, checkpoint_path=path).state_dict(), model.state_dict())
     extractor = featx.create_model(NAME, features_only=True, checkpoint_path=path)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone."])
@@ -126,7 +121,7 @@ def test_a_backbones_checkpoint_fills_an_extractor(model, foreign, prefix):
     }
     extractor = featx.create_model(NAME, features_only=True)
     featx.load_weights(extractor, alone)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
 
 
 @pytest.mark.parametrize("path", ["head.classifier", "head.classifier.0", "head.classifier.3"])
@@ -134,7 +129,7 @@ def test_the_one_layer_of_a_head_is_the_classifier_whatever_its_number(model, fo
     state = {name.replace("head.classifier.1", path): tensor for name, tensor in foreign.items()}
     again = featx.create_model(NAME, num_classes=7)
     featx.load_weights(again, state)
-    assert same(again.state_dict(), model.state_dict())
+    assert same_state(again.state_dict(), model.state_dict())
 
 
 def test_a_head_of_two_layers_is_left_out(model, foreign):
@@ -142,7 +137,7 @@ def test_a_head_of_two_layers_is_left_out(model, foreign):
     state = {**foreign, **layers}
     extractor = featx.create_model(NAME, features_only=True)
     featx.load_weights(extractor, state)
-    assert same(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
+    assert same_state(extractor.state_dict(), featx.FeatureExtractWrapper(model).state_dict())
     with pytest.raises(CheckpointError, match=r"missing    head\.fc\.weight"):
         featx.load_weights(featx.create_model(NAME, num_classes=7), state)
 
@@ -158,7 +153,7 @@ def test_a_cut_model_goes_there_and_back(model, levels):
     native = featx.FeatureExtractWrapper(model, levels).state_dict()
     foreign = LAYOUT.from_native(native)
     assert recognise(foreign, ["MobileViT"]) is LAYOUT
-    assert same(LAYOUT.to_native(foreign, native), native)
+    assert same_state(LAYOUT.to_native(foreign, native), native)
 
 
 def test_no_other_layout_recognises_these_names_nor_this_one_native_names(model, foreign):

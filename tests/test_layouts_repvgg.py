@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, to_native
+from conftest import images, randomise, relative_difference, same_state, to_native
 from torch import Tensor
 
 import featx
@@ -51,8 +51,7 @@ def test_the_names_are_the_authors():
 def test_there_and_back_again_nothing_has_changed(name, fused):
     ours = native(name, fused=fused)
     again = to_native(foreign(ours), ours.keys(), ["RepVGG"])
-    assert again.keys() == ours.keys()
-    assert all(torch.equal(again[key], ours[key]) for key in ours)
+    assert same_state(again, ours)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["training", "deployment"])

@@ -34,7 +34,7 @@ VIT = {"dim": 24, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_cla
 @pytest.mark.parametrize(("name", "wrapper"), FEATURE_NETS)
 def test_a_feature_nets_checkpoint_fills_an_extractor(name, wrapper, tmp_path):
     options = {"feature_cls": wrapper} if wrapper else {}
-    theirs = timm.create_model(name, features_only=True, **options)
+    theirs = randomise(timm.create_model(name, features_only=True, **options))
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     extractor = featx.create_model(name, features_only=True, checkpoint_path=tmp_path / "w.pth")
     given = theirs.state_dict()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomise, same_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers_cases import CASES, CLASSES, Case, built, close, equal, outputs, saved
+from transformers_cases import CASES, CLASSES, Case, built, close, outputs, saved
 from transformers_cases import case as case
 
 import featx
@@ -45,7 +45,7 @@ def test_the_names_of_a_model_in_memory_are_read_like_those_of_its_file(case, tm
     torch.save(theirs.state_dict(), path)
     from_memory = case.loaded(path, num_classes=case.num_classes)
     from_file = case.loaded(saved(theirs, tmp_path), num_classes=case.num_classes)
-    assert equal(from_memory.state_dict(), from_file.state_dict())
+    assert same_state(from_memory.state_dict(), from_file.state_dict())
 
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
@@ -67,9 +67,9 @@ def test_there_and_back_nothing_changes(case):
     theirs = case.layout.from_native(state)
     given = {name: tensor.clone() for name, tensor in theirs.items()}
     kept = {name: tensor for name, tensor in theirs.items() if not name.endswith("mask_token")}
-    assert equal(case.layout.to_native(kept, state.keys()), before)
-    assert equal(state, before)
-    assert equal(theirs, given)
+    assert same_state(case.layout.to_native(kept, state.keys()), before)
+    assert same_state(state, before)
+    assert same_state(theirs, given)
 
 
 def test_transformers_loads_what_is_written_for_it_and_writes_the_same(case, tmp_path):
@@ -80,7 +80,7 @@ def test_transformers_loads_what_is_written_for_it_and_writes_the_same(case, tmp
     save_file({name: tensor.contiguous() for name, tensor in written.items()}, tmp_path / "model.safetensors")
     theirs, info = type(case.theirs()).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert equal(load_file(saved(theirs, tmp_path / "again")), written)
+    assert same_state(load_file(saved(theirs, tmp_path / "again")), written)
 
 
 def test_a_model_without_classifier_is_written_as_the_backbone_alone(case):

@@ -202,7 +202,7 @@ def test_small_arrays_of_zeros_that_shrink_a_lot_are_read(path):
 
 
 def test_members_that_overlap_are_refused(path):
-    """One array of 1 MB, listed a hundred times."""
+    """One array of 1 MB, listed sixteen times."""
     archive(path, [("a.npy", array(shape="(262144,)", data=bytes(1 << 20)))])
     raw = path.read_bytes()
     at, end = raw.rindex(b"PK\x01\x02"), raw.rindex(b"PK\x05\x06")

@@ -1,11 +1,11 @@
 """The onednn runtime: the original's maps from fused kernels, for the images that the graph is right for."""
 
 import copy
-import pickle
 
 import pytest
 import torch
-from conftest import SMALL, images, randomise, relative_difference
+from conftest import COPIES, SMALL, assert_same, images, randomise, relative_difference, worst
+from exporting import needs_compiler
 from torch import nn
 
 import featx
@@ -37,12 +37,6 @@ def made():
         return known[name]
 
     return make
-
-
-@torch.no_grad()
-def worst(optimized, original, x):
-    pairs = zip(optimized(x), original(x), strict=True)
-    return max(relative_difference(ours, reference) for ours, reference in pairs)
 
 
 def layers(optimized, kind):
@@ -122,12 +116,12 @@ def test_what_is_written_in_place_stays_right(kind):
     assert worst(optimized, original, images(2, 3, 16, 24, seed=1)) < TOLERANCE
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_it_can_be_copied_and_pickled(copied, made):
     _, optimized = made("resnet18")
     twin = copied(optimized)
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(twin(images()), optimized(images()), strict=True))
+        assert_same(twin(images()), optimized(images()))
     assert twin.feature_info == optimized.feature_info
     assert twin.size_divisor == optimized.size_divisor
     assert twin.data_config == optimized.data_config
@@ -202,7 +196,7 @@ def test_a_graph_that_is_right_for_squares_of_any_size_takes_no_others():
         optimized(images(1, 3, 48, 64))
 
 
-@pytest.mark.parametrize("runtime", ["onednn", "compile"])
+@pytest.mark.parametrize("runtime", ["onednn", pytest.param("compile", marks=needs_compiler)])
 def test_sizes_of_maps_follow_the_rule_of_the_family(runtime):
     """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32, where others have 7."""
     original = randomise(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))

@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+from conftest import random_extractor
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from training_steps import NAMES, extractor
+from training_steps import NAMES
 
 import featx
 from featx import training
@@ -14,7 +15,7 @@ from featx import training
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
 def test_every_trained_parameter_is_in_one_group(name, layer_decay):
-    model = extractor(name)
+    model = random_extractor(name)
     training.freeze(model, 0)
     groups = training.param_groups(model, 0.1, layer_decay=layer_decay, lr=layer_decay and 1e-3)
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -47,14 +48,14 @@ def test_our_vit_is_grouped_as_timms():
 
 
 def test_rates_rise_by_level_and_end_at_lr():
-    model = extractor("resnet18")
+    model = random_extractor("resnet18")
     groups = by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr")
     paths = ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer4.0.conv1")
     assert [groups[f"{path}.weight"][1] for path in paths] == [0.5**4, 0.5**3, 0.5**2, 1.0]
 
 
 def test_what_is_around_the_backbone_has_the_full_rate():
-    model = nn.Sequential(extractor("resnet18"), nn.Conv2d(512, 2, 1))
+    model = nn.Sequential(random_extractor("resnet18"), nn.Conv2d(512, 2, 1))
     groups = by_name(model, training.param_groups(model, 0.1, layer_decay=0.5, lr=1.0), "lr")
     assert groups["1.weight"][1] == 1.0
     assert groups["0.layer4.1.conv2.weight"][1] == 0.5

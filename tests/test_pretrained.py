@@ -1,6 +1,5 @@
 """create_model(..., pretrained=True) and featx.weights.hub, against a Hub on the loopback interface."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import images, randomise
+from hostile import saved
 from hub_server import Hub, Repository, serve
 from torch import Tensor, nn
 
@@ -33,12 +33,6 @@ PREPROCESSING = {
 
 def weights(name: str = NAME, **given: int) -> dict[str, Tensor]:
     return randomise(featx.create_model(name, **given)).state_dict()
-
-
-def pickled(state: Mapping[str, Tensor]) -> bytes:
-    file = io.BytesIO()
-    torch.save(dict(state), file)
-    return file.getvalue()
 
 
 def config(num_classes: int = 1000) -> bytes:
@@ -137,13 +131,13 @@ def test_cache_dir_is_where_files_are_kept(hub, tmp_path):
 
 def test_a_pickle_serves_where_there_is_no_safetensors(hub):
     state = weights()
-    hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": pickled(state)})
+    hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": saved(state)})
     assert_holds(featx.create_model(NAME, pretrained=True), state)
 
 
 def test_a_cached_pickle_serves_without_the_hub(hub):
     state = weights()
-    hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": pickled(state)})
+    hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": saved(state)})
     featx.create_model(NAME, pretrained=True)
     hub.stop()
     assert_holds(featx.create_model(NAME, pretrained=True), state)
@@ -151,7 +145,7 @@ def test_a_cached_pickle_serves_without_the_hub(hub):
 
 def test_safetensors_are_found_after_they_replaced_a_cached_pickle(hub):
     state = weights()
-    repository = hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": pickled(weights())})
+    repository = hub.repositories[REPO] = Repository({"config.json": config(), "pytorch_model.bin": saved(weights())})
     featx.create_model(NAME, pretrained=True)
     repository.files = {"config.json": config(), "model.safetensors": safetensors.torch.save(state)}
     assert_holds(featx.create_model(NAME, pretrained=True), state)

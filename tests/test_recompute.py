@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import images
+from conftest import images, random_extractor
 from torch import nn
-from training_steps import NAMES, batch, extractor, step
+from training_steps import NAMES, batch, step
 
 import featx
 from featx import training
@@ -15,7 +15,7 @@ from featx import training
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recomputing_changes_neither_gradients_nor_statistics(name):
-    model = extractor(name)
+    model = random_extractor(name)
     again = copy.deepcopy(model)
     training.recompute(again, again.feature_info.names()[1:])
     x = batch(model)
@@ -38,7 +38,7 @@ def test_pytorch_alone_would_update_statistics_twice():
 
 @pytest.mark.parametrize("mode", ["train", "eval", "no_grad"])
 def test_blocks_run_twice_only_where_gradients_are_wanted(mode):
-    model = extractor("vit_wee_patch16_reg1_gap_256", out_indices=[2]).train(mode == "train")
+    model = random_extractor("vit_wee_patch16_reg1_gap_256", out_indices=[2]).train(mode == "train")
     runs = []
     block = type(model.blocks[0])
     training.recompute(model, block)
@@ -51,7 +51,7 @@ def test_blocks_run_twice_only_where_gradients_are_wanted(mode):
 
 
 def test_random_branches_are_the_same_in_both_runs():
-    model = extractor("vit_wee_patch16_reg1_gap_256", drop_path_rate=0.5)
+    model = random_extractor("vit_wee_patch16_reg1_gap_256", drop_path_rate=0.5)
     again = copy.deepcopy(model)
     training.recompute(again, type(model.blocks[0]))
     x = images(4, 3, 32, 32)
@@ -72,14 +72,14 @@ def test_less_is_kept_for_the_backward_pass():
             model.train()(images(2, 3, 64, 64))
         return sum(sizes.values()) - sum(p.numel() for p in model.parameters())
 
-    model = extractor("resnet18")
+    model = random_extractor("resnet18")
     before = kept(model)
     training.recompute(model, ["layer1", "layer2", "layer3", "layer4"])
     assert kept(model) < before / 2
 
 
 def test_it_is_pickled_with_the_model():
-    model = extractor("resnet18")
+    model = random_extractor("resnet18")
     training.recompute(model, "layer1")
     again = pickle.loads(pickle.dumps(model))
     assert vars(again.layer1)["forward"].args[0] is again.layer1
@@ -87,7 +87,7 @@ def test_it_is_pickled_with_the_model():
 
 
 def test_it_compiles_whole(tolerant_of_torch):
-    model = extractor("resnet18", out_indices=[1]).train()
+    model = random_extractor("resnet18", out_indices=[1]).train()
     training.recompute(model, "layer1")
     plain = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -100,10 +100,10 @@ def test_it_compiles_whole(tolerant_of_torch):
 
 def test_a_container_that_is_never_called_is_refused():
     with pytest.raises(featx.ArgumentError, match=r"\['blocks'\] are never called"):
-        training.recompute(extractor("mobilenetv3_small_050"), "blocks")
+        training.recompute(random_extractor("mobilenetv3_small_050"), "blocks")
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, "layer7", []])
 def test_a_module_that_does_not_exist_is_refused(kind):
     with pytest.raises(featx.ArgumentError, match="no module is"):
-        training.recompute(extractor("resnet18"), kind)
+        training.recompute(random_extractor("resnet18"), kind)

@@ -13,7 +13,7 @@ import featx
 from featx.runtime.capture import MapsOf
 from featx.runtime.recorded import recorded
 
-IMAGES = (2, 3, 64, 64)
+SHAPE = (2, 3, 64, 64)
 # Families whose code computes paddings, patches or positions from the sizes of maps.
 OF_ONE_SIZE = ("tf_", "mobilevit", "vit_")
 
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def graph_of(then):
-    return recorded(Net(then), torch.randn(IMAGES), sizes=True)
+    return recorded(Net(then), torch.randn(SHAPE), sizes=True)
 
 
 def assert_alike(then, *shapes) -> None:
@@ -89,9 +89,8 @@ def test_a_graph_whose_code_asks_for_sizes_is_for_its_own(then):
 
 def test_a_graph_of_maps_of_one_cell_is_for_its_own_size():
     """A side of one cell fits to any other: what is added here is as large as the map at this size alone."""
-    pooled = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.AdaptiveAvgPool2d(1))
     net = Net(lambda net, x: net.conv2(x) + net.pool(x))
-    net.conv2, net.pool = nn.Conv2d(8, 8, 2, 2), pooled[1]
+    net.conv2, net.pool = nn.Conv2d(8, 8, 2, 2), nn.AdaptiveAvgPool2d(1)
     found = recorded(net, torch.randn(2, 3, 4, 4), sizes=True)
     assert found is not None
     assert not found[1]
@@ -120,7 +119,7 @@ def test_there_is_no_graph_of_what_would_not_be_repeated(then):
 def test_a_size_the_model_does_not_take_leaves_the_graph_to_its_own():
     net = Net(lambda net, x: net.linear(x.flatten(1)))
     net.linear = nn.Linear(8 * 32 * 32, 4)
-    found = recorded(net, torch.randn(IMAGES), sizes=True)
+    found = recorded(net, torch.randn(SHAPE), sizes=True)
     assert found is not None
     assert not found[1]
 

@@ -134,6 +134,7 @@ def test_a_fused_model_can_be_copied_and_its_weights_loaded(repvgg):
 
 @pytest.mark.usefixtures("tolerant_of_torch")
 def test_a_fused_model_compiles_whole_and_exports(repvgg):
+    torch._dynamo.reset()
     reparameterize(repvgg)
     with torch.no_grad():
         expected = repvgg(images())

@@ -8,7 +8,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, same_state
+from naming import both, conv_norm
 from safetensors.torch import save_file
 
 import featx
@@ -44,10 +45,6 @@ def lively(model):
             if parameter.ndim > 1:
                 parameter.normal_(0, (1.5 / parameter[0].numel()) ** 0.5, generator=generator)
     return model
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("stride", [32, 16, 8])
@@ -97,6 +94,7 @@ def test_a_folder_without_a_configuration_says_nothing(tmp_path):
 
 
 def test_a_segmenter_can_be_copied_pickled_compiled_and_exported(tolerant_of_torch):
+    torch._dynamo.reset()
     model, x = randomise(segmenter("resnet18", aux_head=True)), images(1, 3, 64, 96)
     with torch.no_grad():
         expected = model(x)
@@ -111,32 +109,23 @@ def test_transformers_names_come_back(backbone):
     ours = segmenter(backbone, checkpoint_path=state)
     layout = recognise(state, ["Segmenter"])
     assert layout.system == ours.load_report.layout == "transformers"
-    assert same(layout.from_native(ours.state_dict()), state)
+    assert same_state(layout.from_native(ours.state_dict()), state)
 
 
-def block(path):
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return {f"{path}.block.conv.weight", *(f"{path}.block.norm.{leaf}" for leaf in norm)}
-
-
-def both(path):
-    return {f"{path}.weight", f"{path}.bias"}
-
-
-AUX = block("seg_head.aux_head.0") | both("seg_head.aux_head.2.block.conv")
+AUX = conv_norm("seg_head.aux_head.0") | both("seg_head.aux_head.2.block.conv")
 ASPP = "seg_head.aspp.aspp_layer"
 CVNETS = {
     "deeplabv3": (
         NARROW,
-        set.union(*(block(f"{ASPP}.convs.{number}") for number in range(4)))
-        | block(f"{ASPP}.convs.4.aspp_pool.conv_1x1")
-        | block(f"{ASPP}.project")
+        set.union(*(conv_norm(f"{ASPP}.convs.{number}") for number in range(4)))
+        | conv_norm(f"{ASPP}.convs.4.aspp_pool.conv_1x1")
+        | conv_norm(f"{ASPP}.project")
         | both("seg_head.classifier.block.conv"),
     ),
     "pspnet": (
         PSPNetConfig(chs=24),
-        set.union(*(block(f"seg_head.psp_layer.psp_branches.{number}.1") for number in range(4)))
-        | block("seg_head.psp_layer.fusion.0")
+        set.union(*(conv_norm(f"seg_head.psp_layer.psp_branches.{number}.1") for number in range(4)))
+        | conv_norm("seg_head.psp_layer.fusion.0")
         | both("seg_head.classifier.block.conv"),
     ),
     "linear": ("linear", both("seg_head.classifier.block.conv")),
@@ -159,7 +148,7 @@ def test_cvnets_names_lead_there_and_back(backbone, kind):
     assert {name for name in foreign if not name.startswith("encoder.")} == names | AUX
     assert not any("classifier" in name or "conv_1x1_exp" in name for name in foreign if name.startswith("encoder."))
     assert recognise(foreign, ["Segmenter"]) is layout
-    assert same(layout.to_native(foreign, model.state_dict().keys()), model.state_dict())
+    assert same_state(layout.to_native(foreign, model.state_dict().keys()), model.state_dict())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -221,7 +210,7 @@ def test_the_backbones_own_weights_can_be_taken(tmp_path):
     plain = randomise(featx.create_model("resnet18", num_classes=3))
     featx.save(plain, tmp_path)
     ours = segmenter(f"local-dir:{tmp_path}", "linear", pretrained=True).backbone.state_dict()
-    assert same(ours, {name: tensor for name, tensor in plain.state_dict().items() if name in ours})
+    assert same_state(ours, {name: tensor for name, tensor in plain.state_dict().items() if name in ours})
     assert len(ours) == len(plain.state_dict()) - 2  # without its classifier
 
 
@@ -272,7 +261,7 @@ def test_a_saved_segmenter_loads_again(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     again = segmenter("resnet18", aux_head=True, checkpoint_path=tmp_path / "w.safetensors").eval()
     assert again.load_report.layout == "native"
-    assert same(again.state_dict(), model.state_dict())
+    assert same_state(again.state_dict(), model.state_dict())
     with torch.no_grad():
         assert relative_difference(again(images()), model(images())) <= 1e-6  # of tensors elsewhere in memory
 

@@ -62,9 +62,10 @@ OPERATIONS = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_rule_gives_the_shape_the_type_and_the_strides_that_are_computed(operation):
     run, shapes = OPERATIONS[operation]
-    with torch.no_grad(), Reached() as reached, Shortcuts():
+    with torch.no_grad(), Reached() as reached, Shortcuts(), Reached() as asked:
         made = run(*(torch.empty(shape, device="meta") for shape in shapes))
     expected = run(*(torch.ones(shape) for shape in shapes))
+    assert {*asked.seen} & {*RULES}
     assert not {*reached.seen} & {*RULES}
     assert (made.shape, made.stride(), made.dtype) == (expected.shape, expected.stride(), expected.dtype)
 

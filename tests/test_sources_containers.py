@@ -148,7 +148,8 @@ def test_a_backbone_inside_a_detector_is_found_and_the_rest_reported(prefix):
     assert report.skipped == dict.fromkeys(others, f"outside {prefix[:-1]}")
 
 
-def test_errors_of_every_source_are_of_featx(tmp_path):
-    for where in (tmp_path, tmp_path / "none.pt", "local-dir:none", {}, {"a": 1}, "http://127.0.0.1:9/w.pth"):
-        with pytest.raises(FeatxError):
-            featx.load_weights(Tiny(), where)
+@pytest.mark.parametrize("where", ["", "none.pt", "local-dir:none", {}, {"a": 1}, "{hub}/w.pth"], ids=str)
+def test_errors_of_every_source_are_of_featx(tmp_path, monkeypatch, hub, where):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FeatxError):
+        featx.load_weights(Tiny(), where.format(hub=hub.endpoint) if isinstance(where, str) else where)

@@ -38,7 +38,7 @@ def test_a_repository_names_its_model_with_classes_fields_labels_and_preprocessi
     assert (model.data_config.size, model.data_config.mean, model.data_config.crop) == ((96, 64), (0.1, 0.2, 0.3), 0.5)
 
 
-def test_without_pretrained_a_repository_gives_the_model_and_no_weights_are_fetched(hub, trained):
+def test_without_pretrained_a_repository_gives_the_model_and_no_weights_are_fetched(hub):
     hub.repositories[REPO] = Repository({"config.json": described()})
     model = featx.create_model(f"hf-hub:{REPO}", features_only=True, out_indices=[1])
     assert model.in_chans == 1

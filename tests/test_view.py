@@ -12,12 +12,10 @@ from safetensors.torch import save_file
 from viewing import LOCAL, NAME, SIZE, VIT, asked, random
 from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
-from viewing import file as file
 from viewing import models as models
 from viewing import session as session
 
 import featx
-import featx.cli
 from featx.view import session as session_module
 from featx.view.attended import attended
 from featx.view.choice import Choice, Values, build, facts, require_published
@@ -64,7 +62,7 @@ def test_of_many_levels_four_are_shown(name, shown):
     assert list(usual(*facts(name)).levels) == shown
 
 
-def test_a_model_is_kept_for_the_next_picture(session):
+def test_a_model_is_kept_for_the_next_picture():
     models = Models()
     assert models.get(random()) is models.get(random())
     assert models.get(random(seed=1)) is not models.get(random())
@@ -115,8 +113,10 @@ def test_another_point_is_another_picture(session, models, what):
 
 
 def test_without_a_point_attention_is_the_class_tokens(session, models):
+    of_point = draw(session, models, asked(What.attention, VIT, block="blocks.3"))
     session.point = None
-    assert answer(session, models, asked(What.attention, VIT, block="blocks.3"), **LOCAL).picture is not None
+    of_class = draw(session, models, asked(What.attention, VIT, block="blocks.3"))
+    assert not np.array_equal(of_point, of_class)
 
 
 def test_maps_are_computed_once_for_a_photograph(session, models, monkeypatch):

@@ -13,7 +13,6 @@ from viewing import models as models
 from viewing import session as session
 
 import featx
-import featx.cli
 from featx.view.attended import attended
 from featx.view.choice import Choice, Values
 from featx.view.session import Asked, Models, Parts, What, answer

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
-from viewing import session as session
 
 import featx
 import featx.cli
@@ -113,7 +112,7 @@ def test_files_of_the_machine_are_not_served(served, tmp_path):
         assert b"secret" not in body
 
 
-def test_nothing_is_left_when_the_page_is_closed(monkeypatch, coffee):
+def test_nothing_is_left_when_the_page_is_closed(monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
     with serve() as served:
         assert send(served, b"left behind")[0] == 200

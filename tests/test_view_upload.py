@@ -12,7 +12,6 @@ from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
 
 import featx
-import featx.cli
 from featx.view.upload import Limits, take
 
 # gradio leaves its look at a port that is taken to the garbage collector

@@ -50,12 +50,11 @@ def pair(name: str, **kwargs) -> tuple[nn.Module, nn.Module]:
 
 def timm_tokens(model: nn.Module, x: torch.Tensor, *, norm: bool = False) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(patches, prefix tokens) after each block; as tokens, because timm cannot shape the hybrids' at every size."""
-    found = model.forward_intermediates(x, norm=norm, output_fmt="NLC", intermediates_only=True)
-    every = model.forward_intermediates(
-        x, norm=norm, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    found = model.forward_intermediates(
+        x, norm=norm, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=bool(model.num_prefix_tokens)
     )
     # without prefix tokens timm returns no pairs
-    return every if model.num_prefix_tokens else [(patches, patches[:, :0]) for patches in found]
+    return found if model.num_prefix_tokens else [(patches, patches[:, :0]) for patches in found]
 
 
 def tokens_of(map_: torch.Tensor) -> torch.Tensor:

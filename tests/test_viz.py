@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from figures import LEVELS, assert_same, components, drawn, maps, panels
+from figures import LEVELS, assert_colours, components, drawn, maps, panels
 from figures import coffee as coffee
 from figures import figure as figure
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def test_panels_cover_the_same_area(figure):
 def test_a_map_is_drawn_in_its_principal_colours(coffee):
     figure = maps_grid(coffee, maps()[:1], LEVELS[:1])
     drawn = figure.axes[1].get_images()[0].get_array()
-    assert_same(torch.from_numpy(np.asarray(drawn)), components(maps()[0]))
+    assert_colours(torch.from_numpy(np.asarray(drawn)), components(maps()[0]))
 
 
 def test_captions_say_level_channels_reduction_and_size(figure):
@@ -128,7 +128,7 @@ def test_a_comparison_has_a_row_per_model_under_its_name(coffee):
     figure.draw_without_rendering()
     left = [panels(figure)[i].get_position().x0 for i in (0, 4)]
     assert left[0] == pytest.approx(left[1])
-    assert_same(torch.from_numpy(drawn(figure, 5)), components(maps()[0]))
+    assert_colours(torch.from_numpy(drawn(figure, 5)), components(maps()[0]))
 
 
 def test_a_comparison_of_nothing_is_refused(coffee):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from figures import LEVELS, assert_same, components, drawn, maps, random_map
+from figures import LEVELS, assert_colours, components, drawn, maps, random_map
 from figures import coffee as coffee
-from figures import figure as figure
 
 from featx import InputError
 from featx.viz import maps_grid, principal_colours, shared_bases
@@ -16,7 +15,7 @@ def test_colours_are_the_principal_components(shape):
     map_ = random_map(*shape)
     colours = principal_colours(map_)
     assert colours.shape == (*shape[1:], 3)
-    assert_same(colours, components(map_))
+    assert_colours(colours, components(map_))
 
 
 def test_colours_lie_between_0_and_1():
@@ -37,7 +36,7 @@ def test_colours_do_not_depend_on_the_scale_of_a_map():
 def test_two_channels_give_two_colours_and_gray_for_the_third():
     map_ = random_map(2, 9, 11)
     colours = principal_colours(map_)
-    assert_same(colours, components(map_))
+    assert_colours(colours, components(map_))
     assert (colours[..., 2] == 0.5).all()
 
 
@@ -83,8 +82,8 @@ def test_maps_of_several_images_share_colours():
     maps_ = [random_map(16, 12, 7), random_map(16, 5, 9) + 1]
     (basis,) = shared_bases([[maps_[0]], [maps_[1][None]]])
     together = components(torch.cat([map_.flatten(1) for map_ in maps_], 1)[:, None])[0]
-    assert_same(basis.colours(maps_[0]), together[: 12 * 7].reshape(12, 7, 3))
-    assert_same(basis.colours(maps_[1]), together[12 * 7 :].reshape(5, 9, 3))
+    assert_colours(basis.colours(maps_[0]), together[: 12 * 7].reshape(12, 7, 3))
+    assert_colours(basis.colours(maps_[1]), together[12 * 7 :].reshape(5, 9, 3))
 
 
 def test_the_basis_of_one_map_gives_its_own_colours():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from figures import LEVELS, drawn, maps, panels, random_map
 from figures import coffee as coffee
-from figures import figure as figure
 from matplotlib.figure import Figure
 from PIL import Image
 

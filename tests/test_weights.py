@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomise, relative_difference, same_state
 from safetensors.torch import save_file
 
 import featx
@@ -19,10 +19,6 @@ def trained():
     return randomise(featx.create_model(NAME), seed=5)
 
 
-def equal_states(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def save(state, path):
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
     return path
@@ -32,7 +28,7 @@ def save(state, path):
 def test_every_kind_of_file_fills_the_model(trained, tmp_path, suffix):
     path = save(trained.state_dict(), tmp_path / f"w{suffix}")
     loaded = featx.create_model(NAME, checkpoint_path=str(path))
-    assert equal_states(loaded.state_dict(), trained.state_dict())
+    assert same_state(loaded.state_dict(), trained.state_dict())
 
 
 @pytest.mark.parametrize("out_indices", [None, [1], [2, 0]])
@@ -51,7 +47,7 @@ def test_an_extractors_checkpoint_fills_an_extractor_and_the_full_model(trained,
     extractor = featx.FeatureExtractWrapper(trained)
     path = save(extractor.state_dict(), tmp_path / "w.safetensors")
     again = featx.create_model(NAME, features_only=True, checkpoint_path=path)
-    assert equal_states(again.state_dict(), extractor.state_dict())
+    assert same_state(again.state_dict(), extractor.state_dict())
     full = featx.create_model(NAME)
     featx.load_weights(full, path, skip=("conv_head.", "classifier."))
     assert all(torch.equal(full.state_dict()[name], tensor) for name, tensor in extractor.state_dict().items())
@@ -79,7 +75,7 @@ def test_all_that_does_not_fit_is_named_and_nothing_is_loaded(trained):
         "misshaped  conv_stem.weight: (1, 2, 3), the model needs (16, 3, 3, 3)",
     ):
         assert line in str(refused.value)
-    assert equal_states(model.state_dict(), before)
+    assert same_state(model.state_dict(), before)
 
 
 def test_a_third_of_the_tensors_missing_is_refused(trained, tmp_path):
@@ -118,7 +114,7 @@ def test_a_classifier_of_another_size_is_left_fresh_only_if_asked_for(trained, t
 )
 def test_names_that_other_programs_write_are_recognised(trained, tmp_path, wrapped):
     path = save(wrapped(trained.state_dict()), tmp_path / "w.pth")
-    assert equal_states(featx.create_model(NAME, checkpoint_path=path).state_dict(), trained.state_dict())
+    assert same_state(featx.create_model(NAME, checkpoint_path=path).state_dict(), trained.state_dict())
 
 
 def test_without_auto_mapping_only_the_models_own_names_load(trained, tmp_path):
@@ -126,7 +122,7 @@ def test_without_auto_mapping_only_the_models_own_names_load(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"unexpected module.conv_stem.weight"):
         featx.create_model(NAME, checkpoint_path=path, auto_mapping=False)
     path = save(trained.state_dict(), tmp_path / "own.pth")
-    assert equal_states(
+    assert same_state(
         featx.create_model(NAME, checkpoint_path=path, auto_mapping=False).state_dict(), trained.state_dict()
     )
 

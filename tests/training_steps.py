@@ -1,16 +1,9 @@
 """Models to train, and what is asked of them."""
 
 import torch
-from conftest import images, randomise
-
-import featx
+from conftest import images
 
 NAMES = ["resnet18", "mobilenetv3_small_050", "vit_wee_patch16_reg1_gap_256", "timm/test_resnet", "timm/test_vit"]
-
-
-def extractor(name, **choice):
-    torch.manual_seed(0)
-    return randomise(featx.create_model(name, features_only=True, **choice))
 
 
 def batch(model):

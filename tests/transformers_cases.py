@@ -240,10 +240,6 @@ def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     assert max(relative_difference(a, b) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
 
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def vit(kind: Any, size: tuple[int, int, int], patch: int, side: int, **kwargs: Any) -> Any:
     dim, depth, heads = size
     shape = {"hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads}

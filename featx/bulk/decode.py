@@ -64,7 +64,8 @@ def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) 
     if not recipe.keep_aspect:
         return Decoder(items, crop, int(max(sides) / config.crop) if recipe.scaled_decode else None)
     if extractor._inner.fixed_size is not None:
-        raise ArgumentError(f"keep_aspect: this model takes images of {extractor._inner.fixed_size} pixels alone")
+        height, width = extractor._inner.fixed_size
+        raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
     whole = partial(_whole, shorter=min(sides), divisor=extractor.size_divisor, interpolation=config.interpolation)
     return Decoder(items, whole, min(sides) if recipe.scaled_decode else None)
 
