@@ -70,10 +70,11 @@ def random_extractor(name: str, **choice: object) -> FeatureExtractWrapper:
 
 def draw(name: str, tensor: Tensor, generator: torch.Generator) -> bool:
     """Give `tensor` random values, in place, and return True, if it is one that multiplies or adds per channel."""
+    is_vector = tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=0)
     if name.endswith(("bias", "beta", "running_mean", "token")):
         tensor.normal_(0, 0.3, generator=generator)
-    elif name.endswith("running_var") or (tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=0)):
-        tensor.uniform_(0.5, 1.5, generator=generator)  # what is a vector and no bias is a scale
+    elif name.endswith("running_var") or is_vector:  # what is a vector and no bias is a scale
+        tensor.uniform_(0.5, 1.5, generator=generator)
     else:
         return False
     return True
