@@ -89,16 +89,12 @@ def test_maps_are_what_the_named_modules_put_out(name):
     maps = maps_of(FeatureExtractWrapper(pyramid), x)
     places = [level.name.rstrip("]").partition("[") for level in pyramid.feature_info]
     seen = hooked(model, {path for path, _, _ in places}, x)
-    compared = 0
     for (path, _, position), map_ in zip(places, maps, strict=True):
-        output = seen.get(path)
-        output = output[int(position)] if position and output is not None else output
-        put_out = None if output is None else as_map(output, tuple(map_.shape))
-        if put_out is not None:
-            compared += 1
-            # timm rectifies some maps of its older nets once more, and scales some of an NFNet by a constant
-            assert any(torch.equal(map_, same) for same in (put_out, put_out.relu()))
-    assert compared
+        output = seen[path][int(position)] if position else seen[path]
+        put_out = as_map(output, tuple(map_.shape))
+        assert put_out is not None
+        # timm rectifies some maps of its older nets once more, and scales some of an NFNet by a constant
+        assert any(torch.equal(map_, same) for same in (put_out, put_out.relu()))
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
