@@ -1,7 +1,9 @@
 """The site builds without a warning, names everything that is public, and fits into narrow windows."""
 
+import html
 import inspect
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran = subprocess.run(mkdocs, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
+
+
+def test_the_family_that_is_walked_through_is_shown_whole(site):
+    page = re.sub("<[^>]+>", "", html.unescape((site / "adding/index.html").read_text()))
+    assert (ROOT / "featx/models/regnet.py").read_text().strip() in page
 
 
 def public(name: str) -> dict[str, object]:
