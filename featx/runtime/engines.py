@@ -25,6 +25,10 @@ from .watch import Seen
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _onednn_has_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # looked up when asked: not every build of PyTorch has it
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a runtime runs on and computes in. has_bfloat16: whether that is for this processor, too."""
@@ -35,7 +39,7 @@ class Kind:
 
 
 KINDS = {
-    "onednn": Kind(("cpu",), (torch.float32, torch.bfloat16), torch.ops.mkldnn._is_mkldnn_bf16_supported),
+    "onednn": Kind(("cpu",), (torch.float32, torch.bfloat16), _onednn_has_bfloat16),
     "compile": Kind(("cpu", "cuda", "mps", "xpu"), (*FLOATS, torch.float64)),
     "aot": Kind(("cpu", "cuda"), (*FLOATS, torch.float64)),
     "onnxruntime": Kind(("cpu",), (torch.float32, torch.int8)),

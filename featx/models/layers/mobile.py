@@ -96,11 +96,9 @@ class MobileConfig(StridedConfig):
     @property
     def layers(self) -> MobileStyle:
         """The style with those norms."""
-        return (
-            self.style
-            if self.norm_eps is None
-            else replace(self.style, norm=partial(nn.BatchNorm2d, eps=self.norm_eps))
-        )
+        if self.norm_eps is None:
+            return self.style
+        return replace(self.style, norm=partial(nn.BatchNorm2d, eps=self.norm_eps))
 
 
 class MobileBlock(nn.Module):
