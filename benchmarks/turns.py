@@ -23,8 +23,11 @@ FAMILIES = (
     *("rexnet_100", "hrnet_w18", "convnext_tiny", "mobilevit_s", "mobilevitv2_100", "vit_small_patch16_224"),
 )
 GENERATIONS = 2  # of processes, because how one's memory is laid out, by chance, changes its forwards by up to a tenth
-TURNS = 2  # of each generation, after one that is not counted
-SECONDS = 0.25  # of forwards in a turn, which are one at least
+# Turns are short and many, because what other machines on the same processor do changes forwards by up to a half, for
+# seconds at a time.
+SECONDS = 0.1  # of forwards in a turn, which are one at least
+FEWEST_TURNS, MOST_TURNS = 2, 12  # of each generation, after one that is not counted
+WANTED_SECONDS = 1.2  # of forwards in the turns of a generation, in so far as their number allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,11 @@ def _turns(pools: Mapping[str, ProcessPoolExecutor], ways: Ways) -> dict[str, Ta
     made = {way: future.result() for way, future in making.items()}
     taken: dict[str, list[float]] = {way: [] for way in ways}
     order, shuffle = [*ways], Random(0).shuffle
-    for turn in range(TURNS + 1):
+    longest = max(sum(pools[way].submit(_run).result()) for way in ways)
+    for _ in range(min(max(round(WANTED_SECONDS / longest), FEWEST_TURNS), MOST_TURNS)):
         shuffle(order)
         for way in order:
-            seconds = pools[way].submit(_run).result()
-            if turn:
-                taken[way] += seconds
+            taken[way] += pools[way].submit(_run).result()
     return {way: Taken(median(taken[way]), *made[way]) for way in ways}
 
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import images, relative_difference
-from torch import nn
+from conftest import images, random_extractor, relative_difference
+from torch import fx, nn
 
 import featx
 from featx import FeatureExtractWrapper
@@ -104,3 +104,30 @@ def test_sums_are_written_over_memory_that_nobody_reads_any_more(name):
     original = featx.create_model(name, features_only=True).eval()
     found = kinds(featx.optimize(original, runtime="onednn", example=images(1, 3, 64, 64)))
     assert found["add_"] > 0
+
+
+class Strides(fx.Interpreter):
+    """Runs a graph and keeps what convolutions and pools were given."""
+
+    def __init__(self, graph):
+        super().__init__(graph)
+        self.given = []
+
+    def run_node(self, node):
+        args, _ = self.fetch_args_kwargs_from_env(node)
+        if node.op == "call_module" or "pool" in str(node.target):
+            self.given.append(args[0])
+        return super().run_node(node)
+
+
+@pytest.mark.parametrize("name", ["resnest14d", "resnet50d", "mobilenetv3_small_050"])
+def test_what_layers_pass_on_of_a_single_image_is_seen_to_be_in_channels_last(name):
+    x = images(1, 3, 64, 64)
+    optimized = featx.optimize(random_extractor(name), runtime="onednn", example=x)
+    run = Strides(optimized._engine.graph)
+    with torch.no_grad():
+        run.run(x.to(memory_format=torch.channels_last))
+    wide = [given for given in run.given if given.shape[2] > 1]
+    assert len(wide) > 10
+    # PyTorch goes by all strides, that of the images too, though there is but one
+    assert all(given.stride(1) == 1 and given.stride(0) >= given.shape[2] * given.stride(2) for given in wide)

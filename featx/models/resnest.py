@@ -69,13 +69,13 @@ class SplitAttention(nn.Module):
         self.fc2 = nn.Conv2d(waist, chs * style.radix, 1, groups=style.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).unflatten(1, (self.radix, -1))
-        # sums over so short an axis are slow in channels_last; x: (N, radix, chs, H, W)
-        scores = added(x.unbind(1)).mean((2, 3), keepdim=True)
+        # chunks keep the memory format, also of a single image; views with an axis for the splits need not
+        parts = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).chunk(self.radix, 1)
+        scores = added(parts).mean((2, 3), keepdim=True)
         scores = self.fc2(self.act1(self.bn1(self.fc1(scores))))  # (N, groups * radix * chs / groups, 1, 1)
         scores = scores.unflatten(1, (self.groups, self.radix, -1)).transpose(1, 2).flatten(2, 3)
         gates = scores.softmax(1) if self.radix > 1 else scores.sigmoid()  # (N, radix, chs, 1, 1)
-        return self.pool_after(added(split * gate for split, gate in zip(x.unbind(1), gates.unbind(1), strict=True)))
+        return self.pool_after(added(part * gate for part, gate in zip(parts, gates.unbind(1), strict=True)))
 
 
 def added(maps: Iterable[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Rewrites a captured graph onto packed layers, with activations and residual sums in the kernels."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .packed import (
     PackedLinearAdd,
     Window,
 )
+from .product import OnPixels, Product, ProductAdd, is_product, is_small
 from .simplify import same_shape, simplify
 
 aten = torch.ops.aten
@@ -45,16 +47,18 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
 SUMS = (aten.add, aten.add_)
 
 
-def fuse(module: fx.GraphModule, exact: Mapping[str, Tensor]) -> None:
+def fuse(module: fx.GraphModule, exact: Mapping[str, Tensor], images: int | None) -> None:
     """Do so with every convolution and linear layer whose weights are fixed, in place.
 
     exact: biases by name that have more precision than the graph's own; kernels add them in float32 in any case.
+    images: how many will be run at once, in channels_last; convolutions of single pixels become products of matrices
+        where that is faster for so many, and nowhere if None.
     """
     _restore_biases(module, exact)
     simplify(module)
     for node in list(module.graph.nodes):
         if is_call(node, aten.conv2d):
-            _pack_conv(module, node)
+            _pack_conv(module, node, images)
         elif is_call(node, aten.linear):
             _pack_linear(module, node)
     overwrite(module)
@@ -78,7 +82,7 @@ def _packs_with(layer: fx.Node, bias: fx.Node) -> bool:
     return its is bias and x is not bias and _fixed(weight, bias) and (not moves or _window(moves) is not None)
 
 
-def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
+def _pack_conv(module: fx.GraphModule, node: fx.Node, images: int | None) -> None:
     x, weight, bias, *moves = arguments_of(node).values()
     window = _window(moves)
     if window is None or not _fixed(weight, bias):
@@ -86,13 +90,16 @@ def _pack_conv(module: fx.GraphModule, node: fx.Node) -> None:
     added = _sum_after(node, x)
     last = node if added is None else added[0]
     act, after = _activation_after(last, x)
+    weights = constant(module, weight)
+    small = images and is_small(weights, act, images * prod(_shape(x)[2:])) and is_product(weights, act, window)
     if added is None:
-        layer: Packed = PackedConv(*_tensors(module, weight, bias), act, _shape(x), window)
-        _put(module, layer, (x,), [node, *after])
-        return
-    other = added[1]
-    kind = PackedConvAddTo if _is_free(other, x, module) else PackedConvAdd
-    _put(module, kind(*_tensors(module, weight, bias), act, _shape(x), window), (x, other), [node, last, *after])
+        kind, inputs, replaced = (Product if small else PackedConv), (x,), [node, *after]
+    else:
+        other = added[1]
+        fused = PackedConvAddTo if _is_free(other, x, module) else PackedConvAdd
+        kind, inputs, replaced = (ProductAdd if small else fused), (x, other), [node, last, *after]
+    layer = kind(*_tensors(module, weight, bias), act, _shape(x), window)
+    _put(module, layer, inputs, replaced)
 
 
 def _pack_linear(module: fx.GraphModule, node: fx.Node) -> None:
@@ -147,7 +154,7 @@ def _sum_after(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _is_free(other: fx.Node, x: fx.Node, module: fx.GraphModule) -> bool:
     """Whether the memory of `other` is fresh from a convolution, and nothing but the sum reads it."""
-    packed = other.op == "call_module" and isinstance(module.get_submodule(str(other.target)), Convolving)
+    packed = other.op == "call_module" and isinstance(module.get_submodule(str(other.target)), Convolving | OnPixels)
     return (packed or is_call(other, aten.conv2d)) and len(other.users) == 1 and base_of(x) is not other
 
 

@@ -15,20 +15,29 @@ from .layout import layout_name
 from .portions import in_portions, portions_of
 from .watch import Seen
 
+SEVERAL = 8  # images at once, where none were given as an example
+
 
 class OnednnEngine(Engine):
     """A captured graph, which is rewritten onto packed layers in place. exact: see `fuse`."""
 
     runtime = "onednn"
 
-    def __init__(self, captured: Captured, dtype: torch.dtype, exact: Mapping[str, Tensor]) -> None:
-        self.dtype, self.portions = dtype, portions_of(captured)
+    def __init__(self, captured: Captured, wish: Wish, exact: Mapping[str, Tensor]) -> None:
+        self.dtype, self.portions = wish.dtype, portions_of(captured)
         self.graph = captured.graph
-        fuse(self.graph, exact)
+        fuse(self.graph, exact, self._at_once(captured, wish))
+
+    def _at_once(self, captured: Captured, wish: Wish) -> int | None:
+        """See `fuse`."""
+        if wish.layout is not torch.channels_last:
+            return None
+        given = SEVERAL if wish.example is None else len(wish.example)
+        return min(given, self.portions.images(*captured.taken.shape[2:]))
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():  # the kernels have no gradients
-            return in_portions(self.graph, x, self.portions.images(x))
+            return in_portions(self.graph, x, self.portions.images(*x.shape[2:]))
 
 
 def onednn(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> EngineExtractor:
@@ -41,6 +50,6 @@ def onednn(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> EngineEx
     images = seen.images.expand(2, -1, -1, -1).to(dtype=wish.dtype, memory_format=wish.layout)
     captured = capture(extractor, seen, images)
     said = describe(extractor, captured.taken, (wish.maps, wish.computes), layout_name(wish.layout))
-    engine = OnednnEngine(captured, wish.dtype, exact)
+    engine = OnednnEngine(captured, wish, exact)
     extractor.to("meta")  # what is left of it is its rule of sizes
     return EngineExtractor(engine, said, wish.layout, extractor)

@@ -57,8 +57,12 @@ class Packed(nn.Module):
         """The weights in the kernel's order."""
         raise NotImplementedError
 
+    def unpack(self) -> Tensor:
+        """The weights in PyTorch's order, which can be packed again."""
+        return self._packed.to_dense()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_packed": self._packed.to_dense()}
+        return {**vars(self), "_packed": self.unpack()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

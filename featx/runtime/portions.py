@@ -30,11 +30,11 @@ class Portions:
     largest: float
     most: int | None = None
 
-    def images(self, x: Tensor) -> int:
-        """How many of the images (N, C, H, W) to run at once: a power of two, into which batches are divided evenly."""
+    def images(self, height: int, width: int) -> int:
+        """How many images of that size to run at once: a power of two, into which batches are divided evenly."""
         if self.most is not None:
             return self.most
-        return 2 ** max(0, floor(log2(LARGEST_TENSOR / (self.largest * x.shape[2] * x.shape[3]))))
+        return 2 ** max(0, floor(log2(LARGEST_TENSOR / (self.largest * height * width))))
 
 
 def portions_of(captured: Captured) -> Portions:
