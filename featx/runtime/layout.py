@@ -10,9 +10,9 @@ from ..errors import ArgumentError
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-# Blocks that make a model slower in channels_last where batches are smaller than SMALL_BATCH: timm's split attention, by
-# 7 to 13 % (one thread, AVX-512), whose views of a single image PyTorch takes for another memory format. Everything else
-# measured was as fast in it, or faster.
+# Blocks that make a model slower in channels_last where batches are smaller than SMALL_BATCH: timm's split attention,
+# which sums over the short axis of its splits, by 7 to 13 % (one thread, AVX-512). Everything else measured was as fast
+# in it, or faster.
 SMALL_BATCH = 4
 SLOWER_IN_CHANNELS_LAST = ("SplitAttn",)
 
