@@ -106,6 +106,17 @@ def same_state(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+class OneConv(nn.Module):
+    """A network of one convolution; what it does beside it, classes below say."""
+
+    feature_info = ({"chs": 4, "reduction": 1, "name": "conv"},)
+    is_rewritten = True
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+
 COPIES = [
     pytest.param(copy.deepcopy, id="deepcopy"),
     pytest.param(lambda m: pickle.loads(pickle.dumps(m)), id="pickle"),

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import COPIES, SMALL, assert_same, images, randomise, relative_difference, worst
+from conftest import COPIES, SMALL, OneConv, assert_same, images, randomise, relative_difference, worst
 from exporting import needs_compiler
 from torch import nn
 
@@ -235,15 +235,8 @@ def test_a_model_elsewhere_than_on_the_cpu_is_refused():
         featx.optimize(model, runtime="onednn")
 
 
-class Undecided(nn.Module):
+class Undecided(OneConv):
     """Does other things for other values, which no graph can."""
-
-    feature_info = ({"chs": 4, "reduction": 1, "name": "conv"},)
-    is_rewritten = True
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
 
     def forward_features(self, x):
         return [self.conv(x) if x.sum().item() > 0 else -self.conv(x)]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import COPIES, assert_same, images, random_extractor, relative_difference, worst
+from conftest import COPIES, OneConv, assert_same, images, random_extractor, relative_difference, worst
 from torch import nn
 
 import featx
@@ -173,15 +173,8 @@ def test_examples_that_are_no_images_for_the_model_are_refused(example, message)
         featx.optimize(random_extractor("resnet18"), example=example)
 
 
-class Refuses(nn.Module):
+class Refuses(OneConv):
     """Takes only images that are not black."""
-
-    feature_info = ({"chs": 4, "reduction": 1, "name": "conv"},)
-    is_rewritten = True
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
 
     def forward_features(self, x):
         if not x.any():

@@ -90,16 +90,16 @@ def _pack_conv(module: fx.GraphModule, node: fx.Node, images: int | None) -> Non
     added = _sum_after(node, x)
     last = node if added is None else added[0]
     act, after = _activation_after(last, x)
-    weights = constant(module, weight)
-    small = images and is_small(weights, act, images * prod(_shape(x)[2:])) and is_product(weights, act, window)
+    tensors = weights, _ = _tensors(module, weight, bias)
+    pixels = None if images is None else images * prod(_shape(x)[2:])
+    small = pixels is not None and is_product(weights, act, window) and is_small(weights, act, pixels)
     if added is None:
         kind, inputs, replaced = (Product if small else PackedConv), (x,), [node, *after]
     else:
         other = added[1]
         fused = PackedConvAddTo if _is_free(other, x, module) else PackedConvAdd
         kind, inputs, replaced = (ProductAdd if small else fused), (x, other), [node, last, *after]
-    layer = kind(*_tensors(module, weight, bias), act, _shape(x), window)
-    _put(module, layer, inputs, replaced)
+    _put(module, kind(*tensors, act, _shape(x), window), inputs, replaced)
 
 
 def _pack_linear(module: fx.GraphModule, node: fx.Node) -> None:
