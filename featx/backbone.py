@@ -164,3 +164,10 @@ def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:
             f"images of {shape[2]}x{shape[3]} pixels are smaller than one cell of the deepest map ({smallest} pixels): "
             "enlarge them, or ask for shallower levels with out_indices"
         )
+
+
+def check_size(x: Tensor, fixed_size: tuple[int, int] | None) -> None:
+    """Raise InputError unless the images have the only (height, width) that the model takes, if there is only one."""
+    height, width = x.shape[2:]
+    if fixed_size is not None and (height, width) != fixed_size:
+        raise InputError(f"expected images of {fixed_size[0]}x{fixed_size[1]} pixels, got {height}x{width}")

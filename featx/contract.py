@@ -1,7 +1,6 @@
 """The proof that a model keeps the contract: shapes, order and names, without computing anything."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from .errors import ContractError, InputError
 from .features import Levels
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import maps_in
+from .wrappers.flow import structural_copy, without_values
 from .wrappers.order import meta_images, run_on_meta
 
 Size = tuple[int, int]
@@ -48,15 +48,17 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     """
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
     problems = list(_foreign_keys(model, extractor))
-    shapes, refused = _tried(extractor, sizes)
+    twin = structural_copy(extractor, without_values)  # other threads may run the model meanwhile
+    shapes, refused = _tried(twin, sizes)
     problems += [problem for size in shapes for problem in _wrong_maps(extractor, size, shapes[size])]
     if not shapes:
         problems.append(f"no images of any of the sizes {list(sizes)} could be run: {[*refused.values()][:1]}")
     backwards = None if extractor is model else FeatureExtractWrapper(model, range(len(extractor.feature_info))[::-1])
     for size in list(shapes)[:1]:
-        problems += _wrong_modes(extractor, size, shapes[size])
+        problems += _wrong_modes(twin, size, shapes[size])
         problems += _wrong_order(backwards, size, shapes[size]) if backwards else []
-        problems += _wrong_values(extractor, backwards, size) if values else []
+        twins = [structural_copy(one).eval() if one else None for one in (extractor, backwards)] if values else []
+        problems += _wrong_values(*twins, size) if twins else []
     if problems:
         name = type(extractor._source).__name__
         raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -82,23 +84,10 @@ def _shapes(extractor: FeatureExtractWrapper, size: Size) -> Shapes:
     return [tuple(map_.shape) for map_ in maps_in(maps)]
 
 
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever is done inside, all modules are in training, or not, as before."""
-    mode, training = model.training, {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        model.train(mode)  # which reaches a module that it stands in for, and does not have as its child
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _wrong_modes(extractor: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
+def _wrong_modes(twin: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
     for mode in (True, False):
-        with _modes_kept(extractor):
-            if _shapes(extractor.train(mode), size) != shapes:
-                yield f"shapes of the maps depend on the mode: they are others with train({mode})"
+        if _shapes(twin.train(mode), size) != shapes:
+            yield f"shapes of the maps depend on the mode: they are others with train({mode})"
 
 
 def _wrong_order(backwards: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
@@ -126,9 +115,9 @@ def _wrong_values(
 ) -> Iterator[str]:
     """Problems of the values themselves, in evaluation."""
     images = torch.randn(2, extractor.in_chans or 3, *size).to(next(extractor.parameters()))
-    with _modes_kept(extractor), torch.no_grad():
-        once, again = (maps_in(extractor.eval()(images)) for _ in range(2))
-        reverse = maps_in(backwards.eval()(images))[::-1] if backwards else once
+    with torch.no_grad():
+        once, again = (maps_in(extractor(images)) for _ in range(2))
+        reverse = maps_in(backwards(images))[::-1] if backwards else once
     for level, map_, same, reversed_ in zip(extractor.feature_info, once, again, reverse, strict=True):
         if not torch.equal(map_, same):
             yield f"{level.name}: another map of the same images the second time"

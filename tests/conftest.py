@@ -45,6 +45,14 @@ def swept(pattern: str = "*") -> list:
 
 VARIANTS = swept()
 
+
+def one_per_family() -> list[str]:
+    """A variant of every class that the registry builds: the first of the small ones, or else the first of all."""
+    entries = {name: registry.lookup(name) for name in [*SMALL, *featx.list_models()]}
+    families = {entry.build: name for name, entry in reversed(entries.items()) if isinstance(entry, registry.Variant)}
+    return sorted(families.values())
+
+
 IMAGES = (2, 3, 64, 96)
 
 
@@ -167,6 +175,16 @@ def shapes_alone() -> Iterator[None]:
     """Without values PyTorch decomposes each norm in Python, which would be nearly all the time of these tests."""
     with Shortcuts():
         yield
+
+
+@pytest.fixture(autouse=True)
+def default_streams(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Extraction runs on several threads by default, although the tests themselves give PyTorch one."""
+    before = torch.get_num_threads()
+    if request.path.name.startswith(("test_extract", "test_bulk")):
+        torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

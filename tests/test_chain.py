@@ -1,5 +1,7 @@
 """Networks that look sequential and are not: each is refused by name, or its maps are right."""
 
+from types import MethodType
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,11 +119,23 @@ def test_a_map_that_a_later_module_overwrites_is_returned_as_it_was():
 
 
 def test_a_level_that_is_no_map_is_refused_naming_the_module():
-    model = net(lambda self, x: self.c(self.b(self.a(x))), names=("a", "b", "c", "fc"))
+    model = net(lambda self, x: self.fc(self.c(self.b(self.a(x)))), names=("a", "b", "c", "fc"))
     model.fc = nn.Flatten()
-    model.forward = lambda x: model.fc(model.run(x))
     with pytest.raises(ContractError, match=r"'fc' returned a tensor of shape \(2, 768\), not a map"):
         FeatureExtractWrapper(model)(images())
+
+
+def test_the_order_is_proven_in_training_and_in_evaluation():
+    model = net(lambda self, x: self.c(self.b(self.a(x + 1 if self.training else x))))
+    with pytest.raises(ContractError, match="changes the images before 'a'"):
+        FeatureExtractWrapper(model.eval())
+
+
+def test_a_forward_that_a_copy_shares_with_the_original_is_refused():
+    model = Net()
+    model.forward = lambda x: model.c(model.b(model.a(x)))
+    with pytest.raises(ContractError, match=r"never calls 'a'.* define it in the class"):
+        FeatureExtractWrapper(model)
 
 
 def test_a_model_that_needs_values_to_run_is_refused():
@@ -175,7 +189,7 @@ def test_a_child_may_have_any_name():
         model.add_module(name, model._modules.pop("b"))
         model.add_module("c", model._modules.pop("c"))
         model.fc = model._modules.pop("fc")
-        model.run = lambda x, m=model, n=name: m.c(m.get_submodule(n)(m.a(x)))
+        model.run = MethodType(lambda self, x, n=name: self.c(self.get_submodule(n)(self.a(x))), model)
         model.feature_info[1]["name"] = name
         with torch.no_grad():
             maps = FeatureExtractWrapper(model)(images())

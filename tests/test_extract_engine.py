@@ -1,5 +1,6 @@
 """How maps are computed does not change them: pooling, sizes, streams, decoders, runtimes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from conftest import random_extractor, randomise, relative_difference
 from PIL import Image
 from skimage import data
+from tapped import Branches
 from torch import Tensor
 
 import featx
 from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, InputError, extract
+from featx.bulk.recipe import Resources
 
 SIZE = 48
 # Convolutions of one image and of a batch may add in another order.
@@ -96,9 +99,39 @@ def test_a_single_image_has_the_bits_of_a_direct_call(tmp_path, images, extracto
     )
 
 
+def tapped() -> FeatureExtractWrapper:
+    model = randomise(Branches())
+    model.data_config = featx.DataConfig()
+    return featx.tap(model, ["deep", "stem"])
+
+
+def created(name: str, **arch: object) -> FeatureExtractWrapper:
+    return randomise(featx.create_model(name, features_only=True, out_indices=[0, 2], **arch))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        tapped,
+        partial(created, "torchvision/resnet18"),
+        partial(created, "timm/test_vit", image_size=SIZE),
+        partial(created, "transformers/resnet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+    ],
+    ids=["tap", "torchvision", "timm", "transformers"],
+)
+def test_as_many_streams_as_by_default_give_every_image_its_own_maps(tmp_path, images, made):
+    model = made()
+    assert Resources().settled().streams == 3
+    extract(images, model, tmp_path, size=SIZE, batch_size=1)
+    for id_, maps in stored(tmp_path).items():
+        for ours, map_ in zip(maps, direct(model, images / id_), strict=True):
+            assert relative_difference(ours, map_[0]) < CLOSE  # streams share PyTorch's threads, which add up otherwise
+
+
 @pytest.mark.parametrize("streams", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_streams_and_workers_change_no_bit(tmp_path, images, extractor, streams, workers):
+    torch.set_num_threads(1)  # for every stream: several threads in one add up in another order
     for name, options in {
         "one": {"streams": 1, "workers": 1},
         "some": {"streams": streams, "workers": workers},

@@ -1,6 +1,7 @@
 """capture_attention: the attention maps of a forward pass, and their gradients."""
 
 import copy
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,9 +73,12 @@ def capture_attention(
     tokens of a window, tokens of a window), windows in rows within each image; MobileViT's (N * pixels of a patch,
     heads, patches, patches); MobileViTv2's the scores of its keys, (N, 1, pixels of a patch, patches).
 
-    Nothing is installed outside the block. Raises ArgumentError for blocks that do not exist, ContractError for a model
-    without attention that can be captured or a module whose weights cannot be proven, and ArgumentError in a forward
-    without autograd when gradients are asked for.
+    Only forwards in the thread that opened the block are captured; other threads may run the model meanwhile. Nothing
+    is installed outside the block.
+
+    Raises ArgumentError for blocks that do not exist, ContractError for a model without attention that can be captured
+    or a module whose weights cannot be proven, and ArgumentError in a forward without autograd when gradients are asked
+    for.
     """
     found = chosen(model, blocks)
     if gradients and (asked := [block.path for block in found if block.kind is Kind.ASKED]):
@@ -88,12 +92,25 @@ def capture_attention(
 
 def _install(hooks: ExitStack, block: Block, seen: Attention, gradients: bool) -> None:
     if block.kind is Kind.ASKED:
-        hooks.callback(block.module.register_forward_hook(_asker(block, seen), with_kwargs=True).remove)
+        ask = _in_this_thread(_asker(block, seen))
+        hooks.callback(block.module.register_forward_hook(ask, with_kwargs=True).remove)
         return
     observer = _Observer(block, seen, gradients)
+    begin, end = _in_this_thread(observer.begin), _in_this_thread(observer.end)
     hooks.callback(observer.stop)
-    hooks.callback(block.module.register_forward_pre_hook(observer.begin).remove)
-    hooks.callback(block.module.register_forward_hook(observer.end, always_call=True).remove)
+    hooks.callback(block.module.register_forward_pre_hook(begin).remove)
+    hooks.callback(block.module.register_forward_hook(end, always_call=True).remove)
+
+
+def _in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, for forwards in this thread: another one has its own images, and its own stack of modes."""
+    own = threading.get_ident()
+
+    def called(*args: Any) -> None:
+        if threading.get_ident() == own:
+            hook(*args)
+
+    return called
 
 
 class _Observer:

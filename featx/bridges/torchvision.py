@@ -6,23 +6,28 @@ Inception and SqueezeNet convolve without padding, so that maps are a few cells 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..backbone import Pyramid
-from ..discover import propose
+from ..discover import Found, propose
 from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
+from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..weights.adapt import Place, input_channels
+from ..wrappers.chain import Chain
+from ..wrappers.flow import structural_copy, without_values
 from ..wrappers.form import Size
+from ..wrappers.rounding import SizeRule
 from ..wrappers.survey import survey
-from ..wrappers.tapped import Tapped
+from ..wrappers.tapped import Tapped, measured_roundings
 
 # Arguments of the builders that published weights need, by the start of a model's name, from the weights' facts.
 OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -92,19 +97,40 @@ def build(
 
 
 def pyramid(model: nn.Module) -> Pyramid:
-    """The model as a source of maps; ContractError for one of the package's models that is no classifier."""
+    """The model as a source of maps; ContractError for one of the package's models that is no classifier.
+
+    A model whose modules are proven to run one after another is a Chain; hooks collect the maps of the others.
+    """
     config = getattr(model, "data_config", None) or _untrained(model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         raise ContractError(f"{type(model).__name__} has no convolution that takes images: use featx.tap")
-    images = torch.empty(2, first.in_channels, *(_size(model) or config.size), dtype=first.weight.dtype, device="meta")
+    size = _size(model)
+    images = torch.empty(2, first.in_channels, *(size or config.size), dtype=first.weight.dtype, device="meta")
     seen = survey(model, images)
     found = propose(seen, model, "features" if "features" in model._modules else "")
     if not found:
         raise ContractError(f"{type(model).__name__} has no levels that can be found: use featx.tap")
-    tapped = Tapped(model, [one.tap for one in found], seen, _size(model))
-    tapped.data_config = config
-    return tapped
+    pyramid = _in_order(model, found, images)
+    if pyramid is None:
+        tapped = Tapped(model, [one.tap for one in found], seen, size)
+        tapped.data_config = config
+        return tapped
+    pyramid.data_config, pyramid.in_chans, pyramid.fixed_size = config, first.in_channels, size
+    twin = structural_copy(pyramid, without_values)  # which keeps no weights alive that a cut pyramid does without
+    pyramid.size_rule = SizeRule(partial(measured_roundings, twin, range(len(found)), size or config.size))
+    return pyramid
+
+
+def _in_order(model: nn.Module, found: Sequence[Found], images: Tensor) -> Chain | None:
+    """The levels of a model whose modules run one after another; None if that cannot be proven."""
+    if any(one.tap.key is not None for one in found):
+        return None
+    levels = Levels(FeatureInfo(one.form.chs, one.form.reduction, one.tap.name) for one in found)
+    try:
+        return Chain(model, levels, [one.form for one in found], images)
+    except ContractError:
+        return None
 
 
 def data_config(weights: Any) -> DataConfig:

@@ -1,5 +1,6 @@
 """The operations that compute an extractor's maps, as a graph that runs without the model's code."""
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ SIZELESS = {
     *("permute", "transpose", "t", "view", "_unsafe_view", "unsqueeze", "squeeze", "native_layer_norm", "addmm", "sum"),
     *("_softmax", "new_zeros", "new_empty"),
 }
+
+# torch.export and torch.compile patch modules of PyTorch while they trace: one thread at a time.
+TRACING = threading.RLock()
 
 SIDES = {0: "n", 2: "h", 3: "w"}  # axes that may be free, and what their lengths are called
 
@@ -89,7 +93,7 @@ def sizeless(seen: Seen) -> bool:
 
 def exported(model: nn.Module, images: Tensor, dynamic: Any) -> Any:
     """The model's torch.export.ExportedProgram, in inference. dynamic: the axes of its input that are free, if any."""
-    with torch.inference_mode(False), torch.no_grad():
+    with TRACING, torch.inference_mode(False), torch.no_grad():
         return torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.refusals import REFUSALS
-from .capture import MapsOf, exported, module_of
+from .capture import TRACING, MapsOf, exported, module_of
 from .engine import Engine
 from .graph import Wish, convert
 
@@ -31,7 +31,8 @@ class CompiledEngine(Engine):
             x = x.clone() if x.is_inference() else x.detach()
             shape = tuple(x.shape)
             if shape not in self._by_shape:
-                self._by_shape[shape] = self._compile(x)
+                with TRACING:  # another thread may have compiled it meanwhile
+                    self._by_shape[shape] = self._by_shape.get(shape) or self._compile(x)
             return self._by_shape[shape](x)
 
     def _compile(self, x: Tensor) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -60,12 +60,12 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
     """Paths of the chosen modules of the backbone that its forward does not call; nothing if it needs values to run."""
     part = _backbone(model)
     inside = {id(module) for module in part.module.modules()} if part else set()
-    waiting = {id(module): path for path, module in chosen.items() if id(module) in inside}
+    waiting = {path: module for path, module in chosen.items() if id(module) in inside}
     if part is None or not waiting:
         return []
     handles = [
-        module.register_forward_pre_hook(lambda called, _: waiting.pop(id(called), None) and None)
-        for module in chosen.values()
+        module.register_forward_pre_hook(lambda _, __, path=path: waiting.pop(path, None) and None)
+        for path, module in [*waiting.items()]
     ]
     try:
         run_on_meta(part.module, meta_images(part.module))
@@ -74,7 +74,7 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return list(waiting.values())
+    return list(waiting)
 
 
 def _backbone(model: nn.Module) -> Part | None:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from ..backbone import Backbone, Pyramid
+from ..backbone import Backbone, Pyramid, check_size
 from ..errors import ContractError
-from ..features import FeatureInfo, as_levels
+from ..features import FeatureInfo, Levels, as_levels
 from ..models.layers.normed import last_conv, normed
+from .form import Form
 from .order import prove_order
 from .transparent import Transparent
 
@@ -15,27 +16,40 @@ from .transparent import Transparent
 class Chain(Transparent[nn.Module], Pyramid):
     """Runs the children of `model` in order, opening a container only where a level lies inside it.
 
+    Args:
+        levels: the levels of a model that has no `feature_info` of its own.
+        forms: how what the module of each of these levels returns becomes a map; by default it is one.
+        images: on the meta device, of a size that `model` takes; by default as it states.
+
     Raises ContractError, naming the module, if a level is no module or if running its children in order is not what
     `model` itself does. A Backbone that keeps its inherited forward does so by definition; of any other model it is
     proven with tensors that have shapes but no values.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        levels: Levels | None = None,
+        forms: Sequence[Form] = (),
+        images: Tensor | None = None,
+    ) -> None:
         super().__init__(model)
-        self.feature_info = as_levels(model.feature_info, type(model).__name__)
+        self.feature_info = as_levels(model.feature_info, type(model).__name__) if levels is None else levels
         self._steps = steps_to(model, self.feature_info)
         self._runs = with_norms(model, self._steps, self.feature_info)
-        in_order = runs_in_order(model, self._steps)
-        self._overwritten = frozenset() if in_order else prove_order(model, self._steps, self.feature_info)
+        self._forms = dict(zip(self.feature_info.names(), forms, strict=True)) if forms else {}
+        in_order, levels = runs_in_order(model, self._steps), self.feature_info
+        self._overwritten = frozenset() if in_order else prove_order(model, self._steps, levels, images)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        taps = [self.feature_info[level].name for level in levels]
+        check_size(x, self.fixed_size)
+        taps, size = [self.feature_info[level].name for level in levels], (x.shape[2], x.shape[3])
         maps = []
         for conv, step in self._runs:
             module = self.get_submodule(step)
             x = module(x) if conv is None else normed(self.get_submodule(conv), module, x)
             if step in taps:
-                tap = require_map(x, step)
+                tap = self._forms[step].map(x, size, step) if self._forms else require_map(x, step)
                 maps.append(tap.clone() if step in self._overwritten else tap)
             if step == taps[-1]:
                 break

@@ -67,14 +67,19 @@ class Form:
 
     def split(self, value: Tensor, size: Size, name: str) -> tuple[Tensor, Tensor]:
         """Prefix tokens (N, prefix, chs) and map (N, chs, h, w) of what a module returned for images of `size`."""
+        map_ = self.map(value, size, name)
+        return value[:, : self.prefix] if self.layout == "NLC" else value.new_empty(value.shape[0], 0, self.chs), map_
+
+    def map(self, value: Tensor, size: Size, name: str) -> Tensor:
+        """The map (N, chs, h, w) in what a module returned for images of `size` (height, width)."""
         if self.layout == "NCHW":
-            return value.new_empty(value.shape[0], 0, self.chs), value
+            return value
         if self.layout == "NHWC":
-            return value.new_empty(value.shape[0], 0, self.chs), value.permute(0, 3, 1, 2)
-        prefix, rest = value[:, : self.prefix], value[:, self.prefix :]
+            return value.permute(0, 3, 1, 2)
+        rest = value[:, self.prefix :]
         for grid in grids(size, self.reduction):
             if grid[0] * grid[1] == rest.shape[1]:
-                return prefix, rest.transpose(1, 2).unflatten(2, grid)
+                return rest.transpose(1, 2).unflatten(2, grid)
         raise ContractError(
             f"module {name!r} returned {rest.shape[1]} tokens for images of {size[0]}x{size[1]} pixels, which is no "
             f"grid of 1/{self.reduction}: choose sides that are multiples of {self.reduction}"

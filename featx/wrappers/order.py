@@ -1,14 +1,15 @@
 """The proof that a model runs its modules one after another, without computing anything."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo
+from .flow import structural_copy, without_values
 from .shortcuts import Shortcuts
 
 
@@ -16,31 +17,44 @@ class _Deepest(Exception):  # noqa: N818  (a signal, no error)
     """Ends the model's forward once the deepest level has been reached; what follows does not matter."""
 
 
-def prove_order(model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo]) -> frozenset[str]:
+def prove_order(
+    model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo], images: Tensor | None = None
+) -> frozenset[str]:
     """Levels whose map a later module overwrites in place, if `steps` run in order are what `model` does.
 
-    `model` itself is run on meta tensors: each step must be called once, in order, with nothing but what the step
-    before returned. Raises ContractError naming the first module that breaks this.
+    A copy of `model` is run on meta tensors, in training and in evaluation: each step must be called once, in order,
+    with nothing but what the step before returned. `images` are on the meta device, by default as `model` states them.
+    Raises ContractError naming the first module that breaks this.
     """
-    calls = _trace(model, steps)
+    images = meta_images(model) if images is None else images
+    overwritten, taps = set[str](), {level.name for level in levels}
+    for training in (model.training, not model.training):
+        overwritten |= _prove_order(structural_copy(model, without_values).train(training), steps, taps, images)
+    return frozenset(overwritten)
+
+
+def _prove_order(model: nn.Module, steps: Sequence[str], taps: set[str], images: Tensor) -> set[str]:
+    calls = _trace(model, steps, images)
     owner = type(model).__name__
     if len(calls) < len(steps):
-        raise ContractError(f"{owner} never calls {steps[len(calls)]!r}, which is registered on the way to a level")
+        step, hint = steps[len(calls)], " (a forward that names the object is not copied: define it in the class)"
+        raise ContractError(
+            f"{owner} never calls {step!r}, which is registered on the way to a level{'' if calls else hint}"
+        )
     for (step, inputs, _, _), (_, _, before, _) in zip(calls[1:], calls[:-1], strict=True):
         if inputs[0] is not before:
             raise ContractError(
                 f"{owner} computes the input of {step!r} from something else than the output of the module before it: "
                 "put what happens in between into a module, or return the maps yourself (is_rewritten = True)"
             )
-    taps = {level.name for level in levels}
-    return frozenset(step for step, _, output, version in calls if step in taps and output._version != version)
+    return {step for step, _, output, version in calls if step in taps and output._version != version}
 
 
 Call = tuple[str, tuple[Any, ...], Any, int]
 
 
-def _trace(model: nn.Module, steps: Sequence[str]) -> list[Call]:
-    """(step, inputs, output, output's version) of every call of a step, in order."""
+def _trace(model: nn.Module, steps: Sequence[str], images: Tensor) -> list[Call]:
+    """(step, inputs, output, output's version) of every call of a step, in order; `model` keeps the hooks."""
     calls: list[Call] = []
 
     def before(step: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -62,41 +76,33 @@ def _trace(model: nn.Module, steps: Sequence[str]) -> list[Call]:
         if step == steps[-1]:
             raise _Deepest
 
-    images = meta_images(model)
-    handles = [
-        handle
-        for step in steps
-        for handle in (
-            model.get_submodule(step).register_forward_pre_hook(
-                lambda _, args, kwargs, step=step: before(step, args, kwargs), with_kwargs=True
-            ),
-            model.get_submodule(step).register_forward_hook(lambda _, args, out, step=step: after(step, args, out)),
-        )
-    ]
-    try:
-        run_on_meta(model, images)
-    except _Deepest:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    for step in steps:
+        module = model.get_submodule(step)
+        module.register_forward_pre_hook(lambda _, args, kw, step=step: before(step, args, kw), with_kwargs=True)
+        module.register_forward_hook(lambda _, args, out, step=step: after(step, args, out))
+    with suppress(_Deepest):
+        _run(model, images)
     return calls
 
 
 def run_on_meta(model: nn.Module, images: Tensor) -> Any:
-    """What `model` returns for `images` on the meta device, with its own state untouched."""
-    state = {
-        name: tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    }
+    """What `model` returns for `images` on the meta device.
+
+    A copy without values runs, so that other threads may run `model`, unless the model has no values itself.
+    """
+    has_values = any(not tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    return _run(structural_copy(model, without_values) if has_values else model, images)
+
+
+def _run(twin: nn.Module, images: Tensor) -> Any:
     try:
         with torch.no_grad(), Shortcuts():
-            return functional_call(model, state, (images,))
+            return twin(images)
     except (ContractError, InputError):
         raise
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         raise ContractError(
-            f"{type(model).__name__} does not run on meta tensors of shape {tuple(images.shape)}, so that its maps "
+            f"{type(twin).__name__} does not run on meta tensors of shape {tuple(images.shape)}, so that its maps "
             f"cannot be checked: {error}"
         ) from error
 

@@ -1,5 +1,6 @@
 """Maps of any model, taken where its own forward computes them."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Pyramid
-from ..errors import ArgumentError, ContractError, InputError
+from ..backbone import Pyramid, check_size
+from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels
+from ..preprocessing import DataConfig
 from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
 from .refusals import REFUSALS
@@ -73,16 +75,17 @@ class Tapped(Transparent[nn.Module], Pyramid):
         height, width = self._seen.images.shape[2:]
         self._own_size: Size = (height, width)
         self.in_chans = self._seen.images.shape[1]
+        if isinstance(config := getattr(model, "data_config", None), DataConfig):
+            self.data_config = config
         self._points = _points(copied, taps, self._seen)
         self.feature_info = _levels(self._points)
         self.size_rule = SizeRule(self._roundings)
-        self._holder = _Holder()
+        self._collector = _Collector()
         self._listen(self._seen, range(len(self._points)))
 
     def _roundings(self) -> dict[int, Rounding]:
-        twin = structural_copy(self, without_values, keep=[self._seen]).eval()
-        reductions = [self.feature_info[level].reduction for level in self._levels]
-        return roundings(partial(_shapes, twin), reductions, self._own_size, self.fixed_size is not None)
+        twin = structural_copy(self, without_values, keep=[self._seen])
+        return measured_roundings(twin, self._levels, self._own_size)
 
     def level_of(self, tap: Tap) -> int:
         """The position of its map in `feature_info`."""
@@ -92,16 +95,14 @@ class Tapped(Transparent[nn.Module], Pyramid):
         return [map_ for _, map_ in self.forward_tokens(x, levels)]
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        check_size(x, self.fixed_size)
         height, width = x.shape[2:]
-        if self.fixed_size is not None and (height, width) != self.fixed_size:
-            raise InputError(
-                f"expected images of {self.fixed_size[0]}x{self.fixed_size[1]} pixels, got {height}x{width}"
-            )
-        self._holder.taken = taken = {}
+        collector, outer = self._collector, self._collector.taken
+        collector.taken = taken = {}
         try:
             call(self._inner, x, self._argument)
         finally:
-            self._holder.taken = None
+            collector.taken = outer  # of the forward that this one is nested in, if it is
         missing = [self.feature_info[level].name for level in levels if level not in taken]
         if missing:
             raise ContractError(f"{type(self._inner).__name__} did not call {missing} for images of {height}x{width}")
@@ -155,7 +156,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
         self._levels = tuple(levels)
         for level in levels:
             point = self._points[level]
-            hook = _Take(self._holder, level, point.tap, point.overwritten(seen.runs))
+            hook = _Take(self._collector, level, point.tap, point.overwritten(seen.runs))
             self._inner.get_submodule(point.tap.name).register_forward_hook(hook)
 
     def _silence(self) -> None:
@@ -165,36 +166,48 @@ class Tapped(Transparent[nn.Module], Pyramid):
                 del module._forward_hooks[key]
 
 
-class _Holder:
-    """What the hooks of one model have taken in the forward that runs, by level; None outside of it.
+class _Collector(threading.local):
+    """Where the hooks of one model put the maps of the forward that runs in this thread.
 
-    So nothing stays referenced, and what gradient checkpointing computes again is not taken.
+    Every thread has a `taken` of its own: maps by level while a forward runs, None outside one, so that nothing stays
+    referenced and what gradient checkpointing computes again is not collected. It is set here and not on the class,
+    because only then torch.compile can guard on it.
     """
 
-    taken: dict[int, Tensor] | None = None
+    def __init__(self) -> None:
+        self.taken: dict[int, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 @dataclass(slots=True)
 class _Take:
-    """A hook that takes a map where it is computed, and a copy of it if it is overwritten later."""
+    """A forward hook that collects a map where it is computed, and a copy of it if it is overwritten later."""
 
-    holder: _Holder
+    collector: _Collector
     level: int
     tap: Tap
     overwritten: bool
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self.holder.taken is not None:
+        if self.collector.taken is not None:
             value = self.tap.value(output)
-            self.holder.taken[self.level] = value.clone() if self.overwritten else value
+            self.collector.taken[self.level] = value.clone() if self.overwritten else value
 
 
-def _shapes(twin: Tapped, size: Size) -> list[tuple[int, ...]]:
+def measured_roundings(twin: Pyramid, levels: Sequence[int], own_size: Size) -> dict[int, Rounding]:
+    """The rounding of each reduction among `levels`, from runs of a copy of a pyramid on the meta device."""
+    reductions = [twin.feature_info[level].reduction for level in levels]
+    return roundings(partial(_shapes, twin.eval(), levels), reductions, own_size, twin.fixed_size is not None)
+
+
+def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> list[tuple[int, ...]]:
     """Of its maps for images of that size; none if the model refuses it."""
     images = torch.empty(2, twin.in_chans, *size, device="meta")
     try:
         with torch.no_grad(), Shortcuts():
-            return [tuple(map_.shape) for map_ in twin.forward_maps(images, twin._levels)]
+            return [tuple(map_.shape) for map_ in twin.forward_maps(images, levels)]
     except REFUSALS:
         return []
 
