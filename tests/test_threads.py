@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import COPIES, assert_same, images, one_per_family, random_extractor, randomise
+from conftest import COPIES, VARIANTS, assert_same, images, one_per_family, random_extractor, randomise
 from exporting import needs_compiler
 from tapped import Branches, Tokens
 from test_bridge_torchvision import narrow_swin, narrow_vit
@@ -273,3 +273,28 @@ def test_extractors_are_made_and_verified_while_other_threads_run_the_model(name
             stop.set()
     assert making.result() > 0
     assert not any(module.training for module in model.modules())
+
+
+def held(model: nn.Module) -> dict[tuple[str, ...], object]:
+    """Everything that the modules of a model refer to, by path and attribute, and by key in their tables."""
+    found: dict[tuple[str, ...], object] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            entries = value.items() if isinstance(value, dict) else [("", value)]
+            found.update({(path, name, str(key)): entry for key, entry in entries})
+    return found
+
+
+@pytest.mark.usefixtures("shapes_alone")
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("features_only", [False, True])
+def test_a_forward_keeps_nothing_on_the_model(name, features_only):
+    with torch.device("meta"):
+        model = featx.create_model(name, features_only=features_only).eval()
+    before = held(model)
+    for size in ((64, 96), (97, 65)):
+        with torch.no_grad():
+            model(torch.empty(1, 3, *size, device="meta"))
+    after = held(model)
+    assert after.keys() == before.keys()
+    assert [key for key in after if after[key] is not before[key]] == []
