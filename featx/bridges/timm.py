@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from ..wrappers.refusals import passed_on
 from .timm_pyramid import TimmPyramid
 from .timm_sizes import Sides, arguments_for, takes
 
@@ -67,7 +68,7 @@ def create(name: str, given: Given, **how: Any) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, **how, **given)
+        return passed_on(timm.create_model, name, **how, **given)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in given:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..wrappers.refusals import third_party
 from ..wrappers.shortcuts import Shortcuts
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -48,10 +49,12 @@ def _copy(model: Module, tensor_of: Callable[[Tensor], Tensor]) -> Module:
 
 
 def intermediates(model: Any, x: Tensor, levels: Sequence[int], **options: bool) -> list[Any]:
-    """What timm's own method returns for `levels`, which ascend: maps (N, chs, h, w), not normalised."""
-    return model.forward_intermediates(
-        x, indices=list(levels), norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True, **options
-    )
+    """What timm's own method returns for `levels`, which ascend: maps (N, chs, h, w), not normalised.
+
+    Raises ThirdPartyError if the model does not take the images.
+    """
+    options = {"norm": False, "stop_early": True, "intermediates_only": True, **options}
+    return third_party(model.forward_intermediates, x, indices=list(levels), output_fmt="NCHW", **options)
 
 
 def tried(model: nn.Module, size: Sequence[int], levels: Sequence[int]) -> list[Tensor]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..wrappers.refusals import REFUSALS
+from ..errors import ContractError
+from ..wrappers.refusals import REFUSED
 from .timm_copies import tried, with_graph, without_values
 
 Undo = Callable[[], None]
@@ -83,7 +84,7 @@ def _runs_without(
     undo = [_take_out(twin, path) for path in paths]
     try:
         same = _needs(twin, levels, size) == needs
-    except REFUSALS:
+    except REFUSED:
         same = False
     if not same:
         for put_back in reversed(undo):
@@ -113,6 +114,8 @@ class Blank(nn.Module):
         self.chs = chs
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ContractError(f"a linear layer was called with a {type(x).__name__}, not with a tensor")
         return x.new_zeros(*x.shape[:-1], self.chs)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED
 from .timm_copies import sharing, tried, with_graph, without_values
 
 Size = tuple[int, int]
@@ -100,7 +100,7 @@ def _run_somehow(model: nn.Module, size: Size, count: int) -> tuple[nn.Module, R
 def _attempt(model: nn.Module, size: Size, count: int) -> Run | Exception:
     try:
         return _run(model, size, count)
-    except REFUSALS as error:
+    except REFUSED as error:
         return error
 
 

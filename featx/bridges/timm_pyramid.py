@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..preprocessing import DataConfig, from_hub
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks
 from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .timm_copies import intermediates, sharing, tried, without_values
@@ -71,19 +71,21 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
             raise self._refusal(x, "it would resize them")
         try:
             return intermediates(self._inner, x, levels, **options)
-        except REFUSALS as error:
-            if tuple(x.shape[2:]) != self.measured.size and self._refuses(x, levels, error):
-                raise self._refusal(x, error) from error
-            raise
+        except ThirdPartyError as error:
+            original = error.original
+            if tuple(x.shape[2:]) != self.measured.size and self._refuses(x, levels, original):
+                raise self._refusal(x, original) from original
+            raise original from original.__cause__
 
     def _refuses(self, x: Tensor, levels: Sequence[int], error: Exception) -> bool:
-        """Whether the size of the images is what the model raised `error` for."""
+        """Whether the size of the images is what `error` was raised for: the model alone, without hooks, raises one."""
         if not self.measured.on_meta:
             return isinstance(error, AssertionError | ValueError)
         twin = without_values(self._inner)
+        drop_hooks(twin)
         try:
             tried(twin, x.shape[2:], levels)
-        except REFUSALS:
+        except REFUSED:
             return True
         return False
 
@@ -99,7 +101,7 @@ def _shapes(model: nn.Module, levels: Sequence[int], size: tuple[int, int]) -> l
     """Of the maps of `levels` for images of that size; none if the model refuses it."""
     try:
         return [tuple(map_.shape) for map_ in tried(model, size, levels)]
-    except REFUSALS:
+    except REFUSED:
         return []
 
 

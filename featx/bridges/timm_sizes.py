@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import ThirdPartyError, third_party
 from .timm_copies import tried, without_values
 from .timm_levels import declared_by, fits
 
@@ -81,9 +81,9 @@ def _on_meta(name: str, given: dict[str, Any], create: Callable[..., nn.Module])
 def _refusal(name: str, given: dict[str, Any], create: Callable[..., nn.Module], size: tuple[int, int]) -> str:
     """Why the architecture cannot be built so for images of that size; nothing if it can."""
     try:
-        model = _on_meta(name, given, create)
-    except REFUSALS as error:
-        return f"{type(error).__name__}: {error}"
+        model = third_party(_on_meta, name, given, create)
+    except ThirdPartyError as error:
+        return f"{type(error.original).__name__}: {error}"
     return _problem(model, size)
 
 
@@ -92,9 +92,9 @@ def _problem(model: nn.Module, size: tuple[int, int]) -> str:
     levels, twin = declared_by(model), without_values(model)
     try:
         maps = tried(twin, size, range(len(levels)))
-    except REFUSALS as error:
+    except ThirdPartyError as error:
         undecided = "meta tensors" in str(error)  # an architecture that looks at values: only a real run can tell
-        return "" if undecided else f"{type(error).__name__}: {error}"
+        return "" if undecided else f"{type(error.original).__name__}: {error}"
     if not fits(size, maps[-1].shape, levels[-1].reduction):
         return f"it resizes them, its maps are {tuple(maps[-1].shape[2:])}"
     return ""

@@ -25,6 +25,7 @@ from ..weights.adapt import Place, input_channels
 from ..wrappers.chain import Chain
 from ..wrappers.flow import structural_copy, without_values
 from ..wrappers.form import Size
+from ..wrappers.refusals import ThirdPartyError, passed_on, third_party
 from ..wrappers.rounding import SizeRule
 from ..wrappers.survey import survey
 from ..wrappers.tapped import Tapped, measured_roundings
@@ -171,10 +172,10 @@ def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
     device = torch.get_default_device()
     try:
         if device.type != "meta":
-            return models.get_model(name, **arguments)
+            return third_party(models.get_model, name, **arguments)
         with torch.device("cpu"), _EmptyOn(device):
-            return models.get_model(name, **arguments).to(device)
-    except (TypeError, ValueError, NotImplementedError) as error:
+            return third_party(models.get_model, name, **arguments).to(device)
+    except ThirdPartyError as error:
         raise ArgumentError(f"torchvision/{name} cannot be built with {arguments}: {error}") from error
 
 
@@ -190,7 +191,7 @@ class _EmptyOn(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is torch.empty and given.get("device") is None:
             given["device"] = self.device
-        return func(*args, **given)
+        return passed_on(func, *args, **given)
 
 
 def _fill(model: nn.Module, published: Any, cache_dir: str | Path | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import float32, nn
 
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from ..wrappers.refusals import ThirdPartyError, third_party
 from .transformers_data import data_config
 from .transformers_pyramid import TransformersPyramid, as_pyramid
 
@@ -181,8 +182,8 @@ def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
     derived = {"stage_names", "out_features", "out_indices", "id2label", "label2id"}
     stated = {field: value for field, value in stated.items() if field not in derived}
     try:
-        made = type(config).from_dict({**stated, **given})
-    except (TypeError, ValueError, StrictDataclassError) as error:
+        made = third_party(type(config).from_dict, {**stated, **given})
+    except (ThirdPartyError, StrictDataclassError) as error:
         raise ArgumentError(f"transformers/{name} cannot be configured so: {error}") from error
     for field, value in vars(made).items():
         if isinstance(value, tuple):

@@ -20,7 +20,7 @@ from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
 from ..wrappers.order import channels_of
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .transformers_levels import Shape, Size, as_map, shape_of
@@ -59,9 +59,12 @@ class Reading:
     def __call__(self, model: nn.Module, x: Tensor) -> list[Tensor]:
         tower: Any = model.get_submodule(self.tower)
         inputs = INPUTS.get(tower.config.model_type)
-        output = tower(pixel_values=x, **self.arguments, **(inputs(tower, x) if inputs else {}))
-        tensors = output[self.entry]
-        return list(tensors) if self.taken is None else [tensors[i] for i in self.taken]
+        output = third_party(tower, pixel_values=x, **self.arguments, **(inputs(tower, x) if inputs else {}))
+        tensors = output.get(self.entry) or ()
+        taken = range(len(tensors)) if self.taken is None else self.taken
+        if not taken or max(taken) >= len(tensors):
+            raise ContractError(f"{type(tower).__name__} returned {len(tensors)} tensors as {self.entry}")
+        return [tensors[i] for i in taken]
 
 
 class TransformersPyramid(Transparent[nn.Module], Pyramid):
@@ -86,15 +89,16 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         return roundings(self._map_shapes, reductions, self._own_size, self.fixed_size is not None)
 
     def _map_shapes(self, size: Size) -> list[tuple[int, ...]]:
-        """Of the offered maps for images of that size; none if the model refuses it."""
-        x = _images(self._inner, size)
+        """Of the offered maps for images of that size; none if the model refuses it, whatever hooks users put on it."""
+        x, model = _images(self._inner, size), shared_copy(self._inner)
+        drop_hooks(model, keep=(Recorded,))
         try:
-            tensors, _ = read_on_meta(self._inner, self._reading, x)
+            tensors, _ = read_on_meta(model, self._reading, x)
             return [
                 tuple(as_map(tensor, self._shapes[i], x).shape)
                 for i, tensor in zip(self._offered, tensors, strict=True)
             ]
-        except REFUSALS:
+        except REFUSED:
             return []
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
@@ -106,14 +110,14 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
     def _tensors(self, x: Tensor, levels: Sequence[int]) -> list[tuple[int, Tensor]]:
         try:
             offered = self._reading(self._inner, x)
-        except REFUSALS as error:
+        except ThirdPartyError as error:
             if tuple(x.shape[2:]) == self._own_size or self._map_shapes((x.shape[2], x.shape[3])):
-                raise
+                raise error.original from error.original.__cause__
             (height, width), (own_height, own_width) = x.shape[2:], self._own_size
             raise InputError(
                 f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({error}): "
                 f"resize them to {own_height}x{own_width}"
-            ) from error
+            ) from error.original
         return [(level, offered[self._offered.index(level)]) for level in levels]
 
     def _prefix(self, tensor: Tensor, level: int) -> Tensor:
@@ -245,7 +249,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
         size = (height * factor, width * factor)
         try:
             tensors, _ = read_on_meta(model, reading, _images(model, size))
-        except REFUSALS as error:
+        except REFUSED as error:
             if not seen:
                 raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
             break
@@ -261,7 +265,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
 def _offers(model: nn.Module, reading: Reading) -> bool:
     try:
         maps, _ = read_on_meta(model, reading, _images(model, _size(model)))
-    except REFUSALS:  # it has no norms for some of the stages
+    except REFUSED:  # it has no norms for some of the stages
         return False
     tower: Any = model.get_submodule(reading.tower)
     return len(maps) == len(tower.out_features)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED
 from ..wrappers.shortcuts import Shortcuts
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -142,7 +142,7 @@ def _lacking(model: Module, path: str, same: Callable[[nn.Module], bool]) -> Mod
 def _makes(model: nn.Module, read: Read, x: Tensor, expected: Computation) -> bool:
     try:
         _, made = read_on_meta(model, read, x, grad=True)
-    except REFUSALS:  # it insists on something that is gone
+    except REFUSED:  # it insists on something that is gone
         return False
     return made == expected
 

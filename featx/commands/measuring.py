@@ -43,7 +43,8 @@ class Row:
     seconds: of a forward, the median. ratio: to the model as it comes; above 1 is faster. mebibytes: by which memory
     grew in a forward, None where that cannot be seen. difference: the largest from the model as it comes, relative to
     its largest value; cosine: in a lower precision, the least similarity of a level's maps instead. ready: seconds of
-    processor time to make it. refused: why the runtime cannot run the model; nothing was measured then.
+    processor time to make it. refused: why the runtime cannot run the model; nothing was measured then. capture: what
+    captured the model's operations, and fallbacks: what failed to before, as an optimised extractor says it.
     """
 
     model: str
@@ -58,6 +59,8 @@ class Row:
     cosine: float | None = None
     ready: float | None = None
     refused: str | None = None
+    capture: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 def measure(task: Task, runtimes: list[Runtime], telling: Callable[[str], None]) -> list[Row]:
@@ -95,6 +98,7 @@ def _made(model: Extractor, x: Tensor, task: Task, runtime: Runtime, row: Row) -
         row.refused = str(error)
         return None
     row.ready = process_time() - start
+    row.capture, row.fallbacks = made.capture, made.fallbacks
     row.cosine = None if made.agreement is None else min(made.agreement.values())
     return made
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ContractError
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import ThirdPartyError, third_party
 from .description import KEY, Description, from_json, to_json
 from .engine import FileEngine
 from .graph import Graph
@@ -26,13 +26,12 @@ def machine(device: str) -> dict[str, str]:
 
 def write_pt2(graph: Graph, path: Path) -> None:
     """Compile the graph and write it; ContractError if PyTorch's compiler cannot."""
-    from torch._dynamo.exc import TorchDynamoException
     from torch._inductor import aoti_compile_and_package
 
     try:
         with torch.no_grad():
-            aoti_compile_and_package(graph.program, package_path=str(path), inductor_configs=SETTINGS)
-    except (*REFUSALS, TorchDynamoException) as error:
+            third_party(aoti_compile_and_package, graph.program, package_path=str(path), inductor_configs=SETTINGS)
+    except ThirdPartyError as error:
         told = f"{error}".strip().partition("\n")[0]
         raise ContractError(f"PyTorch's compiler cannot compile the model ({told}): use runtime='eager'") from error
 

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.fx.graph import CodeGen
 
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED, third_party
+from .record import UnrecordedError
 from .recorded import recorded
 from .taken import Axis, InexpressibleError, Taken, taken
 from .watch import Seen
@@ -34,10 +36,12 @@ SIDES = {0: "n", 2: "h", 3: "w"}  # axes that may be free, and what their length
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph from images to maps, and the images it is right for."""
+    """A graph from images to maps, the images it is right for, and how it was captured (see Description)."""
 
     graph: fx.GraphModule
     taken: Taken
+    capture: str
+    fallbacks: tuple[str, ...] = ()
 
 
 class MapsOf(nn.Module):
@@ -60,30 +64,37 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Cap
     Where the user gave an example, one for its size alone will do. Raises ContractError for a model that torch.export
     cannot capture, which is asked where recording what the model does is not enough.
     """
-    found = recorded(MapsOf(extractor), images, extractor._inner.fixed_size is None)
-    if found is not None and (found[1] or seen.example or not sizeless(seen)):
-        graph, any_size = found
+    try:
+        graph, any_size = recorded(MapsOf(extractor), images, extractor._inner.fixed_size is None)
+    except UnrecordedError as error:
+        return _by_export(extractor, seen, images, f"recorder: {error}")
+    if any_size or seen.example or not sizeless(seen):
         free = {axis: Axis(name, 1, None) for axis, name in SIDES.items() if any_size or axis == 0}
-        return Captured(graph, Taken(tuple(images.shape), free, ()))
-    return _by_export(extractor, seen, images)
+        return Captured(graph, Taken(tuple(images.shape), free, ()), "recorder")
+    return _by_export(extractor, seen, images, "recorder: its graph is for images of one size alone")
 
 
-def _by_export(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Captured:
+def _by_export(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor, why: str) -> Captured:
     import torch.export
-    from torch._dynamo.exc import TorchDynamoException
 
     free = torch.export.Dim.AUTO  # as far as the model leaves it free
-    sizes = dict.fromkeys((0, 2, 3) if sizeless(seen) else (0,), free)
     errors: list[Exception] = []
-    for dynamic in ({"x": sizes}, {"x": {0: free}}, None):
+    for axes in ((0, 2, 3), (0,), ()) if sizeless(seen) else ((0,), ()):
         try:
-            return _captured(MapsOf(extractor), images, dynamic)
-        except (*REFUSALS, TorchDynamoException, InexpressibleError) as error:
+            program = exported(MapsOf(extractor), images, {"x": dict.fromkeys(axes, free)} if axes else None)
+            fallbacks = (why, *(f"torch.export: {first_line(error)}" for error in errors))
+            return Captured(module_of(program), taken(program, images.shape), "torch.export", fallbacks)
+        except (*REFUSED, InexpressibleError) as error:
             errors.append(error)
-    first = str(errors[0]).strip().partition("\n")[0]
     raise ContractError(
-        f"{type(extractor._source).__name__} cannot be captured by torch.export ({first}): use runtime='eager'"
+        f"{type(extractor._source).__name__} cannot be captured by torch.export ({first_line(errors[0])}): use "
+        "runtime='eager'"
     ) from errors[0]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its class if it says nothing."""
+    return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
 def sizeless(seen: Seen) -> bool:
@@ -92,21 +103,17 @@ def sizeless(seen: Seen) -> bool:
 
 
 def exported(model: nn.Module, images: Tensor, dynamic: Any) -> Any:
-    """The model's torch.export.ExportedProgram, in inference. dynamic: the axes of its input that are free, if any."""
+    """The model's torch.export.ExportedProgram, in inference. dynamic: the axes of its input that are free, if any.
+
+    Raises ThirdPartyError if PyTorch cannot make one.
+    """
     with TRACING, torch.inference_mode(False), torch.no_grad():
-        return torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False)
-
-
-def _captured(model: nn.Module, images: Tensor, dynamic: Any) -> Captured:
-    program = exported(model, images, dynamic)
-    return Captured(module_of(program), taken(program, images.shape))
+        return third_party(torch.export.export, model, (images,), dynamic_shapes=dynamic, strict=False)
 
 
 def module_of(program: Any) -> fx.GraphModule:
     """The program's graph on the program's own tensors, without checks of the input, which are made outside."""
-    try:
-        unlifted = program.module(check_guards=False)
-    except TypeError:  # before PyTorch 2.9 it made none
-        unlifted = program.module()
+    has_checks = "check_guards" in signature(program.module).parameters  # since PyTorch 2.9
+    unlifted = program.module(check_guards=False) if has_checks else program.module()
     unlifted.graph.set_codegen(CodeGen())  # a tensor in, tensors out
     return fx.GraphModule(unlifted, unlifted.graph)  # which can be copied, and put in eval mode

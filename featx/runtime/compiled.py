@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import ThirdPartyError, third_party
 from .capture import TRACING, MapsOf, exported, module_of
 from .engine import Engine
 from .graph import Wish, convert
@@ -36,13 +36,11 @@ class CompiledEngine(Engine):
             return self._by_shape[shape](x)
 
     def _compile(self, x: Tensor) -> Callable[[Tensor], Sequence[Tensor]]:
-        from torch._dynamo.exc import TorchDynamoException
-
         try:
             graph = module_of(exported(MapsOf(self.extractor), x, None))
             compiled: Any = torch.compile(graph, dynamic=False, fullgraph=True, options={"freezing": True})
-            compiled(x)
-        except (*REFUSALS, TorchDynamoException) as error:
+            third_party(compiled, x)
+        except ThirdPartyError as error:
             told = f"{error}".strip().partition("\n")[0]
             raise InputError(
                 f"PyTorch cannot compile the model for images {tuple(x.shape)} ({told}): give it images that the model "

@@ -27,6 +27,8 @@ class Description:
     dtype: of the maps. computes: "float32", "bfloat16", …, or "int8". layout: "contiguous" or "channels_last".
     agreement: with the original's maps, by level.
     machine: what the graph was compiled for, None if it runs anywhere.
+    capture: what wrote the operations down, "recorder" (featx's own) or "torch.export"; None if that is not known.
+    fallbacks: the captures that were tried before and failed, each with the reason.
     """
 
     levels: Levels
@@ -41,6 +43,8 @@ class Description:
     layout: str
     agreement: dict[str, float] | None = None
     machine: dict[str, str] | None = None
+    capture: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
     def tensors(self) -> list[str]:
         """Names of what the graph returns, safe in any format: a map per level, or its prefix tokens and the map.
@@ -137,6 +141,8 @@ def _read(read: dict[str, Any]) -> Description:
         read["layout"],
         read["agreement"],
         read["machine"],
+        read.get("capture"),
+        tuple(read.get("fallbacks", ())),
     )
 
 

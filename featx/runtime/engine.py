@@ -148,7 +148,7 @@ class EngineExtractor(OptimizedExtractor):
         wrapper = FeatureExtractWrapper(pyramid, order, output=output)
         wrapper.feature_info = said.levels
         super().__init__(wrapper, engine.dtype, layout)
-        self.agreement = said.agreement
+        self.agreement, self.capture, self.fallbacks = said.agreement, said.capture, said.fallbacks
 
     @property
     def _engine(self) -> Engine:

@@ -88,7 +88,7 @@ def engine_for(runtime: str, extractor: FeatureExtractWrapper, seen: Seen, wish:
     if runtime == "compile":
         engine = CompiledEngine(extractor, wish)
         said = describe(extractor, None, (wish.maps, wish.computes), layout_name(wish.layout))
-        return EngineExtractor(engine, said, wish.layout, extractor)
+        return EngineExtractor(engine, replace(said, capture="torch.export"), wish.layout, extractor)
     if runtime == "onednn":
         return onednn(extractor, seen, wish)
     folder = OwnFolder()

@@ -1,6 +1,6 @@
 """The graph of an extractor for given images, and the description that makes it one again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.refusals import REFUSALS
-from .capture import MapsOf, exported, module_of, sizeless
+from ..wrappers.refusals import REFUSED
+from .capture import MapsOf, exported, first_line, module_of, sizeless
 from .constants import compute_constants, has_constants
 from .description import Description, describe
 from .layout import layout_name
@@ -67,12 +67,14 @@ def graph_of(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> Graph:
         made = _tried(extractor, images, axes, problems)
         if made is not None and (wish.dynamic == "auto" or set(axes) <= set(made[1].free)):
             program, right_for = made
-            return Graph(program, describe(extractor, right_for, (wish.maps, wish.computes), layout_name(wish.layout)))
-        problems.append(f"it depends on the lengths of other axes than {sorted(made[1].free)}" if made else "")
-    told = next(problem for problem in problems if problem)
+            said = describe(extractor, right_for, (wish.maps, wish.computes), layout_name(wish.layout))
+            fallbacks = tuple(f"torch.export: {problem}" for problem in problems)
+            return Graph(program, replace(said, capture="torch.export", fallbacks=fallbacks))
+        if made is not None:
+            problems.append(f"it depends on the lengths of other axes than {sorted(made[1].free)}")
     kind = type(extractor._source).__name__
     raise ContractError(
-        f"{kind} cannot be captured by torch.export with dynamic={wish.dynamic!r} ({told}): "
+        f"{kind} cannot be captured by torch.export with dynamic={wish.dynamic!r} ({problems[0]}): "
         + ("use runtime='eager'" if wish.dynamic in ("auto", "none") else "choose dynamic='auto' or 'none'")
     )
 
@@ -106,8 +108,6 @@ def _tried(
     extractor: FeatureExtractWrapper, images: Tensor, axes: tuple[int, ...], problems: list[str]
 ) -> tuple[Any, Taken] | None:
     """The program and what it is right for; None, and the reason in `problems`, if there is none."""
-    from torch._dynamo.exc import TorchDynamoException
-
     free = {"x": dict.fromkeys(axes, torch.export.Dim.AUTO)} if axes else None
     try:
         program = exported(MapsOf(extractor), images, free)
@@ -116,6 +116,6 @@ def _tried(
             compute_constants(module)
             program = exported(module, images, free)
         return program, taken(program, images.shape)
-    except (*REFUSALS, TorchDynamoException, InexpressibleError) as error:
-        problems.append(f"{error}".strip().partition("\n")[0] or type(error).__name__)
+    except (*REFUSED, InexpressibleError) as error:
+        problems.append(first_line(error))
         return None

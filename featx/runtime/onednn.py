@@ -1,6 +1,7 @@
 """The `onednn` runtime: the captured graph on oneDNN's fused kernels, with weights packed once; for CPUs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ def onednn(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> EngineEx
     images = seen.images.expand(2, -1, -1, -1).to(dtype=wish.dtype, memory_format=wish.layout)
     captured = capture(extractor, seen, images)
     said = describe(extractor, captured.taken, (wish.maps, wish.computes), layout_name(wish.layout))
+    said = replace(said, capture=captured.capture, fallbacks=captured.fallbacks)
     engine = OnednnEngine(captured, wish, exact)
     extractor.to("meta")  # what is left of it is its rule of sizes
     return EngineExtractor(engine, said, wish.layout, extractor)

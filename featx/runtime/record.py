@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..wrappers.refusals import REFUSED, passed_on, third_party
 from .side import Made, Own, Side, SideOf
 from .whole import written_as
 
@@ -29,7 +30,7 @@ SIZES = (torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.stride, torch.T
 
 
 class UnrecordedError(Exception):
-    """The forward does what cannot be written down as operations on tensors."""
+    """The forward does what cannot be written down as operations on tensors, or not twice the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,11 @@ def record(model: nn.Module, images: Tensor) -> Recording:
     """What `model(images)`, a tuple of tensors, computes; UnrecordedError if that is not all that it does."""
     made = Recording(_without_values(images))
     operations = _Operations(made, model, images)
-    with torch.inference_mode(False), torch.no_grad(), _Functions(operations), operations:
-        returned = model(images)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), _Functions(operations), operations:
+            returned = third_party(model, images)
+    except REFUSED as error:
+        raise UnrecordedError(f"its forward fails while it is written down: {error}") from error
     made.returned = [operations.known(tensor) for tensor in returned]
     return made
 
@@ -110,7 +114,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        output = func(*args, **(kwargs or {}))
+        output = passed_on(func, *args, **(kwargs or {}))
         if not self.within:
             self.keep(func, args, kwargs or {}, output)
         return output
@@ -153,7 +157,7 @@ class _Functions(TorchFunctionMode):
         whole = written_as(func, args, kwargs)
         operations.within = whole is not None
         try:
-            output = func(*args, **kwargs)
+            output = passed_on(func, *args, **kwargs)
         finally:
             operations.within = False
         if whole is not None:
@@ -175,7 +179,7 @@ class _Functions(TorchFunctionMode):
         for axis, part in enumerate(parts):
             if part.start is not None or part.stop is not None:
                 self.operations.sides = [side for side in (part.start, part.stop) if isinstance(side, Side) and side.of]
-                tensor = aten.slice.Tensor(tensor, axis, part.start, part.stop)
+                tensor = passed_on(aten.slice.Tensor, tensor, axis, part.start, part.stop)
         return tensor
 
     def _side(self, tensor: Tensor, axis: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..wrappers.refusals import REFUSALS
 from .record import Recording, UnrecordedError, record
 from .side import Made, Own, SideOf
 
@@ -28,30 +27,23 @@ class PerImage:
     times: int
 
 
-class DifferentError(Exception):
-    """Two recordings differ in more than the number of images."""
-
-
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def recorded(model: nn.Module, images: Tensor, sizes: bool) -> tuple[fx.GraphModule, bool] | None:
-    """The graph of `model(images)` for any number of images, and whether for any size, too; None if there is none.
+def recorded(model: nn.Module, images: Tensor, sizes: bool) -> tuple[fx.GraphModule, bool]:
+    """The graph of `model(images)` for any number of images, and whether for any size, too.
 
-    images: (2, C, H, W). sizes: whether the model may take other sizes.
+    images: (2, C, H, W). sizes: whether the model may take other sizes. Raises UnrecordedError if there is none.
     """
-    try:
-        first = record(model, images)
-        steps = _for_any_size(model, images, first) if sizes else None
-        if steps is not None:
-            return _graph(model, first, steps, True), True
-        return _graph(model, first, _merged(first, record(model, images[[0, 1, 0]])), False), False
-    except (*REFUSALS, UnrecordedError, DifferentError):
-        return None
+    first = record(model, images)
+    steps = _for_any_size(model, images, first) if sizes else None
+    if steps is not None:
+        return _graph(model, first, steps, True), True
+    return _graph(model, first, _merged(first, record(model, images[[0, 1, 0]])), False), False
 
 
 def _for_any_size(model: nn.Module, images: Tensor, first: Recording) -> list[Arguments] | None:
-    """The steps, if nothing in them depends on the size."""
+    """The steps; None if something in them depends on the size, or the model does not take another."""
     _, chs, height, width = images.shape
     taken = {height, width, height * OTHER_BATCH / len(images), width * OTHER_BATCH / len(images)}
     sides = [side for side in OTHER_SIDES if side not in taken]
@@ -59,7 +51,7 @@ def _for_any_size(model: nn.Module, images: Tensor, first: Recording) -> list[Ar
     try:
         again = record(model, other)
         return None if _has_single_cells(first, again) else _merged(first, again)
-    except (*REFUSALS, UnrecordedError, DifferentError):
+    except UnrecordedError:
         return None
 
 
@@ -73,11 +65,11 @@ def _has_single_cells(first: Recording, again: Recording) -> bool:
 
 
 def _merged(first: Recording, again: Recording) -> list[Arguments]:
-    """The arguments of every step, with `PerImage` for numbers that grow with the batch; DifferentError for others."""
+    """The arguments of every step, with `PerImage` for numbers that grow with the batch; UnrecordedError for others."""
     batches = len(first.images), len(again.images)
     operations = [[step.operation for step in recording.steps] for recording in (first, again)]
     if operations[0] != operations[1] or first.returned != again.returned or first.asked != again.asked:
-        raise DifferentError
+        raise UnrecordedError("other images take other operations")
     return [
         _common((one.args, one.kwargs), (other.args, other.kwargs), batches)
         for one, other in zip(first.steps, again.steps, strict=True)
@@ -95,7 +87,7 @@ def _common(one: Any, other: Any, batches: tuple[int, int]) -> Any:
         times, rest = divmod(one, batches[0])
         if rest == 0 and times * batches[1] == other:
             return PerImage(times)
-    raise DifferentError
+    raise UnrecordedError(f"other images take other arguments: {one} and {other}")
 
 
 def _graph(model: nn.Module, recording: Recording, steps: list[Arguments], any_size: bool) -> fx.GraphModule:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..wrappers.refusals import passed_on
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -59,7 +61,7 @@ COMPUTING = (
 def _telling(name: str, whom: str) -> Callable[..., Any]:
     def method(self: Side, *others: Any) -> Any:
         getattr(self, whom)()
-        return getattr(int, name)(self, *others)
+        return passed_on(getattr(int, name), self, *others)
 
     return method
 

@@ -14,7 +14,7 @@ from ..bridges.timm_copies import CACHES
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.order import channels_of
-from ..wrappers.refusals import REFUSALS
+from ..wrappers.refusals import REFUSED, passed_on, third_party
 
 # The side of an image that shows as much as a larger one.
 SMALL = (128, 128)
@@ -93,7 +93,7 @@ def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> Seen:
     if extractor._inner.fixed_size is None and own_size(extractor) > SMALL:
         try:
             return replace(_run(extractor, _black(extractor, SMALL)), images=images)
-        except REFUSALS:
+        except REFUSED:
             pass  # too small, or no multiple of what it takes
     return _tried(extractor, images)
 
@@ -107,7 +107,7 @@ def own_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
 def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
     try:
         return _run(extractor, images)
-    except REFUSALS as error:
+    except REFUSED as error:
         raise ContractError(
             f"{type(extractor._source).__name__} does not run on images {tuple(images.shape)} ({error}): "
             "pass example=, images that it takes"
@@ -161,7 +161,7 @@ def _run(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
         module.register_forward_hook(leave, prepend=True)  # before hooks that take maps
     flow = _Record(stack)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), flow:
-        returned = twin(images)
+        returned = third_party(twin, images)
     return Seen(twin, flow.operations, calls, list(_tensors(returned)), images)
 
 
@@ -181,7 +181,7 @@ class _Record(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
+        output = passed_on(func, *args, **kwargs)
         names = [argument.name for argument in func._schema.arguments]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         first = next(_tensors(output), None)

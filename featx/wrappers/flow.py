@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pickle import PickleError
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ContractError
-from .refusals import REFUSALS
+from .refusals import ThirdPartyError, passed_on, third_party
 from .shortcuts import quickly
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -61,7 +60,8 @@ def bits(model: nn.Module) -> dict[str, int]:
 def observe(model: nn.Module, images: Tensor, argument: str | None, training: bool) -> Run:
     """Run a copy of `model` on `images`, on the meta device if they are there, with every module watched.
 
-    The copy shares the values of parameters otherwise, and has buffers of its own. Raises what the model raises.
+    The copy shares the values of parameters otherwise, and has buffers of its own. Raises ThirdPartyError if the model
+    does not run.
     """
     meta = images.is_meta
     twin = structural_copy(model, without_values if meta else _shared).train(training)
@@ -72,13 +72,13 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
         module.register_forward_pre_hook(_Enter(flow, bit[path]), prepend=True)
         module.register_forward_hook(_Leave(flow, bit[path], run.calls, path), with_kwargs=True)
     with _undisturbed(), flow, torch.device("meta") if meta else nullcontext():
-        call(twin, images, argument)
+        third_party(call, twin, images, argument)
     return run
 
 
 def call(model: nn.Module, images: Tensor, argument: str | None) -> Any:
     """What `model` returns for `images`, passed as that keyword argument, or as the first positional one."""
-    return model(images) if argument is None else model(**{argument: images})
+    return passed_on(model, images) if argument is None else passed_on(model, **{argument: images})
 
 
 def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None, keep: Iterable[Any] = ()) -> Module:
@@ -90,8 +90,8 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
         memo.update((id(value), OrderedDict()) for value in vars(part).values() if _is_empty_table(value))
     alive = list(memo.values())  # an id must not be reused while the memo is
     try:
-        copied = copy.deepcopy(module, memo)
-    except (*REFUSALS, copy.Error, PickleError) as error:
+        copied = third_party(copy.deepcopy, module, memo)
+    except ThirdPartyError as error:
         raise ContractError(f"{type(module).__name__} cannot be copied: {error}") from error
     if of is None and {id(p) for p in copied.parameters()} != {id(p) for p in module.parameters()}:
         raise ContractError(

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ContractError, InputError
+from ..errors import ContractError
 from ..features import FeatureInfo
 from .flow import structural_copy, without_values
+from .refusals import ThirdPartyError, third_party
 from .shortcuts import Shortcuts
 
 
@@ -97,10 +98,8 @@ def run_on_meta(model: nn.Module, images: Tensor) -> Any:
 def _run(twin: nn.Module, images: Tensor) -> Any:
     try:
         with torch.no_grad(), Shortcuts():
-            return twin(images)
-    except (ContractError, InputError):
-        raise
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
+            return third_party(twin, images)
+    except ThirdPartyError as error:
         raise ContractError(
             f"{type(twin).__name__} does not run on meta tensors of shape {tuple(images.shape)}, so that its maps "
             f"cannot be checked: {error}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .refusals import passed_on
+
 aten = torch.ops.aten
 
 
@@ -28,7 +30,7 @@ def quickly(func: Any, args: Any, kwargs: Any) -> Any:
         output = rule(*args, **kwargs)
         if output is not None:
             return output
-    return func(*args, **kwargs)
+    return passed_on(func, *args, **kwargs)
 
 
 def _like(x: Tensor, *_: Any, **__: Any) -> Tensor | None:

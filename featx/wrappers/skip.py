@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ..errors import ContractError
 from .flow import Call, Run
 from .shapes import Side, sides
 
@@ -30,7 +31,9 @@ class Skipped(nn.Module):
         self._structure = None if structure.is_leaf() else structure
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        x = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+        if x is None:
+            raise ContractError("a module whose result does not matter was called without a tensor")
         zeros = [_zeros(x, sides) for sides in self._sides]
         if self._structure is None:
             return zeros[0]
@@ -59,7 +62,13 @@ def _sides(calls: Sequence[Call]) -> tuple[tuple[Side, ...] | None, ...]:
 
 def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
     """New ones and not `x` itself, because what comes next may write to it."""
-    return torch.zeros_like(x) if sides is None else x.new_zeros([side.of(x.shape) for side in sides])
+    if sides is None:
+        return torch.zeros_like(x)
+    known = all(side.axis is None or side.axis < x.ndim for side in sides)
+    shape = [side.of(x.shape) for side in sides] if known else [-1]
+    if min(shape, default=0) < 0:
+        raise ContractError(f"a module whose result does not matter was called with a tensor {tuple(x.shape)}")
+    return x.new_zeros(shape)
 
 
 def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[Run]) -> list[str]:

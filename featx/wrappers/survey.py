@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import ContractError, InputError
 from .flow import Run, observe
 from .order import meta_images
-from .refusals import REFUSALS
+from .refusals import REFUSED
 
 # Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
 GROWTH = (672, 1344)
@@ -39,7 +39,7 @@ class Survey:
         return height, width
 
     def again(self, model: nn.Module) -> "Survey":
-        """The same runs of another model; raises what that raises."""
+        """The same runs of another model; raises ThirdPartyError if that does not run."""
         runs = [observe(model, _like(self.images, run.images), self.argument, run.training) for run in self.runs]
         return Survey(self.images, self.argument, tuple(runs))
 
@@ -56,7 +56,7 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
     images = images if example is None else images.to(example.dtype)
     try:
         first = observe(model, images, argument, training=False)
-    except REFUSALS as error:
+    except REFUSED as error:
         if example is None or example.is_meta:
             raise _does_not_run(model, images, error) from error
         return Survey(example, argument, (_computed(model, example, argument),))
@@ -69,7 +69,7 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
 def _computed(model: nn.Module, example: Tensor, argument: str | None) -> Run:
     try:
         return observe(model, example, argument, training=False)
-    except REFUSALS as error:
+    except REFUSED as error:
         raise _does_not_run(model, example, error) from error
 
 
@@ -77,7 +77,7 @@ def _run_of(model: nn.Module, images: Tensor, argument: str | None, training: bo
     """None if the model does not take these images or does not run in this mode, which is its right."""
     try:
         return observe(model, images, argument, training)
-    except REFUSALS:
+    except REFUSED:
         return None
 
 

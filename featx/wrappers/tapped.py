@@ -16,7 +16,7 @@ from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
-from .refusals import REFUSALS
+from .refusals import REFUSED, third_party
 from .rounding import Rounding, SizeRule, roundings
 from .shortcuts import Shortcuts
 from .skip import largest, skip, unneeded
@@ -135,7 +135,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
             try:
                 again = seen.again(attempt._inner)
                 same = [point.shapes(again.runs) for point in points] == expected
-            except REFUSALS:  # its forward does not take zeros where it had results
+            except REFUSED:  # its forward does not take zeros where it had results
                 return False
             if same:
                 attempts[tuple(paths)] = attempt, again
@@ -207,8 +207,8 @@ def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> list[tuple[int,
     images = torch.empty(2, twin.in_chans, *size, device="meta")
     try:
         with torch.no_grad(), Shortcuts():
-            return [tuple(map_.shape) for map_ in twin.forward_maps(images, levels)]
-    except REFUSALS:
+            return [tuple(map_.shape) for map_ in third_party(twin.forward_maps, images, levels)]
+    except REFUSED:
         return []
 
 
