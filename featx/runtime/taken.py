@@ -90,7 +90,7 @@ def taken(program: Any, shape: Sequence[int]) -> Taken:
 def _axis(length: Any, ranges: Any) -> Axis:
     symbol = length.node.expr
     if not symbol.is_Symbol:
-        raise InexpressibleError(f"{symbol}")
+        raise InexpressibleError(f"an axis that should be free has the length {symbol}")
     bounds = ranges[symbol]
     return Axis(f"{symbol}", int(bounds.lower), int(bounds.upper) if bounds.upper.is_Integer else None)
 
@@ -102,7 +102,7 @@ def tree(expression: Any) -> Tree:
     if expression.is_Integer:
         return int(expression)
     if type(expression).__name__ not in OPERATIONS:
-        raise InexpressibleError(f"{expression}")
+        raise InexpressibleError(f"a condition on lengths cannot be stored: {expression}")
     return [type(expression).__name__, *(tree(argument) for argument in expression.args)]
 
 

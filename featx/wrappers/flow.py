@@ -189,8 +189,13 @@ class _Leave:
         self.calls.setdefault(self.path, []).append(Call(given, output, leaves, sources, versions))
 
 
-def _tensors_in(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module takes or returns, also in classes derived from containers."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, dict | list | tuple):  # PyTorch takes only its own and registered classes apart
+            yield from _tensors_in(list(leaf.values() if isinstance(leaf, dict) else leaf))
 
 
 def _operands(values: Iterable[Any]) -> Iterator[Tensor]:

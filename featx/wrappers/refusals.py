@@ -87,7 +87,7 @@ def _is_ours(error: BaseException | None) -> bool:
     """Whether featx's code raised the error, or one that caused it.
 
     The innermost code decides that is not neutral. What featx calls directly counts as featx's own, unless
-    `passed_on` calls it.
+    `passed_on` calls it, or it is a method of a model that a host runs.
     """
     while error is not None:
         ours, before = False, ""
@@ -95,7 +95,7 @@ def _is_ours(error: BaseException | None) -> bool:
             module = _module_of(frame)
             if module.startswith("featx."):
                 ours = frame.f_code is not passed_on.__code__
-            elif before in HOSTS or (_package(before) == "torch" and _package(module) not in NEUTRAL):
+            elif _begins(frame, module, before):
                 ours = False
             before = module
         if ours:
@@ -104,14 +104,24 @@ def _is_ours(error: BaseException | None) -> bool:
     return False
 
 
+def _begins(frame: FrameType, module: str, before: str) -> bool:
+    """Whether other code begins at a frame of `module`, which code of the module `before` called."""
+    if before in HOSTS:
+        return _package(module) == "torch" or isinstance(_first(frame), nn.Module)
+    return _package(before) == "torch" and _package(module) not in NEUTRAL
+
+
 def _module_of(frame: FrameType) -> str:
     """The module of a frame's code: of the object, where the code is a method of one of featx's."""
     module = frame.f_globals.get("__name__") or ""
-    if _package(module) in NEUTRAL or not frame.f_code.co_varnames:
-        return module
-    first = frame.f_locals.get(frame.f_code.co_varnames[0])
-    owner = type(first[0] if isinstance(first, tuple) and first else first).__module__
-    return owner if owner.startswith("featx.") else module
+    owner = type(_first(frame)).__module__
+    return owner if owner.startswith("featx.") and _package(module) not in NEUTRAL else module
+
+
+def _first(frame: FrameType) -> object:
+    """The first argument of the function that runs in the frame."""
+    first = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_varnames else None
+    return first[0] if isinstance(first, tuple) and first else first
 
 
 def _package(module: str) -> str:

@@ -75,7 +75,8 @@ def _with_another(x: Tensor, other: Any, **_: Any) -> Tensor | None:
     """Of an operation on each pair of values, where the first argument alone says how the result lies in memory."""
     if not isinstance(other, Tensor) or x.dtype != other.dtype:
         return None
-    spread = x.is_contiguous() and other.numel() < x.numel() and torch.broadcast_shapes(x.shape, other.shape) == x.shape
+    shape = passed_on(torch.broadcast_shapes, x.shape, other.shape)  # which refuses what PyTorch's operation refuses
+    spread = x.is_contiguous() and other.numel() < x.numel() and shape == x.shape
     return torch.empty_like(x) if spread or (x.shape == other.shape and x.stride() == other.stride()) else None
 
 
