@@ -14,12 +14,12 @@ from .backbone import Backbone
 from .empty import without_values
 from .errors import ArgumentError, ContractError, WeightsNotFoundError
 from .features import OutIndices
-from .preprocessing import DataConfig, from_hub
+from .preprocessing import DataConfig
 from .registry import Creation, Variant
 from .weights import load_weights
 from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from .weights.hub_format import arguments_in, labels_in, levels_in
+from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
 from .weights.load import families, names_of
 from .weights.source import config_of
 from .wrappers import FeatureExtractWrapper
@@ -78,7 +78,7 @@ def native(request: Request, variant: Variant[Any], architecture: str, published
     stated = arguments_in(described, [field.name for field in fields(variant.config)], published)
     config = _configured(architecture, variant, {**stated, **request.given}, request.known)
     whole, checkpoint = _built(request, variant, architecture, config, weights)
-    whole.data_config = from_hub(described.get("pretrained_cfg", {}), whole.data_config)
+    whole.data_config = preprocessing_in(described, whole.data_config, published)
     whole.label_names = labels_in(described)
     model = request.choice.extractor(whole, levels_in(described)) if request.choice else whole
     if checkpoint is None:

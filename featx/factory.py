@@ -143,6 +143,8 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     if tag and tag not in tags:
         raise UnknownModelError(f"{base} has no weights tagged {tag!r}; it has {list(tags)}")
     tag = tag or next(iter(tags), "")
+    if isinstance(entry, Variant):
+        entry = entry.tagged(base, tag)
     return entry, base, f"{HUB}timm/{base}.{tag}" if tag else ""
 
 

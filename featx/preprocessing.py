@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from math import nextafter
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError
-from .resize import resampling, resized, resized_centre
+from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,13 +26,27 @@ CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD}
 INCEPTION = {"mean": HALF, "std": HALF}
 
 
+TIMM_CROP_MODES = ("center", "squash", "border")
+CROP_MODES = (*TIMM_CROP_MODES, "other")
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """What images looked like when the weights were trained.
 
     size: sides in pixels (height, width) of the crop.
-    crop: share of the resized image's shorter side that the centre crop keeps.
+    crop: share of the resized image's sides that the crop keeps.
     mean, std: per channel, of pixels in [0, 1], in RGB.
+    crop_mode: how an image of another aspect becomes one of `size`: "center" resizes it at its own aspect so that it
+        covers size / crop, and keeps its centre; "squash" resizes it to size / crop whatever its aspect, and keeps the
+        centre; "border" resizes it at its own aspect so that it fits into size / crop, and fills the border with the
+        mean; "other" is what only the model's own package does: `transform` refuses it.
+    channel_order: "rgb" or "bgr": the order of the channels that the model takes.
+    crop_rounding: where the crop starts if the centre lies between two pixels: at the "nearest" even one, as in
+        torchvision and timm, or the next one "down", as in transformers.
+
+    Raises ArgumentError naming every field that has no such value.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -39,66 +54,136 @@ class DataConfig:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop: float = 0.875
+    crop_mode: str = "center"
+    channel_order: str = "rgb"
+    crop_rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value!r}: choose one of {known}"
+            for name, value, known in (
+                ("crop_mode", self.crop_mode, CROP_MODES),
+                ("channel_order", self.channel_order, CHANNEL_ORDERS),
+                ("crop_rounding", self.crop_rounding, ROUNDINGS),
+            )
+            if value not in known
+        ]
+        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
+            problems.append(f"size={self.size}: expected (height, width) in pixels")
+        elif not isinstance(self.crop, int | float) or not 0 < self.crop <= min(self.size):
+            problems.append(f"crop={self.crop!r}: expected a positive share of the resized image, such as 0.875")
+        if len(self.mean) != len(self.std) or not all(self.std):
+            problems.append(f"mean={self.mean}, std={self.std}: expected one of each per channel, no std of 0")
+        if problems:
+            raise ArgumentError("; ".join(problems))
+
+    @classmethod
+    def from_json(cls, stated: Mapping[str, Any]) -> Self:
+        """The DataConfig whose `dataclasses.asdict` was written as JSON; the defaults for fields that it lacks."""
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
+        return cls(**{**stated, **tuples})
+
+    def resized(self) -> tuple[int, int]:
+        """The (height, width) in pixels that the image is resized to, before `size` is cropped from it."""
+        return int(self.size[0] / self.crop), int(self.size[1] / self.crop)
 
 
 def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
-    """The preprocessing a timm-style `config.json` or `default_cfg` states; `default` where it is silent."""
+    """The preprocessing that a timm-style `config.json` or `default_cfg` states; `default` where it is silent.
+
+    Raises ArgumentError for values that mean nothing, such as a crop_pct of 0.
+    """
     size = cfg.get("input_size")
     stated = {
-        "size": tuple(size[1:]) if size else None,
-        "mean": tuple(cfg["mean"]) if "mean" in cfg else None,
-        "std": tuple(cfg["std"]) if "std" in cfg else None,
-        "interpolation": cfg.get("interpolation"),
+        "size": tuple(size[-2:]) if size else None,
+        "mean": tuple(cfg["mean"]) if cfg.get("mean") else None,
+        "std": tuple(cfg["std"]) if cfg.get("std") else None,
+        "interpolation": cfg.get("interpolation") or None,
         "crop": cfg.get("crop_pct"),
+        "crop_mode": cfg.get("crop_mode") or None,
     }
     return replace(default, **{key: value for key, value in stated.items() if value is not None})
 
 
-def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """A function from an RGB PIL image to the (3, size, size) float tensor that the model's weights expect.
+def share(part: int, whole: int) -> float:
+    """The `crop` of a DataConfig by which `part` pixels are cropped from an image resized to exactly `whole` pixels."""
+    found = part / whole
+    return found if int(part / found) == whole else nextafter(found, 0)
 
-    The image is resized at its own aspect so that it just covers size / crop, its centre is cropped and normalised.
-    `size` (pixels) replaces the configured one. Raises ArgumentError for a size below 1, for a model without
-    `data_config` and for an interpolation that Pillow does not have.
+
+def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
+    """A function from an RGB PIL image to the (chs, size, size) float tensor that the model's weights expect.
+
+    The image is resized and cropped as `crop_mode` of the model's DataConfig says, and normalised. `size` (pixels)
+    replaces the configured one. A model of one channel is given the gray image.
+
+    Raises ArgumentError for a size below 1, for a model without `data_config` or with one of other channels than it
+    takes, for an interpolation that Pillow does not have, and for the crop mode "other".
     """
-    return partial(_normalised, prepare=cropped(model, size=size), config=_config(model, size))
+    return partial(_normalised, prepare=cropped(model, size=size), config=expected(model, size))
 
 
 def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
     """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`."""
-    config = _config(model, size)
-    whole = partial(_whole, shorter=min(config.size), interpolation=config.interpolation)
-    return partial(_normalised, prepare=whole, config=config)
+    config = expected(model, size)
+    return partial(_normalised, prepare=partial(_whole, config=config), config=config)
 
 
 def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Image]":
     """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees."""
-    return partial(_cropped, config=_config(model, size))
+    config = expected(model, size)
+    if config.crop_mode == "other":
+        raise ArgumentError(
+            f"{type(model).__name__}: the package that its weights are from prepares images in a way that no crop mode "
+            "has: prepare them there, keep their aspect (featx.transform_whole, keep_aspect=True), or choose a mode "
+            "yourself: model.data_config = dataclasses.replace(model.data_config, crop_mode='squash')"
+        )
+    return partial(_cropped, config=config)
 
 
-def _config(model: nn.Module, size: int | None) -> DataConfig:
+def with_channels(image: "Image", count: int) -> "Image":
+    """The image in gray or in RGB, by the number of channels, 1 or 3; itself if it is."""
+    mode = "L" if count == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def expected(model: nn.Module, size: int | None = None) -> DataConfig:
+    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if images cannot be made by it."""
     config = getattr(model, "data_config", None)
     if not isinstance(config, DataConfig):
         raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
     if size is not None and size < 1:
         raise ArgumentError(f"size={size}: expected a positive number of pixels")
+    channels = getattr(model, "in_chans", None) or len(config.mean)
+    if len(config.mean) != channels or channels not in (1, 3):
+        raise ArgumentError(
+            f"{type(model).__name__} takes {channels} channels and its data_config has {len(config.mean)} means: an "
+            "image has 3 channels, or 1 if it is gray; give the model a DataConfig with one mean and std for each"
+        )
     resampling(config.interpolation)
     return config if size is None else replace(config, size=(size, size))
 
 
 def _cropped(image: "Image", *, config: DataConfig) -> "Image":
-    height, width = (int(side / config.crop) for side in config.size)
-    if height == width:
+    height, width = config.resized()
+    if config.crop_mode == "squash":
+        size = width, height
+    elif config.crop_mode == "center" and height == width:
         size = _with_shorter(image, height)
-    else:  # as small as still covers them
-        ratio = min(image.height / height, image.width / width)
-        size = round(image.width / ratio), round(image.height / ratio)
+    else:
+        ratios = image.height / height, image.width / width
+        ratio = max(ratios) if config.crop_mode == "border" else min(ratios)
+        size = max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
+    fill = tuple(round(255 * mean) for mean in config.mean) if config.crop_mode == "border" else None
     crop = config.size[1], config.size[0]
-    return resized_centre(image, size, crop, config.interpolation)
+    return resized_centre(
+        with_channels(image, len(config.mean)), size, crop, config.interpolation, config.crop_rounding, fill
+    )
 
 
-def _whole(image: "Image", *, shorter: int, interpolation: str) -> "Image":
-    return resized(image, _with_shorter(image, shorter), interpolation)
+def _whole(image: "Image", *, config: DataConfig) -> "Image":
+    size = _with_shorter(image, min(config.size))
+    return resized(with_channels(image, len(config.mean)), size, config.interpolation)
 
 
 def _with_shorter(image: "Image", shorter: int) -> tuple[int, int]:
@@ -112,4 +197,5 @@ def _normalised(image: "Image", *, prepare: "Callable[[Image], Image]", config: 
     pixels = np.array(prepare(image))
     channels = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-    return channels.to(torch.float32).div_(255).sub_(mean).div_(std)
+    numbers = channels.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return numbers.flip(0) if config.channel_order == "bgr" else numbers

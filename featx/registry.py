@@ -1,13 +1,13 @@
 """The table of named models: variants of the families, and creation functions that users register."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib import import_module
 from inspect import signature
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from torch import nn
 
@@ -28,12 +28,21 @@ class Variant(Generic[Config]):
 
     weights: tags of its published weights, the default first; `tag` is the Hub repository `timm/<name>.<tag>`.
     data: the preprocessing of the default weights.
+    tags: the fields of `data` that other weights state otherwise, by their tag or, before that, by "name.tag": families
+        share one table.
     """
 
     build: Callable[[Config], Backbone]
     config: Config
     weights: tuple[str, ...] = ()
     data: DataConfig = DataConfig()
+    tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def tagged(self, name: str, tag: str) -> Self:
+        """The variant with the preprocessing of the weights of that tag. name: of the variant."""
+        if not self.weights or tag == self.weights[0]:
+            return self
+        return replace(self, data=replace(self.data, **self.tags.get(f"{name}.{tag}", self.tags.get(tag, {}))))
 
 
 _models: dict[str, Variant[Any] | Creation] = {}

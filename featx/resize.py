@@ -1,7 +1,7 @@
 """Resizing and cropping of PIL images, to the pixels that torchvision's transforms make of them."""
 
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .errors import ArgumentError
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 # Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
 PARTS = 2**8
 
+# Where a centre starts that lies between two pixels: at the nearest one, the even one of two, or the next one down.
+Rounding = Literal["nearest", "down"]
+ROUNDINGS = get_args(Rounding)
+
 
 def resized(image: "Image.Image", size: tuple[int, int], interpolation: str) -> "Image.Image":
     """The image at (width, height) pixels; itself if it has these. ArgumentError for an unknown interpolation."""
@@ -18,13 +22,19 @@ def resized(image: "Image.Image", size: tuple[int, int], interpolation: str) -> 
 
 
 def resized_centre(
-    image: "Image.Image", size: tuple[int, int], crop: tuple[int, int], interpolation: str
+    image: "Image.Image",
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    interpolation: str,
+    rounding: Rounding = "nearest",
+    fill: tuple[int, ...] | None = None,
 ) -> "Image.Image":
-    """The centre, (width, height) pixels of `crop`, of the image resized to `size`; black where that is smaller.
+    """The centre, (width, height) pixels of `crop`, of the image resized to `size`; where that is smaller, `fill`.
 
-    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others.
+    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others. No `fill`
+    is black.
     """
-    left, top = (_start(whole, part) for whole, part in zip(size, crop, strict=True))
+    left, top = (_start(whole, part, rounding) for whole, part in zip(size, crop, strict=True))
     if interpolation == "nearest":
         image = resized(image, size, interpolation)  # which adds up steps from the first pixel on
     if image.size != size:
@@ -34,7 +44,13 @@ def resized_centre(
         box = first * across, upper * down, last * across, lower * down
         image = image.resize((last - first, lower - upper), resampling(interpolation), box)
         left, top = left - first, top - upper
-    return image.crop((left, top, left + crop[0], top + crop[1]))
+    if fill is None:
+        return image.crop((left, top, left + crop[0], top + crop[1]))
+    from PIL import Image
+
+    filled = Image.new(image.mode, crop, fill)
+    filled.paste(image, (-left, -top))
+    return filled
 
 
 def resampling(interpolation: str) -> "Image.Resampling":
@@ -48,9 +64,11 @@ def resampling(interpolation: str) -> "Image.Resampling":
         raise ArgumentError(f"interpolation={interpolation!r}: choose one of {names}") from None
 
 
-def _start(whole: int, part: int) -> int:
+def _start(whole: int, part: int, rounding: Rounding) -> int:
     """Where the centre starts; below zero if it is larger than the whole."""
-    return -((part - whole) // 2) if part > whole else round((whole - part) / 2)
+    if part > whole:
+        return -((part - whole) // 2)
+    return (whole - part) // 2 if rounding == "down" else round((whole - part) / 2)
 
 
 def _span(pixels: int, whole: int, start: int, part: int) -> tuple[int, int]:

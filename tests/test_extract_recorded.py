@@ -91,6 +91,9 @@ def test_the_description_says_levels_precision_preprocessing_and_versions(tmp_pa
         "std": [0.229, 0.224, 0.225],
         "interpolation": "bicubic",
         "crop": 0.875,
+        "crop_mode": "center",
+        "channel_order": "rgb",
+        "crop_rounding": "nearest",
     }
     assert meta["recorded"]["versions"]["torch"] == torch.__version__
     assert (meta["recorded"]["weights"], meta["recorded"]["device"]) == ("random", "cpu")

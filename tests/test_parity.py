@@ -103,9 +103,9 @@ def test_default_weights_and_preprocessing_are_timms(name):
     variant, cfg = lookup(name), get_pretrained_cfg(name)
     assert (variant.weights[0] if variant.weights else None) == (cfg.tag if cfg.hf_hub_id else None)
     assert {f"{name}.{tag}" for tag in variant.weights} == set(timm.list_pretrained(f"{name}.*"))
-    stated = (*cfg.input_size[1:], cfg.mean, cfg.std, cfg.interpolation, cfg.crop_pct)
+    stated = (*cfg.input_size[1:], cfg.mean, cfg.std, cfg.interpolation, cfg.crop_pct, cfg.crop_mode)
     data = variant.data
-    assert (*data.size, data.mean, data.std, data.interpolation, data.crop) == stated
+    assert (*data.size, data.mean, data.std, data.interpolation, data.crop, data.crop_mode) == stated
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -7,6 +7,7 @@ Inception and SqueezeNet convolve without padding, so that maps are a few cells 
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..backbone import Pyramid
 from ..discover import Found, propose
 from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from ..features import FeatureInfo, Levels
-from ..preprocessing import DataConfig
+from ..preprocessing import DataConfig, share
 from ..weights.adapt import Place, input_channels
 from ..wrappers.chain import Chain
 from ..wrappers.flow import structural_copy, without_values
@@ -40,6 +41,9 @@ OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 # What their constructors would warn of if it were left out.
 DEFAULTS = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
+
+# Preprocessing of models without published weights.
+UNTRAINED = DataConfig(interpolation="bilinear")
 
 # Which strides of a ResNet's last three stages become dilations.
 DILATED = {8: [False, True, True], 16: [False, False, True], 32: [False, False, False]}
@@ -93,7 +97,7 @@ def build(
     if num_classes == 0:
         last = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         model.set_submodule(last, nn.Identity())
-    model.data_config = data_config(published) if pretrained else _untrained(model)
+    model.data_config = _at_size(data_config(published) if published else UNTRAINED, model)
     return model
 
 
@@ -102,7 +106,7 @@ def pyramid(model: nn.Module) -> Pyramid:
 
     A model whose modules are proven to run one after another is a Chain; hooks collect the maps of the others.
     """
-    config = getattr(model, "data_config", None) or _untrained(model)
+    config = getattr(model, "data_config", None) or _at_size(UNTRAINED, model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         raise ContractError(f"{type(model).__name__} has no convolution that takes images: use featx.tap")
@@ -137,8 +141,9 @@ def _in_order(model: nn.Module, found: Sequence[Found], images: Tensor) -> Chain
 def data_config(weights: Any) -> DataConfig:
     """The preprocessing that published weights state."""
     stated = weights.transforms()
-    crop, resized = stated.crop_size[0], stated.resize_size[0]
-    return DataConfig((crop, crop), tuple(stated.mean), tuple(stated.std), stated.interpolation.value, crop / resized)
+    (side,), (resized,) = stated.crop_size, stated.resize_size
+    interpolation, crop = stated.interpolation.value, share(side, resized)
+    return DataConfig((side, side), tuple(stated.mean), tuple(stated.std), interpolation, crop)
 
 
 def _published(name: str, tag: str) -> Any:
@@ -221,8 +226,10 @@ def _replace_first(model: nn.Module, in_chans: int, name: str) -> None:
     old.in_channels, old.weight = in_chans, nn.Parameter(changed[0])
 
 
-def _untrained(model: nn.Module) -> DataConfig:
-    return DataConfig(_size(model) or (224, 224), interpolation="bilinear")
+def _at_size(config: DataConfig, model: nn.Module) -> DataConfig:
+    """The preprocessing for the size of images that the model takes; as it is if it takes any."""
+    size = _size(model)
+    return config if size in (None, config.size) else replace(config, size=size)
 
 
 def _size(model: Any) -> Size | None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import ArgumentError, ImageError
 from ..images import open_sized
-from ..preprocessing import cropped
+from ..preprocessing import DataConfig, cropped, expected, with_channels
 from ..resize import resized
 from ..wrappers import FeatureExtractWrapper
 from .recipe import Recipe
@@ -20,7 +20,7 @@ from .sources import Items
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An item as the model takes it, (h, w, 3) of 8 bits, or the reason why not.
+    """An item as the model takes it, (h, w, chs) of 8 bits, or the reason why not.
 
     size: (width, height) of its picture. stamp: of its file, taken before it was read.
     """
@@ -48,7 +48,8 @@ class Decoder:
             if not content:
                 raise ImageError("the file is empty")
             image, size = open_sized(BytesIO(content), self.shorter)
-            return Decoded(item, size, np.asarray(self.prepare(image)), stamp=stamp)
+            pixels = np.asarray(self.prepare(image))
+            return Decoded(item, size, pixels.reshape(*pixels.shape[:2], -1), stamp=stamp)
         except ImageError as error:
             return Decoded(item, reason=str(error))
         except MemoryError:
@@ -56,22 +57,21 @@ class Decoder:
 
 
 def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) -> Decoder:
-    """Raises ArgumentError for a model without `data_config`, or of one size where images keep their aspect."""
-    crop = cropped(extractor, size=recipe.size)
-    config = extractor.data_config
-    assert config is not None
-    sides = (recipe.size,) if recipe.size else config.size
+    """Raises ArgumentError for what `cropped` refuses, and for a model of one size where images keep their aspect."""
+    config = expected(extractor, recipe.size)
     if not recipe.keep_aspect:
-        return Decoder(items, crop, int(max(sides) / config.crop) if recipe.scaled_decode else None)
+        crop = cropped(extractor, size=recipe.size)
+        return Decoder(items, crop, max(config.resized()) if recipe.scaled_decode else None)
     if extractor._inner.fixed_size is not None:
         height, width = extractor._inner.fixed_size
         raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
-    whole = partial(_whole, shorter=min(sides), divisor=extractor.size_divisor, interpolation=config.interpolation)
-    return Decoder(items, whole, min(sides) if recipe.scaled_decode else None)
+    whole = partial(_whole, config=config, divisor=extractor.size_divisor)
+    return Decoder(items, whole, min(config.size) if recipe.scaled_decode else None)
 
 
-def _whole(image: Image.Image, *, shorter: int, divisor: int, interpolation: str) -> Image.Image:
+def _whole(image: Image.Image, *, config: DataConfig, divisor: int) -> Image.Image:
     """The image resized at its aspect, as far as sides that are multiples of the divisor allow."""
+    shorter = min(config.size)
     height, width = (int(shorter * side / min(image.size)) for side in (image.height, image.width))
     size = [max(divisor, round(side / divisor) * divisor) for side in (width, height)]
-    return resized(image, (size[0], size[1]), interpolation)
+    return resized(with_channels(image, len(config.mean)), (size[0], size[1]), config.interpolation)

@@ -30,9 +30,10 @@ class Model:
         config = extractor.data_config or DataConfig()
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
+        self._is_bgr = config.channel_order == "bgr"
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[list[Tensor], list[bool]]:
-        """Images (h, w, 3) of 8 bits and one size to a tensor per level, on the CPU, and whether each row is finite.
+        """Images (h, w, chs) of 8 bits and one size to a tensor per level, on the CPU, and whether each row is finite.
 
         InputError if memory does not even suffice for one image.
         """
@@ -69,11 +70,12 @@ class Model:
         return stored, finite.tolist()
 
     def _images(self, pixels: Sequence[np.ndarray]) -> Tensor:
-        """(n, 3, h, w) as `featx.transform` makes them, by the same operations in the same order."""
+        """(n, chs, h, w) as `featx.transform` makes them, by the same operations in the same order."""
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
-        return images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        numbers = images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        return numbers.flip(1) if self._is_bgr else numbers
 
 
 def _faster(extractor: FeatureExtractWrapper, recipe: Recipe) -> FeatureExtractWrapper:

@@ -64,7 +64,7 @@ def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
         image = Image.new("RGB", features.size, GONE)
     if decided["keep_aspect"]:
         return image
-    return cropped(_Expecting(DataConfig(**decided["preprocessing"])), size=decided["size"])(image)
+    return cropped(_Expecting(DataConfig.from_json(decided["preprocessing"])), size=decided["size"])(image)
 
 
 class _Expecting(nn.Module):

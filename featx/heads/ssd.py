@@ -130,7 +130,7 @@ def _wrong(target: Target, num_classes: int) -> list[str]:
 
 def _normalisation(backbone: nn.Module, cfg: SSDConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the images."""
-    data = getattr(backbone, "data_config", None) or DataConfig((0, 0), (), ())
+    data = getattr(backbone, "data_config", None) or DataConfig(mean=(), std=())
     mean, std = cfg.mean or data.mean, cfg.std or data.std
     chans = getattr(backbone, "in_chans", None) or len(mean)
     if not mean or not std or {len(mean), len(std)} != {chans}:

@@ -6,15 +6,16 @@ Pixels that do not fill a cell are left out: the maps' sizes are rounded down. R
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, StridedConfig, classifier
 from ..features import FeatureInfo, Levels
-from ..preprocessing import CLIP_MEAN, CLIP_STD, DataConfig
+from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, DataConfig
 from ..registry import Variant, register
 from .layers.drop_path import drop_path, rising_rates
 from .layers.norm import GlobalResponseNorm, LayerNorm2d
@@ -202,6 +203,11 @@ def doubling(chs: int) -> tuple[int, int, int, int]:
     return chs, 2 * chs, 4 * chs, 8 * chs
 
 
+def uncropped(side: int, crop_mode: str = "center") -> dict[str, Any]:
+    """Fields of weights that see the whole of a square image of `side` pixels."""
+    return {"size": (side, side), "crop": 1.0, "crop_mode": crop_mode}
+
+
 TINY, DEEP, DEEPEST = (3, 3, 9, 3), (3, 3, 27, 3), (3, 4, 30, 3)
 FB = "fb_in22k_ft_in1k fb_in22k_ft_in1k_384 fb_in22k fb_in1k"
 IN12K = "in12k_ft_in1k in12k_ft_in1k_384 in12k"
@@ -219,6 +225,21 @@ CLIP_XXLARGE = "clip_laion2b_soup_ft_in1k clip_laion2b_soup_ft_in12k clip_laion2
 SELF = "dinov3_lvd1689m"
 FCMAE1 = "fcmae_ft_in1k fcmae"
 FCMAE22 = "fcmae_ft_in22k_in1k fcmae_ft_in22k_in1k_384 fcmae_ft_in1k fcmae"
+# What weights expect that are not a variant's default ones, where that is something else.
+TAGS = {
+    **{tag: {"crop": 0.875} for tag in ("fb_in22k_ft_in1k", "fb_in22k", "fb_in1k")},
+    **dict.fromkeys(("r384_in12k", "r384_ad_in12k", "r384_in12k_ft_in1k"), uncropped(384)),
+    **dict.fromkeys(("in12k_ft_in1k_384", "fb_in22k_ft_in1k_384", "fcmae_ft_in22k_in1k_384"), uncropped(384, "squash")),
+    **dict.fromkeys(CLIP_BASE.split(), CLIP | uncropped(256)),
+    **dict.fromkeys(("clip_laiona_320", "clip_laiona_augreg_320"), CLIP | uncropped(320)),
+    **dict.fromkeys((tag for tag in CLIP_LARGE.split() if tag.endswith("_384")), CLIP | uncropped(384, "squash")),
+    "clip_laion2b_augreg_ft_in12k_in1k_384": CLIP | uncropped(384, "squash"),
+    "clip_laiona_augreg_ft_in1k_384": CLIP | uncropped(384),
+    "dinov3_lvd1689m": uncropped(224),
+    "eupe_lvd1689m": uncropped(256),
+    "convnextv2_huge.fcmae_ft_in22k_in1k_512": uncropped(512, "squash"),
+    **dict.fromkeys(("convnextv2_huge.fcmae_ft_in1k", "convnextv2_huge.fcmae"), asdict(data())),
+}
 VARIANTS = [
     ("convnext_atto", small(6, 40), "d2_in1k", data()),
     ("convnext_atto_ols", small(6, 40, 24), "a2_in1k", data()),
@@ -263,8 +284,10 @@ VARIANTS = [
         "convnextv2_huge",
         ConvNeXtConfig(DEEP, doubling(352), grn=True),
         "fcmae_ft_in22k_in1k_384 fcmae_ft_in22k_in1k_512 fcmae_ft_in1k fcmae",
-        data(384, 1.0),
+        DataConfig((384, 384), crop=1.0, crop_mode="squash"),
     ),
 ]
 
-register({name: Variant(ConvNeXt, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register(
+    {name: Variant(ConvNeXt, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS}
+)

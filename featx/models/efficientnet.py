@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..backbone import classifier
-from ..preprocessing import DataConfig
+from ..preprocessing import IMAGENET, INCEPTION, DataConfig
 from ..registry import Variant, register
 from .layers.mobile import (
     ConvNormAct,
@@ -135,18 +135,32 @@ def half(size: int, crop: float, interpolation: str = "bicubic") -> DataConfig:
     return DataConfig((size, size), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation, crop)
 
 
+def squashed(config: DataConfig) -> DataConfig:
+    return replace(config, crop_mode="squash")
+
+
 RW_S = scaled(V2_RW, 1.0, stem=24, head=1792)
 RW_M = scaled((*deepen(V2_RW[:4], 1.2), *deepen(V2_RW[4:], 1.6)), 1.2, stem=24, head=1792)
 S, M = (EfficientNetConfig(stages, stem_chs=24) for stages in (V2_S, V2_M))
 L, XL = EfficientNetConfig(V2_L), EfficientNetConfig(V2_XL)
 NS, TF21 = "ns_jft_in1k aa_in1k ap_in1k", "in21k_ft_in1k in1k in21k"
+# What weights expect that are not a variant's default ones, where that is something else.
+TAGS = {
+    "ap_in1k": INCEPTION,
+    "ra_in1k": IMAGENET,
+    "ra4_e3600_r224_in1k": INCEPTION | {"crop": 0.9},
+    "ft_in1k": IMAGENET | {"size": (224, 224), "crop": 0.875},
+    "sw_in12k": {"size": (416, 416), "crop": 0.95, "crop_mode": "center"},
+    "tf_efficientnetv2_b3.in1k": IMAGENET | {"crop": 0.904, "crop_mode": "center"},
+    "tf_efficientnetv2_b3.in21k": {"crop": 0.904, "crop_mode": "center"},
+}
 VARIANTS = [
     ("efficientnet_b0", b(1.0, 1.0), "ra_in1k ra4_e3600_r224_in1k", data()),
     ("efficientnet_b1", b(1.0, 1.1), "ra4_e3600_r240_in1k ft_in1k", half(240, 0.9)),
     ("efficientnet_b2", b(1.1, 1.2), "ra_in1k", data(256)),
     ("efficientnet_b3", b(1.2, 1.4), "ra2_in1k", data(288)),
     ("efficientnet_b4", b(1.4, 1.8), "ra2_in1k", data(320)),
-    ("efficientnet_b5", b(1.6, 2.2), "sw_in12k_ft_in1k sw_in12k", data(448, 1.0)),
+    ("efficientnet_b5", b(1.6, 2.2), "sw_in12k_ft_in1k sw_in12k", squashed(data(448, 1.0))),
     ("efficientnet_b6", b(1.8, 2.6), "", data(528, 0.942)),
     ("efficientnet_b7", b(2.0, 3.1), "", data(600, 0.949)),
     ("tf_efficientnet_b0", tf(b(1.0, 1.0)), f"{NS} in1k", data()),
@@ -175,14 +189,16 @@ VARIANTS = [
     ("efficientnetv2_m", M, "", data(320, 1.0)),
     ("efficientnetv2_l", L, "", data(384, 1.0)),
     ("tf_efficientnetv2_s", tf(S), TF21, half(300, 1.0)),
-    ("tf_efficientnetv2_m", tf(M), TF21, half(384, 1.0)),
-    ("tf_efficientnetv2_l", tf(L), TF21, half(384, 1.0)),
-    ("tf_efficientnetv2_xl", tf(XL), "in21k_ft_in1k in21k", half(384, 1.0)),
+    ("tf_efficientnetv2_m", tf(M), TF21, squashed(half(384, 1.0))),
+    ("tf_efficientnetv2_l", tf(L), TF21, squashed(half(384, 1.0))),
+    ("tf_efficientnetv2_xl", tf(XL), "in21k_ft_in1k in21k", squashed(half(384, 1.0))),
     ("tf_efficientnetv2_b0", tf(v2_b(1.0, 1.0)), "in1k", data(192)),
     ("tf_efficientnetv2_b1", tf(v2_b(1.0, 1.1)), "in1k", data(192, 0.882)),
     ("tf_efficientnetv2_b2", tf(v2_b(1.1, 1.2)), "in1k", data(208, 0.89)),
-    ("tf_efficientnetv2_b3", tf(v2_b(1.2, 1.4)), TF21, half(240, 0.9)),
+    ("tf_efficientnetv2_b3", tf(v2_b(1.2, 1.4)), TF21, squashed(half(240, 0.9))),
     ("test_efficientnet", EfficientNetConfig(TINY, 24, 256), "r160_in1k", data(160, 0.95)),
 ]
 
-register({name: Variant(EfficientNet, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register(
+    {name: Variant(EfficientNet, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS}
+)

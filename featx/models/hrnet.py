@@ -5,7 +5,7 @@ numbers are the reference's (timm), which refuses the others. The level after a 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
@@ -200,13 +200,14 @@ def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:
 
 BILINEAR = DataConfig(interpolation="bilinear")
 WIDE_CROP = DataConfig(interpolation="bilinear", crop=0.95)
+TAGS = {"ms_in1k": asdict(BILINEAR)}
 GLUON, PADDLE = ("gluon_in1k", "ms_in1k"), ("paddle_in1k",)
 
 register(
     {
-        "hrnet_w18_small": Variant(HRNet, HRNetConfig(16, (1, 1, 1), 2, 1, 32), GLUON),
-        "hrnet_w18_small_v2": Variant(HRNet, HRNetConfig(18, (1, 3, 2), 2, 2), GLUON),
-        "hrnet_w18": Variant(HRNet, HRNetConfig(18), ("ms_aug_in1k", "ms_in1k"), WIDE_CROP),
+        "hrnet_w18_small": Variant(HRNet, HRNetConfig(16, (1, 1, 1), 2, 1, 32), GLUON, tags=TAGS),
+        "hrnet_w18_small_v2": Variant(HRNet, HRNetConfig(18, (1, 3, 2), 2, 2), GLUON, tags=TAGS),
+        "hrnet_w18": Variant(HRNet, HRNetConfig(18), ("ms_aug_in1k", "ms_in1k"), WIDE_CROP, TAGS),
         "hrnet_w18_ssld": Variant(HRNet, HRNetConfig(18, head_bias=False), PADDLE, WIDE_CROP),
         "hrnet_w48_ssld": Variant(HRNet, HRNetConfig(48, head_bias=False), PADDLE, WIDE_CROP),
         **{f"hrnet_w{w}": Variant(HRNet, HRNetConfig(w), ("ms_in1k",), BILINEAR) for w in (30, 32, 40, 44, 48, 64)},

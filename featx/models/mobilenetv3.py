@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..backbone import classifier
-from ..preprocessing import DataConfig
+from ..preprocessing import INCEPTION, DataConfig
 from ..registry import Variant, register
 from .layers.mobile import (
     ConvNormAct,
@@ -95,6 +95,14 @@ def tf(cfg: MobileNetV3Config) -> MobileNetV3Config:
 
 PLAIN, BILINEAR = DataConfig(), DataConfig(interpolation="bilinear")
 HALF = replace(BILINEAR, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+# What weights expect that are not a variant's default ones, where that is something else.
+TAGS = {
+    "ra4_e3600_r224_in1k": INCEPTION | {"crop": 0.95},
+    **{
+        tag: {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+        for tag in ("miil_in21k", "miil_in21k_ft_in1k")
+    },
+}
 VARIANTS = [
     ("mobilenetv3_small_050", small(0.5), "lamb_in1k", PLAIN),
     ("mobilenetv3_small_075", small(0.75), "lamb_in1k", PLAIN),
@@ -110,4 +118,6 @@ VARIANTS = [
     ("tf_mobilenetv3_large_minimal_100", tf(minimal(large(1.0))), "in1k", HALF),
 ]
 
-register({name: Variant(MobileNetV3, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register(
+    {name: Variant(MobileNetV3, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS}
+)

@@ -179,11 +179,12 @@ def grown_cells(side: int, reduction: int, patch: int = 2) -> int:
 
 
 DATA = DataConfig((256, 256), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop=0.888)
+LARGER = {"cvnets_in22k_ft_in1k_384": {"size": (384, 384), "crop": 1.0}}
 IN1K, IN22K = ("cvnets_in1k",), ("cvnets_in1k", "cvnets_in22k_ft_in1k", "cvnets_in22k_ft_in1k_384")
 
 register(
     {
-        f"mobilevitv2_{width:03}": Variant(MobileViTV2, MobileViTV2Config(width / 100), tags, DATA)
+        f"mobilevitv2_{width:03}": Variant(MobileViTV2, MobileViTV2Config(width / 100), tags, DATA, LARGER)
         for tags, widths in {IN1K: (50, 75, 100, 125), IN22K: (150, 175, 200)}.items()
         for width in widths
     }

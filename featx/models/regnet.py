@@ -6,7 +6,7 @@ timm.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import log
 
 from torch import Tensor, nn
@@ -130,6 +130,12 @@ X004, Y008, Y080 = RegNetConfig(24, 24.48, 2.54, 22, 16), y(56, 38.84, 2.4, 14, 
 PYCLS, TV2, LATER, LARGE = DataConfig(), DataConfig(crop=0.965), DataConfig(crop=0.95), DataConfig((384, 384), crop=1.0)
 SW = "sw_in12k_ft_in1k sw_in12k pycls_in1k"
 SEER, SWAG = "seer_ft_in1k seer", "swag_ft_in1k swag_lc_in1k"
+# What weights expect that are not a variant's default ones, where that is something else.
+TAGS = {
+    "pycls_in1k": asdict(PYCLS),
+    **dict.fromkeys(("tv2_in1k", "swag_lc_in1k", "seer"), asdict(TV2)),
+    **dict.fromkeys(("swag_ft_in1k", "seer_ft_in1k"), asdict(LARGE)),
+}
 VARIANTS = [
     ("regnetx_002", RegNetConfig(24, 36.44, 2.49, 13, 8), "pycls_in1k", PYCLS),
     ("regnetx_004", X004, "pycls_in1k", PYCLS),
@@ -163,4 +169,4 @@ VARIANTS = [
     ("regnety_2560", y(640, 230.83, 2.53, 27, 373), "seer_ft_in1k", LARGE),
 ]
 
-register({name: Variant(RegNet, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register({name: Variant(RegNet, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS})

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..backbone import Backbone, StridedConfig, classifier
 from ..features import FeatureInfo, Levels
-from ..preprocessing import DataConfig
+from ..preprocessing import INCEPTION, DataConfig
 from ..registry import Variant, register
 from .layers.attention import EfficientChannelAttention, se_module, wide_se_module
 from .layers.drop_path import rising_rates
@@ -129,6 +129,20 @@ RESNET50 = (
     "tv2_in1k tv_in1k"
 )
 A1H = f"a1h_in1k {A} gluon_in1k tv2_in1k tv_in1k"
+# What weights expect that are not a variant's default ones, where that is something else.
+LESS = {"size": (224, 224), "interpolation": "bicubic", "crop": 0.875}
+BILINEAR = LESS | {"interpolation": "bilinear"}
+TAGS = {
+    **{tag: {"size": (224, 224), "crop": 0.95} for tag in ("a1_in1k", "a2_in1k")},
+    "a3_in1k": {"size": (160, 160), "crop": 0.95},
+    "a1h_in1k": {"size": (176, 176), "crop": 0.9},
+    **dict.fromkeys(("am_in1k", "bt_in1k", "gluon_in1k", "ra_in1k", "ra2_in1k", "ram_in1k"), LESS),
+    "bamboo": {"crop": 1.0},
+    **dict.fromkeys(("tv_in1k", *FB.split()), BILINEAR),
+    "tv2_in1k": BILINEAR | {"size": (176, 176)},
+    "ra4_e3600_r224_in1k": INCEPTION | {"crop": 0.9},
+    "resnet50d.ra4_e3600_r224_in1k": INCEPTION | {"crop": 0.95},
+}
 VARIANTS = [
     ("resnet10t", basic((1, 1, 1, 1), AVG, TIERED), "c3_in1k", data(176)),
     ("resnet14t", bottleneck((1, 1, 1, 1), AVG, TIERED), "c3_in1k", data(176)),
@@ -192,4 +206,4 @@ VARIANTS = [
     ("resnetrs101", ResNetConfig(R101, style=RS, stem=DEEP, conv_pool=True), "tf_in1k", data(192, 0.94)),
 ]
 
-register({name: Variant(ResNet, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register({name: Variant(ResNet, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS})

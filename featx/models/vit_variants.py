@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..preprocessing import CLIP_MEAN, CLIP_STD, HALF, DataConfig
+from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, HALF, IMAGENET, DataConfig
 from ..registry import Variant, register
 from .layers.transformer import GatedMlp, TransformerStyle
 from .vit import ViT, ViTConfig
@@ -61,6 +61,10 @@ def clip_data(size: int = 224, crop: float = 1.0) -> DataConfig:
     return DataConfig((size, size), CLIP_MEAN, CLIP_STD, crop=crop)
 
 
+def squashed(config: DataConfig) -> DataConfig:
+    return replace(config, crop_mode="squash")
+
+
 AUGREG = "augreg_in21k_ft_in1k"
 BASE_16 = (
     f"augreg2_in21k_ft_in1k augreg_in1k augreg_in21k {AUGREG} bamboo dino mae orig_in21k orig_in21k_ft_in1k sam_in1k"
@@ -70,6 +74,28 @@ LAION = "laion2b_ft_in12k_in1k"
 OPENAI = "openai openai_ft_in1k openai_ft_in12k openai_ft_in12k_in1k"
 LAION_TAGS = "laion2b laion2b_ft_in1k laion2b_ft_in12k"
 SBB2 = "sbb2_e200_in12k_ft_in1k"
+# What weights expect that are not a variant's default ones, where that is something else.
+TAGS = {
+    **dict.fromkeys(("dino", "mae"), IMAGENET),
+    "fb_in22k_ft_in1k": {"crop": 1.0},
+    **dict.fromkeys(
+        ("bamboo", "apple_mclip2_dfndr2b", "datacompxl", "dfn2b", "dfn2b_s39b", "laion400m_e32"), CLIP | {"crop": 1.0}
+    ),
+    **dict.fromkeys(("metaclip_2pt5b", "metaclip_400m"), CLIP | {"crop": 1.0}),
+    **dict.fromkeys(OPENAI.split(), CLIP),
+    "vit_base_patch32_clip_224.laion400m_e32": {},
+    **{f"vit_base_patch16_clip_224.{tag}": {"crop": 1.0} for tag in ("laion2b", "laion2b_ft_in1k")},
+    **{
+        f"vit_base_patch16_clip_224.{tag}": {"crop": 0.9}
+        for tag in ("laion2b_ft_in12k", "openai", "openai_ft_in1k", "openai_ft_in12k")
+    },
+    **{
+        f"vit_base_patch{side}_clip_384.openai_ft_in12k_in1k": {"crop": 0.95, "crop_mode": "squash"}
+        for side in (16, 32)
+    },
+    "vit_large_patch14_clip_336.openai": CLIP | {"crop_mode": "center"},
+    "vit_huge_patch14_clip_378.metaclip2_worldwide": {"crop_mode": "squash"},
+}
 VARIANTS = [
     ("vit_tiny_patch16_224", ViTConfig(*TINY), f"{AUGREG} augreg_in21k", half()),
     ("vit_tiny_patch16_384", ViTConfig(*TINY, 16, 384), AUGREG, half(384, 1.0)),
@@ -137,7 +163,7 @@ VARIANTS = [
         "vit_base_patch16_clip_384",
         clip(BASE, 16, 384),
         f"{LAION} laion2b_ft_in1k openai_ft_in1k openai_ft_in12k_in1k",
-        clip_data(384),
+        squashed(clip_data(384)),
     ),
     (
         "vit_large_patch14_clip_224",
@@ -150,7 +176,7 @@ VARIANTS = [
         "vit_large_patch14_clip_336",
         clip(LARGE, 14, 336),
         f"{LAION} laion2b_ft_in1k openai openai_ft_in12k_in1k",
-        half(336, 1.0),
+        squashed(half(336, 1.0)),
     ),
     (
         "vit_huge_patch14_clip_224",
@@ -158,11 +184,11 @@ VARIANTS = [
         f"{LAION} dfn5b {LAION_TAGS} metaclip2_worldwide metaclip_2pt5b metaclip_altogether",
         clip_data(),
     ),
-    ("vit_huge_patch14_clip_336", clip(HUGE, 14, 336), LAION, clip_data(336)),
+    ("vit_huge_patch14_clip_336", clip(HUGE, 14, 336), LAION, squashed(clip_data(336))),
     ("vit_huge_patch14_clip_378", clip(HUGE, 14, 378, 1024), "dfn5b metaclip2_worldwide", clip_data(378)),
     ("vit_medium_patch16_gap_240", gap(MEDIUM, 240, 11821), "sw_in12k", half(240, 0.95)),
     ("vit_medium_patch16_gap_256", gap(MEDIUM, 256), "sw_in12k_ft_in1k", half(256, 0.95)),
-    ("vit_medium_patch16_gap_384", gap(MEDIUM, 384), "sw_in12k_ft_in1k", half(384, 0.95)),
+    ("vit_medium_patch16_gap_384", gap(MEDIUM, 384), "sw_in12k_ft_in1k", squashed(half(384, 0.95))),
     ("vit_wee_patch16_reg1_gap_256", reg_gap((256, 14, 4), 1, mlp_ratio=5), "sbb_in1k", half(256, 0.95)),
     (
         "vit_little_patch16_reg1_gap_256",
@@ -195,4 +221,4 @@ VARIANTS = [
     ("vit_betwixt_patch16_reg4_gap_384", reg_gap((640, 12, 10), 4, 384), SBB2, half(384, 1.0)),
 ]
 
-register({name: Variant(ViT, config, tuple(tags.split()), images) for name, config, tags, images in VARIANTS})
+register({name: Variant(ViT, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS})

@@ -134,7 +134,7 @@ def _read(read: dict[str, Any]) -> Description:
         read["in_chans"],
         int(read["size_divisor"]),
         None if fixed is None else (int(fixed[0]), int(fixed[1])),
-        _config(read["data_config"]),
+        None if read["data_config"] is None else DataConfig.from_json(read["data_config"]),
         Taken(shape, free, tuple(read["conditions"])),
         DTYPES[read["dtype"]],
         read["computes"],
@@ -144,13 +144,6 @@ def _read(read: dict[str, Any]) -> Description:
         read.get("capture"),
         tuple(read.get("fallbacks", ())),
     )
-
-
-def _config(read: dict[str, Any] | None) -> DataConfig | None:
-    if read is None:
-        return None
-    listed: dict[str, Any] = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
-    return DataConfig(**{**read, **listed})
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -1,14 +1,14 @@
 """`config.json` of a model on the Hub as timm writes it, read and written."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, CheckpointError
-from ..preprocessing import DataConfig
+from ..preprocessing import TIMM_CROP_MODES, DataConfig, from_hub
 from ..registry import Variant, lookup
 from .values import decoded, encoded, is_plain, same
 
@@ -51,6 +51,18 @@ def levels_in(config: Mapping[str, Any]) -> list[int] | None:
     return config.get("featx", {}).get("out_indices")
 
 
+def preprocessing_in(config: Mapping[str, Any], default: DataConfig, where: str) -> DataConfig:
+    """The preprocessing that the weights expect; `default` where it is not stated. Old files state it at the top.
+
+    Raises CheckpointError if it states values that mean nothing, such as a crop_pct of 0.
+    """
+    try:
+        stated = from_hub(config.get("pretrained_cfg") or config, default)
+        return replace(stated, **config.get("featx", {}).get("data_config", {}))
+    except ArgumentError as error:
+        raise CheckpointError(f"config.json of {where} states preprocessing that cannot be: {error}") from error
+
+
 def config_json(model: Backbone) -> dict[str, Any]:
     """What timm, and `create_model`, read to build the model again.
 
@@ -69,7 +81,10 @@ def config_json(model: Backbone) -> dict[str, Any]:
         "num_classes": classes,
         "num_features": model.num_features,
         "model_args": {theirs.get(name, name): value for name, value in plain.items()},
-        "featx": {"config": {name: encoded(value) for name, value in changed.items() if name not in plain}},
+        "featx": {
+            "config": {name: encoded(value) for name, value in changed.items() if name not in plain},
+            "data_config": _beyond_timm(model.data_config),
+        },
         **labels,
         "pretrained_cfg": {
             "custom_load": False,
@@ -106,12 +121,17 @@ def _first_conv(model: nn.Module) -> str:
 
 
 def _preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
-    stated = asdict(data)
     return {
-        "input_size": [in_chans, *stated["size"]],
-        "mean": stated["mean"],
-        "std": stated["std"],
-        "interpolation": stated["interpolation"],
-        "crop_pct": stated["crop"],
-        "crop_mode": "center",
+        "input_size": [in_chans, *data.size],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "interpolation": data.interpolation,
+        "crop_pct": data.crop,
+        "crop_mode": data.crop_mode if data.crop_mode in TIMM_CROP_MODES else "center",
     }
+
+
+def _beyond_timm(data: DataConfig) -> dict[str, Any]:
+    """The fields of the preprocessing that timm's file cannot state."""
+    own = {"channel_order": data.channel_order, "crop_rounding": data.crop_rounding}
+    return own if data.crop_mode in TIMM_CROP_MODES else {**own, "crop_mode": data.crop_mode}
