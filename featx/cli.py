@@ -75,6 +75,15 @@ def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Si
         table.add_row(f"{index}", cost.level.name, *facts, f"{used.macs / 1e9:.3f}")
     out.print(table)
     out.print(f"whole classifier: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    out.print(f"images: {_expected_images(config)}", soft_wrap=True)
+
+
+def _expected_images(config: featx.DataConfig) -> str:
+    height, width = config.size
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (config.mean, config.std))
+    order = "" if config.channel_order == "rgb" else ", channels in the order BGR"
+    cropped = f"{height}×{width} pixels, {config.crop_mode} crop of {config.crop:.4g}, {config.interpolation}"
+    return f"{cropped}, mean {mean}, std {std}{order}"
 
 
 @app.command()

@@ -28,7 +28,7 @@ def build_model_with_cfg(
     """`model_cls(**kwargs)`, with its weights if `pretrained`, as a feature extractor if `features_only`.
 
     default_cfg: `hf_hub_id` (a Hub repository) or `file` (a path) says where the weights are; `input_size`, `mean`,
-        `std`, `interpolation` and `crop_pct` what images they expect (ImageNet's where silent).
+        `std`, `interpolation`, `crop_pct` and `crop_mode` what images they expect (ImageNet's where silent).
 
     Raises WeightsNotFoundError if `pretrained` and default_cfg names no weights, and what `load_weights` and
     FeatureExtractWrapper raise.

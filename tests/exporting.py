@@ -20,7 +20,9 @@ class Small(nn.Module):
     feature_info = ({"chs": 4, "reduction": 2, "name": "a.0"}, {"chs": 8, "reduction": 4, "name": "a_0"})
     is_rewritten = True
     in_chans = 3
-    data_config = featx.DataConfig(size=(32, 32), mean=(0.1, 0.2, 0.3))
+    data_config = featx.DataConfig(
+        size=(32, 32), mean=(0.1, 0.2, 0.3), crop_mode="squash", channel_order="bgr", crop_rounding="down"
+    )
 
     def __init__(self):
         super().__init__()

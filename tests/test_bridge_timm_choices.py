@@ -35,6 +35,7 @@ def test_channels_and_classes_are_choices():
 def test_preprocessing_is_what_timm_publishes():
     data = extractor(on_meta("vit_base_patch16_clip_224.openai", depth=1)).data_config
     assert (data.mean, data.size, data.interpolation) == (featx.preprocessing.CLIP_MEAN, (224, 224), "bicubic")
+    assert extractor(on_meta("tf_efficientnetv2_b3.in21k_ft_in1k")).data_config.crop_mode == "squash"
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """torchvision's classification models under the contract."""
 
 from collections.abc import Iterable
+from functools import cache
 from urllib.error import URLError
 
 import pytest
 import torch
 from conftest import COPIES, assert_same, images, randomise
+from PIL import Image
+from skimage import data
 from torch import Tensor, nn
 from torchvision import models
 
 import featx
-from featx import ArgumentError, FeatureExtractWrapper, InputError, UnknownModelError, WeightsNotFoundError
+from featx import ArgumentError, DataConfig, FeatureExtractWrapper, InputError, UnknownModelError, WeightsNotFoundError
 from featx.bridges import torchvision as bridge
 from featx.contract import Size
 from featx.empty import without_values
@@ -285,13 +288,53 @@ def test_one_channel_is_treated_like_three_alike():
     torch.testing.assert_close(run(one, x), run(model, x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
+@cache
+def distinct() -> dict[DataConfig, models.WeightsEnum]:
+    """Weights of each preprocessing that there is."""
+    return {
+        bridge.data_config(weights): weights for name in bridge.names() for weights in models.get_model_weights(name)
+    }
+
+
 @pytest.mark.parametrize("name", bridge.names())
 def test_preprocessing_is_what_the_weights_state(name):
     for weights in models.get_model_weights(name):
         config, stated = bridge.data_config(weights), weights.transforms()
         assert [*config.size] == stated.crop_size * 2
-        assert int(config.size[0] / config.crop) == stated.resize_size[0]
-        assert config.interpolation == stated.interpolation.value
+        assert [*config.resized()] == stated.resize_size * 2
+        assert (config.interpolation, config.crop_mode) == (stated.interpolation.value, "center")
+        assert [[*config.mean], [*config.std]] == [stated.mean, stated.std]
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_pixels_are_those_of_the_weights_own_transform(tall):
+    photograph = Image.fromarray(data.rocket())
+    photograph = photograph.transpose(Image.Transpose.ROTATE_90) if tall else photograph
+    model, different = nn.Identity(), []
+    for config, weights in distinct().items():
+        model.data_config = config
+        if not torch.equal(featx.transform(model)(photograph), weights.transforms()(photograph)):
+            different.append(weights)
+    assert different == []
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet50", models.ResNet50_Weights.DEFAULT),
+        ("resnet50.IMAGENET1K_V1", models.ResNet50_Weights.IMAGENET1K_V1),
+        ("efficientnet_v2_l", models.EfficientNet_V2_L_Weights.DEFAULT),
+    ],
+)
+def test_a_model_of_a_tag_has_its_preprocessing_without_its_weights(name, weights):
+    with torch.device("meta"):
+        assert bridge.build(name).data_config == bridge.data_config(weights)
+
+
+def test_a_model_of_another_size_than_its_tags_weights_expects_its_own():
+    with torch.device("meta"):
+        config = bridge.build("vit_b_16.IMAGENET1K_SWAG_E2E_V1").data_config
+    assert (config.size, config.interpolation) == ((224, 224), "bicubic")
 
 
 @pytest.fixture

@@ -48,12 +48,16 @@ class Decoder:
             if not content:
                 raise ImageError("the file is empty")
             image, size = open_sized(BytesIO(content), self.shorter)
-            pixels = np.asarray(self.prepare(image))
-            return Decoded(item, size, pixels.reshape(*pixels.shape[:2], -1), stamp=stamp)
+            return Decoded(item, size, self.pixels(image), stamp=stamp)
         except ImageError as error:
             return Decoded(item, reason=str(error))
         except MemoryError:
             return Decoded(item, reason="not enough memory to decode it")
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """What the model takes of an image, (h, w, chs) of 8 bits."""
+        pixels = np.asarray(self.prepare(image))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) -> Decoder:
