@@ -16,12 +16,14 @@ from timm.data import create_transform, resolve_model_data_config
 from typer.testing import CliRunner
 
 import featx
-from featx import CheckpointError, DataConfig, FeatureExtractWrapper
+from featx import ArgumentError, CheckpointError, DataConfig, FeatureExtractWrapper
+from featx.adapters.source import statistics
 from featx.bulk.decode import decoder_for
 from featx.bulk.inputs import find_items
 from featx.bulk.picture import _seen
 from featx.bulk.recipe import Recipe
 from featx.cli import app
+from featx.heads.ssd import SSDConfig, _normalisation
 from featx.necks import ChannelMapper, Pipeline
 
 SQUASH = DataConfig((64, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.9, "squash")
@@ -167,6 +169,14 @@ def test_a_picture_of_an_extraction_shows_what_the_model_saw(config, tmp_path):
         assert np.array_equal(seen, (featx.transform(plain)(WIDE) * 255).round().permute(1, 2, 0).byte().numpy())
     else:
         assert (seen[0, 0] == [round(255 * mean) for mean in config.mean]).all()
+
+
+def test_what_normalises_images_itself_refuses_a_backbone_for_bgr():
+    extractor = expecting(BGR)
+    with pytest.raises(ArgumentError, match=r"in the order BGR, and would be given RGB: .*mobilevit_s"):
+        statistics(extractor)
+    with pytest.raises(ArgumentError, match="in the order BGR, and a detector gives it RGB"):
+        _normalisation(extractor, SSDConfig())
 
 
 def test_info_says_which_images_the_weights_expect():

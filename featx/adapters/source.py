@@ -33,7 +33,7 @@ def maps_of(source: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def statistics(source: FeatureExtractWrapper) -> DataConfig:
-    """The mean and std that the source expects; ArgumentError if it does not say, or says it of other channels."""
+    """The mean and std that the source expects; ArgumentError if it states none, others than it takes, or BGR."""
     data, channels = source.data_config, source.in_chans
     if data is None:
         raise ArgumentError(
@@ -44,6 +44,11 @@ def statistics(source: FeatureExtractWrapper) -> DataConfig:
         raise ArgumentError(
             f"the source takes {channels} channels, but its data_config has {len(data.mean)} means and "
             f"{len(data.std)} deviations: give it a DataConfig with one for each channel"
+        )
+    if data.channel_order != "rgb":
+        raise ArgumentError(
+            "the source takes channels in the order BGR, and would be given RGB: take a backbone for RGB, such as "
+            "mobilevit_s, which flips the first convolution of MobileViT's weights when they are loaded"
         )
     return data
 

@@ -131,6 +131,8 @@ def _wrong(target: Target, num_classes: int) -> list[str]:
 def _normalisation(backbone: nn.Module, cfg: SSDConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the images."""
     data = getattr(backbone, "data_config", None) or DataConfig(mean=(), std=())
+    if data.channel_order != "rgb":
+        raise ArgumentError("the backbone takes channels in the order BGR, and a detector gives it RGB: take another")
     mean, std = cfg.mean or data.mean, cfg.std or data.std
     chans = getattr(backbone, "in_chans", None) or len(mean)
     if not mean or not std or {len(mean), len(std)} != {chans}:
