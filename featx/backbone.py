@@ -110,11 +110,13 @@ class Pyramid(Backbone, ABC):
     excess: names of parameters it holds although no map depends on them, because its forward expects them.
     corrections: where `feature_info` tells the truth and the model's own declaration does not.
     fixed_size: the only (height, width) of images it takes; None if it takes others.
+    smallest: the shortest side of images it takes, in pixels; None if that is one cell of the deepest map asked for.
     """
 
     excess: tuple[str, ...] = ()
     corrections: tuple[str, ...] = ()
     fixed_size: tuple[int, int] | None = None
+    smallest: int | None = None
 
     @abstractmethod
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:

@@ -9,8 +9,11 @@ class UnknownModelError(FeatxError, ValueError):
     """No model has that name."""
 
 
-class ArgumentError(FeatxError, TypeError):
-    """An argument that does not exist, does not fit the others, or has a value this model cannot take."""
+class ArgumentError(FeatxError, TypeError, ValueError):
+    """An argument that does not exist, does not fit the others, or has a value this model cannot take.
+
+    Python raises TypeError for the first of these and ValueError for the last, and so callers may catch either.
+    """
 
 
 class OutIndicesError(FeatxError, ValueError):

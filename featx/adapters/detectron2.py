@@ -6,12 +6,11 @@ Its models normalise images themselves, of pixels from 0 to 255: give them what 
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from math import lcm
 from typing import Any
 
 from torch import Tensor, nn
 
-from .source import maps_of, require_names, require_package, require_source, statistics
+from .source import maps_of, require_names, require_package, require_source, side_multiple, statistics
 
 INSTALL = "see https://detectron2.readthedocs.io/tutorials/install.html"
 
@@ -23,8 +22,9 @@ def backbone(source: nn.Module, names: Sequence[str] | None = None) -> Any:
         "res5"); by default those of the levels. Raises ArgumentError unless each level has one, and
         MissingPackageError.
 
-    `size_divisibility` is the deepest stride: sides that are multiples of it make each map exactly twice as large as
-    the next, as the FPN there needs, which doubles sides and fails on odd ones.
+    `size_divisibility` is the deepest stride, or twice that in families that enlarge maps: sides that are multiples of
+    it make each map exactly twice as large as the next, as the FPN there needs, which doubles sides and fails on odd
+    ones.
     """
     source = require_source(source)
     return _class()(source, require_names(names or source.feature_info.names(), source))
@@ -60,7 +60,7 @@ def _class() -> type[nn.Module]:
         @property
         def size_divisibility(self) -> int:
             source = require_source(self.body)
-            return lcm(source.size_divisor, max(source.feature_info.reduction()))
+            return side_multiple(source, max(source.feature_info.reduction()))
 
         @property
         def padding_constraints(self) -> dict[str, int]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..factory import create_model
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
-from .source import maps_of, require_package, simple_pyramid
+from .source import exact, maps_of, require_package, simple_pyramid
 
 INSTALL = "pip install -U 'featx[smp]'"
 THEIRS = ("in_chans", "output_stride", "features_only", "out_indices", "out_names", "output")
@@ -24,7 +25,8 @@ THEIRS = ("in_chans", "output_stride", "features_only", "out_indices", "out_name
 def register(name: str, *, pyramid_channels: int = 0, **arguments: Any) -> str:
     """Make a backbone known to segmentation_models_pytorch, and return its `encoder_name` there: "featx/<name>".
 
-    pyramid_channels: of a SimpleFeaturePyramid of its deepest map, which most decoders need of plain transformers.
+    pyramid_channels: of a SimpleFeaturePyramid of its deepest map, of strides 4, 8, 16 and 32, which most decoders need
+        of plain transformers.
     arguments: further ones of `create_model`. Weights are loaded by featx (`pretrained=True`), so pass
         `encoder_weights=None` to the models there. Registering a name again replaces its arguments.
 
@@ -81,6 +83,8 @@ def _advice(levels: Levels) -> str:
 class Encoder(nn.Module):
     """Images (N, C, H, W) to these and a map (N, chs, H / stride, W / stride) for each stride from 2 to 2 ** depth.
 
+    A family that enlarges its maps, to whole patches, has them resized to these sizes, which decoders count on.
+
     Raises ArgumentError for a depth or an output_stride that the backbone cannot have.
     """
 
@@ -101,6 +105,7 @@ class Encoder(nn.Module):
         dilation = {} if self._output_stride == 32 else {"output_stride": self._output_stride}
         self.body = self._plan.source(taken, in_chans=in_channels, **dilation)
         channels = dict(zip(taken, self.body.feature_info.channels(), strict=True))
+        self._resizes = not exact(self.body, self.output_stride, self.output_stride)
         self._out_channels = [in_channels, *(0 if p is None else channels[p] for p in self._positions)]
 
     @property
@@ -126,10 +131,21 @@ class Encoder(nn.Module):
             self._build(self._out_channels[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = iter(maps_of(self.body, x))
+        maps = iter(self._maps(x))
         height, width = x.shape[2:]
         features = [x]
         for exponent, position in enumerate(self._positions, start=1):
             empty = (-(-height >> exponent), -(-width >> exponent))
             features.append(x.new_empty(len(x), 0, *empty) if position is None else next(maps))
         return features
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        """The maps of the levels that there are, shallow to deep."""
+        maps = maps_of(self.body, x)
+        if not self._resizes:
+            return maps
+        height, width = x.shape[2:]
+        return [
+            F.interpolate(map_, (-(-height // stride), -(-width // stride)), mode="bilinear", align_corners=True)
+            for map_, stride in zip(maps, self.body.feature_info.reduction(), strict=True)
+        ]

@@ -1,7 +1,9 @@
 """DPT of segmentation_models_pytorch (https://arxiv.org/abs/2103.13413) on any plain transformer."""
 
+from math import log2
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError
@@ -35,6 +37,10 @@ def dpt(
 ) -> nn.Module:
     """The package's DPT on a source of four levels, built with output="tokens".
 
+    It turns images (N, C, H, W) into logits (N, classes, H, W); H and W are multiples of the patch. A patch that is no
+    power of two, such as 14 pixels, is decoded as the nearest one, and the logits are resized to the image. So are maps
+    of an odd number of cells, which the decoder halves and doubles again.
+
     readout: what the decoder does with prefix tokens; "ignore" where there are none. The channels are the decoder's.
 
     Raises ArgumentError for another source or readout, ContractError for other levels, MissingPackageError.
@@ -45,21 +51,34 @@ def dpt(
     prefix = _prefix_tokens(source)
     if readout not in ("ignore", "add", "cat") or (readout != "ignore" and not prefix):
         raise ArgumentError(f"readout={readout!r}: choose 'ignore', or for prefix tokens 'add' or 'cat'")
+    patch = source.feature_info[-1].reduction
+    stride = 2 ** round(log2(patch))
     model = smp.DPT.__new__(smp.DPT)
     smp.base.SegmentationModel.__init__(model)  # its own __init__ builds an encoder of timm
     model.encoder = TokenEncoder(source, bool(prefix))
     model.decoder = decoder.DPTDecoder(
         encoder_out_channels=model.encoder.out_channels,
-        encoder_output_strides=model.encoder.output_strides,
+        encoder_output_strides=[stride] * len(source.feature_info),
         encoder_has_prefix_tokens=model.encoder.has_prefix_tokens,
         readout=readout,
         intermediate_channels=intermediate_channels,
         fusion_channels=fusion_channels,
     )
-    model.segmentation_head = decoder.DPTSegmentationHead(fusion_channels, classes, upsampling=2)
+    for block in model.decoder.fusion_blocks:
+        block.register_forward_pre_hook(_resize_previous)
+    model.segmentation_head = decoder.DPTSegmentationHead(fusion_channels, classes, upsampling=2 * patch / stride)
     model.classification_head, model.name = None, f"dpt-featx-{type(source._source).__name__}"
     model.initialize()
     return model
+
+
+def _resize_previous(block: nn.Module, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """Give a fusion block, before it is called, what it adds to a map at the size of that map."""
+    del block
+    feature, previous = given
+    if feature is None or previous is None or previous.shape == feature.shape:
+        return None
+    return feature, F.interpolate(previous, feature.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _prefix_tokens(source: FeatureExtractWrapper) -> int:

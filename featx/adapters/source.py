@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from math import lcm, log2
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..backbone import Backbone
 from ..errors import ArgumentError, ContractError, MissingPackageError
-from ..necks import Pipeline, SimpleFeaturePyramid
+from ..necks import Neck, Pipeline, Resample, SimpleFeaturePyramid
+from ..necks.pipeline import cells_along
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
 
-# Sides of a simple pyramid's maps relative to those of the one map it is made of.
-SCALES = (4.0, 2.0, 1.0, 0.5)
+# Strides, in pixels, of the maps of a simple pyramid, whatever the patch of its transformer.
+STRIDES = (4, 8, 16, 32)
 
 
 def require_source(source: object) -> FeatureExtractWrapper:
@@ -89,11 +92,42 @@ def require_levels(source: FeatureExtractWrapper, count: int, owner: str) -> Non
 
 
 def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int] | None) -> FeatureExtractWrapper:
-    """Maps of a SimpleFeaturePyramid at these positions among SCALES, None for all, of a source of one level.
+    """Maps of a SimpleFeaturePyramid at these positions among STRIDES, None for all, of a source of one level.
 
-    It has no branch that no chosen map needs, as far as branches have consecutive scales.
+    A map whose stride is no power of two is resampled to the nearest one first. There is no branch that no chosen map
+    needs, as far as branches have consecutive strides.
     """
-    positions = [position % len(SCALES) for position in (range(len(SCALES)) if chosen is None else chosen)]
+    positions = [position % len(STRIDES) for position in (range(len(STRIDES)) if chosen is None else chosen)]
     first = min(positions)
-    neck = SimpleFeaturePyramid(plain.feature_info, chs, scale_factors=SCALES[first : max(positions) + 1])
-    return FeatureExtractWrapper(Pipeline(plain, neck)._inner, [position - first for position in positions])
+    patch = plain.feature_info[0].reduction
+    stride = 2 ** round(log2(patch))
+    necks: list[Neck] = [] if stride == patch else [Resample(plain.feature_info, stride)]
+    levels = necks[0].feature_info if necks else plain.feature_info
+    scales = [stride / deeper for deeper in STRIDES[first : max(positions) + 1]]
+    necks.append(SimpleFeaturePyramid(levels, chs, scale_factors=scales))
+    return FeatureExtractWrapper(Pipeline(plain, *necks)._inner, [position - first for position in positions])
+
+
+def side_multiple(source: FeatureExtractWrapper, deepest: int) -> int:
+    """Pixels: sides that are multiples of it make every map of a stride up to `deepest` exactly side / stride cells.
+
+    It is the source's `size_divisor` and `deepest` in one, or more in families that enlarge maps to whole patches.
+    """
+    least = lcm(source.size_divisor, deepest)
+    return next((multiple for multiple in (least, 2 * least, 4 * least) if exact(source, multiple, deepest)), least)
+
+
+def exact(source: FeatureExtractWrapper, multiple: int, deepest: int) -> bool:
+    """Whether sides that are multiples of so many pixels give maps of side / stride cells, for strides to `deepest`.
+
+    A model without a size rule is taken to keep to it.
+    """
+    if not isinstance(source._source, Backbone):
+        return True
+    sides, strides = (multiple, 2 * multiple, 3 * multiple), source.feature_info.reduction()
+    return all(
+        cells == side // stride
+        for side in sides
+        for cells, stride in zip(cells_along(source, side), strides, strict=True)
+        if stride <= deepest
+    )

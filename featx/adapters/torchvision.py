@@ -5,9 +5,9 @@ pass them images in [0, 1].
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import lcm
+from math import log2
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ContractError
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
-from .source import maps_of, require_levels, require_source, statistics
+from .source import maps_of, require_levels, require_source, side_multiple, statistics
 
 
 class NamedMaps(nn.Module):
@@ -33,7 +33,7 @@ class NamedMaps(nn.Module):
 
 
 def detection_backbone(source: nn.Module) -> NamedMaps:
-    """A backbone for FasterRCNN, MaskRCNN, RetinaNet and FCOS, its maps named "0", "1", ….
+    """A backbone for FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS, its maps named "0", "1", ….
 
     Their heads are shared by all levels: ContractError unless these have one number of channels.
     """
@@ -76,7 +76,7 @@ def lraspp_backbone(source: nn.Module) -> NamedMaps:
 
 
 def detector_arguments(detector: type[nn.Module], source: nn.Module) -> dict[str, Any]:
-    """What FasterRCNN, MaskRCNN, RetinaNet, FCOS or SSD must be told about a source, for their keyword arguments.
+    """Keyword arguments of FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, FCOS or SSD that depend on the source.
 
     These are image_mean and image_std, anchors for the levels, the poolers of the two-stage detectors, and the divisor
     of the sizes. ArgumentError for another class and for a source that does not state its normalisation; ContractError
@@ -89,7 +89,8 @@ def detector_arguments(detector: type[nn.Module], source: nn.Module) -> dict[str
     makers = {FasterRCNN: _two_stage, RetinaNet: _retinanet, FCOS: _fcos, SSD: _ssd}
     make = next((make for kind, make in makers.items() if issubclass(detector, kind)), None)
     if make is None:
-        raise ArgumentError(f"{detector.__name__}: expected one of {[kind.__name__ for kind in makers]}, or MaskRCNN")
+        known = [*(kind.__name__ for kind in makers), "MaskRCNN", "KeypointRCNN"]
+        raise ArgumentError(f"{detector.__name__}: expected one of {known}")
     data = statistics(source)
     size = {} if detector is SSD else {"size_divisible": _multiple(source)}
     normalisation = {"image_mean": list(data.mean), "image_std": list(data.std)}
@@ -101,30 +102,55 @@ def _numbers(source: FeatureExtractWrapper) -> list[str]:
 
 
 def _multiple(source: FeatureExtractWrapper) -> int:
-    """torchvision pads batches to multiples of 32; to the next multiple of those that the source takes too."""
-    return lcm(32, source.size_divisor)
+    """Pixels: batches are padded to multiples of it, so that cells have the strides that anchors and boxes count on.
+
+    torchvision pads to 32, and levels of 64 and more have what is left.
+    """
+    strides = source.feature_info.reduction()
+    if all(stride.bit_count() == 1 for stride in strides):
+        return side_multiple(source, 32)
+    return side_multiple(source, max((stride for stride in strides if stride < 64), default=strides[0]))
 
 
 def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
     """Anchors of one size per level, of 8 cells (https://arxiv.org/abs/1612.03144), or of five on a single level."""
-    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection import KeypointRCNN, MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.ops import MultiScaleRoIAlign
 
     strides = levels.reduction()
-    if any(deeper != 2 * finer for finer, deeper in pairwise(strides)) or strides[0].bit_count() != 1:
+    if any(deeper != 2 * finer for finer, deeper in pairwise(strides)):
         raise ContractError(
-            f"{detector.__name__} assigns boxes to levels by powers of two, whose strides must double: these have "
+            f"{detector.__name__} assigns boxes to levels whose strides double from one to the next: these have "
             f"{strides} pixels; choose others with out_indices, or one level alone"
         )
     sizes = (
         tuple((8 * s,) for s in strides) if len(strides) > 1 else (tuple(k * strides[0] for k in (2, 4, 8, 16, 32)),)
     )
-    pooled = [str(i) for i, stride in enumerate(strides) if stride <= 32 or i == 0]  # P6 only proposes
-    poolers: dict[str, Any] = {"box_roi_pool": MultiScaleRoIAlign(pooled, 7, 2)}
+    pooled = {str(i): stride for i, stride in enumerate(strides) if stride <= 32 or i == 0}  # P6 only proposes
+    poolers = {"box_roi_pool": _pooler(pooled, 7)}
     if issubclass(detector, MaskRCNN):
-        poolers["mask_roi_pool"] = MultiScaleRoIAlign(pooled, 14, 2)
+        poolers["mask_roi_pool"] = _pooler(pooled, 14)
+    if issubclass(detector, KeypointRCNN):
+        poolers["keypoint_roi_pool"] = _pooler(pooled, 14)
     return {"rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)), **poolers}
+
+
+def _pooler(levels: Mapping[str, int], cells: int) -> nn.Module:
+    """Regions of cells x cells in boxes, from the map of the level, by its stride, that fits the size of each box.
+
+    A box of 224 pixels has a stride of 16 for its level, as in torchvision, and in proportion for other strides. The
+    package would take strides for the nearest powers of two.
+    """
+    from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.ops.poolers import initLevelMapper
+
+    strides = list(levels.values())
+    finest = round(log2(strides[0]))
+    size: Any = 224 * strides[0] / 2**finest  # which the package declares an int
+    pooler: Any = MultiScaleRoIAlign(list(levels), cells, 2)
+    pooler.scales = [1 / stride for stride in strides]
+    pooler.map_levels = initLevelMapper(finest, finest + len(strides) - 1, canonical_scale=size)
+    return pooler
 
 
 def _retinanet(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:

@@ -10,4 +10,5 @@ from .extra_levels import MaxPoolLevel as MaxPoolLevel
 from .fpn import FPN as FPN
 from .pafpn import PAFPN as PAFPN
 from .pipeline import Pipeline as Pipeline
+from .resample import Resample as Resample
 from .simple_feature_pyramid import SimpleFeaturePyramid as SimpleFeaturePyramid

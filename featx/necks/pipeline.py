@@ -26,7 +26,6 @@ class Pipeline(FeatureExtractWrapper):
 
     def __init__(self, extractor: FeatureExtractWrapper, *necks: Neck) -> None:
         super().__init__(BackboneAndNecks(extractor, necks))
-        self._smallest = extractor._smallest  # a neck's coarser maps exist for small images too
 
     @property
     def size_divisor(self) -> int:
@@ -50,6 +49,7 @@ class BackboneAndNecks(Pyramid):
             self.data_config = backbone.data_config
         self.load_report, self.size_rule = backbone.load_report, self._cells
         self.fixed_size, self.corrections = backbone._inner.fixed_size, backbone._inner.corrections
+        self.smallest = backbone._smallest  # a neck's coarser maps exist for small images too
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         maps = maps_in(self.backbone(x))
@@ -64,15 +64,15 @@ class BackboneAndNecks(Pyramid):
 
     def _cells(self, side: int, reduction: int) -> int:
         """Cells of the map of that reduction along a side of so many pixels, by the rules of all that are passed."""
-        cells = _extracted(self.backbone, side)
+        cells = cells_along(self.backbone, side)
         for neck in self.necks:
             assert isinstance(neck, Neck)
             cells = neck.cells(cells)
         return cells[self.feature_info.reduction().index(reduction)]
 
 
-def _extracted(extractor: FeatureExtractWrapper, side: int) -> list[int]:
-    """Cells along a side of each map; measured where the model has no rule."""
+def cells_along(extractor: FeatureExtractWrapper, side: int) -> list[int]:
+    """Cells of each map along a side of so many pixels; measured where the model has no rule."""
     source = extractor._source
     if isinstance(source, Backbone):
         return [source.size_rule(side, reduction) for reduction in extractor.feature_info.reduction()]

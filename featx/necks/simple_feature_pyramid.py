@@ -104,6 +104,7 @@ def _strides(reduction: int, scales: Sequence[float]) -> list[int]:
         whole = tuple(scale for scale in longer if not reduction / scale % 1)
         raise ContractError(
             f"cells of {reduction} pixels would be split into cells of {' and '.join(broken)} pixels, and reductions "
-            f"are whole numbers: choose other scale_factors, as {whole}"
+            f"are whole numbers: choose other scale_factors, as {whole}, or put featx.necks.Resample(feature_info, 16) "
+            "before this neck"
         )
     return [int(reduction / scale) for scale in scales]

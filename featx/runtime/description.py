@@ -23,7 +23,7 @@ class Description:
     """An extractor without its tensors and its code.
 
     levels: those returned, in order. output: "list", "dict" or "tokens". taken: images the graph is right for, None if
-        it is made anew for others.
+        it is made anew for others. smallest: the shortest side of images, in pixels.
     dtype: of the maps. computes: "float32", "bfloat16", …, or "int8". layout: "contiguous" or "channels_last".
     agreement: with the original's maps, by level.
     machine: what the graph was compiled for, None if it runs anywhere.
@@ -45,6 +45,7 @@ class Description:
     machine: dict[str, str] | None = None
     capture: str | None = None
     fallbacks: tuple[str, ...] = ()
+    smallest: int | None = None
 
     def tensors(self) -> list[str]:
         """Names of what the graph returns, safe in any format: a map per level, or its prefix tokens and the map.
@@ -71,6 +72,7 @@ def describe(
         dtypes[0],
         f"{dtypes[1]}".removeprefix("torch."),
         layout,
+        smallest=extractor._smallest,
     )
 
 
@@ -143,7 +145,13 @@ def _read(read: dict[str, Any]) -> Description:
         read["machine"],
         read.get("capture"),
         tuple(read.get("fallbacks", ())),
+        _smallest(read),
     )
+
+
+def _smallest(read: dict[str, Any]) -> int | None:
+    stated = read.get("smallest")  # which files of earlier versions lack
+    return None if stated is None else int(stated)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -96,14 +96,14 @@ class EnginePyramid(Pyramid):
         super().__init__()
         self.engine, self.said = engine, said
         self.feature_info = Levels([said.levels[position] for position in ascending(said.levels)])
-        self.fixed_size = said.fixed_size
+        self.fixed_size, self.smallest = said.fixed_size, said.smallest
         vars(self).update(size_divisor=said.size_divisor)  # of the class in a family
         if said.in_chans is not None:
             self.in_chans = said.in_chans
         if said.data_config is not None:
             self.data_config = said.data_config
         if source is not None:
-            self.corrections = source._inner.corrections
+            self.corrections, self.load_report = source._inner.corrections, source.load_report
             if isinstance(source._source, Backbone):
                 self.size_rule = source._source.size_rule
 

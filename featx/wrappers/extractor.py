@@ -56,7 +56,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         self.feature_info = chosen
         self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
         self._output = output
-        self._smallest = max(chosen.reduction())
+        self._smallest = pyramid.smallest or max(chosen.reduction())
         self._left_out = frozenset(model.state_dict()) - frozenset(self.state_dict())
 
     @property
