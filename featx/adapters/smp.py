@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..factory import create_model
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
-from .source import exact, maps_of, require_package, simple_pyramid
+from .source import enlarges, maps_of, require_package, resized_to_strides, simple_pyramid
 
 INSTALL = "pip install -U 'featx[smp]'"
 THEIRS = ("in_chans", "output_stride", "features_only", "out_indices", "out_names", "output")
@@ -105,7 +104,7 @@ class Encoder(nn.Module):
         dilation = {} if self._output_stride == 32 else {"output_stride": self._output_stride}
         self.body = self._plan.source(taken, in_chans=in_channels, **dilation)
         channels = dict(zip(taken, self.body.feature_info.channels(), strict=True))
-        self._resizes = not exact(self.body, self.output_stride, self.output_stride)
+        self._resizes = enlarges(self.body)
         self._out_channels = [in_channels, *(0 if p is None else channels[p] for p in self._positions)]
 
     @property
@@ -131,21 +130,12 @@ class Encoder(nn.Module):
             self._build(self._out_channels[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = iter(self._maps(x))
+        maps = maps_of(self.body, x)
+        if self._resizes:
+            maps = resized_to_strides(maps, self.body.feature_info, x)
         height, width = x.shape[2:]
-        features = [x]
+        features, rest = [x], iter(maps)
         for exponent, position in enumerate(self._positions, start=1):
             empty = (-(-height >> exponent), -(-width >> exponent))
-            features.append(x.new_empty(len(x), 0, *empty) if position is None else next(maps))
+            features.append(x.new_empty(len(x), 0, *empty) if position is None else next(rest))
         return features
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """The maps of the levels that there are, shallow to deep."""
-        maps = maps_of(self.body, x)
-        if not self._resizes:
-            return maps
-        height, width = x.shape[2:]
-        return [
-            F.interpolate(map_, (-(-height // stride), -(-width // stride)), mode="bilinear", align_corners=True)
-            for map_, stride in zip(maps, self.body.feature_info.reduction(), strict=True)
-        ]

@@ -6,10 +6,12 @@ from math import lcm, log2
 from types import ModuleType
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, ContractError, MissingPackageError
+from ..features import Levels
 from ..necks import Neck, Pipeline, Resample, SimpleFeaturePyramid
 from ..necks.pipeline import cells_along
 from ..preprocessing import DataConfig
@@ -106,6 +108,24 @@ def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int]
     scales = [stride / deeper for deeper in STRIDES[first : max(positions) + 1]]
     necks.append(SimpleFeaturePyramid(levels, chs, scale_factors=scales))
     return FeatureExtractWrapper(Pipeline(plain, *necks)._inner, [position - first for position in positions])
+
+
+def enlarges(source: FeatureExtractWrapper) -> bool:
+    """Whether maps have other sizes than side / stride where sides are multiples of the deepest stride."""
+    deepest = max(source.feature_info.reduction())
+    return not exact(source, lcm(source.size_divisor, deepest), deepest)
+
+
+def resized_to_strides(maps: Sequence[Tensor], levels: Levels, image: Tensor) -> list[Tensor]:
+    """The maps of images (N, C, H, W), resized to (N, chs, H / stride, W / stride), rounded up.
+
+    The corners stay in place, as they do where families enlarge maps.
+    """
+    height, width = image.shape[2:]
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in levels.reduction()]
+    return [
+        F.interpolate(map_, size, mode="bilinear", align_corners=True) for map_, size in zip(maps, sizes, strict=True)
+    ]
 
 
 def side_multiple(source: FeatureExtractWrapper, deepest: int) -> int:

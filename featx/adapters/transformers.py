@@ -16,6 +16,9 @@ INSTALL = "pip install -U 'featx[transformers]'"
 def register() -> "tuple[type[FeatxConfig], type[FeatxBackbone]]":
     """The configuration and the class of backbones that AutoConfig and AutoBackbone know as "featx" from now on.
 
+    Configurations of models there check from then on, when they are made, that a backbone of featx gives the levels
+    that the model takes, and choose them where `out_indices` were left out.
+
     Call it, as often as you like, before a model is built or loaded with `from_pretrained`. MissingPackageError if
     transformers is missing or older than 5.
     """
@@ -23,7 +26,9 @@ def register() -> "tuple[type[FeatxConfig], type[FeatxBackbone]]":
     from transformers import AutoBackbone, AutoConfig
 
     from .transformers_backbone import FeatxBackbone, FeatxConfig
+    from .transformers_needs import check_backbones
 
     AutoConfig.register(FeatxConfig.model_type, FeatxConfig, exist_ok=True)
     AutoBackbone.register(FeatxConfig, FeatxBackbone, exist_ok=True)
+    check_backbones()
     return FeatxConfig, FeatxBackbone

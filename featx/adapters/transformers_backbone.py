@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BackboneOutput
 from ..errors import ArgumentError, ContractError
 from ..factory import create_model
 from ..wrappers import FeatureExtractWrapper
-from .source import maps_of, simple_pyramid
+from .source import enlarges, maps_of, resized_to_strides, simple_pyramid
 
 
 class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -23,7 +23,9 @@ class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
     return_tokens: give sequences (N, 1 + h * w, chs), class token first, which DPT and its like want of ViTs.
     pyramid_channels: the stages are a SimpleFeaturePyramid of so many channels, which detectors want of ViTs; 0 for
         the backbone's own levels.
-    out_indices, out_features: positions or names among the stages, ascending; by default the deepest.
+    out_indices, out_features: positions or names among the stages, ascending; by default those that the model takes
+        whose configuration this one becomes part of, and on its own the deepest stage of each stride from 4 pixels on,
+        or, of a plain transformer, the last one, and with `return_tokens` four, evenly spaced.
     """
 
     model_type = "featx"
@@ -41,11 +43,46 @@ class FeatxConfig(BackboneConfigMixin, PreTrainedConfig):
         with torch.device("meta"):
             levels = self.source(None).feature_info
         self.stage_names, self.stage_channels = levels.names(), levels.channels()
+        self.stage_strides = levels.reduction()
         self.hidden_size, self.patch_size = levels[-1].chs, levels[-1].reduction  # which DPT reads of a ViT's
         chosen = {"out_features": kwargs.pop("out_features", None), "out_indices": kwargs.pop("out_indices", None)}
-        derived = ("stage_names", "stage_channels", "hidden_size", "patch_size")
+        self.hidden_sizes = levels.channels()  # which TVP reads
+        derived = ("stage_names", "stage_channels", "stage_strides", "hidden_size", "patch_size", "hidden_sizes")
         super().__post_init__(**{key: value for key, value in kwargs.items() if key not in derived})
         self.set_output_features_output_indices(**chosen)
+
+    def set_output_features_output_indices(
+        self, out_features: list[str] | None, out_indices: Sequence[int] | None
+    ) -> None:
+        """Choose the stages of these names or positions, where both are None those of the default."""
+        self.is_chosen = out_features is not None or out_indices is not None
+        chosen = list(self._usable() if not self.is_chosen else out_indices or ()) or None
+        super().set_output_features_output_indices(out_features=out_features, out_indices=chosen)
+
+    @property
+    def chosen(self) -> list[int]:
+        """The positions of the stages, `out_indices` as a list."""
+        return list(self.out_indices or ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with the stages that the default has come to."""
+        return {name: value for name, value in super().to_dict().items() if name != "is_chosen"}
+
+    def deepest_of(self, strides: Sequence[int]) -> list[int] | None:
+        """Positions of the deepest stage of each of these strides; None if there is none of one of them."""
+        deepest = {stride: position for position, stride in enumerate(self.stage_strides)}
+        return [deepest[stride] for stride in strides] if {*strides} <= {*deepest} else None
+
+    def spread(self, count: int) -> list[int]:
+        """Positions of so many stages, evenly spaced up to the last."""
+        return [len(self.stage_names) * (part + 1) // count - 1 for part in range(count)]
+
+    def _usable(self) -> list[int]:
+        strides = sorted({*self.stage_strides})
+        if self.return_tokens:
+            return self.spread(min(4, len(self.stage_names)))
+        usable = self.deepest_of([stride for stride in strides if stride >= 4 or len(strides) == 1])
+        return usable or [len(self.stage_names) - 1]
 
     def source(self, stages: Sequence[int] | None, *, pretrained: bool = False) -> FeatureExtractWrapper:
         """The extractor of those stages, None for all."""
@@ -74,6 +111,7 @@ class FeatxBackbone(BackboneMixin, PreTrainedModel):
         self._without_values = torch.empty(0).is_meta  # as from_pretrained builds it
         self.body = config.source(config.out_indices, pretrained=config.pretrained and not self._without_values)
         self.num_features = list(config.stage_channels)
+        self._resizes = not config.return_tokens and enlarges(self.body)
         self.post_init()
 
     def forward(
@@ -85,11 +123,18 @@ class FeatxBackbone(BackboneMixin, PreTrainedModel):
     ) -> BackboneOutput | tuple[Any, ...]:
         if output_attentions:
             raise ArgumentError("a featx backbone gives maps and no attentions: leave output_attentions out")
-        tokens = self.config.return_tokens
-        maps = [_sequence(*pair) for pair in self.body(pixel_values)] if tokens else maps_of(self.body, pixel_values)
-        stages: Any = tuple(maps)  # the package declares a tuple of one
+        stages: Any = tuple(self._tokens(pixel_values) if self.config.return_tokens else self._maps(pixel_values))
         output = BackboneOutput(feature_maps=stages, hidden_states=stages if output_hidden_states else None)
         return output if return_dict is not False else output.to_tuple()
+
+    def _maps(self, pixel_values: Tensor) -> list[Tensor]:
+        maps = maps_of(self.body, pixel_values)
+        return resized_to_strides(maps, self.body.feature_info, pixel_values) if self._resizes else maps
+
+    def _tokens(self, pixel_values: Tensor) -> list[Tensor]:
+        """Those of whole patches, which is how many models there count."""
+        height, width = (side - side % self.config.patch_size for side in pixel_values.shape[2:])
+        return [_sequence(*pair) for pair in self.body(pixel_values[..., :height, :width])]
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Give values to what a checkpoint did not have, among it buffers that no checkpoint has, in place.
