@@ -99,6 +99,11 @@ def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int]
     A map whose stride is no power of two is resampled to the nearest one first. There is no branch that no chosen map
     needs, as far as branches have consecutive strides.
     """
+    if len(strides := sorted({row["reduction"] for row in plain.feature_info.info})) > 1:
+        raise ArgumentError(
+            f"pyramid_channels={chs} makes a pyramid of a plain transformer, and this backbone has maps of strides "
+            f"{strides} already: leave it out"
+        )
     positions = [position % len(STRIDES) for position in (range(len(STRIDES)) if chosen is None else chosen)]
     first = min(positions)
     patch = plain.feature_info[0].reduction

@@ -16,14 +16,15 @@ from .transformers_backbone import FeatxConfig
 Indices = Sequence[int]
 
 
-def strides_in(field: str) -> Callable[[Any, FeatxConfig], Indices]:
-    """Maps of exactly the strides, in pixels, that a field of the configuration lists."""
+def exactly(stated: str | tuple[int, ...]) -> Callable[[Any, FeatxConfig], Indices]:
+    """Maps of exactly these strides, in pixels, or of those that a field of the configuration lists."""
 
     def choose(config: Any, backbone: FeatxConfig) -> Indices:
-        strides = list(getattr(config, field))
+        strides = list(getattr(config, stated) if isinstance(stated, str) else stated)
         chosen = backbone.chosen if backbone.is_chosen else backbone.deepest_of(strides)
         if chosen is None or [backbone.stage_strides[index] for index in chosen] != strides:
-            raise _refusal(config, backbone, f"{len(strides)} maps of strides {strides} ({field})", strides)
+            source = f" ({stated})" if isinstance(stated, str) else ""
+            raise _refusal(config, backbone, f"{len(strides)} maps of strides {strides}{source}", strides)
         return chosen
 
     return choose
@@ -78,11 +79,13 @@ def tokens(config: Any, backbone: FeatxConfig) -> Indices:
 
 
 NEEDS: dict[str, Callable[[Any, FeatxConfig], Indices]] = {
-    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deimv2"), strides_in("feat_strides")),
-    "mask2former": strides_in("feature_strides"),
-    "oneformer": strides_in("strides"),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deimv2"), exactly("feat_strides")),
+    "mask2former": exactly("feature_strides"),
+    "oneformer": exactly("strides"),
     **dict.fromkeys(("deformable_detr", "grounding-dino", "mm-grounding-dino"), at_most),
-    **dict.fromkeys(("detr", "conditional_detr", "dab-detr", "table-transformer", "vitmatte", "tvp"), last),
+    **dict.fromkeys(("detr", "conditional_detr", "dab-detr", "table-transformer", "tvp"), last),
+    "omdet-turbo": exactly((8, 16, 32)),
+    "vitmatte": exactly((16,)),
     **dict.fromkeys(("upernet", "maskformer"), segmented),
     **dict.fromkeys(("dpt", "depth_anything", "prompt_depth_anything", "zoedepth"), tokens),
 }

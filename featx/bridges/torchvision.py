@@ -73,7 +73,7 @@ def build(
 
     in_chans: replaces the first convolution; published weights are summed or repeated for it.
     num_classes: 0 leaves the pooled features.
-    output_stride: 8, 16 or 32, for the ResNets with bottlenecks.
+    output_stride: 8, 16 or 32 for the ResNets with bottlenecks, 16 or 32 for MobileNetV3.
     arch: arguments of the package's builder, such as `image_size` of a ViT and `input_size` of MaxViT.
 
     Raises UnknownModelError, ArgumentError, WeightsNotFoundError if the weights cannot be downloaded.
@@ -164,11 +164,15 @@ def _published(name: str, tag: str) -> Any:
 def _dilation(name: str, output_stride: int | None) -> dict[str, Any]:
     if output_stride is None:
         return {}
-    if "resne" not in name:
+    if name.startswith("mobilenet_v3"):
+        arguments = {16: {"dilated": True}, 32: {}}  # its last stage alone
+    elif "resne" in name:
+        arguments = {stride: {"replace_stride_with_dilation": which} for stride, which in DILATED.items()}
+    else:
         raise ArgumentError(f"torchvision/{name} cannot trade strides for dilation: leave output_stride out")
-    if output_stride not in DILATED:
-        raise ArgumentError(f"output_stride={output_stride}: choose one of {list(DILATED)}")
-    return {"replace_stride_with_dilation": DILATED[output_stride]}
+    if output_stride not in arguments:
+        raise ArgumentError(f"output_stride={output_stride}: choose one of {list(arguments)}")
+    return arguments[output_stride]
 
 
 def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
