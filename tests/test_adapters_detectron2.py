@@ -21,6 +21,8 @@ from torch import nn
 
 import featx
 from featx.adapters import detectron2 as adapter
+from featx.adapters.source import simple_pyramid
+from featx.necks import Pipeline, SimpleFeaturePyramid
 
 NAMES = ("res2", "res3", "res4", "res5")
 
@@ -108,6 +110,30 @@ def test_odd_sizes_pass_its_fpn_after_the_padding_it_asks_for(name):
     x = padded(x, model.bottom_up)
     assert x.shape[2:] == (128, 192)
     assert [map_.shape[2:] for map_ in model(x)] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+
+
+def patch_14():
+    return random_extractor("vit_small_patch14_dinov2", out_indices=[-1], dim=32, depth=2, heads=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "multiple"),
+    [
+        (lambda: random_extractor("mobilevitv2_050", out_indices=[2, 3, 4]), 64),
+        (lambda: simple_pyramid(patch_14(), 8, [1, 2, 3]), 32),
+        (
+            lambda: Pipeline(
+                patch_14(), SimpleFeaturePyramid([*patch_14().feature_info], 8, scale_factors=(2, 1, 0.5))
+            ),
+            28,
+        ),
+    ],
+)
+def test_the_padding_makes_maps_double_that_are_enlarged_or_of_other_patches(source, multiple):
+    backbone = adapter.backbone(source(), NAMES[1:])
+    assert backbone.size_divisibility == multiple
+    model = DoublingFPN(backbone, NAMES[1:], 8).eval()
+    assert len(model(padded(images(1, 3, 97, 161), backbone))) == 3
 
 
 def test_shapes_are_told_by_name():

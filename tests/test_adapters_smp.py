@@ -5,8 +5,9 @@ import sys
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 from adapting import CNNS, VITS, assert_close, assert_trains, is_vit, matrix, reloaded, stem
-from conftest import images, random_extractor
+from conftest import SMALL, images, random_extractor
 from torch import nn
 
 import featx
@@ -189,3 +190,85 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         adapter.register("resnet18")
     with pytest.raises(featx.MissingPackageError, match=r"featx\[smp\]"):
         dpt(nn.Identity(), 2)
+
+
+# Families that enlarge maps, and every decoder on every family
+
+
+def decoder_of(name, size):
+    """The sizes of the encoder's maps, and of the logits of the decoder that doubles them most strictly."""
+    model = built("FPN", name).eval()
+    x = images(1, 3, *size)
+    return [tuple(map_.shape[2:]) for map_ in model.encoder(x)[2:]], tuple(model(x).shape[2:])
+
+
+@pytest.mark.parametrize("name", ["mobilevitv2_050", "timm/mobilevitv2_050"])
+@pytest.mark.parametrize("size", [(96, 96), (96, 160)])
+def test_maps_that_a_family_enlarges_are_resized_to_their_strides(name, size):
+    height, width = size
+    cells = [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
+    assert decoder_of(name, size) == (cells, size)
+
+
+def test_resized_maps_are_those_of_the_extractor_with_its_corners_in_place():
+    encoder = smp.encoders.get_encoder(adapter.register("mobilevitv2_050"), weights=None).eval()
+    plain = random_extractor("mobilevitv2_050")
+    encoder.body.load_state_dict(plain.state_dict())
+    x = images(2, 3, 96, 96)
+    ours, maps = encoder(x)[1:], plain(x)
+    assert [map_.shape[-1] for map_ in maps] == [48, 24, 12, 6, 4]
+    assert all(torch.equal(ours[i], maps[i]) for i in range(4))
+    assert_close(ours[4], F.interpolate(maps[4], (3, 3), mode="bilinear", align_corners=True))
+    assert_close(ours[4][..., ::2, ::2], maps[4][..., ::3, ::3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, "mobilevitv2_050") for k in ("FPN", "Linknet", "UnetPlusPlus", "MAnet")]
+)
+def test_decoders_that_double_maps_take_enlarged_ones(kind, name):
+    assert built(kind, name).eval()(images(1, 3, 96, 96)).shape == (1, 2, 96, 96)
+
+
+EVERY = [name for name in SMALL if not name.startswith("vit_")]
+TRANSFORMERS = [*(name for name in SMALL if name.startswith("vit_")), "vit_small_patch14_dinov2"]
+SWIN = "timm/swin_tiny_patch4_window7_224"
+
+
+def any_size(kind, name):
+    pyramid = {"pyramid_channels": 16} if name in TRANSFORMERS else {}
+    more = {"embed_dim": 16, "strict_img_size": False} if name == SWIN else {}
+    encoder = adapter.register(name, **pyramid, **more)
+    return getattr(smp, kind)(encoder, encoder_weights=None, classes=2, **NARROW.get(kind, {})).eval()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", [*EVERY, *TRANSFORMERS, SWIN])
+@pytest.mark.parametrize("kind", [*PLAIN, *DILATED])
+def test_every_decoder_takes_every_family_or_says_why_not(kind, name):
+    if kind in DILATED and not can_dilate(name):
+        with pytest.raises(ValueError, match="cannot trade strides"):
+            any_size(kind, name)
+        return
+    model = any_size(kind, name)
+    for size in [(224, 224), (192, 256)]:
+        with torch.no_grad():
+            assert model(images(1, 3, *size)).shape == (1, 2, *size)
+
+
+def can_dilate(name):
+    """As the family says itself."""
+    if name in TRANSFORMERS or name == SWIN:
+        return False
+    try:
+        with torch.device("meta"):
+            featx.create_model(name, output_stride=16)
+    except featx.ArgumentError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("choice", [{"depth": 0}, {"depth": 6}, {"output_stride": 5}], ids=str)
+def test_wrong_choices_are_value_errors_as_of_the_packages_own_encoders(choice):
+    with pytest.raises(ValueError, match=r"expected|choose") as raised:
+        smp.encoders.get_encoder(adapter.register("resnet18"), weights=None, **choice)
+    assert isinstance(raised.value, featx.FeatxError)

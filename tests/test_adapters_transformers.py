@@ -159,7 +159,7 @@ def test_tokens_are_the_class_token_and_the_grid_row_by_row():
 
 
 def test_registers_are_left_out_of_the_tokens():
-    config = Config(backbone=WEE, arguments={"class_token": True}, return_tokens=True)
+    config = Config(backbone=WEE, arguments={"class_token": True}, return_tokens=True, out_indices=[-1])
     (tokens,) = Backbone(config)(images(1, 3, 32, 32)).feature_maps
     assert tokens.shape[1] == 1 + 4
 
@@ -185,8 +185,21 @@ def test_channels_are_told_for_every_stage_and_for_those_asked_for():
     assert (backbone.out_features, backbone.out_indices) == (["layer1", "layer3"], [1, 3])
 
 
-def test_the_deepest_stage_is_the_default():
-    assert Config(backbone="resnet18").out_features == ["layer4"]
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        ({"backbone": "resnet18"}, [1, 2, 3, 4]),
+        ({"backbone": "convnext_atto"}, [0, 1, 2, 3]),
+        ({"backbone": TINY}, [11]),
+        ({"backbone": TINY, "pyramid_channels": 8}, [0, 1, 2, 3]),
+        ({"backbone": TINY, "return_tokens": True}, [2, 5, 8, 11]),
+        ({"backbone": "timm/swin_tiny_patch4_window7_224"}, [0, 1, 2, 3]),
+    ],
+)
+def test_the_stages_by_default_are_one_per_stride_from_4_pixels_on(arguments, stages):
+    config = Config(**arguments)
+    assert config.out_indices == stages
+    assert "is_chosen" not in config.to_dict()
 
 
 def test_a_configuration_survives_its_file(tmp_path):
@@ -261,7 +274,7 @@ def test_attentions_are_refused():
 
 
 def test_tuples_are_given_where_they_are_asked_for():
-    backbone = Backbone(Config(backbone="resnet18"))
+    backbone = Backbone(Config(backbone="resnet18", out_indices=[4]))
     ((map_,),) = backbone(images(1, 3, 64, 64), return_dict=False)
     assert map_.shape == (1, 512, 2, 2)
 

@@ -26,6 +26,7 @@ from featx.necks import (
     MaxPoolLevel,
     Neck,
     Pipeline,
+    Resample,
     SimpleFeaturePyramid,
 )
 
@@ -63,6 +64,11 @@ SINGLE: dict[str, Build] = {
     ],
     "ASPP": lambda info: [ASPP(info, 32)],
     "ChannelMapper of one map": lambda info: [ChannelMapper(info, 32)],
+    "Resample to finer cells": lambda info: [Resample(info, 12)],
+    "Resample and SimpleFeaturePyramid": lambda info: [
+        resample := Resample(info, 32),
+        SimpleFeaturePyramid(resample.feature_info, 32),
+    ],
 }
 NECKS = {**PYRAMID, **SINGLE}
 # whose cells round up, down, and to groups of a patch; and transformers of one stride
