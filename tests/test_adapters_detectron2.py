@@ -116,6 +116,10 @@ def patch_14():
     return random_extractor("vit_small_patch14_dinov2", out_indices=[-1], dim=32, depth=2, heads=2)
 
 
+def whole_strides(plain):
+    return Pipeline(plain, SimpleFeaturePyramid([*plain.feature_info], 8, scale_factors=(2, 1, 0.5)))
+
+
 @pytest.mark.parametrize(
     ("source", "multiple"),
     [
