@@ -238,11 +238,30 @@ def test_output_stride_keeps_the_resolution_of_resnets(output_stride, reductions
     assert set(extractor.feature_info.reduction()) == set(reductions)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
+def test_output_stride_of_mobilenetv3_is_the_packages_dilated(name):
+    ours = randomise(bridge.build(name, output_stride=16))
+    theirs = getattr(models, name)(dilated=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = images(1, 3, 64, 96)
+    with torch.no_grad():
+        assert_same(FeatureExtractWrapper(ours, [-1])(x), [theirs.eval().features(x)])
+    assert FeatureExtractWrapper(ours).feature_info.reduction() == [2, 4, 8, 16]
+
+
+def test_an_output_stride_of_32_changes_nothing():
+    with torch.device("meta"):
+        assert (
+            FeatureExtractWrapper(bridge.build("mobilenet_v3_small", output_stride=32)).feature_info[-1].reduction == 32
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
         ("vgg11", {"output_stride": 16}, "cannot trade strides"),
         ("resnet50", {"output_stride": 4}, "choose one of"),
+        ("mobilenet_v3_large", {"output_stride": 8}, r"choose one of \[16, 32\]"),
         ("resnet18", {"output_stride": 16}, "Dilation > 1 not supported in BasicBlock"),
         ("resnet18", {"width": 3}, "cannot be built with .*'width'"),
         ("resnet18", {"num_classes": -1}, "expected 0"),
