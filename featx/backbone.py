@@ -1,26 +1,39 @@
 """The two base classes of image models: Backbone, whose children run in order, and Pyramid, which is asked for maps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from .empty import without_values
 from .errors import ArgumentError, InputError
-from .features import Levels
+from .features import Levels, OutIndices
 from .preprocessing import DataConfig
+from .pretrained_cfg import pretrained_cfg
 from .report import LoadReport
+
+Sides = int | tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """What every family's configuration has. drop_rate: dropout before the classifier."""
+    """What every family's configuration has.
+
+    global_pool: from the last map to one vector: "avg", "max", "avgmax" (their mean), "catavgmax" (one after the other:
+    twice the channels) or "" for none, which gives logits per cell. drop_rate: dropout before the classifier.
+    """
 
     in_chans: int = 3
     num_classes: int = 1000
     global_pool: str = "avg"
     drop_rate: float = 0.0
+
+    def stated_by(self, names: Collection[str]) -> dict[str, Any]:
+        """Fields that the names of a checkpoint's tensors decide, where the configuration leaves them open."""
+        del names
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,26 +48,34 @@ class Backbone(nn.Module):
     """An image model whose children, run in the order they are registered, turn images into logits.
 
     A family sets `feature_info`, `in_chans` and the rest beside the layers they describe. The child that holds the
-    deepest level ends `forward_features`; the ones after it are the head.
+    deepest level ends `forward_features` unless `last_feature` names a later one; the ones after it are the head.
 
     size_divisor: the sides of an image must be multiples of it; 1 takes any size.
     last_linear: path of the layer that depends on the number of classes.
+    last_feature: path of the module whose output `forward_features` returns; "" for the deepest level.
+    pool_layers: paths of the layers without parameters that depend on the kind of global pool.
+    gives_tokens: whether `forward_features` returns tokens (N, L, num_features) instead of a map.
     dense_level: position of the level that dense prediction starts from: the deepest, unless that is an expansion made
         for the classifier.
     num_features: channels of what `forward_features` returns.
     head_hidden_size: channels that enter the last linear layer.
-    architecture, config: the name and the configuration `create_model` built it from.
+    config: the configuration it was built from.
+    architecture, tag: the name `create_model` built it from, and the tag of its published weights.
     label_names: of the classes, where the weights' `config.json` has them.
     load_report: what loading its weights did.
     """
 
     size_divisor: ClassVar[int] = 1
     last_linear: ClassVar[str]
+    pool_layers: ClassVar[tuple[str, ...]] = ()
+    gives_tokens: ClassVar[bool] = False
     dense_level: ClassVar[int] = -1
 
     feature_info: Levels
+    last_feature: str = ""
     data_config: DataConfig
     architecture: str
+    tag: str = ""
     config: BackboneConfig
     label_names: tuple[str, ...] = ()
     load_report: LoadReport | None = None
@@ -74,20 +95,41 @@ class Backbone(nn.Module):
     def initialise(module: nn.Module, /) -> None:
         """Give a part of the model the family's random values, in place; layers PyTorch initialises well keep its."""
 
+    @property
+    def num_classes(self) -> int:
+        """Logits per image; 0 for a model that ends with pooled features."""
+        return getattr(dict(self.named_modules()).get(self.last_linear), "out_features", 0)
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """What the weights expect, under the keys that timm gives it; a view that cannot be changed."""
+        return pretrained_cfg(self)
+
+    @property
+    def default_cfg(self) -> Mapping[str, Any]:
+        """The same as `pretrained_cfg`, under timm's older name."""
+        return self.pretrained_cfg
+
     def forward_features(self, x: Tensor) -> Tensor:
-        """The deepest map, which the head turns into logits: (N, in_chans, H, W) to (N, chs, H / r, W / r)."""
-        deepest = self.feature_info[-1].name.split(".")[0]
+        """The last map, which the head turns into logits: (N, in_chans, H, W) to (N, num_features, H / r, W / r)."""
+        last = self._last_feature.partition(".")[0]
         for name, child in self.named_children():
             x = child(x)
-            if name == deepest:
+            if name == last:
                 break
         return x
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Logits of the deepest map: (N, chs, h, w) to (N, num_classes), or pooled features if there are no classes."""
-        deepest = self.feature_info[-1].name.split(".")[0]
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (N, num_classes) of what `forward_features` returns, or pooled features if there are no classes.
+
+        pre_logits: stop before the last linear layer, at the features (N, head_hidden_size) that enter it.
+        """
         names = [name for name, _ in self.named_children()]
-        for child in list(self.children())[names.index(deepest) + 1 :]:
+        behind = names.index(self._last_feature.partition(".")[0]) + 1
+        classifier, _, inside = self.last_linear.partition(".")
+        for name, child in list(self.named_children())[behind:]:
+            if pre_logits and name == classifier:
+                return child(x, pre_logits=True) if inside else x
             x = child(x)
         return x
 
@@ -97,11 +139,83 @@ class Backbone(nn.Module):
         check_images(x, self.in_chans, smallest=1 if self.size_rule(1, deepest) else deepest)
         return self.forward_head(self.forward_features(x))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last linear layer by a fresh one, in place; 0 classes leave the pooled features."""
-        head = classifier(self.head_hidden_size, num_classes)
-        self.initialise(head)
-        self.set_submodule(self.last_linear, head.to(next(self.parameters()).device))
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: OutIndices | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """What `forward_features` returns, and the maps of some levels, as timm's models give them.
+
+        An extractor (`features_only=True`) gives the same maps and leaves out what they do not need.
+
+        Args:
+            x: images (N, in_chans, H, W).
+            indices: levels, in the order of the maps; see `create_model`.
+            return_prefix_tokens: give pairs of map and prefix tokens (N, tokens, chs) instead of maps.
+            norm: send the maps of a transformer through its last norm.
+            stop_early: end at the deepest of the levels; what is returned first is then that.
+            output_fmt: "NCHW" for maps (N, chs, h, w), "NLC" for their cells in rows (N, h * w, chs).
+            intermediates_only: return the maps alone.
+
+        Returns:
+            (features, maps), or maps.
+
+        Raises:
+            OutIndicesError: for levels that do not exist.
+            ArgumentError: for another `output_fmt`.
+            InputError: for a batch the model cannot take.
+        """
+        from .wrappers.intermediates import Intermediates
+
+        check_images(x, self.in_chans, smallest=max(self.feature_info.reduction()))
+        asked = Intermediates(self, indices, return_prefix_tokens, norm, stop_early, output_fmt)
+        return asked.maps(x) if intermediates_only else asked.features_and_maps(x)
+
+    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """What `forward_features` returns, and prefix tokens and map of each of `levels`, which ascend."""
+        from .wrappers.intermediates import chained
+
+        return chained(self, x, levels)
+
+    def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix tokens and map through the last norm of a transformer; unchanged where there is none."""
+        return prefix, map_
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits, or nn.Identity if there are no classes."""
+        return self.get_submodule(self.last_linear)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer by a fresh one, in place.
+
+        Args:
+            num_classes: logits of the new layer; 0 leaves the pooled features.
+            global_pool: the new kind of pool, see `BackboneConfig`; None keeps the kind there is.
+
+        Raises:
+            ArgumentError: for a negative number of classes, for a kind of pool that the family does not have, and for
+                one that changes the shapes of the layers between pool and classifier.
+        """
+        kind = self.config.global_pool if global_pool is None else global_pool
+        config = replace(self.config, num_classes=num_classes, global_pool=kind)
+        with without_values():
+            fresh = type(self)(config)
+        _require_same_head(self, fresh, kind)
+        for path in self.pool_layers:
+            self.set_submodule(path, fresh.get_submodule(path).train(self.training))
+        like = next(self.parameters())
+        last = _drawn(fresh.get_classifier(), self.initialise).to(like.device, like.dtype)
+        self.set_submodule(self.last_linear, last.train(self.training))
+        self.config, self.head_hidden_size = config, fresh.head_hidden_size
+
+    @property
+    def _last_feature(self) -> str:
+        return self.last_feature or self.feature_info[-1].name
 
 
 class Pyramid(Backbone, ABC):
@@ -142,11 +256,60 @@ class Pyramid(Backbone, ABC):
         """Paths of the modules that no map of `levels`, which ascend, needs."""
 
 
-def classifier(chs: int, num_classes: int) -> nn.Module:
-    """(N, chs) to logits (N, num_classes), or the features themselves if there are no classes."""
-    if num_classes < 0:
+class CellLinear(nn.Linear):
+    """A linear layer over axis 1: (N, in_features) or (N, in_features, H, W) to the same with out_features."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
+    """(N, chs) to logits (N, num_classes), or the features themselves if there are no classes.
+
+    pool: the kind of global pool before it; "" gives logits per cell, (N, chs, h, w) to (N, num_classes, h, w).
+    """
+    if not isinstance(num_classes, int) or num_classes < 0:
         raise ArgumentError(f"num_classes={num_classes}: expected 0 (pooled features) or more")
-    return nn.Linear(chs, num_classes) if num_classes else nn.Identity()
+    if not num_classes:
+        return nn.Identity()
+    return nn.Linear(chs, num_classes) if pool else CellLinear(chs, num_classes)
+
+
+def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Module:
+    """A layer without values, with random ones."""
+    layer = layer.to_empty(device="cpu")
+    if isinstance(layer, nn.Linear):
+        layer.reset_parameters()
+    initialise(layer)
+    return layer
+
+
+def _require_same_head(model: Backbone, fresh: Backbone, pool: str) -> None:
+    """Raise ArgumentError if the pool of `fresh`, the same model with another pool, needs other layers behind it."""
+    if pool != model.config.global_pool and not model.pool_layers:
+        raise ArgumentError(f"global_pool={pool!r}: {type(model).__name__} has no pool_layers to replace")
+    own, children = model.state_dict(), [name for name, _ in fresh.named_children()]
+    first = children.index(model.pool_layers[0].partition(".")[0]) if model.pool_layers else len(children)
+    behind = tuple(f"{name}." for name in children[first:])
+    changed = [
+        name
+        for name, tensor in fresh.state_dict().items()
+        if name.startswith(behind) and not name.startswith(f"{model.last_linear}.")
+        if name not in own or own[name].shape != tensor.shape
+    ]
+    if changed:
+        raise ArgumentError(
+            f"global_pool={pool!r} gives {changed[0]} another shape, and its weights would be lost: build the model "
+            f"with create_model({model.architecture!r}, global_pool={pool!r})"
+        )
+
+
+def image_sides(image_size: Sides) -> tuple[int, int]:
+    """(height, width) of images; ArgumentError if `image_size` is neither that nor the side of a square."""
+    both = tuple(image_size) if isinstance(image_size, Iterable) else (image_size, image_size)
+    if len(both) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in both):
+        raise ArgumentError(f"image_size={image_size!r}: expected (height, width) or one side, in pixels")
+    return both
 
 
 def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from ..backbone import Sides
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..wrappers.refusals import passed_on
 from .timm_pyramid import TimmPyramid
-from .timm_sizes import Sides, arguments_for, takes
+from .timm_sizes import arguments_for, takes
 
 # Arguments of timm.create_model that ask for what featx does itself.
 OURS = ("features_only", "out_indices", "feature_cls", "checkpoint_path")

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..backbone import Sides, image_sides
 from ..errors import ArgumentError
 from ..wrappers.refusals import ThirdPartyError, third_party
 from .timm_copies import tried, without_values
 from .timm_levels import declared_by, fits
-
-Sides = int | tuple[int, int]
 
 # What architectures call it to be built for a size, or to take several; the first that helps is taken.
 SIZE = object()
@@ -26,7 +25,7 @@ def arguments_for(
 
     Tried without values, none first. Raises ArgumentError if there are no such arguments.
     """
-    size, ways = sides(image_size), {word: given[word] for word in WAYS if word in given}
+    size, ways = image_sides(image_size), {word: given[word] for word in WAYS if word in given}
     if ways:
         raise ArgumentError(f"image_size and {[*ways]} both say which images timm/{name} takes: pass image_size alone")
     plain = _on_meta(name, given, create)
@@ -47,17 +46,9 @@ def arguments_for(
     )
 
 
-def sides(image_size: Sides) -> tuple[int, int]:
-    """(height, width); ArgumentError if it is neither that nor the side of a square."""
-    both = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(both) != 2 or not all(isinstance(side, int) and side > 0 for side in both):
-        raise ArgumentError(f"image_size={image_size!r}: expected (height, width) or one side, in pixels")
-    return both
-
-
 def takes(model: Any, image_size: Sides) -> nn.Module:
     """The model, which now says that its images have that size."""
-    model._traits = {**getattr(model, "_traits", {}), "img_size": sides(image_size)}  # where timm itself keeps it
+    model._traits = {**getattr(model, "_traits", {}), "img_size": image_sides(image_size)}  # where timm itself keeps it
     return model
 
 

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, StridedConfig, classifier
+from ..backbone import Backbone, CellLinear, StridedConfig, classifier
+from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, DataConfig
 from ..registry import Variant, register
 from .layers.drop_path import drop_path, rising_rates
+from .layers.head import HEAD_POOL, Head
 from .layers.norm import GlobalResponseNorm, LayerNorm2d
 from .layers.padding import SameConv2d
-from .layers.pool import global_pool
+from .layers.pool import DOUBLING, POOLS, flatten, global_pool, pooled_chs
 from .layers.steps import Step, plan_steps
 
 Mix = Callable[[int, int], nn.Module]
@@ -70,6 +72,7 @@ class ConvNeXt(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stages."""
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     initialise = staticmethod(init_convnext)
 
     @staticmethod
@@ -79,7 +82,7 @@ class ConvNeXt(Backbone):
 
     def __init__(self, cfg: ConvNeXtConfig) -> None:
         super().__init__()
-        self.in_chans = cfg.in_chans
+        self.config, self.in_chans = cfg, cfg.in_chans
         self.stem = stem(cfg)
         if issubclass(cfg.patch, SameConv2d):
             self.size_rule = Backbone.size_rule
@@ -95,7 +98,7 @@ class ConvNeXt(Backbone):
         chs = self.num_features = cfg.chs[-1]
         self.norm_pre = last_norm(cfg) if cfg.norm_first else nn.Identity()
         self.head = head(cfg)
-        self.head_hidden_size = cfg.hidden_chs or chs
+        self.last_feature, self.head_hidden_size = "norm_pre", cfg.hidden_chs or pooled_chs(chs, cfg.global_pool)
         self.feature_info = Levels(info)
         self.initialise(self)
 
@@ -169,18 +172,21 @@ def last_norm(cfg: ConvNeXtConfig) -> LayerNorm2d:
     return LayerNorm2d(cfg.chs[-1], cfg.norm_eps if cfg.head_norm_eps is None else cfg.head_norm_eps)
 
 
-def head(cfg: ConvNeXtConfig) -> nn.Sequential:
+def head(cfg: ConvNeXtConfig) -> Head:
     """(N, chs, H, W) to logits (N, num_classes); the norm follows the pool unless it came before."""
-    chs = cfg.chs[-1]
-    layers: OrderedDict[str, nn.Module] = OrderedDict(global_pool=global_pool(cfg.global_pool))
+    chs, pool = pooled_chs(cfg.chs[-1], cfg.global_pool), cfg.global_pool
+    if chs != cfg.chs[-1] and not cfg.norm_first:
+        kinds = [kind for kind in POOLS if kind not in DOUBLING]
+        raise ArgumentError(f"global_pool={pool!r}: the norm behind the pool has the map's channels, choose of {kinds}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(global_pool=global_pool(pool))
     if not cfg.norm_first:
         layers["norm"] = last_norm(cfg)
-    layers["flatten"] = nn.Flatten()
+    layers["flatten"] = flatten(pool)
     if cfg.hidden_chs:
-        layers["pre_logits"] = nn.Sequential(OrderedDict(fc=nn.Linear(chs, cfg.hidden_chs), act=nn.GELU()))
+        layers["pre_logits"] = nn.Sequential(OrderedDict(fc=CellLinear(chs, cfg.hidden_chs), act=nn.GELU()))
     layers["drop"] = nn.Dropout(cfg.drop_rate)
-    layers["fc"] = classifier(cfg.hidden_chs or chs, cfg.num_classes)
-    return nn.Sequential(layers)
+    layers["fc"] = classifier(cfg.hidden_chs or chs, cfg.num_classes, pool)
+    return Head(layers)
 
 
 def data(size: int = 224, crop: float = 0.875) -> DataConfig:

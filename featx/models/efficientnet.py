@@ -1,8 +1,8 @@
 """EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants, and EfficientNetV2, https://arxiv.org/abs/2104.00298.
 
 B1 to B8 are B0, wider and deeper. Lite variants have no squeeze-and-excitation. The first stages of V2 fuse the
-expansion with the depthwise convolution. `tf_` variants pad as TensorFlow does. The convolution behind the deepest
-level belongs to the head. Reference: timm.
+expansion with the depthwise convolution. `tf_` variants pad as TensorFlow does. `forward_features` goes one
+convolution beyond the deepest level. Reference: timm.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from .layers.mobile import (
     deepen,
     widen,
 )
-from .layers.pool import global_pool
+from .layers.pool import flatten, global_pool, pooled_chs
 from .layers.rounding import round_chs
 
 SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
@@ -49,12 +49,14 @@ class EfficientNet(MobileTrunk):
         super().__init__(cfg)
         style = cfg.layers
         self.conv_head = style.conv(self.num_features, cfg.head_chs, 1, 1, 1, 1)
+        self.num_features, self.last_feature = cfg.head_chs, "act2"
         self.bn2 = style.norm(cfg.head_chs)
         self.act2 = style.act(inplace=True)
         self.global_pool = global_pool(cfg.global_pool)
-        self.flatten = nn.Flatten()
+        self.flatten = flatten(cfg.global_pool)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.classifier = classifier(cfg.head_chs, cfg.num_classes)
+        self.head_hidden_size = pooled_chs(cfg.head_chs, cfg.global_pool)
+        self.classifier = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
         self.initialise(self)
 
 

@@ -17,7 +17,7 @@ from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.normed import ConvNorms, normed
-from .layers.pool import global_pool
+from .layers.pool import flatten, global_pool, pooled_chs
 from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
 
 HEAD_CHS = (32, 64, 128, 256)
@@ -58,11 +58,12 @@ class HRNet(Pyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem's first activation, the four branches."""
 
     last_linear = "classifier"
+    pool_layers = ("global_pool", "flatten")
     initialise = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: HRNetConfig) -> None:
         super().__init__()
-        self.in_chans = cfg.in_chans
+        self.config, self.in_chans = cfg, cfg.in_chans
         self.conv1 = nn.Conv2d(cfg.in_chans, 64, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.act1 = nn.ReLU(inplace=True)
@@ -84,10 +85,10 @@ class HRNet(Pyramid):
         last = nn.Conv2d(chs[-1], 2048, 1, bias=cfg.head_bias)
         self.final_layer = nn.Sequential(last, nn.BatchNorm2d(2048), nn.ReLU(inplace=True))
         self.global_pool = global_pool(cfg.global_pool)
-        self.flatten = nn.Flatten()
+        self.flatten = flatten(cfg.global_pool)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.classifier = classifier(2048, cfg.num_classes)
-        self.num_features = self.head_hidden_size = 2048
+        self.num_features, self.head_hidden_size = 2048, pooled_chs(2048, cfg.global_pool)
+        self.classifier = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
         branches = [FeatureInfo(c, 4 * 2**branch, f"incre_modules.{branch}") for branch, c in enumerate(chs)]
         self.feature_info = Levels([FeatureInfo(64, 2, "act1"), *branches])
         self.initialise(self)
@@ -102,13 +103,21 @@ class HRNet(Pyramid):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the classifier pools: the four branches summed from fine to coarse, (N, 2048, H / 32, W / 32)."""
-        y, *coarser = self.forward_maps(x, range(1, len(self.feature_info)))
+        return self._joined(self.forward_maps(x, range(1, len(self.feature_info))))
+
+    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        pairs = self.forward_tokens(x, range(len(self.feature_info)))
+        return self._joined([map_ for _, map_ in pairs[1:]]), [pairs[level] for level in levels]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.head_drop(self.flatten(self.global_pool(x)))
+        return x if pre_logits else self.classifier(x)
+
+    def _joined(self, branches: list[Tensor]) -> Tensor:
+        y, *coarser = branches
         for down, branch in zip(self.downsamp_modules, coarser, strict=True):
             y = branch + down(y)
         return self.final_layer(y)
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        return self.classifier(self.head_drop(self.flatten(self.global_pool(x))))
 
     def unused(self, levels: Sequence[int]) -> Iterator[str]:
         yield from ("downsamp_modules", "final_layer", "global_pool", "flatten", "head_drop", "classifier")

@@ -25,7 +25,7 @@ from .layers.mobile import (
     inner_gate,
     widen,
 )
-from .layers.pool import global_pool
+from .layers.pool import flatten, global_pool, pooled_chs
 from .layers.rounding import round_chs
 
 HARD = MobileStyle(nn.Hardswish, inner_gate)
@@ -44,11 +44,11 @@ class MobileNetV3(MobileTrunk):
     def __init__(self, cfg: MobileNetV3Config) -> None:
         super().__init__(cfg)
         self.global_pool = global_pool(cfg.global_pool)
-        self.conv_head = nn.Conv2d(self.num_features, cfg.head_chs, 1)
+        self.conv_head = nn.Conv2d(pooled_chs(self.num_features, cfg.global_pool), cfg.head_chs, 1)
         self.act2 = cfg.style.act(inplace=True)
-        self.flatten = nn.Flatten()
+        self.flatten = flatten(cfg.global_pool)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.classifier = classifier(cfg.head_chs, cfg.num_classes)
+        self.classifier = classifier(cfg.head_chs, cfg.num_classes, cfg.global_pool)
         self.initialise(self)
 
 

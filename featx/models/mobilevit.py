@@ -20,7 +20,7 @@ from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import rising_rates
-from .layers.head import pooled_head
+from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
     from_tokens,
@@ -30,6 +30,7 @@ from .layers.mobilevit import (
     to_tokens,
     whole_patches,
 )
+from .layers.pool import pooled_chs
 from .layers.stage_table import MobileViTStage, Mv2Stage, StageRow, plan_stages, read_table
 from .layers.steps import Step
 from .layers.transformer import Block, TransformerStyle
@@ -64,13 +65,14 @@ class MobileViT(Backbone):
     """
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     dense_level = -2
     initialise = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTConfig) -> None:
         super().__init__()
         _check_table(cfg)
-        self.in_chans = cfg.in_chans
+        self.config, self.in_chans = cfg, cfg.in_chans
         chs = [cfg.stem_chs, *(row.out_channels for row in cfg.stages)]
         plan = plan_stages(cfg.stages, cfg.output_stride)
         rates = rising_rates(cfg.drop_path_rate, tuple(row.depth for row in cfg.stages))
@@ -81,8 +83,9 @@ class MobileViT(Backbone):
                 for row, in_chs, (step, _), drops in zip(cfg.stages, chs[:-1], plan, rates, strict=True)
             )
         )
-        self.num_features = self.head_hidden_size = min(int(cfg.output_expansion_ratio * chs[-1]), MOST_EXPANDED)
+        self.num_features = min(int(cfg.output_expansion_ratio * chs[-1]), MOST_EXPANDED)
         self.final_conv = ConvNorm(chs[-1], self.num_features, act=nn.SiLU)
+        self.head_hidden_size = pooled_chs(self.num_features, cfg.global_pool)
         self.head = pooled_head(self.num_features, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         strides, reductions = [row.stride for row in cfg.stages], [reduction for _, reduction in plan]
         info = stage_levels(cfg.stem_chs, strides, chs[1:], reductions)

@@ -19,7 +19,7 @@ from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import pooled_head
+from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
     from_patches,
@@ -28,6 +28,7 @@ from .layers.mobilevit import (
     to_patches,
     whole_patches,
 )
+from .layers.pool import pooled_chs
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
 
@@ -64,6 +65,7 @@ class MobileViTV2(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: each stage."""
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     initialise = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTV2Config) -> None:
@@ -71,7 +73,7 @@ class MobileViTV2(Backbone):
         if cfg.conv_kernel_size % 2 == 0 or cfg.patch_size < 1:
             given = f"conv_kernel_size={cfg.conv_kernel_size}, patch_size={cfg.patch_size}"
             raise ArgumentError(f"{given}: expected an odd kernel and a patch of at least 1 pixel")
-        self.in_chans, self.size_rule = cfg.in_chans, partial(grown_cells, patch=cfg.patch_size)
+        self.config, self.in_chans, self.size_rule = cfg, cfg.in_chans, partial(grown_cells, patch=cfg.patch_size)
         stem_chs, *stage_chs = widths(cfg.width_multiplier)
         self.stem = ConvNorm(cfg.in_chans, stem_chs, 3, Step(2), act=cfg.hidden_act)
         steps, reductions = zip(*plan_steps(STRIDES, stem=2, output_stride=cfg.output_stride), strict=True)
@@ -82,7 +84,8 @@ class MobileViTV2(Backbone):
             stages.append(stage(cfg, in_chs, chs, number, step, rates[number]))
         self.stages = nn.Sequential(*stages)
         self.head = pooled_head(stage_chs[-1], cfg.num_classes, cfg.global_pool, cfg.drop_rate)
-        self.num_features = self.head_hidden_size = stage_chs[-1]
+        self.num_features = stage_chs[-1]
+        self.head_hidden_size = pooled_chs(self.num_features, cfg.global_pool)
         self.feature_info = Levels(stage_levels(stem_chs, STRIDES, stage_chs, reductions))
         self.initialise(self)
 

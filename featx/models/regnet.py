@@ -18,8 +18,9 @@ from ..registry import Variant, register
 from .layers.attention import SEModule
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import pooled_head
+from .layers.head import HEAD_POOL, pooled_head
 from .layers.initial import init_by_fan_out, narrow_normal
+from .layers.pool import pooled_chs
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
 
@@ -56,11 +57,12 @@ class RegNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem, each stage."""
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     initialise = staticmethod(init_regnet)
 
     def __init__(self, cfg: RegNetConfig) -> None:
         super().__init__()
-        self.in_chans, chs = cfg.in_chans, cfg.stem_width
+        self.config, self.in_chans, chs = cfg, cfg.in_chans, cfg.stem_width
         self.stem = ConvNorm(cfg.in_chans, chs, 3, Step(2), act=nn.ReLU)
         info = [FeatureInfo(chs, 2, "stem")]
         widths = stage_widths(cfg)
@@ -71,7 +73,8 @@ class RegNet(Backbone):
             chs = to_groups(width, cfg)
             info.append(FeatureInfo(chs, reduction, f"s{number}"))
         self.head = pooled_head(chs, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
-        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
+        self.feature_info, self.num_features = Levels(info), chs
+        self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
         self.initialise(self)
 
 

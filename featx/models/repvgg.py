@@ -21,9 +21,10 @@ from ..registry import Variant, register
 from .layers.attention import SEModule
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import pooled_head
+from .layers.head import HEAD_POOL, pooled_head
 from .layers.initial import narrow_normal
 from .layers.mobile import init_mobile
+from .layers.pool import pooled_chs
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
 
@@ -57,11 +58,12 @@ class RepVGG(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the stem, the stages."""
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     initialise = staticmethod(init_repvgg)
 
     def __init__(self, cfg: RepVGGConfig) -> None:
         super().__init__()
-        self.in_chans = cfg.in_chans
+        self.config, self.in_chans = cfg, cfg.in_chans
         chs = round(64 * min(1.0, cfg.widths[0]))
         self.stem = RepVGGBlock(cfg.in_chans, chs, Step(2), attn=cfg.attn)
         info = [FeatureInfo(chs, 2, "stem")]
@@ -75,7 +77,8 @@ class RepVGG(Backbone):
             info.append(FeatureInfo(chs, reduction, f"stages.{number}"))
         self.stages = nn.Sequential(*stages)
         self.head = pooled_head(chs, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
-        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
+        self.feature_info, self.num_features = Levels(info), chs
+        self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
         self.initialise(self)
 
 

@@ -18,7 +18,7 @@ from ..registry import Variant, register
 from .layers.attention import EfficientChannelAttention, se_module, wide_se_module
 from .layers.drop_path import rising_rates
 from .layers.normed import ConvNorms
-from .layers.pool import global_pool
+from .layers.pool import flatten, global_pool, pooled_chs
 from .layers.residual import BasicBlock, Bottleneck, Residual, conv3x3, init_conv_norm
 from .layers.steps import Step, plan_steps
 
@@ -43,11 +43,12 @@ class ResNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: after the stem's activation, after each stage."""
 
     last_linear = "fc"
+    pool_layers = ("global_pool", "flatten")
     initialise = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: ResNetConfig) -> None:
         super().__init__()
-        self.in_chans, chs = cfg.in_chans, cfg.stem[-1]
+        self.config, self.in_chans, chs = cfg, cfg.in_chans, cfg.stem[-1]
         self.conv1 = stem_convs(cfg)
         self.bn1 = cfg.style.norm(chs)
         self.act1 = nn.ReLU(inplace=True)
@@ -60,10 +61,11 @@ class ResNet(Backbone):
             chs = 32 * 2**number * cfg.block.expansion
             info.append(FeatureInfo(chs, reduction, f"layer{number}"))
         self.global_pool = global_pool(cfg.global_pool)
-        self.flatten = nn.Flatten()
+        self.flatten = flatten(cfg.global_pool)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.fc = classifier(chs, cfg.num_classes)
-        self.feature_info, self.num_features, self.head_hidden_size = Levels(info), chs, chs
+        self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
+        self.fc = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
+        self.feature_info, self.num_features = Levels(info), chs
         self.initialise(self)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):

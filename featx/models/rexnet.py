@@ -16,8 +16,9 @@ from ..registry import Variant, register
 from .layers.attention import SEModule
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import pooled_head
+from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobile import init_mobile
+from .layers.pool import pooled_chs
 from .layers.rounding import round_chs
 from .layers.steps import Step, plan_steps
 
@@ -55,11 +56,12 @@ class ReXNet(Backbone):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the last block at each reduction."""
 
     last_linear = "head.fc"
+    pool_layers = HEAD_POOL
     initialise = staticmethod(init_mobile)
 
     def __init__(self, cfg: ReXNetConfig) -> None:
         super().__init__()
-        self.in_chans = cfg.in_chans
+        self.config, self.in_chans = cfg, cfg.in_chans
         chs, *widths = layer_chs(cfg)
         self.stem = ConvNorm(cfg.in_chans, chs, 3, Step(2), act=nn.SiLU)
         plan = plan_steps([stage.stride for stage in STAGES], stem=2, output_stride=cfg.output_stride)
@@ -73,7 +75,9 @@ class ReXNet(Backbone):
                 blocks.append(LinearBottleneck(chs, inner, widths[len(blocks)], waist, step, rate))
                 chs, step = widths[len(blocks) - 1], step.after
             info.append(FeatureInfo(chs, reduction, f"features.{len(blocks) - 1}"))
-        self.num_features = self.head_hidden_size = round_chs(1280 * cfg.width, cfg.divisor)
+        self.num_features = round_chs(1280 * cfg.width, cfg.divisor)
+        self.head_hidden_size = pooled_chs(self.num_features, cfg.global_pool)
+        self.last_feature = f"features.{len(blocks)}"
         self.features = nn.Sequential(*blocks, ConvNorm(chs, self.num_features, act=nn.SiLU))
         self.head = pooled_head(self.num_features, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info = Levels(info)

@@ -7,14 +7,15 @@ dynamic_img_size and dynamic_img_pad.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import BackboneConfig, Pyramid, classifier
+from ..backbone import BackboneConfig, Pyramid, Sides, classifier, image_sides
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from .layers.drop_path import rising_rates
@@ -25,13 +26,17 @@ from .layers.transformer import Block, TransformerStyle, init_transformer
 
 @dataclass(frozen=True, slots=True)
 class ViTConfig(BackboneConfig):
-    """dim: channels of a token. patch, image_size: pixels along a side; image_size only sets the grid of positions.
+    """dim: channels of a token. patch: pixels along a side.
 
+    image_size: pixels along a side, or (height, width); it only sets the grid of positions, in whole patches.
+    mlp_ratio: hidden channels of the MLPs over those of a token; None is as the style has it.
     stem: blocks per stage of a ResNet before the patches, which are then counted in cells of its map; None for none.
+    stem_chs: channels of its first convolution; stage n gives 4 * 2**n times as many.
     class_token, registers: the prefix tokens, which stand before the patches. prefix_positions: whether these have
     positions too. pre_norm: a norm before the blocks, and patches without bias. antialias, position_excess: how
     positions are resized, see `resample_positions`.
-    global_pool: "token" for the class token, or "avg" over the patches. fc_norm: the last norm comes after the pool.
+    global_pool: "token" for the class token; "avg", "max" or "avgmax" (their mean) over the patches; "" for all tokens.
+    fc_norm: the last norm comes after the pool; None leaves that to the pool, behind which it comes over the patches.
     norm_maps: maps, too, go through the last norm. representation: width of a tanh layer before the classifier
     (`pre_logits`), 0 for none. norm_eps: of all norms; None is as the style has it.
     """
@@ -40,9 +45,11 @@ class ViTConfig(BackboneConfig):
     depth: int
     heads: int
     patch: int = 16
-    image_size: int = 224
+    image_size: Sides = 224
     style: TransformerStyle = TransformerStyle()
     stem: tuple[int, ...] | None = None
+    stem_chs: int = field(default=64, kw_only=True)
+    mlp_ratio: float | None = field(default=None, kw_only=True)
     class_token: bool = True
     registers: int = 0
     prefix_positions: bool = True
@@ -50,7 +57,7 @@ class ViTConfig(BackboneConfig):
     antialias: bool = True
     position_excess: float = 0.0
     global_pool: str = field(default="token", kw_only=True)
-    fc_norm: bool = False
+    fc_norm: bool | None = None
     norm_maps: bool = False
     representation: int = 0
     norm_eps: float | None = None
@@ -59,32 +66,47 @@ class ViTConfig(BackboneConfig):
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
 
+    @property
+    def norm_behind_pool(self) -> bool:
+        """Whether the last norm comes after the pool."""
+        return self.global_pool in OVER_PATCHES if self.fc_norm is None else self.fc_norm
+
+    def stated_by(self, names: Collection[str]) -> dict[str, Any]:
+        """Weights are trained with the norm at one place."""
+        decided = self.fc_norm is not None or not {"norm.weight", "fc_norm.weight"} & set(names)
+        return {} if decided else {"fc_norm": "fc_norm.weight" in names}
+
 
 class ViT(Pyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the patches after each block."""
 
     last_linear = "head"
+    pool_layers = ("pool",)
+    gives_tokens = True
     initialise = staticmethod(init_transformer)
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(cfg)
         check(cfg, self.patch_embed.reduction)
+        self.config, self.grid = cfg, position_grid(cfg, self.patch_embed.reduction)
         self.in_chans, self.num_prefix_tokens = cfg.in_chans, cfg.class_token + cfg.registers
         self.norm_maps, self.antialias, self.position_excess = cfg.norm_maps, cfg.antialias, cfg.position_excess
         self.num_positioned = self.num_prefix_tokens if cfg.prefix_positions else 0
         self.cls_token = prefix_tokens(cfg.dim, int(cfg.class_token))
         self.reg_token = prefix_tokens(cfg.dim, cfg.registers)
-        positions = self.num_positioned + (cfg.image_size // self.patch_embed.reduction) ** 2
+        positions = self.num_positioned + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, positions, cfg.dim), std=0.02))
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         self.norm_pre = layer_norm(cfg, cfg.pre_norm)
-        style = replace(cfg.style, eps=norm_eps(cfg), drop=cfg.proj_drop_rate, attn_drop=cfg.attn_drop_rate)
+        ratio = cfg.style.mlp_ratio if cfg.mlp_ratio is None else cfg.mlp_ratio
+        drops = {"drop": cfg.proj_drop_rate, "attn_drop": cfg.attn_drop_rate}
+        style = replace(cfg.style, mlp_ratio=ratio, eps=norm_eps(cfg), **drops)
         (rates,) = rising_rates(cfg.drop_path_rate, (cfg.depth,))
         self.blocks = nn.Sequential(*(Block(cfg.dim, cfg.heads, style, rate) for rate in rates))
-        self.norm = layer_norm(cfg, not cfg.fc_norm)
-        self.pool = TokenMean(slice(0, 1) if cfg.global_pool == "token" else slice(self.num_prefix_tokens, None))
-        self.fc_norm = layer_norm(cfg, cfg.fc_norm)
+        self.norm = layer_norm(cfg, not cfg.norm_behind_pool)
+        self.pool = POOLS[cfg.global_pool](self.num_prefix_tokens)
+        self.fc_norm = layer_norm(cfg, cfg.norm_behind_pool)
         self.pre_logits, self.head_hidden_size = representation(cfg), cfg.representation or cfg.dim
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head = classifier(self.head_hidden_size, cfg.num_classes)
@@ -113,9 +135,29 @@ class ViT(Pyramid):
         """All tokens after the last norm (N, num_prefix_tokens + h * w, dim), prefix tokens first."""
         return self.norm(self.blocks(self._tokens(self.patch_embed(x))))
 
-    def forward_head(self, x: Tensor) -> Tensor:
+    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        last = len(self.blocks) - 1
+        *pairs, end = self.forward_tokens(x, [*levels, last] if last not in levels else [*levels])
+        tokens = torch.cat([end[0], end[1].flatten(2).transpose(1, 2)], 1)
+        features = tokens if self.norm_maps else self.norm(tokens)
+        return features, [*pairs, end] if last in levels else pairs
+
+    def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix tokens and map through the last norm, which `norm_maps` has them in already."""
+        if self.norm_maps:
+            return prefix, map_
+        return self.norm(prefix), self.norm(map_.movedim(1, -1)).movedim(-1, 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the tokens that `forward_features` returns, or pooled features if there are no classes."""
-        return self.head(self.head_drop(self.pre_logits(self.fc_norm(self.pool(x)))))
+        x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(x))))
+        return x if pre_logits else self.head(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As in Backbone; the last norm stays where it is."""
+        if global_pool is not None:
+            self.config = replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
+        super().reset_classifier(num_classes, global_pool)
 
     def unused(self, levels: Sequence[int]) -> Iterator[str]:
         yield from ("pool", "fc_norm", "pre_logits", "head_drop", "head")
@@ -129,6 +171,7 @@ class ViT(Pyramid):
         positions = resample_positions(
             self.pos_embed,
             (height, width),
+            grid=self.grid,
             prefix=self.num_positioned,
             antialias=self.antialias,
             excess=self.position_excess,
@@ -156,7 +199,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         no_stem = nn.Identity(), cfg.in_chans, 1
-        self.backbone, chs, stride = no_stem if cfg.stem is None else hybrid_stem(cfg.in_chans, cfg.stem)
+        self.backbone, chs, stride = no_stem if cfg.stem is None else hybrid_stem(cfg.in_chans, cfg.stem, cfg.stem_chs)
         self.patch, self.reduction = cfg.patch, stride * cfg.patch
         self.proj = nn.Conv2d(chs, cfg.dim, cfg.patch, cfg.patch, bias=not cfg.pre_norm)
 
@@ -166,33 +209,61 @@ class PatchEmbed(nn.Module):
         return self.proj(F.pad(x, (0, right, 0, below)))
 
 
-class TokenMean(nn.Module):
-    """The mean of the tokens in a range: (N, L, dim) to (N, dim)."""
+class TokenPool(nn.Module):
+    """One vector for the tokens in a range: (N, L, dim) to (N, dim)."""
 
-    def __init__(self, tokens: slice) -> None:
+    def __init__(self, tokens: slice, reduce: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.reduce = tokens, reduce
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.tokens].mean(1)
+        return self.reduce(x[:, self.tokens])
 
 
-POOLS = ("token", "avg")
+def mean(tokens: Tensor) -> Tensor:
+    return tokens.mean(1)
+
+
+def largest(tokens: Tensor) -> Tensor:
+    return tokens.amax(1)
+
+
+def mean_and_largest(tokens: Tensor) -> Tensor:
+    return 0.5 * (tokens.mean(1) + tokens.amax(1))
+
+
+# From the number of prefix tokens to what pools (N, L, dim).
+POOLS: dict[str, Callable[[int], nn.Module]] = {
+    "token": lambda _: TokenPool(slice(0, 1), mean),
+    "avg": lambda prefix: TokenPool(slice(prefix, None), mean),
+    "max": lambda prefix: TokenPool(slice(prefix, None), largest),
+    "avgmax": lambda prefix: TokenPool(slice(prefix, None), mean_and_largest),
+    "": lambda _: nn.Identity(),
+}
+OVER_PATCHES = ("avg", "max", "avgmax")
 
 
 def check(cfg: ViTConfig, reduction: int) -> None:
     """Raise ArgumentError that lists what does not fit together in `cfg`, whose patches cover `reduction` pixels."""
     problems = {
-        f"global_pool={cfg.global_pool!r}: choose one of {POOLS}": cfg.global_pool not in POOLS,
+        f"global_pool={cfg.global_pool!r}: choose one of {[*POOLS]}": cfg.global_pool not in POOLS,
         "global_pool='token' needs class_token=True": cfg.global_pool == "token" and not cfg.class_token,
         f"dim={cfg.dim} is no multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
-        f"image_size={cfg.image_size} is smaller than a patch ({reduction} pixels)": cfg.image_size < reduction,
+        f"image_size={cfg.image_size}: expected multiples of the patch, {reduction} pixels": any(
+            side % reduction for side in image_sides(cfg.image_size)
+        ),
         "norm_maps=True has no norm to apply: this variant normalises after its pool (fc_norm=True)": cfg.norm_maps
-        and cfg.fc_norm,
+        and cfg.norm_behind_pool,
     }
     found = [problem for problem, holds in problems.items() if holds]
     if found:
         raise ArgumentError("; ".join(found))
+
+
+def position_grid(cfg: ViTConfig, reduction: int) -> tuple[int, int]:
+    """Rows and columns of the learnt positions, for patches that cover `reduction` pixels."""
+    height, width = image_sides(cfg.image_size)
+    return height // reduction, width // reduction
 
 
 def prefix_tokens(dim: int, count: int) -> nn.Parameter | None:

@@ -5,14 +5,13 @@ A change returns the new tensor and what was done, or None where it does not app
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers.position import resample_positions
+from ..models.layers.position import resample_positions, square
 from .state import StateDict
 
 Change = tuple[Tensor, str]
@@ -22,26 +21,36 @@ BACKGROUND = 1001  # classes of TensorFlow's ImageNet: the first of them is none
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor goes: under which name, with which shape, in which model."""
+    """Where a tensor goes: under which name, with which shape, in which model.
+
+    grid: rows and columns of the positions that the tensors were trained with, where that is known.
+    """
 
     name: str
     shape: tuple[int, ...]
     model: nn.Module
+    grid: tuple[int, int] | None = None
 
     def fact(self, name: str) -> Any:
         """What the model says of itself, None if nothing."""
         return getattr(self.model, name, None)
 
 
-def adapted(given: StateDict, wanted: Mapping[str, Tensor], model: nn.Module) -> tuple[StateDict, dict[str, str]]:
-    """The tensors with those changed that can be made to fit, and what was done to each of these."""
+def adapted(
+    given: StateDict, wanted: Mapping[str, Tensor], model: nn.Module, grid: tuple[int, int] | None = None
+) -> tuple[StateDict, dict[str, str]]:
+    """The tensors with those changed that can be made to fit, and what was done to each of these; see Place."""
     state, done = dict(given), {}
     for name in given.keys() & wanted.keys():
-        place, words = Place(name, tuple(wanted[name].shape), model), []
-        for change in (input_channels, patch_size, positions, background):
+        place, words = Place(name, tuple(wanted[name].shape), model, grid), []
+        for change in (input_channels, patch_size, background):
             if tuple(state[name].shape) != place.shape and (changed := change(state[name], place)) is not None:
                 state[name] = changed[0]
                 words.append(changed[1])
+        # grids of other sides may have as many positions
+        if name == "pos_embed" and (changed := positions(state[name], place)) is not None:
+            state[name] = changed[0]
+            words.append(changed[1])
         if words:
             done[name] = ", ".join(words)
     return state, done
@@ -80,15 +89,19 @@ def patch_size(tensor: Tensor, place: Place) -> Change | None:
 
 
 def positions(tensor: Tensor, place: Place) -> Change | None:
-    """The position embedding (1, tokens, dim) at another size of its grid, interpolated bicubically."""
-    prefix = place.fact("num_positioned")
-    if place.name != "pos_embed" or prefix is None or tensor.ndim != 3 or tensor.shape[2] != place.shape[2]:
+    """The position embedding (1, tokens, dim) on another grid, interpolated bicubically.
+
+    Without a known grid, positions as many as the model's are its own, and others a square.
+    """
+    prefix, new = place.fact("num_positioned"), place.fact("grid")
+    if prefix is None or tensor.ndim != 3 or tensor.shape[2] != place.shape[2]:
         return None
-    old, new = (isqrt(max(length - prefix, 0)) for length in (tensor.shape[1], place.shape[1]))
-    if old**2 != tensor.shape[1] - prefix or not old:
+    count = tensor.shape[1] - prefix
+    old = place.grid or (new if tensor.shape[1] == place.shape[1] else square(max(count, 0)))
+    if old == new or not count or old[0] * old[1] != count:
         return None
-    resampled = resample_positions(tensor, (new, new), prefix=prefix, antialias=place.fact("antialias"))
-    return resampled, f"grid of {old}x{old} positions interpolated to {new}x{new}"
+    resampled = resample_positions(tensor, new, grid=old, prefix=prefix, antialias=place.fact("antialias"))
+    return resampled, f"grid of {old[0]}x{old[1]} positions interpolated to {new[0]}x{new[1]}"
 
 
 def background(tensor: Tensor, place: Place) -> Change | None:

@@ -17,11 +17,12 @@ def fill(
     checkpoint: Checkpoint,
     *,
     resized: tuple[str, ...] = (),
+    grid: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Give an empty model the tensors of a checkpoint, in place, and its `load_report`; see `fitted` for the rest."""
-    tensors, report = fitted(model, checkpoint, resized=resized)
+    tensors, report = fitted(model, checkpoint, resized=resized, grid=grid)
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
         initialise_head(model, device=device, dtype=dtype)

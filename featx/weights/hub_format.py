@@ -4,11 +4,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import nn
-
 from ..backbone import Backbone
 from ..errors import ArgumentError, CheckpointError
 from ..preprocessing import TIMM_CROP_MODES, DataConfig, from_hub
+from ..pretrained_cfg import first_conv, preprocessing
 from ..registry import Variant, lookup
 from .values import decoded, encoded, is_plain, same
 
@@ -71,7 +70,7 @@ def config_json(model: Backbone) -> dict[str, Any]:
     variant = lookup(model.architecture) if hasattr(model, "architecture") else None
     if not isinstance(variant, Variant):
         raise ArgumentError(f"{type(model).__name__} was not built by create_model, so nobody could build it again")
-    classes = _classes(model)
+    classes = model.num_classes
     changed = _changed(model, variant)
     plain = {name: value for name, value in changed.items() if is_plain(value)}
     theirs = {ours: name for name, ours in FIELDS.items()}
@@ -88,22 +87,13 @@ def config_json(model: Backbone) -> dict[str, Any]:
         **labels,
         "pretrained_cfg": {
             "custom_load": False,
-            **_preprocessing(model.data_config, model.in_chans),
+            **preprocessing(model.data_config, model.in_chans),
             "num_classes": classes,
-            "first_conv": _first_conv(model),
+            "first_conv": first_conv(model),
             "classifier": model.last_linear,
             **labels,
         },
     }
-
-
-def _classes(model: Backbone) -> int:
-    last = model.get_submodule(model.last_linear) if _has(model, model.last_linear) else None
-    return last.out_features if isinstance(last, nn.Linear) else 0
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    return any(name == path for name, _ in model.named_modules())
 
 
 def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
@@ -113,21 +103,6 @@ def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
         name: getattr(model.config, name)
         for name in names
         if not same(getattr(model.config, name), getattr(variant.config, name))
-    }
-
-
-def _first_conv(model: nn.Module) -> str:
-    return next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
-
-
-def _preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
-    return {
-        "input_size": [in_chans, *data.size],
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "interpolation": data.interpolation,
-        "crop_pct": data.crop,
-        "crop_mode": data.crop_mode if data.crop_mode in TIMM_CROP_MODES else "center",
     }
 
 

@@ -65,15 +65,17 @@ def fitted(
     skip: tuple[str, ...] = (),
     resized: tuple[str, ...] = (),
     finite: bool = True,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[StateDict, LoadReport]:
     """The tensors for every place in the model, which is left alone, and what was done to them.
 
-    resized: like `skip`, but only if their shapes differ. The rest, and the errors, as in `load_weights`.
+    resized: like `skip`, but only if their shapes differ. grid: rows and columns of the checkpoint's position
+    embedding, where that is known. The rest, and the errors, as in `load_weights`.
     """
     wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
     skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
     needed = {name: tensor for name, tensor in checkpoint.state.items() if name not in unneeded}
-    given, changes = adapted(needed, wanted, getattr(model, "_source", model))
+    given, changes = adapted(needed, wanted, getattr(model, "_source", model), grid)
     other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
     skipped |= {name: "skipped on request" for name in given if name.startswith(skip)}
     skipped |= {name: "of another size" for name in given if name.startswith(other_size)}

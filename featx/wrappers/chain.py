@@ -17,7 +17,7 @@ class Chain(Transparent[nn.Module], Pyramid):
     """Runs the children of `model` in order, opening a container only where a level lies inside it.
 
     Args:
-        levels: the levels of a model that has no `feature_info` of its own.
+        levels: in place of the model's own.
         forms: how what the module of each of these levels returns becomes a map; by default it is one.
         images: on the meta device, of a size that `model` takes; by default as it states.
 
@@ -34,7 +34,7 @@ class Chain(Transparent[nn.Module], Pyramid):
         images: Tensor | None = None,
     ) -> None:
         super().__init__(model)
-        self.feature_info = as_levels(model.feature_info, type(model).__name__) if levels is None else levels
+        self.feature_info = as_levels(model.feature_info if levels is None else levels, type(model).__name__)
         self._steps = steps_to(model, self.feature_info)
         self._runs = with_norms(model, self._steps, self.feature_info)
         self._forms = dict(zip(self.feature_info.names(), forms, strict=True)) if forms else {}

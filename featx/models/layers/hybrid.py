@@ -8,7 +8,10 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import ArgumentError
 from .padding import SameConv2d
+
+GROUPS = 32  # of all norms
 
 
 class StandardisedConv2d(SameConv2d):
@@ -24,7 +27,7 @@ class GroupNormReLU(nn.GroupNorm):
     """(N, chs, H, W) to the same shape, in 32 groups."""
 
     def __init__(self, chs: int) -> None:
-        super().__init__(32, chs)
+        super().__init__(GROUPS, chs)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input))
@@ -45,7 +48,7 @@ class Shortcut(nn.Module):
         super().__init__()
         self.stride = stride
         self.conv = conv(in_chs, chs, 1)
-        self.norm = nn.GroupNorm(32, chs)
+        self.norm = nn.GroupNorm(GROUPS, chs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x[..., :: self.stride, :: self.stride]))
@@ -63,7 +66,7 @@ class HybridBottleneck(nn.Module):
         self.conv2 = conv(width, width, 3, stride)
         self.norm2 = GroupNormReLU(width)
         self.conv3 = conv(width, chs, 1)
-        self.norm3 = nn.GroupNorm(32, chs)
+        self.norm3 = nn.GroupNorm(GROUPS, chs)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(self.norm1(self.conv1(x))))
@@ -74,15 +77,20 @@ def conv(in_chs: int, chs: int, kernel: int, stride: int = 1) -> StandardisedCon
     return StandardisedConv2d(in_chs, chs, kernel, stride, bias=False)
 
 
-def hybrid_stem(in_chans: int, depths: tuple[int, ...]) -> tuple[nn.Module, int, int]:
-    """A stem with stages of so many blocks, its output channels, and its total stride."""
-    root = nn.Sequential(OrderedDict(conv=conv(in_chans, 64, 7, 2), norm=GroupNormReLU(64), pool=SameMaxPool()))
+def hybrid_stem(in_chans: int, depths: tuple[int, ...], width: int = 64) -> tuple[nn.Module, int, int]:
+    """A stem with stages of `depths` blocks, its output channels, and its total stride.
+
+    width: channels of its first convolution, a multiple of the norms' 32 groups; ArgumentError otherwise.
+    """
+    if width < 1 or width % GROUPS:
+        raise ArgumentError(f"stem_chs={width}: expected a multiple of {GROUPS}, the groups of the stem's norms")
+    root = nn.Sequential(OrderedDict(conv=conv(in_chans, width, 7, 2), norm=GroupNormReLU(width), pool=SameMaxPool()))
     if not depths:
-        return root, 64, 4
+        return root, width, 4
     stages = nn.Sequential()
-    chs = 64
+    chs = width
     for number, depth in enumerate(depths):
-        wider, stride = 256 * 2**number, 2 if number else 1
+        wider, stride = 4 * width * 2**number, 2 if number else 1
         first = HybridBottleneck(chs, wider, stride)
         rest = (HybridBottleneck(wider, wider, 1) for _ in range(depth - 1))
         stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(first, *rest))))

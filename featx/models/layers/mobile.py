@@ -253,11 +253,12 @@ class MobileTrunk(Backbone):
     """The stem and the stages of a network, behind which its family puts a head."""
 
     last_linear = "classifier"
+    pool_layers = ("global_pool", "flatten")
     initialise = staticmethod(init_mobile)
 
     def __init__(self, cfg: MobileConfig) -> None:
         super().__init__()
-        self.in_chans, style = cfg.in_chans, cfg.layers
+        self.config, self.in_chans, style = cfg, cfg.in_chans, cfg.layers
         self.conv_stem = style.conv(cfg.in_chans, cfg.stem_chs, 3, 2, 1, 1)
         self.bn1 = style.norm(cfg.stem_chs)
         self.act1 = style.act(inplace=True)

@@ -6,22 +6,36 @@ from torch import Tensor
 
 
 def resample_positions(
-    embedding: Tensor, size: tuple[int, int], *, prefix: int = 0, antialias: bool = True, excess: float = 0.0
+    embedding: Tensor,
+    size: tuple[int, int],
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix: int = 0,
+    antialias: bool = True,
+    excess: float = 0.0,
 ) -> Tensor:
-    """The embedding (1, prefix + side * side, dim) of a square grid, for one of `size` cells: (1, prefix + h * w, dim).
+    """The embedding (1, prefix + rows * columns, dim) of a grid, for one of `size` cells: (1, prefix + h * w, dim).
 
     The grid is interpolated bicubically, in float32 whatever the type of `embedding`; the entries of the first `prefix`
-    tokens, which have no place in it, stay. antialias: low-pass where the grid shrinks. excess: cells by which a side
-    counts as longer than it is, which moves every position a little.
+    tokens, which have no place in it, stay.
+
+    grid: its rows and columns; None for a square. antialias: low-pass where the grid shrinks. excess: cells by which a
+    side counts as longer than it is, which moves every position a little.
     """
-    side = round((embedding.shape[1] - prefix) ** 0.5)
+    grid = square(embedding.shape[1] - prefix) if grid is None else grid
     # a side that torch.export leaves open is no int, and not to be compared: that would close it
-    if all(isinstance(cells, int) for cells in size) and size == (side, side):
+    if all(isinstance(cells, int) for cells in size) and size == grid:
         return embedding
-    grid = embedding[:, prefix:].float().transpose(1, 2).unflatten(2, (side, side))
+    table = embedding[:, prefix:].float().transpose(1, 2).unflatten(2, grid)
     if excess:
-        factors = tuple((cells + excess) / side for cells in size)
-        grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", antialias=antialias)
+        factors = tuple((cells + excess) / side for cells, side in zip(size, grid, strict=True))
+        table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=antialias)
     else:
-        grid = F.interpolate(grid, size, mode="bicubic", antialias=antialias)
-    return torch.cat([embedding[:, :prefix], grid.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+        table = F.interpolate(table, size, mode="bicubic", antialias=antialias)
+    return torch.cat([embedding[:, :prefix], table.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+
+
+def square(positions: int) -> tuple[int, int]:
+    """Rows and columns of a square grid of so many positions."""
+    side = round(positions**0.5)
+    return side, side
