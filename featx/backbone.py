@@ -31,7 +31,7 @@ class BackboneConfig:
     drop_rate: float = 0.0
 
     def stated_by(self, names: Collection[str]) -> dict[str, Any]:
-        """Fields that the names of a checkpoint's tensors decide, where the configuration leaves them open."""
+        """Fields that the names of a checkpoint's tensors decide, where the caller of `create_model` does not."""
         del names
         return {}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backbone import Backbone
+from .backbone import Backbone, image_sides
 from .empty import without_values
 from .errors import ArgumentError, ContractError, WeightsNotFoundError
 from .features import OutIndices
@@ -21,7 +21,7 @@ from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
 from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
 from .weights.load import families, names_of
-from .weights.source import config_of
+from .weights.source import HUB, config_of
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
 
@@ -35,6 +35,30 @@ NEAR_MISSES = {
     "weights": "checkpoint_path",
     "checkpoint": "checkpoint_path",
     "replace_stride_with_dilation": "output_stride",
+    "name": "model_name",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "dropout": "drop_rate",
+    "drop_path": "drop_path_rate",
+    "pool": "global_pool",
+    "pool_type": "global_pool",
+    "embed_dim": "dim",
+    "num_heads": "heads",
+    "patch_size": "patch",
+    "reg_tokens": "registers",
+}
+
+# Other libraries' arguments that have no counterpart here, and what to do instead.
+INSTEAD = {
+    **dict.fromkeys(
+        ("pretrained_cfg", "pretrained_cfg_overlay"),
+        "name a tag, such as resnet50.a1_in1k, or pass checkpoint_path=; for other preprocessing set model.data_config",
+    ),
+    **dict.fromkeys(("scriptable", "exportable", "no_jit"), "leave it out: models are traced and exported as they are"),
+    **dict.fromkeys(
+        ("dynamic_img_size", "dynamic_img_pad", "strict_img_size"), "leave it out: images of every size are taken"
+    ),
+    "feature_cfg": "pass out_indices=, and leave the rest out",
 }
 
 
@@ -75,17 +99,37 @@ def native(request: Request, variant: Variant[Any], architecture: str, published
     weights = _published(architecture, published) if request.pretrained else request.checkpoint
     from_folder_or_hub = published == request.name
     described = config_of(published, request.reading.cache_dir) if request.pretrained or from_folder_or_hub else {}
-    stated = arguments_in(described, [field.name for field in fields(variant.config)], published)
-    config = _configured(architecture, variant, {**stated, **request.given}, request.known)
+    known = [field.name for field in fields(variant.config)]
+    stated = arguments_in(described, known, published)
+    # a family without a grid of positions is built alike for all sizes
+    given = {field: value for field, value in request.given.items() if field in known or field != "image_size"}
+    config = _configured(architecture, variant, {**stated, **given}, request.known)
     whole, checkpoint = _built(request, variant, architecture, config, weights)
     whole.data_config = preprocessing_in(described, whole.data_config, published)
-    whole.label_names = labels_in(described)
+    if "image_size" in request.given:
+        whole.data_config = replace(whole.data_config, size=image_sides(request.given["image_size"]))
+    whole.label_names, whole.tag = labels_in(described), _tag(architecture, published)
     model = request.choice.extractor(whole, levels_in(described)) if request.choice else whole
     if checkpoint is None:
         return model.to(request.device, request.dtype)
     resized = (f"{whole.last_linear}.",) if "num_classes" in request.given else ()
-    fill(model, checkpoint, resized=resized, device=request.device, dtype=request.dtype)
+    grid = _grid(variant, replace(variant.config, **stated)) if request.pretrained and RESIZING & given.keys() else None
+    fill(model, checkpoint, resized=resized, grid=grid, device=request.device, dtype=request.dtype)
     return model
+
+
+RESIZING = {"image_size", "patch"}  # fields with which a grid of positions is not that of the weights
+
+
+def _grid(variant: Variant[Any], config: Any) -> tuple[int, int] | None:
+    """Rows and columns of the positions of a model of this configuration; None if it has none."""
+    return getattr(_empty(variant, config), "grid", None)
+
+
+def _tag(architecture: str, published: str) -> str:
+    """The tag of the weights that are published there; "" if they are not timm's."""
+    repository, prefix = published.partition("@")[0], f"{HUB}timm/{architecture}."
+    return repository.removeprefix(prefix) if repository.startswith(prefix) else ""
 
 
 def users(request: Request, create: Creation) -> nn.Module:
@@ -133,9 +177,8 @@ def _built(
     model = _empty(variant, config)
     checkpoint = open_checkpoint(weights, names_of(model), families(model), request.reading)
     layout = checkpoint.layout
-    settings = (
-        {field: value for field, value in layout.settings.items() if field not in request.given} if layout else {}
-    )
+    stated = {**config.stated_by(checkpoint.state.keys()), **(layout.settings if layout else {})}
+    settings = {field: value for field, value in stated.items() if field not in request.given}
     if settings:
         config = replace(config, **settings)
         model = _empty(variant, config)
@@ -168,10 +211,18 @@ def _refuse_unknown(name: str, given: Iterable[str], known: Sequence[str], commo
     problems = []
     for word in given:
         if word not in known:
-            close = NEAR_MISSES.get(word) or next(iter(get_close_matches(word, arguments, n=1)), None)
-            problems.append(f"{word!r}" + (f" (did you mean {close!r}?)" if close else ""))
+            problems.append(f"{word!r}{_advice(word, [argument for argument in arguments if argument != word])}")
     if problems:
         raise ArgumentError(f"{name} has no argument {', '.join(problems)}; its configuration has {list(known)}")
+
+
+def _advice(word: str, arguments: Sequence[str]) -> str:
+    """What to write in place of `word`; nothing if nothing is like it."""
+    if word in INSTEAD:
+        return f" ({INSTEAD[word]})"
+    counterpart = NEAR_MISSES.get(word)
+    close = [counterpart] if counterpart in arguments else get_close_matches(word, arguments, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _call(create: Creation, request: Request, choice: dict[str, Any]) -> nn.Module:

@@ -33,6 +33,13 @@ class FeatureInfo:
             raise KeyError(f"{key!r}: a level has {[*self.__slots__, *ALIASES]}")
         return getattr(self, own)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.__slots__ or key in ALIASES
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The fact under that key, or `default`, which is not kept: timm's own FeatureInfo asks dictionaries so."""
+        return self[key] if key in self else default  # noqa: SIM401
+
 
 class Levels(Sequence[FeatureInfo]):
     """The levels a model returns, one per map and in the order of the maps.

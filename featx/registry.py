@@ -1,6 +1,6 @@
 """The table of named models: variants of the families, and creation functions that users register."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -69,20 +69,80 @@ def _add(entries: Mapping[str, Variant[Any] | Creation]) -> None:
     _models.update(entries)
 
 
-def list_models(pattern: str = "*", *, features_only: bool = False) -> list[str]:
-    """Names of all models that match the shell-style `pattern`, sorted.
+def list_models(
+    filter: str | Iterable[str] = "*",
+    module: str | Iterable[str] = "",
+    pretrained: bool = False,
+    exclude_filters: str | Iterable[str] = "",
+    name_matches_cfg: bool = False,
+    include_tags: bool | None = None,
+    *,
+    features_only: bool = False,
+) -> list[str]:
+    """Names of all models that match the shell-style patterns, sorted; the arguments are those of timm's function.
 
     A pattern such as "timm/*" lists another package's models; MissingPackageError if it is not installed.
-    features_only: leave out models that cannot be asked for maps: users' creation functions that do not take
-    `features_only`.
+
+    Args:
+        filter: a pattern or several, of which a name matches at least one. A pattern without a dot matches tags, too.
+        module: the file of `featx.models` that defines the model's class, such as "resnet" or "vit", or several; timm's
+            files of the same models ("vision_transformer", "byobnet") are understood.
+        pretrained: leave out models without published weights.
+        exclude_filters: a pattern or several, of which a name matches none.
+        name_matches_cfg: leave out models without preprocessing of their own, as users' creation functions are.
+        include_tags: list each model with every tag of its published weights; by default with `pretrained` alone.
+        features_only: leave out models that cannot be asked for maps: users' creation functions that do not take
+            `features_only`.
     """
-    if (bridge := bridge_of(pattern)) is not None:
-        package, theirs = bridge
-        prefix = pattern.removesuffix(theirs)
-        return sorted(prefix + name for name in package.names() if fnmatch(name, theirs))
+    wanted, unwanted = _patterns(filter) or ("*",), _patterns(exclude_filters)
     _load_families()
-    names = (name for name, entry in _models.items() if not features_only or _gives_maps(entry))
-    return sorted(name for name in names if fnmatch(name, pattern))
+    modules = {file for name in _patterns(module) for file in TIMMS_MODULES.get(name, (name,))}
+    tagged = pretrained if include_tags is None else include_tags
+    rows = (
+        name
+        for model, entry in _models.items()
+        if not modules or _module_of(entry) in modules
+        if not features_only or _gives_maps(entry)
+        if not name_matches_cfg or isinstance(entry, Variant)
+        for name in _names(model, entry, pretrained, tagged)
+    )
+    names = [name for name in rows if _matches(name, wanted)] + [n for pattern in wanted for n in _bridged(pattern)]
+    return sorted(name for name in {*names} if not _matches(name, unwanted))
+
+
+# Files of timm, and the files here that define the same models.
+TIMMS_MODULES = {"vision_transformer": ("vit",), "byobnet": ("repvgg", "mobilevit", "mobilevitv2")}
+
+
+def _bridged(pattern: str) -> Iterable[str]:
+    """Names of another package's models that match the pattern, if it is one of such names."""
+    if (bridge := bridge_of(pattern)) is None:
+        return ()
+    package, theirs = bridge
+    prefix = pattern.removesuffix(theirs)
+    return [prefix + name for name in package.names() if fnmatch(name, theirs)]
+
+
+def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(filter_ for filter_ in ([patterns] if isinstance(patterns, str) else patterns) if filter_)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name, or where the pattern has no tag the name without its own, matches one of the patterns."""
+    return any(fnmatch(name if "." in pattern else name.partition(".")[0], pattern) for pattern in patterns)
+
+
+def _module_of(entry: Variant[Any] | Creation) -> str:
+    made: Any = entry.build if isinstance(entry, Variant) else entry
+    return made.__module__.rpartition(".")[2]
+
+
+def _names(model: str, entry: Variant[Any] | Creation, pretrained: bool, tagged: bool) -> Iterable[str]:
+    """The name of a model, or with its tags; nothing if it has no weights although they are asked for."""
+    tags = entry.weights if isinstance(entry, Variant) else ()
+    if pretrained and not tags:
+        return ()
+    return [f"{model}.{tag}" for tag in tags] if tagged and tags else [model]
 
 
 def lookup(name: str) -> Variant[Any] | Creation:

@@ -36,7 +36,7 @@ class ViTConfig(BackboneConfig):
     positions too. pre_norm: a norm before the blocks, and patches without bias. antialias, position_excess: how
     positions are resized, see `resample_positions`.
     global_pool: "token" for the class token; "avg", "max" or "avgmax" (their mean) over the patches; "" for all tokens.
-    fc_norm: the last norm comes after the pool; None leaves that to the pool, behind which it comes over the patches.
+    fc_norm: the last norm comes after the pool; where it is not given, it is where the weights have it.
     norm_maps: maps, too, go through the last norm. representation: width of a tanh layer before the classifier
     (`pre_logits`), 0 for none. norm_eps: of all norms; None is as the style has it.
     """
@@ -57,7 +57,7 @@ class ViTConfig(BackboneConfig):
     antialias: bool = True
     position_excess: float = 0.0
     global_pool: str = field(default="token", kw_only=True)
-    fc_norm: bool | None = None
+    fc_norm: bool = False
     norm_maps: bool = False
     representation: int = 0
     norm_eps: float | None = None
@@ -66,15 +66,9 @@ class ViTConfig(BackboneConfig):
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
 
-    @property
-    def norm_behind_pool(self) -> bool:
-        """Whether the last norm comes after the pool."""
-        return self.global_pool in OVER_PATCHES if self.fc_norm is None else self.fc_norm
-
     def stated_by(self, names: Collection[str]) -> dict[str, Any]:
-        """Weights are trained with the norm at one place."""
-        decided = self.fc_norm is not None or not {"norm.weight", "fc_norm.weight"} & set(names)
-        return {} if decided else {"fc_norm": "fc_norm.weight" in names}
+        """The place of the last norm."""
+        return {"fc_norm": "fc_norm.weight" in names} if {"norm.weight", "fc_norm.weight"} & set(names) else {}
 
 
 class ViT(Pyramid):
@@ -104,9 +98,9 @@ class ViT(Pyramid):
         style = replace(cfg.style, mlp_ratio=ratio, eps=norm_eps(cfg), **drops)
         (rates,) = rising_rates(cfg.drop_path_rate, (cfg.depth,))
         self.blocks = nn.Sequential(*(Block(cfg.dim, cfg.heads, style, rate) for rate in rates))
-        self.norm = layer_norm(cfg, not cfg.norm_behind_pool)
+        self.norm = layer_norm(cfg, not cfg.fc_norm)
         self.pool = POOLS[cfg.global_pool](self.num_prefix_tokens)
-        self.fc_norm = layer_norm(cfg, cfg.norm_behind_pool)
+        self.fc_norm = layer_norm(cfg, cfg.fc_norm)
         self.pre_logits, self.head_hidden_size = representation(cfg), cfg.representation or cfg.dim
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head = classifier(self.head_hidden_size, cfg.num_classes)
@@ -152,12 +146,6 @@ class ViT(Pyramid):
         """Logits of the tokens that `forward_features` returns, or pooled features if there are no classes."""
         x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(x))))
         return x if pre_logits else self.head(x)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """As in Backbone; the last norm stays where it is."""
-        if global_pool is not None:
-            self.config = replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
-        super().reset_classifier(num_classes, global_pool)
 
     def unused(self, levels: Sequence[int]) -> Iterator[str]:
         yield from ("pool", "fc_norm", "pre_logits", "head_drop", "head")
@@ -240,7 +228,6 @@ POOLS: dict[str, Callable[[int], nn.Module]] = {
     "avgmax": lambda prefix: TokenPool(slice(prefix, None), mean_and_largest),
     "": lambda _: nn.Identity(),
 }
-OVER_PATCHES = ("avg", "max", "avgmax")
 
 
 def check(cfg: ViTConfig, reduction: int) -> None:
@@ -253,7 +240,7 @@ def check(cfg: ViTConfig, reduction: int) -> None:
             side % reduction for side in image_sides(cfg.image_size)
         ),
         "norm_maps=True has no norm to apply: this variant normalises after its pool (fc_norm=True)": cfg.norm_maps
-        and cfg.norm_behind_pool,
+        and cfg.fc_norm,
     }
     found = [problem for problem, holds in problems.items() if holds]
     if found:

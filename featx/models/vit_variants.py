@@ -39,15 +39,14 @@ def hybrid(size: Size, stem: tuple[int, ...], image: int = 224, patch: int = 1, 
 def gap(size: Size, image: int, num_classes: int = 1000) -> ViTConfig:
     """Without class token: the classifier reads the mean of the patches."""
     style = TransformerStyle(qkv_bias=False, layer_scale=1e-6)
-    prefix = ViTConfig(*size, 16, image, style, class_token=False, global_pool="avg", num_classes=num_classes)
-    return replace(prefix, fc_norm=False)
+    return ViTConfig(*size, 16, image, style, class_token=False, global_pool="avg", num_classes=num_classes)
 
 
 def reg_gap(size: Size, registers: int, image: int = 256, mlp_ratio: float = 4.0) -> ViTConfig:
     """The same with registers, and the norm after the pool."""
     style = TransformerStyle(mlp_ratio, layer_scale=1e-5)
     prefix = ViTConfig(*size, 16, image, style, class_token=False, registers=registers, prefix_positions=False)
-    return replace(prefix, global_pool="avg")
+    return replace(prefix, global_pool="avg", fc_norm=True)
 
 
 def data(size: int = 224, crop: float = 0.9) -> DataConfig:

@@ -14,6 +14,9 @@ from .values import decoded, encoded, is_plain, same
 # Our fields by timm's names, where these differ.
 FIELDS = {"img_size": "image_size"}
 
+# Fields that timm derives from another one unless they are stated with it.
+DERIVED = {"fc_norm": "global_pool"}
+
 
 def architecture_in(config: Mapping[str, Any], where: str) -> str:
     """The name of the model; CheckpointError if there is none."""
@@ -99,11 +102,9 @@ def config_json(model: Backbone) -> dict[str, Any]:
 def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
     """The fields in which the configuration differs from the variant's."""
     names = [field.name for field in fields(model.config) if field.name != "num_classes"]
-    return {
-        name: getattr(model.config, name)
-        for name in names
-        if not same(getattr(model.config, name), getattr(variant.config, name))
-    }
+    changed = [name for name in names if not same(getattr(model.config, name), getattr(variant.config, name))]
+    changed += [name for name in names if DERIVED.get(name) in changed and name not in changed]
+    return {name: getattr(model.config, name) for name in changed}
 
 
 def _beyond_timm(data: DataConfig) -> dict[str, Any]:

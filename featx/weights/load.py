@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..report import LoadReport
+from ..wrappers.transparent import Transparent
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
 from .state import StateDict
 from .values import same
+
+# Classes of other packages whose tensors are named as those of ours, so that the same layouts become theirs.
+SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
 
 
 def load_weights(
@@ -54,8 +58,13 @@ def names_of(model: nn.Module) -> frozenset[str]:
 
 
 def families(model: nn.Module) -> tuple[str, ...]:
-    """Names of the classes that a model, or the model inside an extractor, is of."""
-    return tuple(cls.__name__ for cls in type(getattr(model, "_source", model)).__mro__)
+    """Names of the classes that a model, or the model inside an extractor, is of, and of ours with the same names."""
+    inner = getattr(model, "_source", model)
+    while isinstance(inner, Transparent):
+        inner = inner._inner
+    kinds = type(inner).__mro__
+    same_names = (SAME_NAMES.get(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
+    return (*(kind.__name__ for kind in kinds), *(name for name in same_names if name))
 
 
 def fitted(

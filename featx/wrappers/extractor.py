@@ -1,6 +1,6 @@
 """FeatureExtractWrapper: images in, maps out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -68,6 +68,19 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     def data_config(self) -> DataConfig | None:
         """Preprocessing that the weights expect, None if the model does not say."""
         return self._fact("data_config")
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any] | None:
+        """The model's own, under timm's keys; None if it has none."""
+        model: nn.Module = self._inner
+        while isinstance(model, Transparent):
+            model = model._inner
+        return getattr(model, "pretrained_cfg", None)
+
+    @property
+    def default_cfg(self) -> Mapping[str, Any] | None:
+        """The same as `pretrained_cfg`, under timm's older name."""
+        return self.pretrained_cfg
 
     @property
     def size_divisor(self) -> int:
