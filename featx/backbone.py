@@ -54,6 +54,7 @@ class Backbone(nn.Module):
     last_linear: path of the layer that depends on the number of classes.
     last_feature: path of the module whose output `forward_features` returns; "" for the deepest level.
     pool_layers: paths of the layers without parameters that depend on the kind of global pool.
+    first_convs: paths of the convolutions that read the images, where there are several.
     gives_tokens: whether `forward_features` returns tokens (N, L, num_features) instead of a map.
     dense_level: position of the level that dense prediction starts from: the deepest, unless that is an expansion made
         for the classifier.
@@ -69,6 +70,7 @@ class Backbone(nn.Module):
     last_linear: ClassVar[str]
     pool_layers: ClassVar[tuple[str, ...]] = ()
     gives_tokens: ClassVar[bool] = False
+    first_convs: ClassVar[tuple[str, ...]] = ()
     dense_level: ClassVar[int] = -1
 
     feature_info: Levels

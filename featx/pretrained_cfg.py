@@ -50,6 +50,8 @@ def preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
     }
 
 
-def first_conv(model: nn.Module) -> str:
-    """Path of the first convolution; "" if there is none."""
-    return next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
+def first_conv(model: "Backbone") -> str | tuple[str, ...]:
+    """Path of the first convolution, or paths of those that read the images; "" if there is none."""
+    convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    several = tuple(name for name in model.first_convs if name in convs)
+    return several or next(iter(convs), "")

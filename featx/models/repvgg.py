@@ -59,6 +59,7 @@ class RepVGG(Backbone):
 
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
+    first_convs = ("stem.conv_kxk.conv", "stem.conv_1x1.conv")
     initialise = staticmethod(init_repvgg)
 
     def __init__(self, cfg: RepVGGConfig) -> None:

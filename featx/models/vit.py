@@ -28,7 +28,7 @@ from .layers.transformer import Block, TransformerStyle, init_transformer
 class ViTConfig(BackboneConfig):
     """dim: channels of a token. patch: pixels along a side.
 
-    image_size: pixels along a side, or (height, width); it only sets the grid of positions, in whole patches.
+    image_size: pixels along a side, or (height, width); it only sets the grid of positions, of whole patches.
     mlp_ratio: hidden channels of the MLPs over those of a token; None is as the style has it.
     stem: blocks per stage of a ResNet before the patches, which are then counted in cells of its map; None for none.
     stem_chs: channels of its first convolution; stage n gives 4 * 2**n times as many.
@@ -236,9 +236,8 @@ def check(cfg: ViTConfig, reduction: int) -> None:
         f"global_pool={cfg.global_pool!r}: choose one of {[*POOLS]}": cfg.global_pool not in POOLS,
         "global_pool='token' needs class_token=True": cfg.global_pool == "token" and not cfg.class_token,
         f"dim={cfg.dim} is no multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
-        f"image_size={cfg.image_size}: expected multiples of the patch, {reduction} pixels": any(
-            side % reduction for side in image_sides(cfg.image_size)
-        ),
+        f"image_size={cfg.image_size} is smaller than a patch ({reduction} pixels)": min(image_sides(cfg.image_size))
+        < reduction,
         "norm_maps=True has no norm to apply: this variant normalises after its pool (fc_norm=True)": cfg.norm_maps
         and cfg.fc_norm,
     }
