@@ -3,8 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .empty import without_values
@@ -13,6 +15,8 @@ from .features import Levels, OutIndices
 from .preprocessing import DataConfig
 from .pretrained_cfg import pretrained_cfg
 from .report import LoadReport
+
+torch.fx.wrap("check_images")  # a symbolic tracer records the call: what it looks at is known when images come
 
 Sides = int | tuple[int, int]
 
@@ -135,10 +139,15 @@ class Backbone(nn.Module):
             x = child(x)
         return x
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        refuse_scripting()
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) to logits (N, num_classes), or pooled features if there are no classes."""
         deepest = self.feature_info[-1].reduction
-        check_images(x, self.in_chans, smallest=1 if self.size_rule(1, deepest) else deepest)
+        smallest = 1 if self.size_rule(1, deepest) else deepest
+        check_images(x, self.in_chans, smallest, dtypes_of(self))
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -174,7 +183,7 @@ class Backbone(nn.Module):
         """
         from .wrappers.intermediates import Intermediates
 
-        check_images(x, self.in_chans, smallest=max(self.feature_info.reduction()))
+        check_images(x, self.in_chans, max(self.feature_info.reduction()), dtypes_of(self))
         asked = Intermediates(self, indices, return_prefix_tokens, norm, stop_early, output_fmt)
         return asked.maps(x) if intermediates_only else asked.features_and_maps(x)
 
@@ -314,8 +323,30 @@ def image_sides(image_size: Sides) -> tuple[int, int]:
     return both
 
 
-def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:
-    """Raise InputError unless `x` is (N, in_chans, H, W) with sides of at least `smallest` pixels."""
+def refuse_scripting() -> NoReturn:
+    """Raise ArgumentError for torch.jit.script, which takes a part of Python only."""
+    raise ArgumentError(
+        "torch.jit.script cannot compile this model: use torch.jit.trace(model, images), torch.export.export or "
+        "featx.export instead"
+    )
+
+
+def dtypes_of(model: nn.Module) -> tuple[torch.dtype, ...]:
+    """The dtype of the model's first floating parameter, which its images must have; empty if it has none.
+
+    Only ordinary parameters count: the dtype of a sharded or quantised one is not always what it is computed in.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and type(parameter) in (nn.Parameter, Tensor):
+            return (parameter.dtype,)
+    return ()
+
+
+def check_images(x: Tensor, in_chans: int | None, smallest: int = 1, dtypes: tuple[torch.dtype, ...] = ()) -> None:
+    """Raise InputError unless `x` is (N, in_chans, H, W) with sides of at least `smallest` pixels.
+
+    dtypes: those it may have, the best first; under autocast, others that autocast converts; any if there are none.
+    """
     if not isinstance(x, Tensor):
         raise InputError(f"expected a tensor (N, C, H, W), got {type(x).__name__}: see featx.transform for images")
     shape = tuple(x.shape)
@@ -331,6 +362,23 @@ def check_images(x: Tensor, in_chans: int | None, smallest: int = 1) -> None:
             f"images of {shape[2]}x{shape[3]} pixels are smaller than one cell of the deepest map ({smallest} pixels): "
             "enlarge them, or ask for shallower levels with out_indices"
         )
+    if dtypes and x.dtype not in dtypes:
+        _check_conversion(x, dtypes[0])
+
+
+def _check_conversion(x: Tensor, dtype: torch.dtype) -> None:
+    """Raise InputError for images of another dtype than the model's, unless autocast or a quantised model has them."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if x.is_quantized or (autocast and x.is_floating_point() and x.dtype != torch.float64):
+        return
+    hint = f"convert them with images.to({dtype})"
+    if x.dtype == torch.uint8:
+        scaled = "images.float() / 255" if dtype == torch.float32 else f"(images.float() / 255).to({dtype})"
+        hint = f"scale them with {scaled}, and normalise them as the weights expect"
+    if x.is_complex():
+        hint = f"take their real part with images.real.to({dtype})"
+    raise InputError(f"expected images of {dtype}, got {x.dtype}: {hint}; see featx.transform")
 
 
 def check_size(x: Tensor, fixed_size: tuple[int, int] | None) -> None:

@@ -28,6 +28,9 @@ Fit = Callable[[Tensor, torch.Size, int], Tensor]
 
 def enlarged(x: Tensor, size: torch.Size, factor: int) -> Tensor:
     """Every cell repeated as often along each side; what is beyond the size is cropped."""
+    if torch.compiler.is_compiling():  # a program for any size must not depend on whether something is cropped
+        rows, columns = (torch.arange(cells, device=x.device) // factor for cells in size)
+        return x.index_select(2, rows).index_select(3, columns)
     return F.interpolate(x, scale_factor=float(factor))[..., : size[0], : size[1]]
 
 

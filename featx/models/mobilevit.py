@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Backbone, StridedConfig
@@ -23,12 +23,11 @@ from .layers.drop_path import rising_rates
 from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
-    from_tokens,
+    enlarged,
+    from_enlarged,
     init_weights,
-    is_channels_last,
     stage_levels,
     to_tokens,
-    whole_patches,
 )
 from .layers.pool import pooled_chs
 from .layers.stage_table import MobileViTStage, Mv2Stage, StageRow, plan_stages, read_table
@@ -36,6 +35,10 @@ from .layers.steps import Step
 from .layers.transformer import Block, TransformerStyle
 
 MOST_EXPANDED = 960
+
+# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+torch.fx.wrap("enlarged")
+torch.fx.wrap("from_enlarged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +129,9 @@ class MobileViTBlock(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention among the pixels at the same place in their patches: (N, dim, H, W) to the same."""
-        size, last = x.shape[-2:], is_channels_last(x)
-        height, width = (whole_patches(side, self.patch) for side in size)
-        if (height, width) != size:
-            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
-        x = to_tokens(x, self.patch)  # (N, pixels, patches, dim)
-        tokens = self.norm(self.transformer(x.flatten(0, 1))).reshape(x.shape)
-        x = from_tokens(tokens, self.patch, height, width)
-        x = x if last else x.contiguous()
-        return x if (height, width) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+        tokens = to_tokens(enlarged(x, self.patch), self.patch)  # (N, pixels, patches, dim)
+        mixed = self.norm(self.transformer(tokens.flatten(0, 1))).reshape(tokens.shape)
+        return from_enlarged(mixed, self.patch, x)
 
 
 def transformer_block(cfg: MobileViTConfig, row: MobileViTStage, drop_path: float) -> Block:

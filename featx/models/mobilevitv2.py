@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Backbone, StridedConfig
@@ -22,6 +22,7 @@ from .layers.drop_path import drop_path, rising_rates
 from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
+    enlarged,
     from_patches,
     init_weights,
     stage_levels,
@@ -34,6 +35,11 @@ from .layers.steps import Step, plan_steps
 
 STRIDES, DEPTHS = (1, 2, 2, 2, 2), (1, 2, 2, 2, 2)
 FIRST_ATTENTION = 8  # total stride of the first stage with attention
+
+# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+torch.fx.wrap("enlarged")
+torch.fx.wrap("to_patches")
+torch.fx.wrap("from_patches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +121,8 @@ class MobileViTV2Block(nn.Module):
         self.conv_proj = ConvNorm(attn_chs, chs)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = (whole_patches(side, self.patch) for side in x.shape[-2:])
-        if (height, width) != x.shape[-2:]:
-            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+        x = enlarged(x, self.patch, align_corners=True)
+        height, width = x.shape[-2:]
         x = to_patches(self.conv_1x1(self.conv_kxk(x)), self.patch)
         x = self.norm(self.transformer(x))
         return self.conv_proj(from_patches(x, self.patch, height, width))

@@ -7,6 +7,7 @@ Where a stage strides, an average pool before or after the splits takes the stri
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 
 from torch import Tensor, nn
 
@@ -70,17 +71,18 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # chunks keep the memory format, also of a single image; views with an axis for the splits need not
-        parts = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).chunk(self.radix, 1)
+        chunks = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).chunk(self.radix, 1)
+        parts = [chunks[split] for split in range(self.radix)]
         scores = added(parts).mean((2, 3), keepdim=True)
         scores = self.fc2(self.act1(self.bn1(self.fc1(scores))))  # (N, groups * radix * chs / groups, 1, 1)
         scores = scores.unflatten(1, (self.groups, self.radix, -1)).transpose(1, 2).flatten(2, 3)
         gates = scores.softmax(1) if self.radix > 1 else scores.sigmoid()  # (N, radix, chs, 1, 1)
-        return self.pool_after(added(part * gate for part, gate in zip(parts, gates.unbind(1), strict=True)))
+        return self.pool_after(added(part * gates.select(1, split) for split, part in enumerate(parts)))
 
 
 def added(maps: Iterable[Tensor]) -> Tensor:
     """The sum of maps of the same shape."""
-    return reduce(Tensor.add, maps)
+    return reduce(add, maps)
 
 
 def splits(depths: tuple[int, ...], style: Splits = Splits(), stem: int = 32) -> ResNetConfig:

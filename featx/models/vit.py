@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,10 @@ from .layers.drop_path import rising_rates
 from .layers.hybrid import hybrid_stem
 from .layers.position import resample_positions
 from .layers.transformer import Block, TransformerStyle, init_transformer
+
+# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+torch.fx.wrap("resample_positions")
+torch.fx.wrap("format_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +182,12 @@ class ViT(Pyramid):
     def _split(self, tokens: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix tokens, and the others as a map in the memory format of `patches`."""
         prefix, rest = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-        layout = torch.contiguous_format if patches.is_contiguous() else torch.channels_last
-        return prefix, rest.transpose(1, 2).unflatten(2, patches.shape[-2:]).contiguous(memory_format=layout)
+        map_ = rest.transpose(1, 2).unflatten(2, patches.shape[-2:])
+        return prefix, map_.contiguous(memory_format=format_of(patches))
+
+
+def format_of(patches: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if patches.is_contiguous() else torch.channels_last
 
 
 class PatchEmbed(nn.Module):
@@ -193,7 +202,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.backbone(x)
-        below, right = (-side % self.patch for side in x.shape[-2:])
+        below, right = (-x.shape[axis] % self.patch for axis in (-2, -1))
         return self.proj(F.pad(x, (0, right, 0, below)))
 
 

@@ -5,12 +5,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..backbone import dtypes_of
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
-    """An extractor for inference; its images may have any dtype and memory format, its maps have one of each.
+    """An extractor for inference; its maps have one dtype and memory format.
+
+    Its images may have any memory format, and be of float32, bfloat16, float16 or the dtype that it computes in.
 
     It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
 
@@ -44,6 +47,10 @@ class OptimizedExtractor(FeatureExtractWrapper):
     def train(self, mode: bool = True) -> Self:
         del mode
         return self
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        own = dtypes_of(self) if self._dtype is None else (self._dtype,)
+        return (torch.float32, torch.bfloat16, torch.float16, *own)
 
     def forward(self, x: Tensor) -> Maps:
         """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""

@@ -63,10 +63,7 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
     waiting = {path: module for path, module in chosen.items() if id(module) in inside}
     if part is None or not waiting:
         return []
-    handles = [
-        module.register_forward_pre_hook(lambda _, __, path=path: waiting.pop(path, None) and None)
-        for path, module in [*waiting.items()]
-    ]
+    handles = [module.register_forward_pre_hook(partial(_called, waiting, path)) for path, module in [*waiting.items()]]
     try:
         run_on_meta(part.module, meta_images(part.module))
     except ContractError:
@@ -75,6 +72,11 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
         for handle in handles:
             handle.remove()
     return list(waiting)
+
+
+def _called(waiting: dict[str, nn.Module], path: str, *_: Any) -> None:
+    """A hook on the module at `path`, which no longer waits once it is called."""
+    waiting.pop(path, None)
 
 
 def _backbone(model: nn.Module) -> Part | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Pyramid, check_size
@@ -11,6 +12,8 @@ from ..models.layers.normed import last_conv, normed
 from .form import Form
 from .order import prove_order
 from .transparent import Transparent
+
+torch.fx.wrap("require_map")  # a symbolic tracer calls it as a whole
 
 
 class Chain(Transparent[nn.Module], Pyramid):

@@ -1,12 +1,14 @@
 """FeatureExtractWrapper: images in, maps out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from inspect import getattr_static
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from ..backbone import Pyramid, check_images
+from ..backbone import Backbone, Pyramid, check_images, dtypes_of, refuse_scripting
 from ..bridges import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
@@ -16,6 +18,10 @@ from .chain import Chain
 from .prune import without
 from .rewritten import Rewritten
 from .transparent import Transparent
+
+# what a symbolic tracer calls as a whole
+torch.fx.wrap("check_images")
+torch.fx.wrap("layout_of")
 
 Output = Literal["list", "dict", "tokens"]
 Maps = list[Tensor] | dict[str, Tensor] | list[tuple[Tensor, Tensor]]
@@ -57,6 +63,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
         self._output = output
         self._smallest = pyramid.smallest or max(chosen.reduction())
+        self._has_known_code = isinstance(self._source, Backbone) or bridge_to(self._source) is not None
         self._left_out = frozenset(model.state_dict()) - frozenset(self.state_dict())
 
     @property
@@ -104,7 +111,15 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
 
     def _check(self, x: Tensor) -> None:
         """Raise InputError unless `x` is a batch of images that this extractor takes."""
-        check_images(x, self.in_chans, self._smallest)
+        check_images(x, self.in_chans, self._smallest, self._dtypes())
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        """Those that the images may have; none where a user's own model may convert any."""
+        return dtypes_of(self) if self._has_known_code else ()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        refuse_scripting()
 
     @property
     def _source(self) -> nn.Module:
@@ -152,6 +167,7 @@ def as_pyramid(model: nn.Module) -> Pyramid:
         raise ContractError("this is a feature extractor already; wrap the model it was made from")
     if isinstance(model, Pyramid):
         return model
+    _refuse_wrapped(model)
     if (bridge := bridge_to(model)) is not None:
         return bridge.pyramid(model)
     if not hasattr(model, "feature_info"):
@@ -160,3 +176,18 @@ def as_pyramid(model: nn.Module) -> Pyramid:
             "(path of the module whose output is the map) in self.feature_info"
         )
     return Rewritten(model) if getattr(model, "is_rewritten", False) else Chain(model)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Raise ContractError for a module of another kind that holds a Backbone and has no levels of its own.
+
+    What it does around the backbone, such as a normalisation, would be left out without a word.
+    """
+    if isinstance(model, Backbone) or getattr_static(model, "feature_info", None) is not None:
+        return
+    path = next((path for path, part in model.named_modules() if isinstance(part, Backbone)), None)
+    if path is not None:
+        raise ContractError(
+            f"{type(model).__name__} has no levels of its own, its part {path!r} has: wrap that, as in "
+            f"FeatureExtractWrapper(model.get_submodule({path!r}))"
+        )

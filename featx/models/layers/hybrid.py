@@ -37,7 +37,7 @@ class SameMaxPool(nn.Module):
     """Of maps that are nowhere negative: (N, C, H, W) to (N, C, H / 2, W / 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        below, right = (1 + side % 2 for side in x.shape[-2:])
+        below, right = (1 + x.shape[axis] % 2 for axis in (-2, -1))
         return F.max_pool2d(F.pad(x, (right // 2, 1, below // 2, 1)), 3, 2)
 
 

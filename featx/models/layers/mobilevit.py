@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
@@ -37,11 +38,25 @@ def whole_patches(side: int, patch: int) -> int:
     return -(-side // patch) * patch
 
 
+def resized(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+    """The map interpolated bilinearly to a size, or itself if it has that already."""
+    # a side that torch.export or a tracer leaves open is no int, and not to be compared: that would close it
+    if all(isinstance(side, int) for side in (*x.shape[-2:], *size)) and x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def enlarged(x: Tensor, patch: int, *, align_corners: bool = False) -> Tensor:
+    """The map interpolated to whole patches."""
+    size = whole_patches(x.shape[-2], patch), whole_patches(x.shape[-1], patch)
+    return resized(x, size, align_corners=align_corners)
+
+
 def to_tokens(x: Tensor, patch: int) -> Tensor:
     """Pixels at the same place in their patches, side by side: (N, C, H, W) to (N, patch * patch, cells, C)."""
     n, chs, height, width = x.shape
     x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 3, 5, 2, 4, 1)
-    return x.reshape(n, patch * patch, -1, chs)
+    return x.reshape(n, patch * patch, (height // patch) * (width // patch), chs)
 
 
 def from_tokens(x: Tensor, patch: int, height: int, width: int) -> Tensor:
@@ -51,13 +66,20 @@ def from_tokens(x: Tensor, patch: int, height: int, width: int) -> Tensor:
     return x.reshape(n, height, width, chs).permute(0, 3, 1, 2)
 
 
+def from_enlarged(x: Tensor, patch: int, like: Tensor) -> Tensor:
+    """The tokens of a map that was `enlarged`, as a map of its size before that and in its memory format."""
+    height, width = like.shape[-2:]
+    x = from_tokens(x, patch, whole_patches(height, patch), whole_patches(width, patch))
+    return resized(x if is_channels_last(like) else x.contiguous(), (height, width))
+
+
 def to_patches(x: Tensor, patch: int) -> Tensor:
     """The same with channels before pixels, (N, C, H, W) to (N, C, patch * patch, cells), in the memory format of x."""
     if is_channels_last(x):
         return to_tokens(x, patch).permute(0, 3, 1, 2)
     n, chs, height, width = x.shape
     x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 1, 3, 5, 2, 4)
-    return x.reshape(n, chs, patch * patch, -1)
+    return x.reshape(n, chs, patch * patch, (height // patch) * (width // patch))
 
 
 def from_patches(x: Tensor, patch: int, height: int, width: int) -> Tensor:

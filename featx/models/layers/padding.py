@@ -4,8 +4,11 @@ Both pad the same where the stride is 1. TensorFlow's SAME pads a strided window
 odd cell at the right and bottom; how much it needs depends on the size of the map. A pool takes no notice of padding.
 """
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+torch.fx.wrap("missing_cells")
 
 
 class SameConv2d(nn.Conv2d):
@@ -29,7 +32,7 @@ class SameMaxPool2d(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        before = [missing_cells(side, self.kernel, self.stride) // 2 for side in x.shape[2:]]
+        before = [missing_cells(x.shape[axis], self.kernel, self.stride) // 2 for axis in (2, 3)]
         # ceil_mode lets the last window reach as far over the edge as it needs to
         return F.max_pool2d(x, self.kernel, self.stride, before, ceil_mode=True)
 
@@ -42,7 +45,7 @@ class SameAvgPool2d(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        before = [missing_cells(side, self.kernel, self.stride) // 2 for side in x.shape[2:]]
+        before = [missing_cells(x.shape[axis], self.kernel, self.stride) // 2 for axis in (2, 3)]
         return F.avg_pool2d(x, self.kernel, self.stride, before, ceil_mode=True, count_include_pad=False)
 
 

@@ -1,8 +1,11 @@
 """Learnt position embeddings at another size than the one they were learnt at."""
 
+from math import isqrt
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .bicubic import interpolate_bicubic
 
 
 def resample_positions(
@@ -22,20 +25,16 @@ def resample_positions(
     grid: its rows and columns; None for a square. antialias: low-pass where the grid shrinks. excess: cells by which a
     side counts as longer than it is, which moves every position a little.
     """
-    grid = square(embedding.shape[1] - prefix) if grid is None else grid
-    # a side that torch.export leaves open is no int, and not to be compared: that would close it
+    # a tracer's sizes are tensors
+    grid = square(int(embedding.shape[1]) - prefix) if grid is None else grid
+    # a side that torch.export or a tracer leaves open is no int, and not to be compared: that would close it
     if all(isinstance(cells, int) for cells in size) and size == grid:
         return embedding
     table = embedding[:, prefix:].float().transpose(1, 2).unflatten(2, grid)
-    if excess:
-        factors = tuple((cells + excess) / side for cells, side in zip(size, grid, strict=True))
-        table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=antialias)
-    else:
-        table = F.interpolate(table, size, mode="bicubic", antialias=antialias)
+    table = interpolate_bicubic(table, size, antialias=antialias, excess=excess)
     return torch.cat([embedding[:, :prefix], table.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
 def square(positions: int) -> tuple[int, int]:
     """Rows and columns of a square grid of so many positions."""
-    side = round(positions**0.5)
-    return side, side
+    return isqrt(positions), isqrt(positions)

@@ -1,0 +1,50 @@
+"""Bicubic interpolation of a grid that a model has learnt, in every program that a model is captured into."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def interpolate_bicubic(grid: Tensor, size: Sequence[int], *, antialias: bool, excess: float = 0.0) -> Tensor:
+    """A grid (1, C, rows, columns) at another size: (1, C, *size).
+
+    Compilers, exporters and tracers get two products with matrices: PyTorch's kernel has no gradient for symbolic
+    sizes, and no counterpart in ONNX. They differ from the kernel by rounding.
+
+    Args:
+        grid: what is interpolated, in float32.
+        size: cells along each side; symbolic in a program for any size.
+        antialias: low-pass where the grid shrinks.
+        excess: cells by which a side counts as longer than it is, which moves every value a little.
+    """
+    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.is_grad_enabled()):
+        rows, columns = (_weights(grid, axis, size, antialias, excess) for axis in (-2, -1))
+        return F.linear(F.linear(grid, columns).transpose(-2, -1), rows).transpose(-2, -1)
+    if not excess:
+        return F.interpolate(grid, size, mode="bicubic", antialias=antialias)
+    factors = [(cells + excess) / side for cells, side in zip(size, grid.shape[-2:], strict=True)]
+    return F.interpolate(grid, scale_factor=factors, mode="bicubic", antialias=antialias)
+
+
+def _weights(grid: Tensor, axis: int, size: Sequence[int], antialias: bool, excess: float) -> Tensor:
+    """What each new cell takes from each old one along an axis: (size[axis], grid.shape[axis])."""
+    side, cells, margin = grid.shape[axis], size[axis], 0 if antialias else 2
+    growth = (cells + excess) / side
+    old = torch.arange(-margin, side + margin, device=grid.device, dtype=grid.dtype)
+    centre = (torch.arange(cells, device=grid.device, dtype=grid.dtype) + 0.5) / growth - 0.5
+    distance = (old - centre.unsqueeze(1)).abs()
+    if antialias:
+        weights = _cubic(torch.minimum(distance, distance * growth), -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    # cells beyond an edge have the value of the edge
+    inside = old.clamp(0, side - 1).unsqueeze(1) == old[margin:-margin]
+    return _cubic(distance, -0.75) @ inside.to(grid.dtype)
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    """The kernel of cubic convolution with the parameter a, which reaches two cells far."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
