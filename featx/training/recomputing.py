@@ -74,9 +74,13 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
     return list(waiting)
 
 
-def _called(waiting: dict[str, nn.Module], path: str, *_: Any) -> None:
-    """A hook on the module at `path`, which no longer waits once it is called."""
-    waiting.pop(path, None)
+def _when_called(waiting: dict[str, nn.Module], path: str) -> Callable[..., None]:
+    """A hook on the module at `path`, which no longer waits once it, or a copy of it, is called."""
+
+    def called(*_: Any) -> None:
+        waiting.pop(path, None)
+
+    return called
 
 
 def _backbone(model: nn.Module) -> Part | None:
