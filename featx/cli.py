@@ -93,7 +93,7 @@ def verify(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of featx's own models.")] = False,
     values: Annotated[
-        bool, typer.Option(help="Also compute: the same images give the same maps, in any order.")
+        bool, typer.Option(help="Also compute: the same maps for the same images, and each change in its place.")
     ] = False,
 ) -> None:
     """Prove the contract of models, on shapes alone if not told otherwise. Exits with 1 if one breaks it."""
@@ -115,6 +115,9 @@ def verify(
             out.print(
                 Text.assemble((f"{name}: ", "bold"), ("holds ", "green"), f"at {sizes} sizes: {levels}"), soft_wrap=True
             )
+            if proof.places:
+                places = ", ".join(f"{height}x{width}" for height, width in proof.places)
+                out.print(f"  changes of the image are in their place at {places}", soft_wrap=True)
             for correction in proof.corrections:
                 out.print(f"  {correction}", soft_wrap=True)
             for (height, width), reason in proof.refused.items():

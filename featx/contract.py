@@ -1,4 +1,4 @@
-"""The proof that a model keeps the contract: shapes, order and names, without computing anything."""
+"""The proof that a model keeps the contract: shapes, order and names, and, if asked, values and their places."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,11 @@ from torch import nn
 from .backbone import Backbone
 from .errors import ContractError, InputError
 from .features import Levels
+from .place_proof import misplaced, proof_sizes
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import maps_in
 from .wrappers.flow import structural_copy, without_values
-from .wrappers.order import meta_images, run_on_meta
+from .wrappers.order import channels_of, meta_images, run_on_meta
 
 Size = tuple[int, int]
 Shapes = list[tuple[int, ...]]
@@ -25,12 +26,14 @@ class Verification:
 
     corrections: where `levels` tell the truth and another package's own declaration does not.
     refused: sizes that the model does not take, and what it says of them.
+    places: sizes at which a change of the image was followed to its cell in every map; none without `values`.
     """
 
     levels: Levels
     sizes: dict[Size, tuple[Size, ...]]
     corrections: tuple[str, ...] = ()
     refused: dict[Size, str] = field(default_factory=dict)
+    places: tuple[Size, ...] = ()
 
 
 def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = False) -> Verification:
@@ -42,7 +45,9 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     model. Sizes that are no multiples of the model's `size_divisor` are left out; one that takes a single size is run
     at that.
 
-    values: also compute, at the first of the sizes: maps are the same bit for bit a second time, and in any order.
+    values: also compute. At the first of the sizes, maps are the same bit for bit a second time, and in any order. At a
+        square, a wide and a tall size, where the model takes them, a change of the pixels of one cell changes that cell
+        of each map, and no other cell much more. Weights are drawn for this proof, in a copy of the model.
 
     Raises ContractError listing everything that is not so, also if the model takes none of the sizes.
     """
@@ -59,11 +64,15 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
         problems += _wrong_order(backwards, size, shapes[size]) if backwards else []
         twins = [structural_copy(one).eval() if one else None for one in (extractor, backwards)] if values else []
         problems += _wrong_values(*twins, size) if twins else []
+    places = proof_sizes(extractor) if values and not problems else []
+    if values and not problems and not places:
+        problems.append("it takes no size at which every map has two cells along a side: places cannot be compared")
+    problems += misplaced(extractor, places)
     if problems:
         name = type(extractor._source).__name__
         raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {problem}" for problem in problems))
     cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in shapes}
-    return Verification(extractor.feature_info, cells, extractor._inner.corrections, refused)
+    return Verification(extractor.feature_info, cells, extractor._inner.corrections, refused, tuple(places))
 
 
 def _tried(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> tuple[dict[Size, Shapes], dict[Size, str]]:
@@ -114,7 +123,8 @@ def _wrong_values(
     extractor: FeatureExtractWrapper, backwards: FeatureExtractWrapper | None, size: Size
 ) -> Iterator[str]:
     """Problems of the values themselves, in evaluation."""
-    images = torch.randn(2, extractor.in_chans or 3, *size).to(next(extractor.parameters()))
+    like = next(extractor.parameters(), torch.empty(0))
+    images = torch.randn(2, channels_of(extractor), *size, generator=torch.Generator().manual_seed(0)).to(like)
     with torch.no_grad():
         once, again = (maps_in(extractor(images)) for _ in range(2))
         reverse = maps_in(backwards(images))[::-1] if backwards else once

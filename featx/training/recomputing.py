@@ -5,7 +5,7 @@ also where no input needs one. PyTorch by itself updates the running statistics 
 here norms in the second run write into copies, so that they are updated once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
     waiting = {path: module for path, module in chosen.items() if id(module) in inside}
     if part is None or not waiting:
         return []
-    handles = [module.register_forward_pre_hook(partial(_called, waiting, path)) for path, module in [*waiting.items()]]
+    handles = [module.register_forward_pre_hook(_when_called(waiting, path)) for path, module in [*waiting.items()]]
     try:
         run_on_meta(part.module, meta_images(part.module))
     except ContractError:
