@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from conftest import images
-from transformers_types import BACKBONES, ENCODERS, EVERY, assert_same, extracted, model_of, pyramid_of
+from transformers_types import BACKBONES, ENCODERS, EVERY, assert_same, extracted, model_of, pyramid_of, transformers
 
 import featx
 from featx import FeatureExtractWrapper
@@ -39,6 +39,8 @@ def own_tensors(kind, x):
     """What the package itself returns: the feature maps of a backbone, the hidden states of an encoder."""
     model = model_of(kind)
     with torch.no_grad():
+        if kind == "hiera":
+            return in_windows(model, x)
         if kind in BACKBONES:
             return list(model(pixel_values=x).feature_maps)
         further = {}
@@ -46,6 +48,15 @@ def own_tensors(kind, x):
             model.config.mask_ratio = 0.0
             further = {"noise": torch.arange(16.0).expand(len(x), -1)}
         return list(model(pixel_values=x, output_hidden_states=True, **further).hidden_states)
+
+
+def in_windows(backbone, x):
+    """The maps of HieraModel, which orders tokens as the encoder takes them, with the norms of HieraBackbone."""
+    model = transformers.HieraModel(backbone.config).eval()
+    assert not model.load_state_dict(backbone.state_dict(), strict=False).missing_keys
+    states = model(x, output_hidden_states=True).reshaped_hidden_states
+    norms = backbone.hidden_states_norms.values()
+    return [norm(state).permute(0, 3, 1, 2) for norm, state in zip(norms, states, strict=True)]
 
 
 def own_maps(kind, x):

@@ -24,6 +24,7 @@ from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks, third_part
 from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .transformers_levels import Shape, Size, as_map, shape_of
+from .transformers_places import ENTRIES, problem_with, put_in_place, size_divisor
 from .transformers_trim import read_on_meta, shared_copy, trimmed
 
 Inputs = Callable[[Any, Tensor], dict[str, Any]]
@@ -47,7 +48,7 @@ ALWAYS = {"interpolate_pos_encoding": True, "output_hidden_states": True, "retur
 class Reading:
     """How maps are had of a model.
 
-    tower: path of the part that takes images. entry: of its output: feature_maps or hidden_states.
+    tower: path of the part that takes images. entry: of its output, such as feature_maps or hidden_states.
     taken: positions in that entry, one per level.
     """
 
@@ -80,9 +81,15 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         self._offered = tuple(range(len(levels)))
         self._own_size = _size(model)
         self.size_rule = SizeRule(self._roundings)
+        vars(self).update(size_divisor=size_divisor(self._config))  # of the class in a family
         self.in_chans: int = model.in_chans
         if model.data_config is not None:
             self.data_config = model.data_config
+
+    @property
+    def _config(self) -> Any:
+        tower: Any = self._inner.get_submodule(self._reading.tower)
+        return tower.config
 
     def _roundings(self) -> dict[int, Rounding]:
         reductions = [self.feature_info[level].reduction for level in self._offered]
@@ -108,6 +115,9 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         return [(self._prefix(tensor, i), as_map(tensor, self._shapes[i], x)) for i, tensor in self._tensors(x, levels)]
 
     def _tensors(self, x: Tensor, levels: Sequence[int]) -> list[tuple[int, Tensor]]:
+        if problem := problem_with(self._config, x.shape[2], x.shape[3]):
+            name = type(self._inner).__name__
+            raise InputError(f"{name} of transformers takes no images of {x.shape[2]}x{x.shape[3]} pixels: {problem}")
         try:
             offered = self._reading(self._inner, x)
         except ThirdPartyError as error:
@@ -151,6 +161,7 @@ def as_pyramid(model: nn.Module) -> TransformersPyramid:
     tower = _tower(copied)
     part: Any = copied.get_submodule(tower)
     record(part)
+    corrections = put_in_place(part)
     backbone = hasattr(part, "out_features")
     named = signature(part.forward).parameters
     arguments = {name: value for name, value in ALWAYS.items() if name in named or name == "output_hidden_states"}
@@ -158,7 +169,9 @@ def as_pyramid(model: nn.Module) -> TransformersPyramid:
         setattr(part.config, name, value)
     copied.in_chans, copied.data_config = _in_chans(part), getattr(model, "data_config", None)
     build = _of_backbone if backbone else _of_hidden_states
-    pyramid = build(copied, Reading(tower, "feature_maps" if backbone else "hidden_states", arguments))
+    entry = "feature_maps" if backbone else ENTRIES.get(part.config.model_type, "hidden_states")
+    pyramid = build(copied, Reading(tower, entry, arguments))
+    pyramid.corrections += corrections
     height, width = pyramid._own_size
     if not pyramid._map_shapes((2 * height, 2 * width)):
         pyramid.fixed_size = height, width
@@ -210,7 +223,7 @@ def _of_hidden_states(model: Any, reading: Reading) -> TransformersPyramid:
         taken = [i for i in taken if shapes[i].reduction not in [shape.reduction for shape in shapes[i + 1 :]]]
     elif len(taken) == getattr(tower.config, "num_hidden_layers", -1) + 1:
         taken = taken[1:]  # the first is what the blocks get
-    names = _names(model, reading)
+    names = _names(model, replace(reading, entry="hidden_states"))
     chosen = [shapes[i] for i in taken]
     levels = Levels(FeatureInfo(shapes[i].chs, shapes[i].reduction, names[i]) for i in taken)
     return TransformersPyramid(model, replace(reading, taken=tuple(taken)), levels, chosen)
