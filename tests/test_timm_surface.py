@@ -1,15 +1,17 @@
 """What programs written for timm's models ask of ours: names, heads, pools and views, compared with timm's."""
 
+import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SMALL, images, randomise, relative_difference
+from conftest import SMALL, images, randomise, relative_difference, same_state
 from pairs import is_vit, of_timm
 from timm.models import get_pretrained_cfg
 
 import featx
 from featx import ArgumentError
 from featx.empty import without_values
+from featx.weights.layouts.flax import to_flax
 
 # One of each kind of head: behind a convolution, before one, with a norm, alone, on tokens; the others in the sweep.
 HEADS = ["test_efficientnet", "mobilenetv3_small_050", "convnext_atto", "regnety_002", "vit_tiny_patch16_224"]
@@ -264,3 +266,46 @@ def test_models_are_listed_by_the_file_of_their_class():
     assert featx.list_models(module="hrnet") == featx.list_models("hrnet*")
     assert set(featx.list_models(module=["vision_transformer"])) == set(featx.list_models(["vit_*", "deit*"]))
     assert featx.list_models(module="nothing") == []
+
+
+@torch.no_grad()
+def test_saved_heads_are_built_again_here_and_by_timm(tmp_path):
+    model = randomise(featx.create_model("vit_tiny_patch16_224", depth=1, num_classes=3))
+    model.reset_classifier(4, "avg")
+    featx.save(model, tmp_path)
+    again = featx.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, dynamic_img_size=True).eval()
+    assert torch.equal(again(images(*X)), model(images(*X)))
+    assert relative_difference(again(images(*X)), theirs(images(*X))) <= 1e-5
+
+
+@torch.no_grad()
+def test_the_last_norm_of_a_vit_is_where_the_weights_have_it():
+    theirs = randomise(of_timm("vit_tiny_patch16_224", depth=1, global_pool="avg"))
+    ours = featx.create_model(
+        "vit_tiny_patch16_224", depth=1, global_pool="avg", checkpoint_path=theirs.state_dict()
+    ).eval()
+    assert relative_difference(ours(images(*X)), theirs(images(*X))) <= 1e-5
+
+
+def test_files_of_flax_fill_timms_vits(tmp_path):
+    native = randomise(featx.create_model("vit_tiny_patch16_224", depth=1)).state_dict()
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in to_flax(native, 3).items()})
+    model = featx.create_model("timm/vit_tiny_patch16_224", depth=1, checkpoint_path=tmp_path / "w.npz")
+    assert same_state(model.state_dict(), native)
+    maps = featx.create_model(
+        "timm/vit_tiny_patch16_224", depth=1, features_only=True, checkpoint_path=tmp_path / "w.npz"
+    )
+    assert all(torch.equal(tensor, native[name]) for name, tensor in maps.state_dict().items())
+
+
+def test_widths_of_mlps_and_of_hybrid_stems_are_fields():
+    ours = featx.create_model("vit_tiny_patch16_224", depth=1, mlp_ratio=3)
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1, mlp_ratio=3)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    with without_values():
+        stem = featx.create_model("vit_small_r26_s32_224", depth=1, stem_chs=32).patch_embed.backbone
+    assert stem.stem.conv.out_channels == 32
+    assert [stage.blocks[-1].conv3.out_channels for stage in stem.stages] == [128, 256, 512, 1024]
+    with pytest.raises(ArgumentError, match="stem_chs=40: expected a multiple of 32"):
+        featx.create_model("vit_small_r26_s32_224", stem_chs=40)
