@@ -34,7 +34,7 @@ class FeatureInfo:
         return getattr(self, own)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and (key in self.__slots__ or key in ALIASES)
+        return key in [*self.__slots__, *ALIASES]
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The fact under that key, or `default`, which is not kept: timm's own FeatureInfo asks dictionaries so."""

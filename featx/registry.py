@@ -129,7 +129,8 @@ def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name, or where the pattern has no tag the name without its own, matches one of the patterns."""
-    return any(fnmatch(name if "." in pattern else name.partition(".")[0], pattern) for pattern in patterns)
+    base = name.partition(".")[0]
+    return any(fnmatch(name, pattern) or ("." not in pattern and fnmatch(base, pattern)) for pattern in patterns)
 
 
 def _module_of(entry: Variant[Any] | Creation) -> str:

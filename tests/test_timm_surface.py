@@ -16,6 +16,11 @@ from featx.weights.layouts.flax import to_flax
 # One of each kind of head: behind a convolution, before one, with a norm, alone, on tokens; the others in the sweep.
 HEADS = ["test_efficientnet", "mobilenetv3_small_050", "convnext_atto", "regnety_002", "vit_tiny_patch16_224"]
 HEADED = [name if name in HEADS else pytest.param(name, marks=pytest.mark.sweep) for name in SMALL]
+# where every kind of pool is tried
+POOLED = [
+    name if name in ("test_efficientnet", "mobilenetv3_small_050") else pytest.param(name, marks=pytest.mark.sweep)
+    for name in SMALL
+]
 EVERY = [name if name in HEADS else pytest.param(name, marks=pytest.mark.sweep) for name in featx.list_models()]
 POOLS = ["avg", "max", "avgmax", "catavgmax", "", "token"]
 X = (1, 3, 64, 96)
@@ -47,7 +52,7 @@ def test_features_pre_logits_and_logits_equal_timms(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("name", HEADED)
+@pytest.mark.parametrize("name", POOLED)
 def test_pools_are_those_that_timm_has(name, pool):
     try:
         ours, theirs = pair(name, global_pool=pool, num_classes=5 if pool else 0)
@@ -77,7 +82,7 @@ def test_without_a_pool_the_classifier_reads_every_cell(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", [None, *POOLS])
-@pytest.mark.parametrize("name", HEADED)
+@pytest.mark.parametrize("name", POOLED)
 def test_a_reset_classifier_equals_one_that_was_built_so(name, pool):
     vit = {"depth": 2} if is_vit(name) else {}
     model = randomise(featx.create_model(name, num_classes=3, **vit)).half()
@@ -254,12 +259,10 @@ def test_arguments_of_timm_without_counterpart_are_answered_with_what_to_do(kwar
     ],
 )
 def test_models_are_listed_by_timms_filters(arguments):
-    native = set(featx.list_models())
-    theirs = [name for name in timm.list_models(**arguments) if name.partition(".")[0] in native]
-    ours = [name for name in featx.list_models(**arguments) if name in theirs or not name.endswith("_in1k")]
+    known = {*featx.list_models(), *featx.list_models(include_tags=True)}
+    theirs = {name for name in timm.list_models(**arguments) if name in known}
     assert theirs
-    assert set(ours) == {name for name in theirs if name in featx.list_models(**arguments)}
-    assert {name.partition(".")[0] for name in featx.list_models(**arguments)} == {n.partition(".")[0] for n in theirs}
+    assert set(featx.list_models(**arguments)) == theirs
 
 
 def test_models_are_listed_by_the_file_of_their_class():
