@@ -4,15 +4,18 @@ Attention and its gradients come from `featx.capture_attention`. `grid` is (heig
 aspect: the last height * width tokens are the patches in rows, those before them prefix tokens. Nothing is normalised.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, ContractError, InputError
+from .level_module import level_module
+from .wrappers.flow import structural_copy
 
 Grid = tuple[int, int]
+REGISTRIES = ("_parameters", "_buffers")  # of a module, whose tensors a copy shares anyway
 
 # A logit for all images, one for each, or a function of what the model returns to one number per image.
 Target = int | Tensor | Callable[[Any], Tensor]
@@ -61,42 +64,48 @@ def attention_gradcam(map_: Tensor, gradient: Tensor, grid: Grid, query: int | N
 
 
 def gradcam(model: nn.Module, images: Tensor, level: str, target: Target) -> Tensor:
-    """Where a convolutional map speaks for the target: (N, h, w), 0 or more, in the map's cells.
+    """Where a map speaks for the target: (N, h, w), 0 or more, in the map's cells.
 
     Grad-CAM (https://arxiv.org/abs/1610.02391): the channels of the map, each by the mean of its gradient, added, and
-    what is negative cut off.
+    what is negative cut off. The axes of the module's output do not matter: maps (N, h, w, chs) and tokens are turned
+    to (N, chs, h, w), and prefix tokens are left out.
 
-    level: path of the module whose output is the map (N, chs, h, w), such as a name in `feature_info`.
+    level: name of a level in the `feature_info` of the model's extractor, or the path of any module that returns a map.
     target: a logit's number for all images, a tensor (N,) of numbers, or a function from what the model returns to one
         value per image or one in all.
 
-    It runs the model once in the mode it is in, also under no_grad and with frozen parameters, and leaves gradients of
-    parameters as they are. Raises ArgumentError for a path or target that does not exist, and ContractError for an
-    output that is no such map or that the target does not depend on.
+    It runs a copy of the model, which shares all tensors with it, once in the mode it is in, also under no_grad and
+    with frozen parameters; the model and the gradients of its parameters stay as they are, so that other threads can
+    call it meanwhile. Raises ArgumentError for a path or target that does not exist, and ContractError for an output
+    that is no such map or that the target does not depend on.
     """
-    if level not in dict(model.named_modules()):
-        raise ArgumentError(f"level={level!r}: the model has no such module; levels are in its feature_info")
+    found = level_module(model, level)
+    copied = structural_copy(model, keep=_caches(model))
     kept: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: object, output: object) -> Tensor:
+    def keep(_: nn.Module, inputs: object, output: Any) -> Any:
         del inputs
-        kept.append(_require_map(output, level, _channels(model, level)))
-        kept[-1] = kept[-1] if kept[-1].requires_grad else kept[-1].detach().requires_grad_()
-        return kept[-1].clone()  # which the model may write into
+        value = found.value(output)
+        kept.append(value if value.requires_grad else value.detach().requires_grad_())
+        return found.replaced(output, kept[-1].clone())  # which the model may write into
 
-    handle = model.get_submodule(level).register_forward_hook(keep)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            value = _value(model(images.clone() if images.is_inference() else images), target)
-    finally:
-        handle.remove()
+    copied.get_submodule(found.path).register_forward_hook(keep)
+    with torch.inference_mode(False), torch.enable_grad():
+        value = _value(copied(images.clone() if images.is_inference() else images), target)
     if len(kept) != 1:
         raise ContractError(f"{level} ran {len(kept)} times in one forward, expected once")
     (gradient,) = torch.autograd.grad(value, kept, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None:
         raise ContractError(f"the target does not depend on the output of {level}")
-    weights = gradient.mean((2, 3), keepdim=True)  # (N, chs, 1, 1)
-    return (weights * kept[0].detach()).sum(1).relu()
+    form, size = found.form(model, kept[0], images), (images.shape[2], images.shape[3])
+    weights = form.split(gradient, size, level)[1].mean((2, 3), keepdim=True)  # (N, chs, 1, 1)
+    return (weights * form.split(kept[0].detach(), size, level)[1]).sum(1).relu()
+
+
+def _caches(model: nn.Module) -> list[dict[str, Any]]:
+    """Dictionaries of tensors that modules computed from parameters, which cannot be copied."""
+    values = [value for module in model.modules() for name, value in vars(module).items() if name not in REGISTRIES]
+    return [value for value in values if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())]
 
 
 def patches_of(x: Tensor, grid: Grid, query: int | None = 0) -> Tensor:
@@ -128,24 +137,6 @@ def _with_shortcut(map_: Tensor) -> Tensor:
 def _require_heads(map_: Tensor) -> None:
     if map_.ndim != 4:
         raise InputError(f"expected a map (N, heads, queries, keys), got shape {tuple(map_.shape)}")
-
-
-def _channels(model: nn.Module, level: str) -> int | None:
-    """Channels of the level, if the model lists it."""
-    rows = getattr(model, "feature_info", ())
-    for row in rows if isinstance(rows, Sequence) else ():
-        facts = row if isinstance(row, Mapping) else {"name": row.name, "chs": row.chs}
-        if level in (facts.get("name"), facts.get("module")):  # the second is timm's
-            return facts.get("chs", facts.get("num_chs"))
-    return None
-
-
-def _require_map(output: object, level: str, chs: int | None) -> Tensor:
-    if isinstance(output, Tensor) and output.ndim == 4 and chs in (None, output.shape[1]):
-        return output
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    hint = "; for tokens of a transformer, use attention_gradcam" if isinstance(output, Tensor) else ""
-    raise ContractError(f"{level} returns {got}, no map (N, {chs or 'chs'}, h, w){hint}")
 
 
 def _value(output: Any, target: Target) -> Tensor:

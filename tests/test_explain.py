@@ -1,17 +1,21 @@
 """Explanations against their formulas, written out, and against BLIP's own attention and gradients."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from attending import same_weights_every_time as same_weights_every_time
-from conftest import images, randomise, relative_difference
+from conftest import SMALL, images, randomise, relative_difference
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer, VisionTransformer
 
 import featx
 from featx import ArgumentError, ContractError, InputError, capture_attention
 from featx.explain import attention_gradcam, attention_rollout, class_attention, gradcam, patches_of
+from featx.features import FeatureInfo, Levels
+from featx.level_module import level_module
 
 GOLDEN = Path(__file__).parent / "data" / "blip_vit_64"
 
@@ -117,14 +121,155 @@ def test_gradcam_weighs_channels_by_their_mean_gradient(target, frozen):
     assert not model.layer3._forward_hooks
 
 
+def swin() -> nn.Module:
+    sizes = {"patch_size": [4, 4], "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": [4, 4]}
+    return SwinTransformer(**sizes, num_classes=9)
+
+
+def torchvision_vit() -> nn.Module:
+    return VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=9)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradcam_takes_every_level_of_a_variant(name):
+    model = randomise(featx.create_model(name))
+    assert_every_level_is_taken(
+        model, images(2, 3, *(featx.FeatureExtractWrapper(model)._inner.fixed_size or (64, 96)))
+    )
+
+
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "hrnet_w18_small", "mobilevit_xxs"]
+    ("name", "choice", "size"),
+    [
+        (swin, {}, (96, 128)),
+        (torchvision_vit, {}, (64, 64)),
+        ("torchvision/alexnet", {}, (95, 127)),
+        ("timm/test_resnet", {}, (64, 96)),
+        ("timm/test_vit", {}, (160, 160)),
+        ("timm/swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "strict_img_size": False}, (96, 128)),
+        pytest.param("timm/mvitv2_tiny", {}, (224, 224), marks=pytest.mark.bridges),
+        pytest.param(
+            "transformers/vit", {"num_classes": 3, "num_hidden_layers": 2}, (224, 224), marks=pytest.mark.bridges
+        ),
+        pytest.param("transformers/swin", {"num_classes": 3}, (224, 224), marks=pytest.mark.bridges),
+    ],
 )
-def test_gradcam_takes_every_level_of_a_convolutional_model(name):
-    model, x = randomise(featx.create_model(name)), images(1, 3, 64, 96)
-    maps = featx.FeatureExtractWrapper(model)(x)
-    for level, map_ in zip(model.feature_info, maps, strict=True):
-        assert gradcam(model, x, level.name, 0).shape == (1, *map_.shape[2:])
+def test_gradcam_takes_every_level_of_a_model_of_another_package(name, choice, size):
+    model = featx.create_model(name, **choice) if isinstance(name, str) else name()
+    assert_every_level_is_taken(randomise(model), images(2, 3, *size))
+
+
+def assert_every_level_is_taken(model: nn.Module, x: Tensor) -> None:
+    """For every level the cells of its map; in the output of the module, whatever its axes, they are the map's."""
+    extractor = featx.FeatureExtractWrapper(model)
+    with torch.no_grad():
+        maps = extractor(x)
+    for level, map_ in zip(extractor.feature_info, maps, strict=True):
+        found, kept = level_module(model, level.name), list[Tensor]()
+        handle = model.get_submodule(found.path).register_forward_hook(
+            lambda _, __, output, kept=kept, found=found: kept.append(found.value(output).clone())
+        )
+        with torch.no_grad():
+            model(x)
+        handle.remove()
+        got = gradcam(model, x, level.name, lambda out: getattr(out, "logits", out).square().sum(1))
+        form = found.form(model, kept[0], x)
+        assert relative_difference(form.split(kept[0].detach(), x.shape[2:], level.name)[1], map_) <= 1e-5
+        assert got.shape == (len(x), *map_.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("make", "level", "to_map"),
+    [
+        (swin, "features.3", lambda out: out.permute(0, 3, 1, 2)),
+        (
+            lambda: featx.create_model("vit_tiny_patch16_224", depth=2),
+            "blocks.0",
+            lambda out: out[:, 1:].transpose(1, 2).unflatten(2, (4, 6)),
+        ),
+    ],
+)
+def test_gradcam_of_other_axes_is_that_of_the_definition(make, level, to_map):
+    model, x = randomise(make()).double(), images(2, 3, 64, 96).double()
+    kept: list[Tensor] = []
+    handle = model.get_submodule(level).register_forward_hook(lambda _, __, output: kept.append(output))
+    logits = model(x)
+    handle.remove()
+    gradient, map_ = (to_map(one) for one in (*torch.autograd.grad(logits[:, 7].sum(), kept), kept[0].detach()))
+    expected = sum(
+        gradient[:, channel].mean((1, 2))[:, None, None] * map_[:, channel] for channel in range(map_.shape[1])
+    ).clamp(0)
+    assert relative_difference(gradcam(model, x, level, 7), expected) <= 1e-10  # fp64
+
+
+def test_gradcam_tells_axes_apart_where_channels_are_as_many_as_cells():
+    resnet, channels_last = randomise(featx.create_model("timm/test_resnet")), randomise(swin())
+    for made, side in ((resnet, 2 * 32), (channels_last, 4 * 8)):
+        level = featx.FeatureExtractWrapper(made).feature_info[0]
+        x = images(1, 3, side, side)
+        kept: list[Tensor] = []
+        made.get_submodule(level.name).register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
+        with torch.no_grad():
+            made(x)
+        assert len({*kept[0].shape[1:]}) == 1
+        layout = level_module(made, level.name).form(made, kept[0], x).layout
+        assert layout == ("NHWC" if made is channels_last else "NCHW")
+
+
+def test_gradcam_leaves_the_model_alone_while_other_threads_call_it():
+    model, x = randomise(featx.create_model("resnet18")), images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, explained = model(x), gradcam(model, x, "layer4", 1)
+    seen: list[int] = []
+    model.layer4.register_forward_hook(lambda module, _, __: seen.append(len(module._forward_hooks)))
+
+    def predict(_: int) -> bool:
+        with torch.no_grad():
+            return torch.equal(model(x), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        predicted = [pool.submit(predict, number) for number in range(8)]
+        explanations = [pool.submit(gradcam, model, x, "layer4", 1) for _ in range(4)]
+        assert all(future.result() for future in predicted)
+        assert all(torch.equal(future.result(), explained) for future in explanations)
+    assert len(model.layer4._forward_hooks) == 1
+
+
+def test_a_level_that_no_module_returns_is_refused(monkeypatch):
+    model = featx.create_model("resnet18")
+    model.feature_info = Levels([*model.feature_info, FeatureInfo(8, 64, "hidden_states.3")])
+    monkeypatch.setattr("featx.level_module.as_pyramid", lambda model: model)
+    with pytest.raises(ArgumentError, match=r"'hidden_states.3': no module returns this map as it is.*such as one of"):
+        gradcam(model, images(1, 3, 64, 64), "hidden_states.3", 0)
+
+
+class Branching(nn.Module):
+    """One module that returns the maps of two levels."""
+
+    feature_info = ({"chs": 4, "reduction": 2, "name": "both"},)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.head = Both(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.both(x)
+        return self.head(fine.mean((2, 3)) + coarse.square().mean((2, 3)))
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fine(x), self.coarse(x)
+
+
+@pytest.mark.parametrize(("key", "inner"), [(0, "both.fine"), (1, "both.coarse")])
+def test_gradcam_takes_one_of_several_maps_of_a_module(key, inner):
+    model, x = randomise(Branching()), images(2, 3, 16, 24)
+    assert torch.equal(gradcam(model, x, f"both[{key}]", 2), gradcam(model, x, inner, 2))
 
 
 def test_gradcam_under_inference_mode():
@@ -165,12 +310,6 @@ def resnet() -> nn.Module:
 def test_gradcam_refuses_what_it_cannot_explain(level, target, kind, problem):
     with pytest.raises(kind, match=problem):
         gradcam(resnet(), images(1, 3, 64, 64), level, target)
-
-
-def test_gradcam_on_tokens_points_to_attention():
-    model = featx.create_model("vit_tiny_patch16_224", depth=1)
-    with pytest.raises(ContractError, match="for tokens of a transformer, use attention_gradcam"):
-        gradcam(model, images(1, 3, 64, 64), "blocks.0", 0)
 
 
 def test_gradcam_without_logits_asks_for_a_function():

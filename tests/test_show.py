@@ -64,6 +64,7 @@ def captions(figure) -> list[str]:
         (RESNET, ["--what", "gradcam", "--target", "7"], "GradCAM for class 7, probability 0.00", ["layer4"]),
         (RESNET, ["--what", "gradcam", "--levels", "2,3"], "GradCAM for class", ["layer2", "layer3"]),
         (VIT, ["--what", "gradcam", "--blocks", "-1"], "GradCAM for class", ["blocks.11"]),
+        (VIT, ["--what", "gradcam", "--levels", "10"], "GradCAM for class", ["blocks.10"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -170,8 +171,10 @@ def test_a_report_of_one_photograph_has_a_picture_per_level(run, tmp_path, cat):
             [*VIT, "--what", "attention", "--blocks", "12"],
             "there is no block 12. Those with attention are:\n  0: ",
         ),
-        ([*VIT, "--what", "gradcam"], "blocks.11 returns (1, 25, 192), no map"),
-        ([*VIT, "--what", "gradcam"], "(here: choose blocks, such as --blocks -1)"),
+        (
+            [*VIT, "--what", "gradcam"],
+            "no patch of blocks.11 speaks for the class, which is read from the class token: choose an earlier level",
+        ),
         ([*RESNET, "--what", "gradcam", "--target", "1000"], "--target 1000: resnet18 has classes 0 to 999"),
         ([*RESNET, "--what", "gradcam", "--levels", "1", "--blocks", "1"], "gradcam explains maps or attention"),
         ([*RESNET, "--levels", "layer9"], "no level is named ['layer9']. Choose distinct levels among:\n  0: act1"),

@@ -141,13 +141,14 @@ def _gradcam(seen: Look) -> "list[Figure]":
 
 
 def _of_levels(seen: Look, model: nn.Module, target: int) -> dict[str, Tensor]:
-    try:
-        return {
-            caption_of(level, map_[0]): gradcam(model, seen.images, level.name, target)
-            for map_, level in zip(seen.maps, seen.levels, strict=True)
-        }
-    except ContractError as error:
-        raise ContractError(f"{seen.model.name}: {error} (here: choose blocks, such as --blocks -1)") from error
+    named = zip(seen.maps, seen.levels, strict=True)
+    heats = {caption_of(level, map_[0]): gradcam(model, seen.images, level.name, target) for map_, level in named}
+    if seen.pairs[-1][0].shape[1] and not any(heat.any() for heat in heats.values()):
+        raise ContractError(
+            f"{seen.model.name}: no patch of {', '.join(level.name for level in seen.levels)} speaks for the class, "
+            "which is read from the class token: choose an earlier level, or blocks, such as --blocks -1"
+        )
+    return heats
 
 
 def _of_blocks(seen: Look, model: nn.Module, target: int) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def _prove_order(model: nn.Module, steps: Sequence[str], taps: set[str], images:
                 f"{owner} computes the input of {step!r} from something else than the output of the module before it: "
                 "put what happens in between into a module, or return the maps yourself (is_rewritten = True)"
             )
-    return {step for step, _, output, version in calls if step in taps and output._version != version}
+    return {step for step, _, output, version in calls if step in taps and _version_of(output) != version}
 
 
 Call = tuple[str, tuple[Any, ...], Any, int]
@@ -73,7 +73,7 @@ def _trace(model: nn.Module, steps: Sequence[str], images: Tensor) -> list[Call]
             raise ContractError(f"{owner} changes the images before {step!r}: put that into a first module")
 
     def after(step: str, args: tuple[Any, ...], output: Any) -> None:
-        calls.append((step, args, output, output._version if isinstance(output, Tensor) else 0))
+        calls.append((step, args, output, _version_of(output)))
         if step == steps[-1]:
             raise _Deepest
 
@@ -84,6 +84,11 @@ def _trace(model: nn.Module, steps: Sequence[str], images: Tensor) -> list[Call]
     with suppress(_Deepest):
         _run(model, images)
     return calls
+
+
+def _version_of(output: Any) -> int:
+    """Counts the changes in place of a tensor; 0 for anything else."""
+    return output._version if isinstance(output, Tensor) else 0
 
 
 def run_on_meta(model: nn.Module, images: Tensor) -> Any:

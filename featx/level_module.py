@@ -1,0 +1,125 @@
+"""Where a level of a model is: the module that returns its map, and how that output becomes the map."""
+
+import copy
+import re
+from ast import literal_eval
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .backbone import Backbone, Pyramid
+from .errors import ArgumentError, ContractError
+from .features import FeatureInfo
+from .wrappers import FeatureExtractWrapper
+from .wrappers.extractor import as_pyramid
+from .wrappers.form import AXES, Form, Tap, described
+from .wrappers.survey import survey
+from .wrappers.tapped import form_of
+
+
+@dataclass(frozen=True, slots=True)
+class LevelModule:
+    """The module that returns the map of a level.
+
+    path: of the module. key: of the map in what the module returns, None if that is the map. level: as the model's
+    extractor lists it, and pyramid, its source of maps; None for a module that is no level.
+    """
+
+    path: str
+    key: int | str | None
+    level: FeatureInfo | None
+    pyramid: Pyramid | None
+
+    def value(self, output: Any) -> Tensor:
+        """The tensor in what the module returned; ContractError if there is none."""
+        return Tap(self.path, self._key(output)).value(output)
+
+    def replaced(self, output: Any, value: Tensor) -> Any:
+        """What the module returned, with another tensor in the place of the map."""
+        key = self._key(output)
+        if key is None:
+            return value
+        if type(output) in (list, tuple):
+            return type(output)(value if place == key % len(output) else one for place, one in enumerate(output))
+        if not isinstance(output, dict):
+            raise ContractError(f"{self.path} returns {described(output)}: expected a tensor, tuple, list or dict")
+        entries: Any = copy.copy(output)
+        entries[key] = value
+        return entries
+
+    def form(self, model: nn.Module, value: Tensor, images: Tensor) -> Form:
+        """The layout of the map in the tensor; ContractError if it is no map of the level."""
+        found = [] if self.level is None else self._forms(value, images)
+        if len(found) == 1:
+            return found[0]
+        shape, form = tuple(value.shape), None
+        if self.level is None or found:  # channels do not decide: two sizes of images do
+            form = form_of(Tap(self.path, self.key), self.path, survey(model, images).measured)
+        if not isinstance(form, Form):
+            raise ContractError(
+                f"{self.path} returns {shape}, no map (N, chs, h, w), (N, h, w, chs) or (N, tokens, chs)"
+            )
+        return form
+
+    def _forms(self, value: Tensor, images: Tensor) -> list[Form]:
+        """What the tensor may be with the level's channels and reduction."""
+        assert self.level is not None
+        chs, reduction = self.level.chs, self.level.reduction
+        if value.ndim == 3:
+            prefix = value.shape[1] - self._cells(images.shape[2]) * self._cells(images.shape[3])
+            return [Form("NLC", chs, reduction, prefix)] if prefix >= 0 and value.shape[2] == chs else []
+        layouts = ("NCHW", "NHWC") if value.ndim == 4 else ()
+        possible = [Form(layout, chs, reduction) for layout in layouts if value.shape[AXES[layout][0]] == chs]
+        cells = (self._cells(images.shape[2]), self._cells(images.shape[3]))
+        fitting = [form for form in possible if tuple(value.shape[axis] for axis in AXES[form.layout][1]) == cells]
+        return fitting or possible
+
+    def _cells(self, side: int) -> int:
+        assert self.level is not None
+        source: Any = self.pyramid
+        if side % self.level.reduction == 0 or not isinstance(source, Backbone):
+            return side // self.level.reduction
+        return source.size_rule(side, self.level.reduction)
+
+    def _key(self, output: Any) -> int | str | None:
+        """Of a level that is named without one, the first entry of a tuple: what transformers' blocks return."""
+        named = self.key is not None or self.level is None or not isinstance(output, tuple | list)
+        return self.key if named else 0
+
+
+def level_module(model: nn.Module, name: str) -> LevelModule:
+    """The module that returns the level of that name, or the module at that path.
+
+    Raises ArgumentError if there is neither, or if no single module returns the level.
+    """
+    pyramid = _pyramid(model)
+    rows = [] if pyramid is None else list(pyramid.feature_info)
+    level = next((row for row in rows if row.name == name), None)
+    path, key = _parts(name)
+    paths = [path for path, module in model.named_modules() if path and not isinstance(module, nn.ModuleList)]
+    if path in paths:
+        return LevelModule(path, key, level, pyramid)
+    if level is None:
+        listed = [row.name for row in rows if _parts(row.name)[0] in paths]
+        raise ArgumentError(f"level={name!r}: the model has no such module; its levels are {listed or paths[:8]}")
+    raise ArgumentError(
+        f"level={name!r}: no module returns this map as it is, and its gradient cannot be taken: pass the path of a "
+        f"module, such as one of {paths[:8]} and so on"
+    )
+
+
+def _parts(name: str) -> tuple[str, int | str | None]:
+    """The path and the key in a name such as "blocks.0[1]" or "neck['fine']"."""
+    keyed = re.fullmatch(r"(.+)\[(\d+|'[^']*')\]", name)
+    return (keyed[1], literal_eval(keyed[2])) if keyed else (name, None)
+
+
+def _pyramid(model: Any) -> Pyramid | None:
+    """The source of the model's maps; None for a model without levels."""
+    if isinstance(model, FeatureExtractWrapper):
+        return model._inner
+    try:
+        return as_pyramid(model)
+    except ContractError:  # a model whose maps cannot be taken has modules all the same
+        return None
