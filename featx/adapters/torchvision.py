@@ -120,7 +120,7 @@ def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
     strides = levels.reduction()
     if any(deeper != 2 * finer for finer, deeper in pairwise(strides)):
         raise ContractError(
-            f"{detector.__name__} assigns boxes to levels whose strides double from one to the next: these have "
+            f"{detector.__name__} assigns boxes to levels by size, and their strides must double: these have "
             f"{strides} pixels; choose others with out_indices, or one level alone"
         )
     sizes = (
