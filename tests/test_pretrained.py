@@ -28,6 +28,7 @@ PREPROCESSING = {
     "std": [0.4, 0.5, 0.6],
     "interpolation": "bilinear",
     "crop_pct": 0.75,
+    "crop_mode": "squash",
 }
 
 
@@ -70,7 +71,7 @@ def test_a_tag_chooses_the_repository(hub):
 def test_the_preprocessing_is_what_config_json_says(hub, features_only):
     publish(hub, weights())
     model = featx.create_model(NAME, pretrained=True, features_only=features_only)
-    assert model.data_config == DataConfig((160, 192), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.75)
+    assert model.data_config == DataConfig((160, 192), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.75, "squash")
 
 
 def test_an_extractor_has_the_same_tensors_as_the_file(hub):

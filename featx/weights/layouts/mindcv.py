@@ -110,7 +110,7 @@ def by_rules(state: State, _names: Collection[str], rules: tuple[Rule, ...]) -> 
 
 def recipe(interpolation: str, **others: float) -> dict[str, Any]:
     """The images of MindCV's training recipes."""
-    return {**IMAGENET, "interpolation": interpolation, **others}
+    return {**IMAGENET, "interpolation": interpolation, "crop_mode": "center", **others}
 
 
 MAX_POOL = {"max_pool": partial(SameMaxPool2d, kernel=3, stride=2)}
