@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.jit._trace import is_tracing
 
 
 def interpolate_bicubic(grid: Tensor, size: Sequence[int], *, antialias: bool, excess: float = 0.0) -> Tensor:
@@ -20,7 +19,7 @@ def interpolate_bicubic(grid: Tensor, size: Sequence[int], *, antialias: bool, e
         antialias: low-pass where the grid shrinks.
         excess: cells by which a side counts as longer than it is, which moves every value a little.
     """
-    if is_tracing() or (torch.compiler.is_compiling() and torch.is_grad_enabled()):
+    if torch._C._get_tracing_state() or (torch.compiler.is_compiling() and torch.is_grad_enabled()):
         rows, columns = (_weights(grid, axis, size, antialias, excess) for axis in (-2, -1))
         return F.linear(F.linear(grid, columns).transpose(-2, -1), rows).transpose(-2, -1)
     if not excess:
