@@ -31,7 +31,7 @@ def interpolate_bicubic(grid: Tensor, size: Sequence[int], *, antialias: bool, e
 def _weights(grid: Tensor, axis: int, size: Sequence[int], antialias: bool, excess: float) -> Tensor:
     """What each new cell takes from each old one along an axis: (size[axis], grid.shape[axis])."""
     side, cells, margin = grid.shape[axis], size[axis], 0 if antialias else 2
-    growth = (cells + excess) / side
+    growth = (grid.new_zeros(()) + cells + excess) / side  # a tensor: compilers fail on symbolic floats
     old = torch.arange(-margin, side + margin, device=grid.device, dtype=grid.dtype)
     centre = (torch.arange(cells, device=grid.device, dtype=grid.dtype) + 0.5) / growth - 0.5
     distance = (old - centre.unsqueeze(1)).abs()
