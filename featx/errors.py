@@ -1,5 +1,10 @@
 """What can go wrong, one class per kind; each is also the built-in error it resembles."""
 
+from collections.abc import Iterable
+
+MOST_LISTED = 8
+LONGEST = 160  # characters of another package's message
+
 
 class FeatxError(Exception):
     """Base of every error featx raises on purpose: what happened, what was expected, what to do."""
@@ -46,3 +51,22 @@ class OutputError(FeatxError, OSError):
 
 class MissingPackageError(FeatxError, ImportError):
     """An optional package that this function needs."""
+
+
+def shortened(items: Iterable[object], most: int = MOST_LISTED) -> list[str]:
+    """The first of what a message lists, as text, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = len(texts) - most
+    return texts if more < 1 else [*texts[:most], f"… and {more} more"]
+
+
+def names_in(items: Iterable[object], most: int = MOST_LISTED) -> str:
+    """The first of what a message names, with commas, and how many more there are."""
+    return ", ".join(shortened(map(repr, items), most))
+
+
+def in_short(error: BaseException) -> str:
+    """The class of an error of another package and the first line of what it says."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    cut = first if len(first) <= LONGEST else f"{first[:LONGEST]}…"
+    return f"{type(error).__name__}: {cut}" if cut else type(error).__name__
