@@ -315,11 +315,11 @@ def _require_same_head(model: Backbone, fresh: Backbone, pool: str) -> None:
         )
 
 
-def image_sides(image_size: Sides) -> tuple[int, int]:
+def image_sides(image_size: Sides, argument: str = "image_size") -> tuple[int, int]:
     """(height, width) of images; ArgumentError if `image_size` is neither that nor the side of a square."""
     both = tuple(image_size) if isinstance(image_size, Iterable) else (image_size, image_size)
     if len(both) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in both):
-        raise ArgumentError(f"image_size={image_size!r}: expected (height, width) or one side, in pixels")
+        raise ArgumentError(f"{argument}={image_size!r}: expected (height, width) or one side, in pixels")
     return both
 
 

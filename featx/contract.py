@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .arguments import require_module, require_sides, require_texts
 from .backbone import Backbone
-from .errors import ContractError, InputError
+from .errors import ContractError, InputError, shortened
 from .features import Levels
 from .place_proof import misplaced, proof_sizes
 from .wrappers import FeatureExtractWrapper
@@ -17,6 +18,7 @@ from .wrappers.order import channels_of, meta_images, run_on_meta
 
 Size = tuple[int, int]
 Shapes = list[tuple[int, ...]]
+SIDES = "pairs (height, width) in pixels"
 SIZES: tuple[Size, ...] = ((224, 224), (192, 256), (223, 225), (200, 232), (97, 161))
 
 
@@ -42,8 +44,8 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     `model` is a model with `feature_info`, or a feature extractor. Proven are, for two images: one map per level, in
     their order and in the reversed one, (N, chs, h, w) with h and w as the family's size rule says (without a rule:
     H / reduction rounded down or up), in training and in evaluation; names and shapes of all parameters as in the full
-    model. Sizes that are no multiples of the model's `size_divisor` are left out; one that takes a single size is run
-    at that.
+    model. Sizes that are no multiples of the model's `size_divisor` are refused; one that takes a single size is run at
+    that.
 
     values: also compute. At the first of the sizes, maps are the same bit for bit a second time, and in any order. At a
         square, a wide and a tall size, where the model takes them, a change of the pixels of one cell changes that cell
@@ -51,6 +53,8 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
 
     Raises ContractError listing everything that is not so, also if the model takes none of the sizes.
     """
+    require_module(model)
+    sizes = [require_sides(size, "each of sizes") for size in require_texts(sizes, "sizes", (tuple, list), SIDES)]
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
     problems = list(_foreign_keys(model, extractor))
     twin = structural_copy(extractor, without_values)  # other threads may run the model meanwhile
@@ -70,7 +74,7 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     problems += misplaced(extractor, places)
     if problems:
         name = type(extractor._source).__name__
-        raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {line}" for line in shortened(problems)))
     cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in shapes}
     return Verification(extractor.feature_info, cells, extractor._inner.corrections, refused, tuple(places))
 
@@ -80,7 +84,10 @@ def _tried(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> tuple[dic
     fixed, divisor = extractor._inner.fixed_size, extractor.size_divisor
     shapes: dict[Size, Shapes] = {}
     refused: dict[Size, str] = {}
-    for size in [size for size in sizes if not any(side % divisor for side in size)] if fixed is None else [fixed]:
+    for size in sizes if fixed is None else [fixed]:
+        if any(side % divisor for side in size):
+            refused[size] = f"its sides must be multiples of {divisor}"
+            continue
         try:
             shapes[size] = _shapes(extractor, size)
         except InputError as error:

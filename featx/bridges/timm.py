@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from torch import nn
 
 from ..backbone import Sides
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from ..spelling import closest
 from ..wrappers.refusals import passed_on
 from .timm_pyramid import TimmPyramid
-from .timm_sizes import arguments_for, takes
+from .timm_sizes import any_size, arguments_for, takes
 
 # Arguments of timm.create_model that ask for what featx does itself.
 OURS = ("features_only", "out_indices", "feature_cls", "checkpoint_path")
@@ -46,8 +46,10 @@ def build(
     """timm's own model of that name, "architecture" or "architecture.tag".
 
     pretrained: load the weights with that tag, or timm's default ones, as timm does.
-    image_size: (height, width) or the side of a square in pixels, for an architecture that is built for one size.
-    arch: arguments of the architecture's class.
+    image_size: (height, width) or the side of a square in pixels: the size to build the architecture for, where it is
+        not the one of its weights.
+    arch: arguments of the architecture's class. Transformers that can take images of any size do; `dynamic_img_size=
+        False` builds one for its own size alone, as timm does by default.
 
     Raises UnknownModelError, ArgumentError, and WeightsNotFoundError.
     """
@@ -58,8 +60,7 @@ def build(
     given = {"in_chans": in_chans, "num_classes": num_classes, "output_stride": output_stride, **arch}
     given = {key: value for key, value in given.items() if value is not None}
     _refuse(name, [word for word in given if word in OURS], "featx does that itself")
-    if image_size is not None:
-        given |= arguments_for(image_size, name, given, create)
+    given |= any_size(name, given, create) if image_size is None else arguments_for(image_size, name, given, create)
     model = create(name, given, pretrained=pretrained, cache_dir=cache_dir)
     return model if image_size is None else takes(model, image_size)
 
@@ -110,8 +111,9 @@ def _require_name(name: str) -> None:
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        close = get_close_matches(architecture, timm.list_models(), n=5)
-        raise UnknownModelError(f"timm has no architecture {architecture!r}; the closest are {close}")
+        close = closest(architecture, timm.list_models())
+        hint = f"the closest are {close}" if close else "see featx.list_models('timm/*')"
+        raise UnknownModelError(f"timm has no architecture {architecture!r}; {hint}")
     tags = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in tags:
         raise UnknownModelError(f"timm's {architecture} has no weights tagged {tag!r}; it has {tags}")

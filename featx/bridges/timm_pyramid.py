@@ -1,20 +1,22 @@
 """A model of timm as a source of maps."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from ..backbone import Pyramid
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, in_short
 from ..preprocessing import DataConfig, from_hub
+from ..wrappers.accepted_sizes import acceptable, divisor_of
 from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks
 from ..wrappers.rounding import Rounding, SizeRule, roundings
 from ..wrappers.transparent import Transparent
 from .timm_copies import intermediates, sharing, tried, without_values
 from .timm_cut import cut
 from .timm_levels import Measured, measure
+from .timm_sizes import buildable
 
 METHODS = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
 
@@ -45,6 +47,14 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         once = self.measured.fixed or not self.measured.on_meta
         shapes = partial(_shapes, without_values(self._inner), self._kept.out_indices)
         return roundings(shapes, self._kept.reduction(), self.measured.size, once)
+
+    @cached_property
+    def size_divisor(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The sides of an image must be multiples of it, as runs without computing show; 1 takes any size."""
+        return 1 if self.measured.fixed or not self.measured.on_meta else divisor_of(self._takes, self.measured.size)
+
+    def _takes(self, size: tuple[int, int]) -> bool:
+        return bool(_shapes(without_values(self._inner), self._kept.out_indices, size))
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return self._run(x, levels)
@@ -78,23 +88,37 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
             raise original from original.__cause__
 
     def _refuses(self, x: Tensor, levels: Sequence[int], error: Exception) -> bool:
-        """Whether the size of the images is what `error` was raised for: the model alone, without hooks, raises one."""
+        """Whether the size of the images is what `error` was raised for: the model alone, without hooks, raises one.
+
+        At its own size it raises nothing.
+        """
+        height, width = x.shape[2:]
         if not self.measured.on_meta:
             return isinstance(error, AssertionError | ValueError)
-        twin = without_values(self._inner)
-        drop_hooks(twin)
-        try:
-            tried(twin, x.shape[2:], levels)
-        except REFUSED:
-            return True
-        return False
+        if not self._takes((height, width)):
+            return self._takes(self.measured.size)
+        # some look up a table of positions: without values, no index is out of range
+        alone = sharing(self._inner)
+        drop_hooks(alone)
+        black = partial(_shapes, alone, levels)
+        return isinstance(error, IndexError) and not black((height, width)) and bool(black(self.measured.size))
 
-    def _refusal(self, x: Tensor, why: object) -> InputError:
-        (height, width), (own_height, own_width) = x.shape[2:], self.measured.size
+    def _refusal(self, x: Tensor, why: Exception | str) -> InputError:
+        height, width = x.shape[2:]
+        fixed, own = self.measured.fixed, self.measured.size
+        to = own if fixed else acceptable((height, width), self.size_divisor, self._takes, own)
+        reason = in_short(why) if isinstance(why, Exception) else why
         return InputError(
-            f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({why}): "
-            f"resize them to {own_height}x{own_width}, or build it with image_size=({height}, {width})"
+            f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({reason}): "
+            f"resize them to {to[0]}x{to[1]}{self._rebuilt((height, width))}"
         )
+
+    def _rebuilt(self, size: tuple[int, int]) -> str:
+        """How to build the architecture for images of that size; nothing if it cannot be."""
+        name = getattr(self._inner, "pretrained_cfg", {}).get("architecture")
+        if name is None or not buildable(size, name, self._inner):
+            return ""
+        return f", or build it with create_model({f'timm/{name}'!r}, image_size={size})"
 
 
 def _shapes(model: nn.Module, levels: Sequence[int], size: tuple[int, int]) -> list[tuple[int, ...]]:
