@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from inspect import signature
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
+from .arguments import require_kind
 from .backbone import Backbone, image_sides
 from .empty import without_values
 from .errors import ArgumentError, ContractError, WeightsNotFoundError
 from .features import OutIndices
 from .preprocessing import DataConfig
 from .registry import Creation, Variant
+from .spelling import closest
 from .weights import load_weights
 from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
@@ -203,6 +204,9 @@ def _configured(name: str, variant: Variant[Any], given: dict[str, Any], common:
     if "output_stride" in given and "output_stride" not in known:
         raise ArgumentError(f"{name} cannot trade strides for dilation: leave output_stride out")
     _refuse_unknown(name, given, known, common)
+    kinds = get_type_hints(type(variant.config))
+    for field, value in given.items():
+        require_kind(value, field, kinds[field])
     return replace(variant.config, **given)
 
 
@@ -221,7 +225,7 @@ def _advice(word: str, arguments: Sequence[str]) -> str:
     if word in INSTEAD:
         return f" ({INSTEAD[word]})"
     counterpart = NEAR_MISSES.get(word)
-    close = [counterpart] if counterpart in arguments else get_close_matches(word, arguments, n=1)
+    close = [counterpart] if counterpart in arguments else closest(word, arguments, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -22,7 +22,7 @@ from featx.commands.show import show
 from featx.commands.stats import stats
 from featx.describe import describe
 from featx.empty import without_values
-from featx.registry import Variant, lookup
+from featx.registry import Variant, lookup, suggestion
 from featx.view.command import view
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
@@ -134,7 +134,8 @@ def _named(pattern: str) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     names = featx.list_models(pattern, features_only=True)
     if not names:
-        raise featx.UnknownModelError(f"no model matches {pattern!r}; 'featx list' shows all names")
+        hint = suggestion(pattern.rstrip("*?"), "'featx list' shows all names")
+        raise featx.UnknownModelError(f"no model matches {pattern!r}; {hint}")
     return names
 
 

@@ -8,12 +8,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
+from .arguments import require_number, require_place
 from .backbone import Sides, image_sides
-from .bridges import bridge_of, spellings
+from .bridges import bridge_of
 from .building import Choice, Request, bridged, native, users
 from .errors import ArgumentError, UnknownModelError
 from .features import OutIndices
-from .registry import Creation, Variant, lookup
+from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Reading, Weights
 from .weights.hub_format import architecture_in
 from .weights.source import FOLDER, HUB, config_of
@@ -117,6 +118,7 @@ def create_model(
         raise ArgumentError("out_indices, out_names and output choose among maps: pass features_only=True too")
     if pretrained and checkpoint_path is not None:
         raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
+    require_place(device, dtype)
     given = {"output_stride": output_stride, "in_chans": in_chans, "num_classes": num_classes, **arch}
     if image_size is not None:
         height, width = image_sides(image_size)
@@ -132,6 +134,9 @@ def create_model(
         dtype,
         ARGUMENTS,
     )
+    for argument, least in {"in_chans": 1, "num_classes": 0, "output_stride": 1}.items():
+        if argument in request.given:
+            require_number(request.given[argument], argument, least)
     if (bridge := bridge_of(model_name)) is not None:
         return bridged(request, *bridge)
     entry, architecture, published = find(model_name, cache_dir)
@@ -174,11 +179,13 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     if name.startswith((HUB, FOLDER)):
         architecture = architecture_in(config_of(name, cache_dir), name)
         try:
-            return _entry(architecture), architecture, name
+            return lookup(architecture), architecture, name
         except UnknownModelError as error:
             raise UnknownModelError(f"config.json of {name} names a model that is not native here: {error}") from error
     base, _, tag = name.partition(".")
-    entry = _entry(base)
+    if "/" in name or not base:
+        raise UnknownModelError(f"no model is named {name!r}; {suggestion(name)}")
+    entry = lookup(base)
     tags = entry.weights if isinstance(entry, Variant) else ()
     if tag and tag not in tags:
         raise UnknownModelError(f"{base} has no weights tagged {tag!r}; it has {list(tags)}")
@@ -186,12 +193,3 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     if isinstance(entry, Variant):
         entry = entry.tagged(base, tag)
     return entry, base, f"{HUB}timm/{base}.{tag}" if tag else ""
-
-
-def _entry(name: str) -> Variant[Any] | Creation:
-    try:
-        return lookup(name)
-    except UnknownModelError as error:
-        if elsewhere := spellings(name):
-            raise UnknownModelError(f"featx has no model named {name!r} of its own; ask for {elsewhere}") from error
-        raise

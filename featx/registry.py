@@ -1,8 +1,8 @@
 """The table of named models: variants of the families, and creation functions that users register."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib import import_module
 from inspect import signature
@@ -13,9 +13,10 @@ from torch import nn
 
 from . import models
 from .backbone import Backbone
-from .bridges import bridge_of
+from .bridges import PACKAGES, bridge_of, names_elsewhere
 from .errors import ArgumentError, UnknownModelError
 from .preprocessing import DataConfig
+from .spelling import closest
 
 Config = TypeVar("Config")
 Creation = Callable[..., nn.Module]
@@ -150,10 +151,46 @@ def lookup(name: str) -> Variant[Any] | Creation:
     """The entry of that name; UnknownModelError with the closest names if there is none."""
     _load_families()
     if name not in _models:
-        close = get_close_matches(name, _models, n=5, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see featx.list_models()"
-        raise UnknownModelError(f"no model is named {name!r}; {hint}")
+        raise UnknownModelError(f"no model is named {name!r}; {suggestion(name)}")
     return _models[name]
+
+
+def suggestion(name: str, otherwise: str = "see featx.list_models()") -> str:
+    """What to ask for instead of a name that no model has: names like it, of featx's models and other packages'.
+
+    A name that looks like a path or a repository is answered with the spelling of that, and one that is like none with
+    what is to be said `otherwise`.
+    """
+    if (bridge := bridge_of(name)) is not None:
+        package, theirs = bridge
+        prefix = name.removesuffix(theirs)
+        close = closest(theirs, [prefix + known for known in package.names()])
+        return f"did you mean {' or '.join(close)}?" if close else otherwise
+    if "/" in name or os.path.isdir(name):
+        return _address(name)
+    _load_families()
+    elsewhere = names_elsewhere()
+    if exact := [known for known in elsewhere if known.partition("/")[2] == name.partition(".")[0]]:
+        tag = name.removeprefix(name.partition(".")[0])
+        return f"another package has it: ask for {' or '.join(found + tag for found in exact)}"
+    others = [known for known in elsewhere if known.partition("/")[2] not in _models]
+    close = closest(name, [*sorted(_models), *others])
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+def _address(name: str) -> str:
+    """How to ask for a folder or a repository."""
+    if name.startswith((".", "~", "/")) or os.path.isdir(name):
+        return f"for a folder, ask for 'local-dir:{name}'"
+    package, _, rest = name.partition("/")
+    if package.lower() in PACKAGES:
+        return f"ask for {package.lower()}/{rest}"
+    if meant := closest(package, PACKAGES, 1):
+        return f"did you mean {meant[0]}/{rest}?"
+    return (
+        f"for a repository on the Hub, ask for transformers/{name}, or, if timm or featx wrote it, for hf-hub:{name}; "
+        f"for a folder, for local-dir:{name}"
+    )
 
 
 def _gives_maps(entry: Variant[Any] | Creation) -> bool:

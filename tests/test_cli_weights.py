@@ -119,7 +119,7 @@ def test_convert_to_torchvision_and_back_changes_nothing(run, tmp_path, name, th
 )
 def test_a_mistake_is_one_message_and_status_2(run, tmp_path, monkeypatch, words, problem):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("featx.factory.spellings", lambda name: [])
+    monkeypatch.setattr("featx.registry.names_elsewhere", list)
     write({"a": torch.zeros(2)}, Path("w.pt"))
     if words[1] == "good.pt":
         write(featx.create_model(NAME).state_dict(), Path("good.pt"))

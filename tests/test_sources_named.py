@@ -63,9 +63,11 @@ def test_a_repository_as_a_name_has_revisions(hub):
 
 
 def test_an_architecture_that_is_not_native_is_named_with_its_repository(hub, monkeypatch):
-    monkeypatch.setattr("featx.factory.spellings", lambda name: [f"timm/{name}"])
+    monkeypatch.setattr("featx.registry.names_elsewhere", lambda: ["timm/swin_tiny_patch4_window7_224"])
     hub.repositories[REPO] = Repository({"config.json": described(architecture="swin_tiny_patch4_window7_224")})
-    with pytest.raises(UnknownModelError, match=rf"hf-hub:{REPO} .*not native.*'timm/swin_tiny_patch4_window7_224'"):
+    with pytest.raises(
+        UnknownModelError, match=rf"hf-hub:{REPO} .*not native.*ask for timm/swin_tiny_patch4_window7_224"
+    ):
         featx.create_model(f"hf-hub:{REPO}")
 
 

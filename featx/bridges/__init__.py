@@ -6,11 +6,12 @@ A bridge is a module here that is named after its package, which it imports when
 
 from importlib import import_module
 from importlib.util import find_spec
+from os import PathLike
 from types import ModuleType
 
 from torch import nn
 
-from ..errors import MissingPackageError
+from ..errors import ArgumentError, MissingPackageError
 
 PACKAGES = ("timm", "torchvision", "transformers")
 NAMED = ("timm", "torchvision")  # whose models have names of their own, beside the kinds that transformers lists
@@ -19,8 +20,11 @@ NAMED = ("timm", "torchvision")  # whose models have names of their own, beside 
 def bridge_of(name: str) -> tuple[ModuleType, str] | None:
     """The bridge of a name such as "timm/swin_tiny_patch4_window7_224", and the name there; None for our own names.
 
-    Raises MissingPackageError if the package is not installed.
+    Raises MissingPackageError if the package is not installed, and ArgumentError for a name that is no string.
     """
+    if not isinstance(name, str):
+        hint = f"for a folder, 'local-dir:{name}'" if isinstance(name, PathLike) else "such as 'resnet50'"
+        raise ArgumentError(f"{name!r} is not the name of a model: expected a string, {hint}")
     package, slash, rest = name.partition("/")
     return (_bridge(package), rest) if slash and package in PACKAGES else None
 
@@ -40,7 +44,7 @@ def _bridge(package: str) -> ModuleType:
     return import_module(f"{__name__}.{package}")
 
 
-def spellings(name: str) -> list[str]:
-    """The names under which installed packages have a model that is called `name` there."""
+def names_elsewhere() -> list[str]:
+    """The names, with their prefix, of all models of the installed packages whose models have names of their own."""
     installed = [package for package in NAMED if find_spec(package)]
-    return [f"{package}/{name}" for package in installed if name.partition(".")[0] in _bridge(package).names()]
+    return [f"{package}/{name}" for package in installed for name in _bridge(package).names()]

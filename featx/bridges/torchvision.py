@@ -8,7 +8,6 @@ Inception and SqueezeNet convolve without padding, so that maps are a few cells 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..discover import Found, propose
 from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig, share
+from ..spelling import closest
 from ..weights.adapt import Place, input_channels
 from ..wrappers.chain import Chain
 from ..wrappers.flow import structural_copy, without_values
@@ -151,8 +151,9 @@ def _published(name: str, tag: str) -> Any:
     from torchvision import models
 
     if name not in names():
-        close = get_close_matches(name, names(), n=5)
-        raise UnknownModelError(f"torchvision has no classification model {name!r}; the closest are {close}")
+        close = closest(name, names())
+        hint = f"the closest are {close}" if close else "see featx.list_models('torchvision/*')"
+        raise UnknownModelError(f"torchvision has no classification model {name!r}; {hint}")
     tags = models.get_model_weights(name)
     if not tag:
         return next((weights for weights in tags if weights == tags["DEFAULT"]), None)

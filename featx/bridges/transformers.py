@@ -7,13 +7,14 @@ A name is a model type ("convnext": the default configuration, random weights), 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from torch import float32, nn
 
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from ..spelling import closest
 from ..wrappers.refusals import ThirdPartyError, third_party
 from .transformers_data import data_config
 from .transformers_pyramid import TransformersPyramid, as_pyramid
@@ -122,16 +123,16 @@ def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
 
     if name in REFUSED:
         raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[name]}")
-    if name in CONFIG_MAPPING and not Path(name).is_dir():
+    if name in CONFIG_MAPPING and not isdir(name):
         config = CONFIG_MAPPING[name]()
         return Origin(), _image_part(name, config)
-    if "/" not in name and not Path(name).is_dir():
-        close = get_close_matches(name, names(), n=3)
+    if "/" not in name and not isdir(name):
+        close = closest(name, names(), 3)
         raise UnknownModelError(
             f"transformers has no model type {name!r}" + (f", but {close}" if close else "") + "; for weights, name a "
             "repository (transformers/owner/repo) or a folder"
         )
-    where, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    where, _, revision = (name, "", "") if isdir(name) else name.partition("@")
     origin = Origin(where, revision or "main")
     return origin, _image_part(name, _fetched_config(origin, cache_dir))
 
@@ -139,7 +140,7 @@ def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
 def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
     from transformers import AutoConfig
 
-    if Path(origin.where).is_dir() and not (Path(origin.where) / "config.json").is_file():
+    if isdir(origin.where) and not (Path(origin.where) / "config.json").is_file():
         raise _not_found(origin, "config.json", FileNotFoundError("the folder has none"))
     try:
         return AutoConfig.from_pretrained(origin.where, cache_dir=cache_dir, revision=origin.revision)
@@ -158,7 +159,7 @@ def _image_part(name: str, config: Any) -> Any:
     if kind in REFUSED:
         raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[kind]}")
     if config.model_type not in names():
-        close = get_close_matches(kind, names(), n=3)
+        close = closest(kind, names(), 3)
         raise UnknownModelError(
             f"transformers/{name} is of type {kind!r}, which gives no maps; these do: {close or names()}"
         )
@@ -174,7 +175,7 @@ def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
     known = {*every, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
     unknown = [field for field in given if field not in known]
     if unknown:
-        close = {field: get_close_matches(field, sorted(known), n=3) for field in unknown}
+        close = {field: closest(field, sorted(known), 3) for field in unknown}
         hints = ", ".join(
             f"{field!r}" + (f" (did you mean {found}?)" if found else "") for field, found in close.items()
         )
