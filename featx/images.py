@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError, shortened
 
 LARGEST_ASPECT = 100
 # Endings that Pillow registers although it decodes no such file.
@@ -25,9 +25,9 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     Raises ArgumentError naming all inputs that do not exist, for a folder that cannot be read, or if there is no image.
     """
     paths = [Path(given) for given in inputs]
-    absent = [str(path) for path in paths if not path.exists()]
+    absent = [str(path) for path in paths if not os.path.exists(path)]  # Path.exists raises for a name that is too long
     if absent:
-        raise ArgumentError(f"no such file or folder: {', '.join(absent)}")
+        raise ArgumentError(f"no such file or folder: {', '.join(shortened(absent))}")
     suffixes = image_suffixes()
     found = [
         image
@@ -35,7 +35,9 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
         for image in ([path / name for name in files_below(path, suffixes)] if path.is_dir() else [path])
     ]
     if not found:
-        raise ArgumentError(f"no image files in {', '.join(map(str, paths))}; images are known by endings such as .jpg")
+        raise ArgumentError(
+            f"no image files in {', '.join(shortened(paths))}; images are known by endings such as .jpg"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -89,6 +91,9 @@ def open_sized(file: Path | BinaryIO, shorter: int | None = None) -> tuple[Image
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image in any format that Pillow reads") from error
+    except OSError as error:
+        named = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else f"{error}"
+        raise ImageError(named or type(error).__name__) from error
     except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
         raise ImageError(f"{error}" or type(error).__name__) from error
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import require_number
 from .errors import ArgumentError
 from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
 
@@ -124,9 +125,12 @@ def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image]
 
 
 def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`."""
-    config = expected(model, size)
-    return partial(_normalised, prepare=partial(_whole, config=config), config=config)
+    """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`.
+
+    For a model with a `size_divisor`, both sides are rounded to multiples of it.
+    """
+    config, divisor = expected(model, size), getattr(model, "size_divisor", 1)
+    return partial(_normalised, prepare=partial(_whole, config=config, divisor=divisor), config=config)
 
 
 def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Image]":
@@ -152,8 +156,8 @@ def expected(model: nn.Module, size: int | None = None) -> DataConfig:
     config = getattr(model, "data_config", None)
     if not isinstance(config, DataConfig):
         raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
-    if size is not None and size < 1:
-        raise ArgumentError(f"size={size}: expected a positive number of pixels")
+    if size is not None:
+        require_number(size, "size", 1, "a positive number of pixels")
     channels = getattr(model, "in_chans", None) or len(config.mean)
     if len(config.mean) != channels or channels not in (1, 3):
         raise ArgumentError(
@@ -181,9 +185,10 @@ def _cropped(image: "Image", *, config: DataConfig) -> "Image":
     )
 
 
-def _whole(image: "Image", *, config: DataConfig) -> "Image":
-    size = _with_shorter(image, min(config.size))
-    return resized(with_channels(image, len(config.mean)), size, config.interpolation)
+def _whole(image: "Image", *, config: DataConfig, divisor: int) -> "Image":
+    sides = _with_shorter(image, min(config.size))
+    width, height = (max(divisor, round(side / divisor) * divisor) for side in sides)
+    return resized(with_channels(image, len(config.mean)), (width, height), config.interpolation)
 
 
 def _with_shorter(image: "Image", shorter: int) -> tuple[int, int]:

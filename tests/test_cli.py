@@ -44,6 +44,29 @@ def test_list_of_a_pattern_that_matches_nothing_is_an_error(run):
     assert ran.err == "error: no model matches 'nothing*'; 'featx list' shows all names\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("list", "reznet50"), "no model matches 'reznet50'; did you mean resnet50 or "),
+        (("list", "reznet50*"), "no model matches 'reznet50*'; did you mean resnet50 or "),
+        (("list", "timm/reznet50"), "no model matches 'timm/reznet50'; did you mean timm/resnet50 or "),
+        (("info", "reznet50"), "no model is named 'reznet50'; did you mean resnet50 or "),
+        (("verify", "reznet50"), "no model is named 'reznet50'; did you mean resnet50 or "),
+        (("info", "./models/resnet18"), "for a folder, ask for 'local-dir:./models/resnet18'"),
+        (("info", "facebook/dinov2-base"), "ask for transformers/facebook/dinov2-base"),
+        (("show", "nowhere/", "--model", NAME, "--out", "a.png"), "no such file or folder: nowhere"),
+        (("show", "x" * 300, "--model", NAME, "--out", "a.png"), "no such file or folder: xxx"),
+        (("show", ".", "--model", NAME, "--out", "a.png"), "no image files in ."),
+    ],
+)
+def test_a_mistake_is_one_message_that_helps_and_status_2(run, tmp_path, monkeypatch, words, problem):
+    monkeypatch.chdir(tmp_path)
+    ran = run(*words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert problem in ran.err
+
+
 def test_info_shows_the_levels_of_a_model(run):
     rows = [line.split() for line in run("info", NAME).out.splitlines()]
     assert [row[:5] for row in rows if row and row[0].isdigit()] == [
@@ -123,12 +146,13 @@ def test_show_in_a_format_that_does_not_exist_is_an_error(run, tmp_path, photogr
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "reason"), [("cut.jpg", "truncated"), ("lost.jpg", "No such file"), ("more", "dir")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("cut.jpg", "{}: image file is truncated"), ("lost.jpg", "no such file or folder: {}")]
+)
 def test_show_of_what_is_no_image_is_an_error_that_names_it(run, mixed, name, reason):
     ran = run("show", mixed / name, *SMALL, "--out", mixed / "maps.png")
     assert ran.status == 2
-    assert ran.err.startswith(f"error: {mixed / name}: ")
-    assert reason in ran.err
+    assert ran.err.startswith(f"error: {reason.format(mixed / name)}")
 
 
 def test_show_names_weights_whose_path_looks_like_a_formula(run, tmp_path, photographs, checkpoint):

@@ -127,7 +127,7 @@ def fixed_size(monkeypatch):
 
 def test_a_photograph_is_cut_for_a_model_of_one_size_and_it_is_said(run, cat, figures, fixed_size):
     ran = run(cat, *RESNET[:4], "--compare", "vit_tiny_patch16_224", "--levels", "-1", "--out", "a.png")
-    assert ran.out.splitlines()[1] == f"{cat}: cut to 100×100 pixels, because a model takes one size alone"
+    assert ran.out.splitlines()[1] == f"{cat}: cut to 100×100 pixels, because a model does not take every size"
     pictures = [axis.get_images()[0].get_array().shape for axis in figures[0].axes if axis.get_images()]
     assert pictures == [(100, 100, 3), (2, 2, 3), (100, 100, 3), (4, 4, 3)]
 
@@ -228,3 +228,20 @@ def test_the_photograph_that_cannot_be_opened_is_named(run, cat, tmp_path):
     (tmp_path / "cut.png").write_bytes(cat.read_bytes()[:500])
     ran = run(tmp_path / "cat.png", tmp_path / "cut.png", *RESNET, "--out", tmp_path / "r.html")
     assert ran.err.startswith(f"error: {tmp_path}/cut.png: ")
+
+
+def test_a_folder_of_photographs_becomes_a_report(run, cat):
+    ran = run(cat.parent, *RESNET[:4], "--levels", "-1", "--out", "a.html")
+    assert ran.status == 0, ran.err
+    assert ran.out.startswith("a.html: 1 maps of ")
+
+
+def test_a_photograph_of_any_aspect_is_shown_by_a_model_whose_patches_must_fit(run, cat, figures, monkeypatch):
+    from featx.bridges import timm as bridge
+
+    built = bridge.build
+    monkeypatch.setattr(bridge, "build", lambda name, **arch: built(name, **arch, depths=(1, 1, 2, 1)))
+    model = ("--model", "timm/swin_tiny_patch4_window7_224", "--random-weights", "0", "--size", "50")
+    ran = run(cat, *model, "--levels", "0", "--out", "a.png")
+    assert ran.status == 0, ran.err
+    assert len(figures) == 1

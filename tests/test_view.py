@@ -270,3 +270,21 @@ def test_a_click_shows_similarity_and_keeps_attention(session):
     assert clicked(session, "maps", event)[1] == "similarity"
     assert session.point == (0.25, 0.25)
     assert clicked(session, "attention", event)[1] == "attention"
+
+
+@pytest.mark.parametrize("what", [What.maps, What.similarity])
+def test_a_photograph_of_another_aspect_is_cut_for_a_model_of_one_size(session, monkeypatch, what):
+    monkeypatch.setattr(featx.backbone.Pyramid, "fixed_size", (SIZE, SIZE))
+    wanted = asked(what, name=VIT, levels=(-1,), level=-1)
+    assert answer(session, Models(), wanted, **LOCAL).picture is not None
+    session.point = (0.01, 0.5)
+    seen = answer(session, Models(), wanted, **LOCAL)
+    assert seen.picture is not None or seen.message.startswith("the model sees the centre of this photograph alone")
+    assert not answer(session, Models(), Asked(random(VIT), what, wanted.parts, 96), **LOCAL).picture
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+def test_a_photograph_of_any_aspect_is_drawn_for_a_model_whose_patches_must_fit(session, monkeypatch, size):
+    monkeypatch.setattr(featx.FeatureExtractWrapper, "size_divisor", 28)
+    assert answer(session, Models(), Asked(random(), What.maps, Parts((1,)), size), **LOCAL).picture is not None
+    assert session.input(build(random()), size).shape[2] % 28 == session.input(build(random()), size).shape[3] % 28 == 0

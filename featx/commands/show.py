@@ -9,6 +9,7 @@ import typer
 
 import featx
 
+from ..images import find_images
 from .looking import DRAW, Chosen, Look, Seeing, What, look
 from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, Values, out, values_of
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..viz.points import Point
 
-Images = Annotated[list[Path], typer.Argument(help="Image files; several go into a report.")]
+Images = Annotated[list[Path], typer.Argument(help="Image files or folders of them; several go into a report.")]
 Out = Annotated[Path, typer.Option("--out", help="A picture such as maps.png, or a report such as maps.html.")]
 LevelsText = Annotated[
     str | None,
@@ -67,6 +68,7 @@ def show(
     """Draw what models see in photographs: maps, channels, norms, attention, GradCAM, similarity."""
     given = {"--levels": levels, "--blocks": blocks, "--point": point, "--target": target, "--compare": compare}
     _require_taken(what, given)
+    images = find_images(images)
     _require_place(picture, images)
     values = values_of(pretrained, checkpoint, random_weights)
     if compare and checkpoint:
@@ -93,7 +95,9 @@ def _tell(picture: Path, looks: Mapping[Path, Sequence[Look]], photographs: "Map
     for path, (seen, *_) in looks.items():
         if seen.image.size != photographs[path].size:
             width, height = seen.image.size
-            out.print(f"{path}: cut to {width}×{height} pixels, because a model takes one size alone", soft_wrap=True)
+            out.print(
+                f"{path}: cut to {width}×{height} pixels, because a model does not take every size", soft_wrap=True
+            )
 
 
 def _require_taken(what: What, given: Mapping[str, object]) -> None:

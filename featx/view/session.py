@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
-from ..preprocessing import transform_whole
 from ..viz.panels import pixels_of
+from ..viz.photograph import as_seen, seen_part
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper
 from . import code
@@ -117,9 +117,25 @@ class Session:
 
     def input(self, extractor: FeatureExtractWrapper, size: int | None) -> Tensor:
         """The photograph as the model takes it, (1, 3, H, W); ArgumentError if there is none yet."""
+        return as_seen(self.part(extractor, size), extractor, size)
+
+    def part(self, extractor: FeatureExtractWrapper, size: int | None) -> Image.Image:
+        """The part of the photograph that the model sees; ArgumentError if there is no photograph yet."""
         if self.photograph is None:
             raise ArgumentError("there is no photograph yet: drop one")
-        return transform_whole(extractor, size=size)(self.photograph)[None]
+        return seen_part(self.photograph, extractor, size)
+
+    def point_in(self, part: Image.Image) -> Point | None:
+        """The point clicked as shares of the part; ArgumentError if the model does not see it."""
+        if self.point is None or self.photograph is None or part.size == self.photograph.size:
+            return self.point
+        x, y = (
+            (share - 0.5) * whole / side + 0.5
+            for share, whole, side in zip(self.point, self.photograph.size, part.size, strict=True)
+        )
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise ArgumentError("the model sees the centre of this photograph alone: click a point nearer to it")
+        return x, y
 
 
 def draw(session: Session, models: Models, asked: Asked) -> Image.Image:
@@ -127,45 +143,46 @@ def draw(session: Session, models: Models, asked: Asked) -> Image.Image:
     if asked.what is What.attention:
         return pixels_of(_attention(session, models, asked))
     levels, maps = session.maps(models, asked.choice, asked.size)
+    part = session.part(models.get(asked.choice), asked.size)
     # `select` refuses what is no choice, also of none
     if asked.what in (What.maps, What.norms):
-        return pixels_of(_several(session, asked, levels.select(list(asked.parts.levels)), maps))
+        return pixels_of(_several(part, asked, levels.select(list(asked.parts.levels)), maps))
     if asked.parts.level is None:
         raise ArgumentError("choose a level")
-    return pixels_of(_single(session, asked, levels.select([asked.parts.level]), maps))
+    point = session.point_in(part)
+    return pixels_of(_single(part, point, asked, levels.select([asked.parts.level]), maps))
 
 
-def _several(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
+def _several(part: Image.Image, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
     from ..viz import maps_grid, norms
 
-    assert session.photograph is not None
     drawn = norms if asked.what is What.norms else maps_grid
-    return drawn(session.photograph, [maps[i] for i in levels.out_indices], levels, title=asked.choice.name)
+    return drawn(part, [maps[i] for i in levels.out_indices], levels, title=asked.choice.name)
 
 
-def _single(session: Session, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
+def _single(part: Image.Image, point: Point | None, asked: Asked, levels: Levels, maps: list[Tensor]) -> "Figure":
     from ..viz import channels, overlay, similarity
 
-    assert session.photograph is not None
     level, map_, name = levels[0], maps[levels.out_indices[0]], asked.choice.name
     if asked.what is What.channels:
-        return channels(session.photograph, map_, level, title=name)
-    if session.point is None:
+        return channels(part, map_, level, title=name)
+    if point is None:
         raise ArgumentError("click a point of the photograph: the picture shows which cells are like that one")
-    alike = similarity(map_, session.point)
+    alike = similarity(map_, point)
     title = f"{name}\n{level.name} · {level.chs} channels · 1/{level.reduction}"
-    return overlay(session.photograph, alike, title=title, label="cosine similarity", point=session.point)
+    return overlay(part, alike, title=title, label="cosine similarity", point=point)
 
 
 def _attention(session: Session, models: Models, asked: Asked) -> "Figure":
     from ..viz import overlays
 
     extractor = models.get(asked.choice)
-    heads, looks = attended(extractor, session.input(extractor, asked.size), asked.parts.block, session.point)
-    assert session.photograph is not None
+    part = session.part(extractor, asked.size)
+    point = session.point_in(part)
+    heads, looks = attended(extractor, as_seen(part, extractor, asked.size), asked.parts.block, point)
     heats = {"mean of the heads": heads.mean(0), **{f"head {i}": head for i, head in enumerate(heads)}}
     title = f"{asked.choice.name} · {asked.parts.block} · attention of {looks}"
-    return overlays(session.photograph, heats, title=title, point=session.point)
+    return overlays(part, heats, title=title, point=point)
 
 
 def marked(session: Session) -> Image.Image | None:

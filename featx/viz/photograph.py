@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..preprocessing import transform_whole
 from ..wrappers import FeatureExtractWrapper
+from ..wrappers.accepted_sizes import nearest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -14,20 +16,37 @@ if TYPE_CHECKING:
 def seen_part(image: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> "Image":
     """The part of the image that the model sees: all of it, at its own aspect.
 
-    Where the model takes one size alone, and no other is asked for, the largest part about the centre of that aspect.
+    Where the model does not take every size, the largest part about the centre that has the aspect of one it takes.
+    Raises ArgumentError for a `size` that the model does not take.
     """
-    fixed = extractor._inner.fixed_size
-    return image if fixed is None or size is not None else _centre(image, fixed[1] / fixed[0])
+    sides = _sides(image, extractor, size)
+    return image if sides is None else _centre(image, sides[0] / sides[1])
 
 
 def as_seen(part: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> Tensor:
     """A batch of one (1, 3, H, W) of what `seen_part` gave, its shorter side resized to `size` pixels."""
-    fixed = extractor._inner.fixed_size
-    if fixed is None or size is not None:
+    sides = _sides(part, extractor, size)
+    if sides is None:
         return transform_whole(extractor, size=size)(part)[None]
-    height, width = fixed
-    resized = part.resize((width, height), resample=3)  # bicubic; resizing once more changes nothing
-    return transform_whole(extractor, size=min(fixed))(resized)[None]
+    resized = part.resize(sides, resample=3)  # bicubic; resizing once more changes nothing
+    return transform_whole(extractor, size=min(sides))(resized)[None]
+
+
+def _sides(image: "Image", extractor: FeatureExtractWrapper, size: int | None) -> tuple[int, int] | None:
+    """The (width, height) to resize the image to; None if it can keep its aspect, whatever that is."""
+    fixed, divisor, config = extractor._inner.fixed_size, extractor.size_divisor, extractor.data_config
+    if fixed is not None:
+        if size not in (None, *fixed):
+            raise ArgumentError(f"size={size}: this model takes {fixed[0]}x{fixed[1]} pixels alone; leave the size out")
+        return fixed[1], fixed[0]
+    if divisor == 1 or config is None:
+        return None
+    side = size or min(config.size)
+    shorter, _ = nearest((side, side), divisor)  # so that the part of the part is the part
+    height, width = nearest(
+        (shorter * image.height // min(image.size), shorter * image.width // min(image.size)), divisor
+    )
+    return width, height
 
 
 def _centre(image: "Image", aspect: float) -> "Image":
