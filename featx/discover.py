@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .arguments import require_module, require_sides, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
 from .wrappers.flow import bits
@@ -76,12 +77,15 @@ def discover(
 
     Raises ContractError if the model does not run, or if nothing in it is a map that is computed once.
     """
+    require_module(model)
     if input_size is not None and example is not None:
         raise ArgumentError("input_size and example both say how large images are: pass one of them")
+    if not isinstance(within, str):
+        raise wrong("within", within, "the path of a module")
     if within and within not in dict(model.named_modules()):
         raise ArgumentError(f"within={within!r}: {type(model).__name__} has no such module")
     if input_size is not None:
-        example = meta_images(model, input_size)
+        example = meta_images(model, require_sides(input_size, "input_size"))
     seen = survey(model, example, argument)
     found = propose(seen, model, within)
     if not found:

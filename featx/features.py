@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, overload
 
-from .errors import ContractError, OutIndicesError
+from .errors import ContractError, OutIndicesError, shortened
 
 OutIndices = int | Sequence[int]
 
@@ -69,7 +69,7 @@ class Levels(Sequence[FeatureInfo]):
         """The deepest level with this reduction; OutIndicesError if the model returns none."""
         found = [level for level in self if level.reduction == stride]
         if not found:
-            raise OutIndicesError(f"no map has a stride of {stride} pixels:\n{self}")
+            raise OutIndicesError(f"no map has a stride of {stride} pixels:\n{table(self)}")
         return found[-1]
 
     def select(self, out_indices: OutIndices | None, out_names: Sequence[str] | None = None) -> "Levels":
@@ -180,7 +180,12 @@ def _distinct(positions: list[int], levels: Sequence[FeatureInfo], asked: object
 
 
 def _no_choice(problem: str, levels: Sequence[FeatureInfo]) -> OutIndicesError:
-    return OutIndicesError(f"{problem}. Choose distinct levels among:\n{Levels(levels)}")
+    return OutIndicesError(f"{problem}. Choose distinct levels among:\n{table(levels)}")
+
+
+def table(levels: Sequence[FeatureInfo]) -> str:
+    """The levels as a message shows them: a row each, of many the first."""
+    return "\n".join(shortened(repr(Levels(levels)).splitlines()))
 
 
 def as_levels(rows: object, owner: str) -> Levels:
@@ -198,7 +203,7 @@ def as_levels(rows: object, owner: str) -> Levels:
         names = [_fact(row, "name") for row in rows]
         problems = [f"{name!r} stands in several rows" for name in sorted({*names}) if names.count(name) > 1]
     if problems:
-        raise ContractError(f"feature_info of {owner}:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ContractError(f"feature_info of {owner}:\n" + "\n".join(f"  {line}" for line in shortened(problems)))
     return Levels(FeatureInfo(_fact(row, "chs"), _fact(row, "reduction"), _fact(row, "name")) for row in rows)
 
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .errors import shortened
+
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
@@ -26,9 +28,9 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded, layout {self.layout}"]
         lines += [f"  {note}" for note in self.notes]
-        lines += [f"  adapted  {name}: {how}" for name, how in self.adapted.items()]
+        lines += [f"  adapted  {line}" for line in shortened(f"{name}: {how}" for name, how in self.adapted.items())]
         for reason, count in Counter(self.skipped.values()).items():
             names = [name for name, why in self.skipped.items() if why == reason]
             lines.append(f"  skipped  {count} tensors, {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
-        lines += [f"  fresh    {name}" for name in self.fresh]
+        lines += [f"  fresh    {name}" for name in shortened(self.fresh)]
         return "\n".join(lines)

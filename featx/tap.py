@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .arguments import require_module, require_texts
 from .discover import Proposal
 from .errors import ArgumentError
 from .wrappers import FeatureExtractWrapper
@@ -11,6 +12,8 @@ from .wrappers.extractor import Output
 from .wrappers.form import Tap as Tap
 from .wrappers.survey import survey
 from .wrappers.tapped import Tapped
+
+PATHS = "paths of modules"
 
 
 def tap(
@@ -41,9 +44,10 @@ def tap(
     Raises ArgumentError for a path that does not exist, ContractError, saying what the module returned, for what is no
     map, and for a module that is called more than once or not at all.
     """
+    require_module(model)
     if isinstance(names, str):
         raise ArgumentError(f"names={names!r}: expected a list of paths, such as [{names!r}]")
-    places = names.taps if isinstance(names, Proposal) else names
+    places = names.taps if isinstance(names, Proposal) else require_texts(names, "names", (str, Tap), PATHS)
     taps = [place if isinstance(place, Tap) else Tap(place) for place in places]
     if not taps:
         raise ArgumentError("names: expected at least one path of a module")

@@ -10,6 +10,7 @@ from functools import partial
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..arguments import require_module
 from .parts import backbone_in
 
 
@@ -22,13 +23,14 @@ def freeze(model: nn.Module, upto: int | str | None = None) -> None:
 
     Raises OutIndicesError for a level that is not there.
     """
+    require_module(model)
     if upto is None:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         _stay_in_eval(model)
         return
     part = backbone_in(model)
-    position = part.position(upto)
+    position = part.position(upto, "upto")
     names = part.names(position)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in names:
@@ -45,7 +47,7 @@ def freeze_norms(model: nn.Module, *, affine: bool = True) -> None:
     affine: their scales and shifts are not trained either. Norms without statistics do not depend on the batch, and
     stay as they are.
     """
-    for module in model.modules():
+    for module in require_module(model).modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             _stay_in_eval(module)
             for parameter in module.parameters() if affine else ():
@@ -54,7 +56,7 @@ def freeze_norms(model: nn.Module, *, affine: bool = True) -> None:
 
 def unfreeze(model: nn.Module) -> None:
     """Train all parameters again, in place, whoever froze them; modules are as `model.training` says, and follow it."""
-    for parameter in model.parameters():
+    for parameter in require_module(model).parameters():
         parameter.requires_grad_(True)
     for module in model.modules():
         vars(module).pop("train", None)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import ArgumentError, ContractError, OutIndicesError
-from ..features import FeatureInfo, Levels, resolve
+from ..features import FeatureInfo, Levels, table
+from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import as_pyramid
 from ..wrappers.prune import without
@@ -32,16 +33,23 @@ class Part:
         excess = getattr(needed, "excess", ())
         return frozenset(self.prefix + name for name, _ in needed.named_parameters() if name not in excess)
 
-    def position(self, level: int | str) -> int:
-        """Of a level that the model computes; OutIndicesError if it does not."""
+    def position(self, level: int | str, argument: str) -> int:
+        """Of a level that the model computes; OutIndicesError, which names the argument, if it does not."""
         every = Levels(self.levels)
-        (found,) = resolve(every, None, [level]) if isinstance(level, str) else resolve(every, [level])
-        deepest = self.deepest
-        if found > deepest:
+        names, count = every.names(), len(every)
+        found = {**{i: i % count for i in range(-count, count)}, **{name: i for i, name in enumerate(names)}}
+        if isinstance(level, bool) or not isinstance(level, int | str) or level not in found:
+            close = closest(level, names, 1) if isinstance(level, str) else []
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise OutIndicesError(
-                f"level {found} ({every[found].name}) is not in this extractor, whose deepest is level {deepest}"
+                f"{argument}={level!r}{hint}: expected the name or the index of a level:\n{table(every)}"
             )
-        return found
+        if found[level] > self.deepest:
+            raise OutIndicesError(
+                f"{argument}={level!r}: level {found[level]} ({names[found[level]]}) is not in this extractor, whose "
+                f"deepest is level {self.deepest}"
+            )
+        return found[level]
 
     @property
     def deepest(self) -> int:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ArgumentError, ContractError
+from ..arguments import require_texts
+from ..errors import ArgumentError, ContractError, names_in
 from ..wrappers.order import meta_images, run_on_meta
 from .parts import Part, backbone_in
 
@@ -46,13 +47,13 @@ def _chosen(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> di
         found = {path: module for path, module in modules.items() if isinstance(module, kind)}
         if not found:
             kinds = sorted({type(module).__name__ for module in modules.values()})
-            raise ArgumentError(f"no module is a {kind.__name__}; there are {kinds}")
+            raise ArgumentError(f"no module is a {kind.__name__}; there are {names_in(kinds, 30)}")
         return found
-    paths = [kind] if isinstance(kind, str) else list(kind)
+    paths = [kind] if isinstance(kind, str) else require_texts(kind, "kind", str, "paths of modules")
     missing = [path for path in paths if path not in modules]
     if missing or not paths:
         blocks = [path for path in modules if path and path.count(".") < 2]
-        raise ArgumentError(f"no module is called {missing}; there are {blocks}")
+        raise ArgumentError(f"no module is called {names_in(missing)}; there are {names_in(blocks)}")
     return {path: modules[path] for path in paths}
 
 

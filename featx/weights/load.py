@@ -1,14 +1,15 @@
 """Put tensors into a model, all of them or none."""
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..arguments import require_texts
+from ..errors import MOST_LISTED, CheckpointError, shortened
 from ..report import LoadReport
+from ..spelling import closest
 from ..wrappers.transparent import Transparent
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
@@ -44,6 +45,7 @@ def load_weights(
     Nothing is loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
     WeightsNotFoundError if there is nothing at that place.
     """
+    skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
     reading = Reading(auto_mapping, layout, container, cache_dir)
     opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
     _require_settings(model, opened)
@@ -95,7 +97,7 @@ def fitted(
     if problems:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was "
-            "loaded:\n" + "\n".join(f"  {problem}" for problem in problems)
+            "loaded:\n" + "\n".join(_shown(problems))
         )
     layout, notes = (checkpoint.layout.system, checkpoint.layout.notes) if checkpoint.layout else (NATIVE, ())
     changes = {name: how for name, how in changes.items() if name in given}
@@ -117,10 +119,12 @@ def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ..
 
 def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> Iterator[str]:
     missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
-    for name in (name for name in wanted if name in missing):
-        yield f"missing    {name} {tuple(wanted[name].shape)}{_closest(name, wanted, given, unexpected)}"
-    for name in (name for name in given if name in unexpected):
-        yield f"unexpected {name} {tuple(given[name].shape)}{_closest(name, given, wanted, missing)}"
+    for i, name in enumerate(name for name in wanted if name in missing):
+        hint = _closest(name, wanted, given, unexpected) if i < MOST_LISTED else ""
+        yield f"missing    {name} {tuple(wanted[name].shape)}{hint}"
+    for i, name in enumerate(name for name in given if name in unexpected):
+        hint = _closest(name, given, wanted, missing) if i < MOST_LISTED else ""
+        yield f"unexpected {name} {tuple(given[name].shape)}{hint}"
     for name in (name for name in wanted if name in given):
         there, here = given[name], wanted[name]
         if there.shape != here.shape:
@@ -133,10 +137,19 @@ def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> I
             yield f"not finite {name}: it holds infinite values or NaN; load_weights(..., finite=False) takes them"
 
 
+def _shown(problems: Sequence[str]) -> list[str]:
+    """Lines with some of the problems of each kind, which the first eleven characters of a problem are."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem[:11], []).append(problem.removeprefix(problem[:11]))
+    each = len(problems) if len(problems) <= MOST_LISTED else max(1, MOST_LISTED // len(kinds) - 1)
+    return [f"  {kind}{line}" for kind, lines in kinds.items() for line in shortened(lines, each)]
+
+
 def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
     """A hint at tensors of that shape with a similar name; nothing is ever matched by it."""
     alike = [other for other in free if others[other].shape == own[name].shape]
-    close = get_close_matches(name, alike[:100], n=2, cutoff=0.6)  # a bound, since each comparison costs
+    close = closest(name, alike[:100], 2)  # a bound, since each comparison costs
     return f" (similar: {', '.join(close)})" if close else ""
 
 

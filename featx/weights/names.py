@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import wrong
 from ..errors import CheckpointError
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
 from .state import StateDict
@@ -74,6 +75,8 @@ def _opened(checkpoint: Any, container: str | None) -> Any:
     """What is in the container, and in those around and inside it that need no asking."""
     if container is None:
         return _inside(checkpoint)
+    if not isinstance(container, str):
+        raise wrong("container", container, "the name of an entry")
     for outer in (checkpoint, _inside(checkpoint)):
         if isinstance(outer, Mapping) and isinstance(outer.get(container), Mapping):
             return _inside(outer[container])

@@ -33,10 +33,11 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
     if re.match("https?://", text):
         return (fetched(text, cache_dir),)
     path = Path(text.removeprefix(FOLDER))
-    if path.is_dir():
+    if os.path.isdir(path):  # which is false for a name that no file can have, where Path.is_dir raises
         path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
-    if not path.is_file():
-        kinds = f"a folder with one of {WEIGHT_FILES}" if path.is_dir() else "a file of weights or a folder with them"
+    if not os.path.isfile(path):
+        folder = os.path.isdir(path)
+        kinds = f"a folder with one of {WEIGHT_FILES}" if folder else "a file of weights or a folder with them"
         raise WeightsNotFoundError(f"{path} is not {kinds}: check the path")
     if path.name.endswith(INDEX):
         return local_shards(path)
@@ -48,7 +49,7 @@ def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]
     if where.startswith(HUB):
         return hub_config(*repository(where), cache_dir)
     path = Path(where.removeprefix(FOLDER)) / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsNotFoundError(f"{path} is not a file: expected a folder that featx.save or timm wrote")
     return checked_config(path)
 

@@ -8,6 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from ..arguments import require_module
 from ..backbone import Backbone, Pyramid, check_images, dtypes_of, refuse_scripting
 from ..bridges import bridge_to
 from ..errors import ArgumentError, ContractError
@@ -54,7 +55,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     ) -> None:
         if output not in get_args(Output):
             raise ArgumentError(f"output={output!r}: choose one of {get_args(Output)}")
-        pyramid = as_pyramid(model)
+        pyramid = as_pyramid(require_module(model))
         chosen = pyramid.feature_info.select(out_indices, out_names)
         ascending = sorted(chosen.out_indices)
         pyramid = pyramid.cut(ascending)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from ..arguments import require_number
 from ..errors import ArgumentError, ContractError
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -39,6 +40,8 @@ class Tap:
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in get_args(Layout):
             raise ArgumentError(f"layout={self.layout!r} of {self.name!r}: choose one of {get_args(Layout)}")
+        if self.prefix is not None:
+            require_number(self.prefix, f"prefix of {self.name!r}", 0)
         if self.prefix is not None and (self.prefix < 0 or self.layout not in (None, "NLC")):
             raise ArgumentError(f"prefix={self.prefix} of {self.name!r}: expected 0 or more, and a sequence (NLC)")
 
@@ -50,6 +53,8 @@ class Tap:
         return found
 
     def _advice(self, output: Any) -> str:
+        if isinstance(output, Tensor):
+            return f"leave key={self.key!r} out"
         keys = [key for key in _keys(output) if isinstance(_entry(output, key), Tensor)]
         if not keys:
             return "tap a module inside it that returns a tensor"

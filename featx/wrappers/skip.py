@@ -74,8 +74,10 @@ def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
 def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[Run]) -> list[str]:
     """Paths of the outermost modules and of the parameters that no bit of `needs` stands for, in running order.
 
-    A container that is not called itself is left, because what calls its entries has to find them.
+    A container that is not called itself is left, because what calls its entries has to find them, and so is a module
+    that is called without a tensor, from which the shape of its result would follow.
     """
+    blind = {path for run in runs for path, calls in run.calls.items() if any(call.given is None for call in calls)}
     called = dict.fromkeys(path for run in runs for path in run.calls)
     place = {path: i for i, path in enumerate(called)}
     of_module = {id(module): bits[path] for path, module in model.named_modules()}
@@ -91,7 +93,7 @@ def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[
                 yield prefix + name
         for name, child in module.named_children():
             path = prefix + name
-            if needed(child) or (path not in place and child._modules):
+            if needed(child) or path in blind or (path not in place and child._modules):
                 yield from visit(child, path + ".")
             elif path in place or child._parameters:
                 yield path

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..backbone import Pyramid, check_size
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
+from ..spelling import closest
 from .flow import Run, bits, call, structural_copy, without_values
 from .form import Form, Size, Tap, described, forms
 from .refusals import REFUSED, third_party
@@ -225,7 +225,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         names = [name for name, _ in model.named_modules()]
-        close = get_close_matches(path, names, n=3) or names[1:6]
+        close = closest(path, names, 3) or names[1:6]
         raise ArgumentError(f"{type(model).__name__} has no module {path!r}; the closest are {close}") from None
 
 
@@ -240,7 +240,7 @@ def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> Form | str:
     """How what the module at `path` returned becomes a map, or why it does not."""
     calls = [run.calls.get(path, []) for run in runs]
     if not calls[0]:
-        return f"module {tap.name!r} is never called: tap a module that is"
+        return f"module {tap.name!r} is never called: tap one that featx.discover(model) lists"
     if any(len(made) != 1 for made in calls):
         return (
             f"module {tap.name!r} is called {len(calls[0])} times: tap a module that is called once, such as its owner"
@@ -258,16 +258,17 @@ def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> Form | str:
     stated = {"layout": tap.layout, "prefix": tap.prefix}
     stated = ", ".join(f"{key}={value!r}" for key, value in stated.items() if value is not None)
     return f"module {tap.name!r} returned {told}, which is no map (N, C, H, W), (N, H, W, C) or grid of tokens" + (
-        f" with {stated}" if stated else ""
+        f" with {stated}: leave that out" if stated else ": tap one that featx.discover(model) lists"
     )
 
 
 def _levels(points: Sequence[Point]) -> Levels:
     """A row per map, named after the module, and the key where several are from one."""
     paths = [point.tap.name for point in points]
+    keys = [point.tap.key for point in points]
     names = [
-        point.tap.name if paths.count(point.tap.name) == 1 else f"{point.tap.name}[{point.tap.key!r}]"
-        for point in points
+        path if paths.count(path) == 1 or key is None else f"{path}[{key!r}]"
+        for path, key in zip(paths, keys, strict=True)
     ]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

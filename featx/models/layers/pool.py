@@ -32,7 +32,7 @@ DOUBLING = ("catavgmax",)
 
 def global_pool(kind: str) -> nn.Module:
     """(N, C, H, W) to (N, pooled_chs, 1, 1), or the map itself for ""; ArgumentError if there is no such kind."""
-    if kind not in POOLS:
+    if not isinstance(kind, str) or kind not in POOLS:
         raise ArgumentError(f"global_pool={kind!r}: choose one of {list(POOLS)}")
     return POOLS[kind]()
 
