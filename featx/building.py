@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from .arguments import require_kind
-from .backbone import Backbone, image_sides
+from .backbone import Backbone
 from .empty import without_values
 from .errors import ArgumentError, ContractError, WeightsNotFoundError
 from .features import OutIndices
+from .image_checks import image_sides
 from .preprocessing import DataConfig
 from .registry import Creation, Variant
 from .spelling import closest

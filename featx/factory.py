@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from .arguments import require_number, require_place
-from .backbone import Sides, image_sides
 from .bridges import bridge_of
 from .building import Choice, Request, bridged, native, users
 from .errors import ArgumentError, UnknownModelError
 from .features import OutIndices
+from .image_checks import Sides, image_sides
 from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Reading, Weights
 from .weights.hub_format import architecture_in

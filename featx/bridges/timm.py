@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..backbone import Sides
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
+from ..image_checks import Sides
 from ..spelling import closest
 from ..wrappers.refusals import passed_on
 from .timm_pyramid import TimmPyramid

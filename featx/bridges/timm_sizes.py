@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import Sides, image_sides
 from ..errors import ArgumentError, in_short
+from ..image_checks import Sides, image_sides
 from ..wrappers.accepted_sizes import nearest
 from ..wrappers.refusals import ThirdPartyError, third_party
 from .timm_copies import tried, without_values

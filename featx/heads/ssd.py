@@ -14,9 +14,9 @@ from torchvision.models.detection import ssd
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.ops import box_iou
 
-from ..backbone import check_images
 from ..errors import ArgumentError, InputError
 from ..features import Levels, as_levels
+from ..image_checks import check_images
 from ..preprocessing import DataConfig
 from ..report import LoadReport
 from ..wrappers.extractor import maps_in

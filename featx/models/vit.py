@@ -16,9 +16,10 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import BackboneConfig, Pyramid, Sides, classifier, image_sides
+from ..backbone import BackboneConfig, Pyramid, classifier
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
+from ..image_checks import Sides, image_sides
 from .layers.drop_path import rising_rates
 from .layers.hybrid import hybrid_stem
 from .layers.position import resample_positions

@@ -5,7 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..backbone import dtypes_of
+from ..image_checks import dtypes_of
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
 

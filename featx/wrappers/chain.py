@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch.fx
 from torch import Tensor, nn
 
-from ..backbone import Backbone, Pyramid, check_size
+from ..backbone import Backbone, Pyramid
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels, as_levels
+from ..image_checks import check_size
 from ..models.layers.normed import last_conv, normed
 from .form import Form
 from .order import prove_order

@@ -9,10 +9,11 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..arguments import require_module
-from ..backbone import Backbone, Pyramid, check_images, dtypes_of, refuse_scripting
+from ..backbone import Backbone, Pyramid, refuse_scripting
 from ..bridges import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
+from ..image_checks import check_images, dtypes_of
 from ..preprocessing import DataConfig
 from ..report import LoadReport
 from .chain import Chain

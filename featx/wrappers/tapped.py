@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Pyramid, check_size
+from ..backbone import Pyramid
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels
+from ..image_checks import check_size
 from ..preprocessing import DataConfig
 from ..spelling import closest
 from .flow import Run, bits, call, structural_copy, without_values
