@@ -219,7 +219,10 @@ WAYS = [
 @pytest.mark.parametrize(("backend", "training", "dynamic"), WAYS)
 @pytest.mark.parametrize("name", quick("test_efficientnet"))
 def test_a_compiled_model_computes_and_learns_what_the_model_does(name, backend, training, dynamic):
-    check_compiled(extractor(name).train(training), backend, dynamic)
+    # PyTorch takes minutes for each stage of a MobileViT that resizes symbolic sizes: one of the three
+    one_stage = dynamic and name.startswith("mobilevit")
+    model = random_extractor(name, out_indices=[2]) if one_stage else extractor(name)
+    check_compiled(model.train(training), backend, dynamic)
 
 
 def test_a_vit_learns_where_sizes_are_symbolic():
