@@ -219,7 +219,8 @@ class Backbone(nn.Module):
         for path in self.pool_layers:
             self.set_submodule(path, fresh.get_submodule(path).train(self.training))
         like = next(self.parameters())
-        last = _drawn(fresh.get_classifier(), self.initialise).to(like.device, like.dtype)
+        last = fresh.get_classifier() if like.is_meta else _drawn(fresh.get_classifier(), self.initialise)
+        last = last.to(like.device, like.dtype)
         self.set_submodule(self.last_linear, last.train(self.training))
         self.config, self.head_hidden_size = config, fresh.head_hidden_size
 
