@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from operator import index
-from typing import Any, SupportsIndex, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, SupportsIndex, Union, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def require_place(device: Any, dtype: Any) -> None:
 
 def require_kind(value: object, argument: str, annotation: Any) -> None:
     """What a field of a configuration is annotated with, as far as that is int, float, str or bool, or one of them."""
-    kinds = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
         return
     counts = _is_int(value) and (int in kinds or float in kinds)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .errors import ArgumentError, InputError
 
 Sides = int | tuple[int, int]
+LARGEST_SIDE = 65_535  # pixels: what a JPEG can have
 
 
 def image_sides(image_size: Sides, argument: str = "image_size") -> tuple[int, int]:
@@ -15,6 +16,8 @@ def image_sides(image_size: Sides, argument: str = "image_size") -> tuple[int, i
     both = tuple(image_size) if isinstance(image_size, Iterable) else (image_size, image_size)
     if len(both) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in both):
         raise ArgumentError(f"{argument}={image_size!r}: expected (height, width) or one side, in pixels")
+    if max(both) > LARGEST_SIDE:
+        raise ArgumentError(f"{argument}={image_size!r}: expected sides of at most {LARGEST_SIDE} pixels")
     return both
 
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 from torch import nn
 
 from . import models
+from .arguments import require_texts
 from .backbone import Backbone
 from .bridges import PACKAGES, bridge_of, names_elsewhere
 from .errors import ArgumentError, UnknownModelError
@@ -95,9 +96,9 @@ def list_models(
         features_only: leave out models that cannot be asked for maps: users' creation functions that do not take
             `features_only`.
     """
-    wanted, unwanted = _patterns(filter) or ("*",), _patterns(exclude_filters)
+    wanted, unwanted = _patterns(filter, "filter") or ("*",), _patterns(exclude_filters, "exclude_filters")
     _load_families()
-    modules = {file for name in _patterns(module) for file in TIMMS_MODULES.get(name, (name,))}
+    modules = {file for name in _patterns(module, "module") for file in TIMMS_MODULES.get(name, (name,))}
     tagged = pretrained if include_tags is None else include_tags
     rows = (
         name
@@ -124,8 +125,10 @@ def _bridged(pattern: str) -> Iterable[str]:
     return [prefix + name for name in package.names() if fnmatch(name, theirs)]
 
 
-def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(filter_ for filter_ in ([patterns] if isinstance(patterns, str) else patterns) if filter_)
+def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
+    """The patterns that are not empty, of one or several; ArgumentError for what are none."""
+    several = [patterns] if isinstance(patterns, str) else require_texts(patterns, argument, what="patterns")
+    return tuple(pattern for pattern in several if pattern)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

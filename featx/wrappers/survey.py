@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..arguments import wrong
 from ..errors import ContractError, InputError
 from .flow import Run, observe
 from .order import meta_images
@@ -52,6 +53,8 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
     if example is not None and (not isinstance(example, Tensor) or example.ndim != 4):
         what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"example: expected images (N, C, H, W), got {what}")
+    if argument is not None and not isinstance(argument, str):
+        raise wrong("argument", argument, "the name of a keyword argument of the model")
     images = meta_images(model) if example is None else torch.empty(2, *example.shape[1:], device="meta")
     images = images if example is None else images.to(example.dtype)
     try:
