@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ArgumentError, in_short
 from ..image_checks import Sides, image_sides
 from ..wrappers.accepted_sizes import nearest
-from ..wrappers.refusals import ThirdPartyError, third_party
+from ..wrappers.refusals import ThirdPartyError, passed_on, third_party
 from .timm_copies import tried, without_values
 from .timm_levels import declared_by, fits
 
@@ -69,7 +69,7 @@ def buildable(size: tuple[int, int], name: str, model: nn.Module) -> bool:
     import timm
 
     def create(name: str, given: Mapping[str, Any]) -> nn.Module:
-        return timm.create_model(name, **given)
+        return passed_on(timm.create_model, name, **given)
 
     given: dict[str, Any] = dict(getattr(model, "_model_args", {}))
     given = {word: value for word, value in given.items() if word not in ("img_size", *ANY_SIZE)}
