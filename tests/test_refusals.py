@@ -39,7 +39,8 @@ def timm_size() -> None:
 
 
 def timm_of_one_size() -> FeatureExtractWrapper:
-    return featx.create_model("timm/deit_tiny_patch16_224", features_only=True, depth=2, embed_dim=24)
+    arch = {"depth": 2, "embed_dim": 24, "dynamic_img_size": False}
+    return featx.create_model("timm/deit_tiny_patch16_224", features_only=True, **arch)
 
 
 def timm_rule() -> None:
