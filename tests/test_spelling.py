@@ -53,7 +53,6 @@ def test_the_first_suggestion_is_what_was_meant(name):
         ("./models/resnet18", r"no model is named './models/resnet18'; for a folder, ask for 'local-dir:./models"),
         ("tim/resnet18", r"did you mean timm/resnet18\?"),
         ("TorchVision/resnet18", "ask for torchvision/resnet18"),
-        ("", r"no model is named ''; see featx.list_models\(\)"),
     ],
 )
 def test_what_is_no_misspelling_is_answered_with_what_to_ask_for(name, words):
