@@ -178,7 +178,8 @@ def test_whole_images_keep_their_aspect(tmp_path, images, extractor, runtime, to
 
 
 def test_whole_images_have_sides_that_the_model_takes(tmp_path, images):
-    model = randomise(featx.create_model("timm/swin_tiny_patch4_window7_224", features_only=True, out_indices=[0]))
+    arch = {"features_only": True, "out_indices": [0], "dynamic_img_size": False}
+    model = randomise(featx.create_model("timm/vit_tiny_patch16_224", **arch))
     with pytest.raises(ArgumentError, match="keep_aspect: this model takes images of 224x224 pixels alone"):
         extract(images, model, tmp_path / "out", keep_aspect=True)
 

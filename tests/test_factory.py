@@ -68,10 +68,10 @@ def test_new_models_are_in_training_mode_as_torch_has_it():
         ({"out_indexes": [1]}, "'out_indexes' .did you mean 'out_indices'"),
         ({"nonsense": 1, "num_clases": 2}, "no argument 'nonsense', 'num_clases' .did you mean 'num_classes'"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0: expected 0 or more, and less than 1"),
-        ({"num_classes": -1}, "num_classes=-1: expected 0"),
+        ({"num_classes": -1}, "num_classes=-1: expected an int of at least 0"),
         ({"global_pool": "min"}, "global_pool='min': choose one of"),
         ({"output_stride": 4}, "output_stride=4: choose one of"),
-        ({"output_stride": "8"}, "output_stride='8': choose one of"),
+        ({"output_stride": "8"}, "output_stride='8': expected an int of at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_right_one(kwargs, problem):

@@ -156,7 +156,8 @@ def test_a_model_of_any_size_sees_the_whole_photograph():
 
 
 def test_a_model_of_one_size_sees_the_largest_part_about_the_centre():
-    extractor = featx.create_model("timm/vit_tiny_patch16_224", features_only=True, out_indices=[0])
+    name, one_size = "timm/vit_tiny_patch16_224", {"dynamic_img_size": False}
+    extractor = featx.create_model(name, features_only=True, out_indices=[0], **one_size)
     image = Image.linear_gradient("L").rotate(90).resize((120, 60)).convert("RGB")  # from dark to bright in x
     part = seen_part(image, extractor)
     assert part.size == (60, 60)
