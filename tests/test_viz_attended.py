@@ -164,4 +164,5 @@ def test_a_model_of_one_size_sees_the_largest_part_about_the_centre():
     assert part.getpixel((0, 30)) == image.getpixel((30, 30))
     assert as_seen(part, extractor).shape == (1, 3, 224, 224)
     assert seen_part(part, extractor) is part
-    assert seen_part(image, extractor, size=32) is image  # which the model refuses, and says why
+    with pytest.raises(ArgumentError, match="size=32: this model takes 224x224 pixels alone"):
+        seen_part(image, extractor, size=32)
