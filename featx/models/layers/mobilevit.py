@@ -35,7 +35,7 @@ class InvertedResidual(nn.Module):
 
 def whole_patches(side: int, patch: int) -> int:
     """The side rounded up to a multiple of the patch's."""
-    return -(-side // patch) * patch
+    return (side + patch - 1) // patch * patch  # ONNX divides negative numbers otherwise than Python
 
 
 def resized(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
