@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,16 +210,21 @@ def check_compiled(model: nn.Module, backend: str, dynamic: bool) -> None:
             assert difference(compiled, model, x) < TOLERANCE
 
 
-WAYS = [
-    ("aot_eager", True, True),
-    *(pytest.param("aot_eager", *way, marks=pytest.mark.sweep) for way in [(True, False), (False, True)]),
-    pytest.param("inductor", True, True, marks=[needs_compiler, pytest.mark.sweep]),
+def swept_way(name: str) -> Any:
+    return pytest.param("aot_eager", True, True, name, marks=pytest.mark.sweep)
+
+
+FAMILIES = ["resnet18", "test_efficientnet", "convnext_atto", "hrnet_w18_small", "vit_tiny_patch16_224"]
+COMPILED = [
+    *(("aot_eager", True, True, name) if name == "test_efficientnet" else swept_way(name) for name in SMALL),
+    *(pytest.param("aot_eager", True, False, name, marks=pytest.mark.sweep) for name in FAMILIES),
+    *(pytest.param("aot_eager", False, True, name, marks=pytest.mark.sweep) for name in FAMILIES),
+    *(pytest.param("inductor", True, True, name, marks=[needs_compiler, pytest.mark.sweep]) for name in FAMILIES[:3]),
 ]
 
 
-@pytest.mark.parametrize(("backend", "training", "dynamic"), WAYS)
-@pytest.mark.parametrize("name", quick("test_efficientnet"))
-def test_a_compiled_model_computes_and_learns_what_the_model_does(name, backend, training, dynamic):
+@pytest.mark.parametrize(("backend", "training", "dynamic", "name"), COMPILED)
+def test_a_compiled_model_computes_and_learns_what_the_model_does(backend, training, dynamic, name):
     # PyTorch takes minutes for each stage of a MobileViT that resizes symbolic sizes: one of the three
     one_stage = dynamic and name.startswith("mobilevit")
     model = random_extractor(name, out_indices=[2]) if one_stage else extractor(name)
