@@ -201,7 +201,7 @@ def check_compiled(model: nn.Module, backend: str, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)
     for shape in [(2, 3, 64, 96), (3, 3, 97, 65)]:
-        x = images(*shape)
+        x = images(*shape).to(next(model.parameters()).dtype)
         if model.training:
             values, gradients = steps(model, compiled, x)
             assert values < TOLERANCE
@@ -231,7 +231,8 @@ COMPILED = [
 
 @pytest.mark.parametrize(("backend", "training", "dynamic", "name"), COMPILED)
 def test_a_compiled_model_computes_and_learns_what_the_model_does(backend, training, dynamic, name):
-    check_compiled(extractor(name).train(training), backend, dynamic)
+    # in double precision: batch norms over a dozen values let single precision's rounding grow to percents of gradients
+    check_compiled(extractor(name).double().train(training), backend, dynamic)
 
 
 def test_a_vit_learns_where_sizes_are_symbolic():
