@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import featx
+from featx.heads import AuxiliaryHead, Segmenter
+from featx.necks import FPN, Resample, SimpleFeaturePyramid
 from featx.training import freeze
 
 NAME = "mobilenetv3_small_050"
@@ -67,6 +69,26 @@ def broken() -> dict[str, torch.Tensor]:
 
 def nested() -> dict[str, Any]:
     return {"teacher": featx.create_model(NAME).state_dict(), "epoch": 3}
+
+
+def vit(**choice: Any) -> featx.FeatureExtractWrapper:
+    return featx.create_model("vit_tiny_patch16_224", features_only=True, depth=2, **choice)
+
+
+def patches_14() -> featx.FeatureExtractWrapper:
+    return featx.create_model("vit_small_patch14_dinov2", features_only=True, depth=1)
+
+
+def fixed() -> featx.FeatureExtractWrapper:
+    return featx.create_model("timm/test_vit", features_only=True, dynamic_img_size=False)
+
+
+def neck(out_indices: list[int] | None = None) -> FPN:
+    return FPN(extractor(out_indices=out_indices).feature_info, 8)
+
+
+def segmenting(backbone: nn.Module) -> nn.Module:
+    return AuxiliaryHead(backbone.feature_info, 2)
 
 
 Row = tuple[Callable[[], Any], str, Callable[[], Any]]
@@ -173,6 +195,79 @@ ROWS: dict[str, Row] = {
         lambda: featx.create_model("vit_tiny_patch16_224", output_stride=8),
         r"leave output_stride out",
         lambda: featx.create_model("vit_tiny_patch16_224"),
+    ),
+    "maps that a neck was not built for": (
+        lambda: neck([1, 2])(extractor()(X)),
+        r"build it from the feature_info of what returned these",
+        lambda: neck()(extractor()(X)),
+    ),
+    "a single map": (
+        lambda: neck([1])(extractor(out_indices=[1])(X)[0]),
+        r"wrap a single map in a list",
+        lambda: neck([1])([extractor(out_indices=[1])(X)[0]]),
+    ),
+    "a neck of a backbone": (
+        lambda: FPN(extractor(), 8),
+        r"built from the feature_info of FeatureExtractWrapper: pass that",
+        lambda: FPN(extractor().feature_info, 8),
+    ),
+    "several maps for one": (
+        lambda: SimpleFeaturePyramid(vit().feature_info, 8),
+        r"Choose the last: out_indices=\[-1\]",
+        lambda: SimpleFeaturePyramid(vit(out_indices=[-1]).feature_info, 8),
+    ),
+    "a pyramid of a pyramid": (
+        lambda: SimpleFeaturePyramid(extractor(out_indices=[-1]).feature_info, 8),
+        r"take them with out_indices and use FPN",
+        lambda: FPN(extractor(out_indices=[1, 2, 3, 4]).feature_info, 8),
+    ),
+    "patches of 14 pixels": (
+        lambda: SimpleFeaturePyramid(patches_14().feature_info, 8),
+        r"choose other scale_factors, as \(2.0, 1.0, 0.5, 0.25\), or put featx.necks.Resample\(feature_info, 16\)",
+        lambda: (
+            SimpleFeaturePyramid(patches_14().feature_info, 8, scale_factors=(2, 1, 0.5, 0.25)),
+            SimpleFeaturePyramid(Resample(patches_14().feature_info, 16).feature_info, 8),
+        ),
+    ),
+    "a head of other levels": (
+        lambda: Segmenter(extractor(), segmenting(extractor(out_indices=[1, 2]))),
+        r"build it from backbone.feature_info:",
+        lambda: Segmenter(extractor(), segmenting(extractor()))(X),
+    ),
+    "an architecture of one size": (
+        lambda: fixed()(X),
+        r"resize them to 160x160, or build it with create_model\('timm/test_vit', image_size=\(64, 64\)\)",
+        lambda: (
+            fixed()(torch.zeros(1, 3, 160, 160)),
+            featx.create_model("timm/test_vit", features_only=True, image_size=(64, 64))(X),
+        ),
+    ),
+    "a size that cannot be built": (
+        lambda: featx.create_model("timm/coatnet_pico_rw_224", features_only=True, image_size=(100, 132)),
+        r"build it with image_size=\(96, 128\) and resize the images to 96x128",
+        lambda: featx.create_model("timm/coatnet_pico_rw_224", features_only=True, image_size=(96, 128))(
+            torch.zeros(1, 3, 96, 128)
+        ),
+    ),
+    "one size of transformers": (
+        lambda: featx.create_model("transformers/pvt", features_only=True)(X),
+        r"resize them to 224x224",
+        lambda: featx.create_model("transformers/pvt", features_only=True)(torch.zeros(1, 3, 224, 224)),
+    ),
+    "sides that lose cells": (
+        lambda: featx.create_model("transformers/mobilevitv2", features_only=True)(X[..., :40]),
+        r"choose sides that are multiples of 64",
+        lambda: featx.create_model("transformers/mobilevitv2", features_only=True)(X),
+    ),
+    "a changed pool": (
+        lambda: featx.create_model(NAME).reset_classifier(3, "catavgmax"),
+        r"build the model with create_model\('mobilenetv3_small_050', global_pool='catavgmax'\)",
+        lambda: featx.create_model("mobilenetv3_small_050", global_pool="catavgmax"),
+    ),
+    "a class token that there is not": (
+        lambda: featx.create_model("vit_wee_patch16_reg1_gap_256", global_pool="token"),
+        r"without it choose 'avg', 'max', 'avgmax' or ''",
+        lambda: featx.create_model("vit_wee_patch16_reg1_gap_256", global_pool="avgmax"),
     ),
 }
 

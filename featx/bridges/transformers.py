@@ -141,7 +141,10 @@ def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
     from transformers import AutoConfig
 
     if isdir(origin.where) and not (Path(origin.where) / "config.json").is_file():
-        raise _not_found(origin, "config.json", FileNotFoundError("the folder has none"))
+        raise WeightsNotFoundError(
+            f"the folder {origin.where} has no config.json, which says what the model is: name a folder that "
+            "save_pretrained wrote"
+        )
     try:
         return AutoConfig.from_pretrained(origin.where, cache_dir=cache_dir, revision=origin.revision)
     except OSError as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
+from ..wrappers.accepted_sizes import acceptable, divisor_of
 from ..wrappers.order import channels_of
 from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.rounding import Rounding, SizeRule, roundings
@@ -123,12 +124,19 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         except ThirdPartyError as error:
             if tuple(x.shape[2:]) == self._own_size or self._map_shapes((x.shape[2], x.shape[3])):
                 raise error.original from error.original.__cause__
-            (height, width), (own_height, own_width) = x.shape[2:], self._own_size
+            height, width = x.shape[2:]
+            to = self.fixed_size or self._acceptable((height, width))
             raise InputError(
                 f"{type(self._inner).__name__} as it was built takes no images of {height}x{width} pixels ({error}): "
-                f"resize them to {own_height}x{own_width}"
+                f"resize them to {to[0]}x{to[1]}"
             ) from error.original
         return [(level, offered[self._offered.index(level)]) for level in levels]
+
+    def _acceptable(self, size: Size) -> Size:
+        def takes(size: Size) -> bool:
+            return bool(self._map_shapes(size))
+
+        return acceptable(size, divisor_of(takes, self._own_size), takes, self._own_size)
 
     def _prefix(self, tensor: Tensor, level: int) -> Tensor:
         shape = self._shapes[level]

@@ -42,8 +42,10 @@ def shared_copy(model: Module) -> Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *tensors]})
 
 
+@torch.inference_mode(False)  # where tensors keep what made them
 def read_on_meta(model: nn.Module, read: Read, x: Tensor, *, grad: bool = False) -> tuple[list[Tensor], Computation]:
     """What `read(model, x)` returns without computing it, and how it would be computed (if `grad`)."""
+    x = _without_values(x)
     state = {name: _without_values(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     for name, _ in model.named_parameters():
         state[name].requires_grad_(grad)

@@ -244,7 +244,9 @@ def check(cfg: ViTConfig, reduction: int) -> None:
     """Raise ArgumentError that lists what does not fit together in `cfg`, whose patches cover `reduction` pixels."""
     problems = {
         f"global_pool={cfg.global_pool!r}: choose one of {[*POOLS]}": cfg.global_pool not in POOLS,
-        "global_pool='token' needs class_token=True": cfg.global_pool == "token" and not cfg.class_token,
+        "global_pool='token' needs class_token=True; without it choose 'avg', 'max', 'avgmax' or ''": (
+            cfg.global_pool == "token" and not cfg.class_token
+        ),
         f"dim={cfg.dim} is no multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
         f"image_size={cfg.image_size} is smaller than a patch ({reduction} pixels)": min(image_sides(cfg.image_size))
         < reduction,

@@ -18,7 +18,7 @@ def of_maps(choice: Choice, size: int | None, out_indices: Sequence[int]) -> str
 def of_similarity(choice: Choice, size: int | None, level: int, point: tuple[float, float]) -> str:
     """Code of the similarity of one level's cells to the one at a point."""
     compared = [line.format(*point) for line in SIMILARITY]
-    return _code(choice, size, [*MAPS, *compared], "from featx.viz import similarity", out_indices=[level])
+    return _code(choice, size, [*MAPS, *compared], "as_seen, similarity", out_indices=[level])
 
 
 def of_attention(choice: Choice, size: int | None, block: str | None) -> str:
@@ -26,7 +26,9 @@ def of_attention(choice: Choice, size: int | None, block: str | None) -> str:
     return _code(choice, size, [line.format(block) for line in ATTENTION])
 
 
-def _code(choice: Choice, size: int | None, computed: Sequence[str], imported: str = "", **chosen: object) -> str:
+def _code(
+    choice: Choice, size: int | None, computed: Sequence[str], imported: str = "as_seen", **chosen: object
+) -> str:
     arguments = {**choice.arguments(), "features_only": True, **chosen}
     called = ", ".join([repr(choice.name), *(f"{key}={value!r}" for key, value in arguments.items())])
     sized = "" if size is None else f", size={size}"
@@ -36,11 +38,11 @@ def _code(choice: Choice, size: int | None, computed: Sequence[str], imported: s
         "",
         "import featx",
         "from featx.images import open_image",
-        *([imported] if imported else []),
+        f"from featx.viz import {imported}",
         "",
         *seeded,
         f"model = featx.create_model({called}).eval()",
-        f'image = featx.transform_whole(model{sized})(open_image("photograph.jpg"))[None]',
+        f'image = as_seen(open_image("photograph.jpg"), model{sized})',
         *computed,
     ]
     return "\n".join(lines)

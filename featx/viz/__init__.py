@@ -10,4 +10,6 @@ from .heat import norms as norms
 from .heat import overlay as overlay
 from .heat import overlays as overlays
 from .panels import save_figure as save_figure
+from .photograph import as_seen as as_seen
+from .photograph import seen_part as seen_part
 from .points import similarity as similarity

@@ -23,11 +23,16 @@ def seen_part(image: "Image", extractor: FeatureExtractWrapper, size: int | None
     return image if sides is None else _centre(image, sides[0] / sides[1])
 
 
-def as_seen(part: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> Tensor:
-    """A batch of one (1, 3, H, W) of what `seen_part` gave, its shorter side resized to `size` pixels."""
-    sides = _sides(part, extractor, size)
+def as_seen(image: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> Tensor:
+    """A batch of one (1, 3, H, W): the part of the image that the model sees, as it takes it.
+
+    Its shorter side is resized to `size` pixels, by default to those that the weights expect. ArgumentError for a
+    `size` that the model does not take.
+    """
+    sides = _sides(image, extractor, size)
     if sides is None:
-        return transform_whole(extractor, size=size)(part)[None]
+        return transform_whole(extractor, size=size)(image)[None]
+    part = _centre(image, sides[0] / sides[1])
     resized = part.resize(sides, resample=3)  # bicubic; resizing once more changes nothing
     return transform_whole(extractor, size=min(sides))(resized)[None]
 

@@ -18,6 +18,7 @@ class _Deepest(Exception):  # noqa: N818  (a signal, no error)
     """Ends the model's forward once the deepest level has been reached; what follows does not matter."""
 
 
+@torch.inference_mode(False)  # where tensors count their changes
 def prove_order(
     model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo], images: Tensor | None = None
 ) -> frozenset[str]:
