@@ -5,20 +5,22 @@ also where no input needs one. PyTorch by itself updates the running statistics 
 here norms in the second run write into copies, so that they are updated once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..arguments import require_texts
 from ..errors import ArgumentError, ContractError, names_in
+from ..wrappers.flow import structural_copy, without_values
 from ..wrappers.order import meta_images, run_on_meta
-from .parts import Part, backbone_in
+from .parts import backbone_in
 
 
 def recompute(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> None:
@@ -31,13 +33,14 @@ def recompute(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> 
     calls its entries.
     """
     chosen = _chosen(model, kind)
-    idle = _idle(model, chosen)
+    writes = _writes(model, chosen)
+    idle = [path for path in chosen if writes.get(path, False) is None]
     if idle and (not isinstance(kind, type) or len(idle) == len(chosen)):
         raise ArgumentError(
             f"{idle} are never called themselves, only what is in them is: pass the paths or the class of that"
         )
-    for module in chosen.values():
-        vars(module)["forward"] = partial(_recomputed, module)
+    for path, module in chosen.items():
+        vars(module)["forward"] = partial(_recomputed, module, writes.get(path) is not False)
 
 
 def _chosen(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> dict[str, nn.Module]:
@@ -57,48 +60,60 @@ def _chosen(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> di
     return {path: modules[path] for path in paths}
 
 
-def _idle(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
-    """Paths of the chosen modules of the backbone that its forward does not call; nothing if it needs values to run."""
-    part = _backbone(model)
-    inside = {id(module) for module in part.module.modules()} if part else set()
-    waiting = {path: module for path, module in chosen.items() if id(module) in inside}
-    if part is None or not waiting:
-        return []
-    handles = [module.register_forward_pre_hook(_when_called(waiting, path)) for path, module in [*waiting.items()]]
+@torch.inference_mode(False)  # where tensors count their changes
+def _writes(model: nn.Module, chosen: dict[str, nn.Module]) -> dict[str, bool | None]:
+    """Whether a chosen module of the backbone changes its inputs in place, by path; None if it is never called.
+
+    Nothing is known of modules that are not in the backbone, and of a backbone that needs values to run.
+    """
     try:
-        run_on_meta(part.module, meta_images(part.module))
+        part = backbone_in(model)
     except ContractError:
-        return []
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(waiting)
-
-
-def _when_called(waiting: dict[str, nn.Module], path: str) -> Callable[..., None]:
-    """A hook on the module at `path`, which no longer waits once it, or a copy of it, is called."""
-
-    def called(*_: Any) -> None:
-        waiting.pop(path, None)
-
-    return called
-
-
-def _backbone(model: nn.Module) -> Part | None:
+        return {}
+    inside = {id(module) for module in part.module.modules()}
+    writes: dict[str, bool | None] = {path: None for path, module in chosen.items() if id(module) in inside}
+    twin = structural_copy(part.module, without_values).train()
+    for path in writes:
+        module, watch = twin.get_submodule(path.removeprefix(part.prefix)), _Watch(writes, path)
+        module.register_forward_pre_hook(watch.enter, prepend=True, with_kwargs=True)
+        module.register_forward_hook(watch.leave)
     try:
-        return backbone_in(model)
+        run_on_meta(twin, meta_images(part.module))
     except ContractError:
-        return None
+        return {}
+    return writes
 
 
-def _recomputed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In the place of a module's `forward`."""
+class _Watch:
+    """Hooks on the module at `path` that note in `writes` whether its inputs are others after a call than before."""
+
+    def __init__(self, writes: dict[str, bool | None], path: str) -> None:
+        self.writes, self.path = writes, path
+        self._given: list[list[tuple[Tensor, int]]] = []  # of the calls that are running
+
+    def enter(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self._given.append([(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+
+    def leave(self, *_: Any) -> None:
+        changed = any(leaf._version != version for leaf, version in self._given.pop())
+        self.writes[self.path] = changed or bool(self.writes[self.path])
+
+
+def _recomputed(module: nn.Module, writes: bool, *args: Any, **kwargs: Any) -> Any:
+    """In the place of a module's `forward`. writes: it may change its inputs in place."""
     forward = partial(type(module).forward, module)
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
+    leaves, spec = tree_flatten((args, kwargs))  # the caller may change its lists before the second run
+
+    def run(*leaves: Any) -> Any:
+        own = [leaf.clone() if writes and isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(own, spec)
+        return forward(*args, **kwargs)
+
     if torch.compiler.is_compiling():  # a compiled graph updates statistics once by itself
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_runs, module), **kwargs)
+        return checkpoint(run, *leaves, use_reentrant=False)
+    return checkpoint(run, *leaves, use_reentrant=False, context_fn=partial(_runs, module))
 
 
 def _runs(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
