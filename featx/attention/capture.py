@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, InputError
 from .blocks import Block, Blocks, chosen
+from .hooks import install
 from .known import Kind
 from .watch import Watch, Weights
 
@@ -92,25 +93,9 @@ def capture_attention(
 
 def _install(hooks: ExitStack, block: Block, seen: Attention, gradients: bool) -> None:
     if block.kind is Kind.ASKED:
-        ask = _in_this_thread(_asker(block, seen))
-        hooks.callback(block.module.register_forward_hook(ask, with_kwargs=True).remove)
+        hooks.callback(install(block.module, _asker(block, seen), with_kwargs=True))
         return
-    observer = _Observer(block, seen, gradients)
-    begin, end = _in_this_thread(observer.begin), _in_this_thread(observer.end)
-    hooks.callback(observer.stop)
-    hooks.callback(block.module.register_forward_pre_hook(begin).remove)
-    hooks.callback(block.module.register_forward_hook(end, always_call=True).remove)
-
-
-def _in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, for forwards in this thread: another one has its own images, and its own stack of modes."""
-    own = threading.get_ident()
-
-    def called(*args: Any) -> None:
-        if threading.get_ident() == own:
-            hook(*args)
-
-    return called
+    hooks.callback(_Observer(block, seen, gradients).stop)
 
 
 class _Observer:
@@ -119,6 +104,8 @@ class _Observer:
     def __init__(self, block: Block, seen: Attention, gradients: bool) -> None:
         self.block, self.seen, self.gradients = block, seen, gradients
         self.watches: list[Watch] = []
+        self.thread, self.stopped = threading.get_ident(), False
+        self.remove = install(block.module, self.end, self.begin, always_call=True)
 
     def begin(self, *_: Any) -> None:
         if self.gradients and not torch.is_grad_enabled():
@@ -136,13 +123,19 @@ class _Observer:
             return
         watch = self.watches.pop()
         watch.__exit__(None, None, None)
-        if output is not None and not _in_backward():  # it failed, or checkpointing runs it once more
+        if self.stopped:
+            self.stop()
+        elif output is not None and not _in_backward():  # it failed, or checkpointing runs it once more
             self.seen._keep(self.block.name, _single(self.block, watch), self.gradients)
 
     def stop(self) -> None:
-        """Stop watching a forward that was interrupted."""
+        """Stop watching, also a forward that was interrupted; one that runs in another thread is left to end first."""
+        self.stopped = True
+        if self.watches and threading.get_ident() != self.thread:
+            return
         while self.watches:
             self.watches.pop().__exit__(None, None, None)
+        self.remove()
 
 
 def _single(block: Block, watch: Watch) -> Weights:
