@@ -1,19 +1,29 @@
-"""How far maps in a lower precision agree with the original's."""
+"""Whether what was built computes the model's maps: both run on the same images before anybody gets it."""
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ContractError
+from ..errors import ArgumentError, ContractError, InputError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
+
+WRONG = 1e-3  # of the largest value: what other kernels and orders of summation do stays below 1e-4
+ALIKE = 0.9  # cosine similarity where values of 16 bits or another device round otherwise
+WORSE = 0.25  # what a lower precision may lose in cosine similarity from one size of images to another
 
 
 @torch.no_grad()
 def agreement(optimized: FeatureExtractWrapper, original: FeatureExtractWrapper, images: Tensor) -> dict[str, float]:
     """By level, the cosine similarity of the two extractors' maps of the same images; 1 is the same direction."""
-    pairs = zip(maps_in(optimized(images)), maps_in(original(images)), strict=True)
-    cosines = [F.cosine_similarity(ours.double().flatten(), true.double().flatten(), dim=0) for ours, true in pairs]
+    return _cosines(original, maps_in(optimized(images)), maps_in(original(images)))
+
+
+def _cosines(original: FeatureExtractWrapper, ours: list[Tensor], theirs: list[Tensor]) -> dict[str, float]:
+    pairs = zip(ours, theirs, strict=True)
+    cosines = [F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0) for a, b in pairs]
     return {name: cosine.item() for name, cosine in zip(original.feature_info.names(), cosines, strict=True)}
 
 
@@ -26,9 +36,7 @@ def smooth_noise(like: Tensor) -> Tensor:
     return (smooth + 0.1 * fine).to(like.device, like.dtype)
 
 
-WRONG = 1e-3  # of the largest value: what other kernels and orders of summation do stays below 1e-4
-
-
+@torch.no_grad()
 def compared(
     made: FeatureExtractWrapper,
     model: FeatureExtractWrapper,
@@ -38,25 +46,87 @@ def compared(
 ) -> dict[str, float] | None:
     """How similar maps are, in a lower precision than the model's; None in the same, where float32 has to be equal.
 
-    like: the shape of images where there is no example. Raises ContractError for maps that are not the model's.
+    like: images of the shape to compare at where there is no example. Then both run on another number of images, and on
+    two other sizes where they take those. Raises ContractError for maps that are not the model's, and ArgumentError for
+    a model whose own maps are not finite.
     """
-    images = smooth_noise(like) if example is None else example
-    if computes.itemsize < like.dtype.itemsize:
-        return agreement(made, model, images)
-    if computes.itemsize < torch.float32.itemsize or like.device.type != "cpu":
-        return None  # where every order of summation gives other values, and so may TensorFloat-32
-    for name, difference in differences(made, model, images).items():
-        if not difference < WRONG:
+    lower = computes.itemsize < like.dtype.itemsize
+    first = smooth_noise(like) if example is None else example
+    if not lower and takes(made, (1, *first.shape[1:])):
+        first = first[:1]
+    expected = maps_in(model(first))
+    for name, map_ in zip(model.feature_info.names(), expected, strict=True):
+        if not map_.isfinite().all():
+            raise ArgumentError(f"the model's own map {name} holds values that are not finite: look at its weights")
+    found = _checked(made, model, first, expected, computes, None)
+    for images in _others(made, model, first):
+        try:
+            expected = maps_in(model(images))
+        except InputError:  # the model takes no such size
+            continue
+        _checked(made, model, images, expected, computes, found)
+    return found if lower else None
+
+
+def takes(made: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
+    """Whether what was built says that it takes images (N, C, H, W) of that shape."""
+    said = getattr(made._inner, "said", None)
+    return said is None or said.taken is None or shape in said.taken
+
+
+def _others(made: FeatureExtractWrapper, model: FeatureExtractWrapper, first: Tensor) -> Iterator[Tensor]:
+    """Images of another number, and of small sizes beside: odd sides, and even ones."""
+    chs, height, width = first.shape[1:]
+    cell = max(model._smallest, max(model.feature_info.reduction()))
+    step = model.size_divisor
+    sizes = [(height, width)]
+    if model._inner.fixed_size is None:
+        sizes = [(2 * cell + 1, 3 * cell + 3), (3 * cell, 2 * cell)]
+    for number, sides in zip((2, 1), sizes, strict=False):
+        shape = (number, chs, *(-(-side // step) * step for side in sides))
+        if takes(made, shape):
+            yield smooth_noise(first.new_empty(shape))
+
+
+def _checked(
+    made: FeatureExtractWrapper,
+    model: FeatureExtractWrapper,
+    images: Tensor,
+    expected: list[Tensor],
+    computes: torch.dtype,
+    known: dict[str, float] | None,
+) -> dict[str, float]:
+    """The cosine similarity of the maps; ContractError if they are not the model's. known: that of other images."""
+    where = f"for {images.shape[0]} of {images.shape[2]}x{images.shape[3]} pixels"
+    try:
+        maps = maps_in(made(images))
+    except RuntimeError as error:
+        told = f"{error}".strip().partition("\n")[0]
+        raise ContractError(f"the runtime cannot run the model {where} ({told}): choose another runtime") from error
+    shapes = [tuple(map_.shape) for map_ in expected]
+    if shapes != [tuple(map_.shape) for map_ in maps]:
+        raise ContractError(f"the runtime gives maps of other shapes than {shapes} {where}: choose another runtime")
+    cosines = _cosines(model, maps, expected)
+    for name, map_, true in zip(cosines, maps, expected, strict=True):
+        problem = _difference(map_, true, images, computes, cosines[name], (known or {}).get(name))
+        if problem:
             raise ContractError(
-                f"the map {name} differs by {difference:.1e} of its largest value from the model's, because the "
-                "runtime computes something in it otherwise: choose another runtime"
+                f"the map {name} {problem} {where}, because the runtime computes something in it otherwise: choose "
+                "another runtime"
             )
-    return None
+    return cosines
 
 
-@torch.no_grad()
-def differences(made: FeatureExtractWrapper, model: FeatureExtractWrapper, images: Tensor) -> dict[str, float]:
-    """By level, the largest difference of the two extractors' maps, relative to the largest value of the second's."""
-    pairs = zip(model.feature_info.names(), maps_in(made(images)), maps_in(model(images)), strict=True)
-    tiny = torch.finfo(torch.float32).tiny
-    return {name: ((a - b).abs().max() / b.abs().max().clamp(min=tiny)).item() for name, a, b in pairs}
+def _difference(
+    map_: Tensor, true: Tensor, images: Tensor, computes: torch.dtype, cosine: float, known: float | None
+) -> str:
+    """What is wrong with a map; nothing if it is the model's."""
+    largest = true.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    if computes.itemsize >= torch.float32.itemsize and images.device.type == "cpu":
+        difference = ((map_ - true).abs().max() / largest).item()
+        return "" if difference < WRONG else f"differs by {difference:.1e} of its largest value from the model's"
+    least = -1.0 if known is None else known - WORSE
+    if computes.itemsize >= images.dtype.itemsize:
+        least = ALIKE  # every order of summation gives other values, and so may TensorFloat-32
+    alike = cosine >= least or not true.any()
+    return "" if alike else f"has a cosine similarity of {cosine:.2f} to the model's"

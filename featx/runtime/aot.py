@@ -63,6 +63,7 @@ class AotEngine(FileEngine):
     """A package, loaded."""
 
     runtime = "aot"
+    hides_nan = True
 
     def load(self) -> None:
         from torch._inductor import aoti_load_package

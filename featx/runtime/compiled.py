@@ -18,6 +18,7 @@ class CompiledEngine(Engine):
     """Compiles the extractor for every shape of images that it meets, when it meets it."""
 
     runtime = "compile"
+    hides_nan = True
 
     def __init__(self, extractor: FeatureExtractWrapper, wish: Wish) -> None:
         convert(extractor, wish)

@@ -22,10 +22,12 @@ from .optimized import OptimizedExtractor
 class Engine(ABC):
     """Computes what a graph returns. Nothing ever changes one, so copies are the engine itself.
 
-    runtime: its name. device, dtype: of the images it takes.
+    runtime: its name. device, dtype: of the images it takes. hides_nan: some of its kernels for
+        CPUs make numbers of NaN.
     """
 
     runtime: str
+    hides_nan = False
     device = torch.device("cpu")
     dtype = torch.float32
 
@@ -129,7 +131,14 @@ class EnginePyramid(Pyramid):
                 f"{x.shape[2]}x{x.shape[3]}, which its graph is not right for: resize them, or build it again with "
                 "example= images of this shape"
             )
-        return [tensor.to(self.said.dtype) for tensor in self.engine(x)]
+        with torch.autocast(x.device.type, enabled=False):  # it computes in what it was built for
+            tensors = [tensor.to(self.said.dtype) for tensor in self.engine(x)]
+        if self.engine.hides_nan and x.device.type == "cpu":
+            broken = ~x.flatten(1).sum(1).isfinite()
+            if broken.any():
+                for tensor in tensors:
+                    tensor[broken] = torch.nan
+        return tensors
 
 
 class EngineExtractor(OptimizedExtractor):

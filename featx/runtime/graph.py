@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ContractError
@@ -64,6 +65,8 @@ def graph_of(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> Graph:
     problems: list[str] = []
     for axes in _choices(wish, seen):
         images = like(seen, wish, 2 if 0 in axes else None)
+        if 2 in axes and not wish.portable:
+            images = _odd(images, max(extractor.feature_info.reduction()))
         made = _tried(extractor, images, axes, problems)
         if made is not None and (wish.dynamic == "auto" or set(axes) <= set(made[1].free)):
             program, right_for = made
@@ -90,6 +93,16 @@ def like(seen: Seen, wish: Wish, batch: int | None) -> Tensor:
     number = batch or (1 if wish.example is None else len(wish.example))
     image = seen.images[:1].to(wish.dtype)
     return image.expand(number, -1, -1, -1).contiguous(memory_format=_layout(wish))
+
+
+def _odd(images: Tensor, reduction: int) -> Tensor:
+    """Larger images, of which maps of every reduction have odd sides.
+
+    Where they are even, PyTorch's compiler takes a pool that rounds up for one that need not, and its code is wrong for
+    odd sides.
+    """
+    more = [-side % reduction + 1 for side in images.shape[2:]]
+    return F.pad(images, (0, more[1], 0, more[0]))
 
 
 def _layout(wish: Wish) -> torch.memory_format:

@@ -23,6 +23,7 @@ class OnednnEngine(Engine):
     """A captured graph, which is rewritten onto packed layers in place. exact: see `fuse`."""
 
     runtime = "onednn"
+    hides_nan = True
 
     def __init__(self, captured: Captured, wish: Wish, exact: Mapping[str, Tensor]) -> None:
         self.dtype, self.portions = wish.dtype, portions_of(captured)

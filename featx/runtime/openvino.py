@@ -24,6 +24,7 @@ class OpenVinoEngine(FileEngine):
     """A model compiled by OpenVINO, with as many threads as torch has when it is made, and a request per thread."""
 
     runtime = "openvino"
+    hides_nan = True
 
     def load(self) -> None:
         import openvino

@@ -44,9 +44,13 @@ def optimize(
     example: images (N, in_chans, H, W) as they will be given; None expects batches of several. torch.int8 is calibrated
         on them.
 
+    What is returned has run on `example`, or on noise, beside `model`: on two numbers of images, and on two more sizes
+    where it takes them. "compile" alone runs on `example` only, if it is given.
+
     Raises ArgumentError for arguments that are none of these, for a model in training mode and where the runtime cannot
     be used, MissingPackageError for what it needs, InputError for an example that the model does not take, and
     ContractError for a model that does not run or cannot be captured, or whose maps a runtime computes otherwise.
+    ArgumentError for a model whose own maps are not finite.
     """
     model = require_extractor(model, "optimize")
     _require(model, dtype, runtime, example)
@@ -62,7 +66,7 @@ def optimize(
         made = eager(optimized, dtype, layout)
     else:
         made = engine_for(runtime, optimized, seen, Wish(computes, layout, example, runtime in PORTABLE))
-    if runtime in PORTABLE or computes.itemsize < given.itemsize:
+    if runtime != "compile" or example is not None:  # which compiles for every shape, when it is met
         made.agreement = compared(made, model, seen.images, example, computes)
     return made
 
