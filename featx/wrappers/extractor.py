@@ -34,7 +34,8 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
 
     `model` is a Backbone, a Pyramid, or any module with `feature_info` whose children run in order, or which says
     `is_rewritten = True` and returns its maps from `forward_features`. It stays as it is; the extractor shares its
-    parameters, under the same names, and holds nothing that the asked levels do not need.
+    parameters, under the same names, and holds nothing that the asked levels do not need. It has a list of children of
+    its own: replace modules in the model before it is wrapped, or in the extractor.
 
     out_indices, out_names: which levels, in which order; see `create_model`.
     output: "list", "dict" keyed by level name, or "tokens": a list of pairs of prefix tokens (N, tokens, chs), none of
