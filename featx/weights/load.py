@@ -30,6 +30,7 @@ def load_weights(
     container: str | None = None,
     finite: bool = True,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
 ) -> LoadReport:
     """Fill every parameter and buffer of `model` in place, and say what was done.
 
@@ -41,12 +42,14 @@ def load_weights(
     container: the entry of a training checkpoint to take, such as "model_ema" or "teacher".
     finite: False takes infinite values and NaN, too.
     cache_dir: where downloads are kept.
+    mmap: read files through mapped pages, which takes no memory of its own; a file that is cut off meanwhile ends the
+        process. By default only files in the Hub's cache are read so.
 
     Nothing is loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
     WeightsNotFoundError if there is nothing at that place.
     """
     skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
-    reading = Reading(auto_mapping, layout, container, cache_dir)
+    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
     opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
     _require_settings(model, opened)
     tensors, report = fitted(model, opened, skip=skip, finite=finite)

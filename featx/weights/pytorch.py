@@ -3,6 +3,7 @@
 import re
 import struct
 import warnings
+from io import BufferedReader
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,21 +18,22 @@ DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, 
 DAMAGED += (ArithmeticError, MemoryError, ImportError, struct.error, BadZipFile)
 
 
-def read_pytorch(path: Path) -> Any:
-    """What `torch.save` wrote; a file of PyTorch 1.6 or later is mapped, and its pages are read when they are used.
+def read_pytorch(path: Path, file: BufferedReader, mapped: bool) -> Any:
+    """What `torch.save` wrote, in memory of its own, or in private pages of a file of PyTorch 1.6 or later if `mapped`.
 
     Raises CheckpointError if the file is damaged or would have to run code to be read.
     """
     import torch
 
-    zipped = begins(path, ZIP)
+    zipped = begins(file, ZIP)
     try:
         if zipped:
-            _require_plain(path)
+            _require_plain(path, file)
         with warnings.catch_warnings():
             # torch warns of pickles it did not write itself; whether it can read this one shows in a moment
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            source = path if zipped and mapped else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except CheckpointError:
         raise
     except UnpicklingError as error:
@@ -43,24 +45,30 @@ def read_pytorch(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a whole PyTorch file ({reason}): fetch or save it again") from error
 
 
-def begins(path: Path, magic: bytes) -> bool:
-    """Whether the file begins with these bytes."""
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
+def begins(file: BufferedReader, magic: bytes) -> bool:
+    """Whether the file, which is left at its start, begins with these bytes."""
+    file.seek(0)
+    beginning = file.read(len(magic))
+    file.seek(0)
+    return beginning == magic
 
 
-def _require_plain(path: Path) -> None:
+def _require_plain(path: Path, file: BufferedReader) -> None:
     """Raise CheckpointError if a zip file is a TorchScript program, or compressed, as PyTorch's never are.
 
     torch.load would map compressed bytes as if they were values, and unpack the rest however large it says it is.
     """
-    with ZipFile(path) as archive:
+    with ZipFile(file) as archive:
         members = archive.infolist()
+    size = file.seek(0, 2)
+    file.seek(0)
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise CheckpointError(f"{path} {_refused('GLOBAL TorchScript was not')}")
     packed = [member.filename for member in members if member.compress_type != ZIP_STORED]
     if packed:
         raise CheckpointError(f"{path} is compressed, as PyTorch's files never are ({packed[:5]}): save it again")
+    if sum(member.file_size for member in members) > size:
+        raise CheckpointError(f"{path} is not a whole PyTorch file (its records overlap): fetch or save it again")
 
 
 def _refused(reason: str) -> str:
