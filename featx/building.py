@@ -22,7 +22,7 @@ from .weights import load_weights
 from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
 from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
-from .weights.load import families, names_of
+from .weights.load import families, names_of, place
 from .weights.source import HUB, config_of
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
@@ -141,9 +141,10 @@ def users(request: Request, create: Creation) -> nn.Module:
         asked = {field: value for field, value in asdict(request.choice).items() if value not in (None, "list")}
         choice = {"features_only": True, **asked}
     model = _call(create, request, choice)
+    place(model, request.device, request.dtype)
     if request.checkpoint is not None:
         load_weights(model, request.checkpoint, **asdict(request.reading))
-    return model.to(request.device, request.dtype)
+    return model
 
 
 def bridged(request: Request, package: ModuleType, name: str) -> nn.Module:
@@ -154,9 +155,10 @@ def bridged(request: Request, package: ModuleType, name: str) -> nn.Module:
     )
     if request.choice is not None:
         model = request.choice.extractor(package.pyramid(model))
+    place(model, request.device, request.dtype)
     if request.checkpoint is not None:
         load_weights(model, request.checkpoint, **asdict(request.reading))
-    return model.to(request.device, request.dtype)
+    return model
 
 
 def _published(architecture: str, where: str) -> str:

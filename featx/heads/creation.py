@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..factory import create_model
 from ..weights.assign import assign
 from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from ..weights.load import families, fitted, names_of
+from ..weights.load import families, fitted, names_of, place
 from ..wrappers import FeatureExtractWrapper
 from .auxiliary import AuxiliaryHead
 from .deeplabv3 import DeepLabV3Config
@@ -94,7 +94,8 @@ def create_segmenter(
     resized = ("head.classifier.", "aux.classifier.")
     model = _loaded(build, given, weights, reading, resized, device, dtype)
     model.label_names = description.label_names(num_classes)
-    return model.to(device, dtype)
+    place(model, device, dtype)
+    return model
 
 
 def create_detector(
@@ -109,8 +110,8 @@ def create_detector(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
-    device: torch.device | str | None = None,
     mmap: bool | None = None,
+    device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
 ) -> "SSD":
@@ -141,7 +142,8 @@ def create_detector(
     reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
     resized = ("head.predictions.",)
     model = _loaded(build, arch, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
-    return model.to(device, dtype)
+    place(model, device, dtype)
+    return model
 
 
 def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
@@ -180,7 +182,7 @@ def _loaded(
     asked = checkpoint.layout.settings if checkpoint.layout else {}
     if settings := {name: value for name, value in asked.items() if name not in given}:
         model = build(settings)
-    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized)
+    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     model.load_report = report
     return model
