@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
 from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights, sha256_of
-from .read import READERS
+from .read import READERS, read_checkpoint
 from .shards import INDEX, local_shards
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
@@ -65,7 +65,8 @@ def repository(text: str) -> tuple[str, str]:
 def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
     """The file at `url`, downloaded once, whole, into `cache_dir`, by default PyTorch's folder of checkpoints.
 
-    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says.
+    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says, or holds
+    no weights; nothing is then kept.
     """
     import torch
 
@@ -81,6 +82,7 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
                 download = Path(folder) / name
                 _download(url, download)
                 _check_hash(download, url)
+                _require_weights(download, url)
                 os.replace(download, path)
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
@@ -98,13 +100,30 @@ def _download(url: str, path: Path) -> None:
 
     ascii_url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     with urlopen(ascii_url, timeout=PATIENCE) as answer, path.open("wb") as file:
+        if answer.status != 200:
+            raise ConnectionError(f"the server answered with status {answer.status}, where 200 is a whole file")
         total = int(answer.headers.get("Content-Length", 0)) or None
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
             while piece := answer.read(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
+        if not file.tell():
+            raise ConnectionError("the answer is empty")
         if total is not None and file.tell() != total:
             raise ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+def _require_weights(path: Path, url: str) -> None:
+    """Raise CheckpointError, which says what came in their place, unless the file holds weights."""
+    try:
+        read_checkpoint(path, mapped=True)  # nobody else knows this file yet
+    except CheckpointError as error:
+        with path.open("rb") as file:
+            beginning = file.read(40)
+        reason = str(error).replace(str(path), path.name)
+        raise CheckpointError(
+            f"{url} gave {path.stat().st_size} bytes that begin with {beginning!r} and were not kept: {reason}"
+        ) from error
 
 
 def _check_hash(path: Path, url: str) -> None:
