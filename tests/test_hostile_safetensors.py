@@ -1,7 +1,16 @@
 """Headers of safetensors files made to do harm, or damaged so that they might."""
 
+import json
+import re
+
 import pytest
+import torch
+from conftest import same_state
 from hostile import damage, entry, refuse, write_safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from featx import CheckpointError
 from featx.weights.read import read_checkpoint
@@ -65,3 +74,57 @@ def test_any_byte_of_a_safetensors_header_may_be_damaged(tmp_path):
         tmp_path / "w.safetensors", {"a": entry(0, 8), "count": entry(8, 16, (), "I64")}, bytes(16)
     )
     damage(path, seed=0, times=400)
+
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 4),
+    "count": torch.tensor(7),
+    "flags": torch.tensor([True, False, True]),
+}
+# what only this reader refuses
+STRICTER = "names tensors twice|which cannot be read|a shape that no tensor has|texts as metadata"
+NUMBERS = st.one_of(st.integers(-1, 40), st.sampled_from([2**31, 2**60, 2**63, 2**64, 1.0, 1e3, True]))
+FIELDS = {
+    "dtype": st.sampled_from(["F32", "BF16", "I64", "BOOL", "U8", "F64", "C64", "F4", "F8_E8M0", "f32", "", 1, None]),
+    "shape": st.lists(NUMBERS, max_size=4),
+    "data_offsets": st.lists(NUMBERS, min_size=1, max_size=3),
+}
+ANYTHING = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=3)), st.lists, max_leaves=4)
+NAMES = st.sampled_from([*TENSORS, "new", "__metadata__", ""])
+edits = st.one_of(
+    *(st.tuples(NAMES, st.just(field), st.one_of(values, ANYTHING)) for field, values in FIELDS.items()),
+    st.tuples(NAMES, st.text(max_size=3), ANYTHING),
+    st.tuples(NAMES, st.none(), st.one_of(st.fixed_dictionaries(FIELDS), ANYTHING)),
+)
+
+
+@pytest.mark.sweep
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(st.lists(edits, max_size=3), st.sampled_from([0, 0, 0, -1, 1]))
+def test_changed_headers_are_read_as_the_package_reads_them_or_refused(tmp_path_factory, changes, more):
+    whole = save(TENSORS, {"format": "pt"})
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    for name, field, value in changes:
+        if field is None:
+            header[name] = value
+        elif isinstance(header.setdefault(name, {}), dict):
+            header[name][field] = value
+    path = tmp_path_factory.mktemp("header") / "w.safetensors"
+    write_safetensors(path, header, (data + bytes(2))[: len(data) + more])
+    try:
+        ours = read_checkpoint(path)
+    except CheckpointError as error:
+        ours, reason = None, str(error)
+    try:
+        theirs = load_file(path)
+    except (SafetensorError, TypeError):
+        theirs = None
+    if ours is None:
+        assert theirs is None or re.search(STRICTER, reason), reason
+    else:
+        assert theirs is not None
+        assert same_state(ours, theirs)
+        assert same_state(read_checkpoint(path, mapped=True), theirs)

@@ -172,7 +172,7 @@ def all_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 def place(model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     """Move a model to a device and into a floating type, in place; CheckpointError if it has values that it has not."""
-    held = model.state_dict() if dtype is not None else {}
+    held = {} if dtype is None else {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
     if lost := [name for name, tensor in held.items() if all_finite(tensor) and not all_finite(tensor, dtype)]:
         raise CheckpointError(
             f"{type(model).__name__} has values that {dtype} has not, in {names_in(lost)}: choose another dtype"

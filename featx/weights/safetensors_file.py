@@ -86,8 +86,9 @@ def _header(path: Path, file: BufferedReader, size: int) -> dict[str, Any]:
         raise _damaged(path, f"its header is no JSON: {type(error).__name__}: {str(error)[:100]}") from error
     except _TwiceError as error:
         raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: {error}") from error
-    metadata = (found.pop(METADATA, None) or {}) if isinstance(found, dict) else None
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+    metadata = found.pop(METADATA, None) if isinstance(found, dict) else []
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    if metadata is not None and not texts:
         raise _damaged(path, "its header is no JSON object of tensors with texts as metadata")
     return found
 
