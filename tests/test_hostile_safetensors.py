@@ -55,8 +55,13 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, data, probl
 def test_a_safetensors_header_that_is_said_to_be_huge_is_refused(tmp_path, length):
     refuse(
         write_safetensors(tmp_path / "w.safetensors", {"a": entry(0, 8)}, bytes(8), length),
-        "is cut off, or larger than 100000000",
+        "its header would take",
     )
+
+
+@pytest.mark.parametrize("header", [b'{"a":"%s"}' % (b" " * (33 << 20)), b'{"a":[%s{}]}' % (b"{}," * 110_000)])
+def test_a_safetensors_header_longer_than_any_networks_is_refused_before_it_is_parsed(tmp_path, header):
+    refuse(write_safetensors(tmp_path / "w.safetensors", header), "a header of .* no network has so many tensors")
 
 
 def test_a_safetensors_file_cut_anywhere_is_refused(tmp_path):

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, names_in
+from .npz import MAX_MEMBERS
 from .state import StateDict
 
-LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
+LONGEST_HEADER = 32 << 20  # bytes; a network of 20,000 tensors takes 3 MiB, and its metadata perhaps as many
+MOST_OBJECTS = 5 * MAX_MEMBERS  # a tensor is one, and metadata may quote some
 MOST_DIMENSIONS = 64
 METADATA, FIELDS = "__metadata__", ("shape", "dtype", "data_offsets")
 NAMES = {
@@ -78,10 +80,16 @@ def _header(path: Path, file: BufferedReader, size: int) -> dict[str, Any]:
     """The header, after which the file is read on where the values begin."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
-        raise _damaged(path, f"its header of {length} bytes is cut off, or larger than {LONGEST_HEADER}")
+    if length > size - 8:
+        raise _damaged(path, f"its header would take {length} bytes of {size}")
+    text = file.read(min(length, LONGEST_HEADER))
+    if length > LONGEST_HEADER or text.count(b"{") > MOST_OBJECTS:
+        raise CheckpointError(
+            f"{path} has a header of {length} bytes, which is longer than {LONGEST_HEADER}, or lists more than "
+            f"{MOST_OBJECTS} objects: no network has so many tensors"
+        )
     try:
-        found = json.loads(file.read(length).decode(), object_pairs_hook=_once)
+        found = json.loads(text.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is no JSON: {type(error).__name__}: {str(error)[:100]}") from error
     except _TwiceError as error:
