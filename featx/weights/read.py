@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, WeightsNotFoundError
+from ..errors import CheckpointError, WeightsNotFoundError, names_in
 from .pytorch import ZIP, begins, read_pytorch
+from .safetensors_header import check_header
 from .state import StateDict
 
 WEB_PAGE = "is a web page, not a file of weights: fetch it again from an address that gives the file itself"
@@ -43,12 +44,13 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_header(path)
     try:
         state = load_file(path)
     except (SafetensorError, TypeError) as error:  # TypeError: of a shape beyond 64 bits that holds nothing
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
     if twice := _named_twice(path):
-        raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: {twice}")
+        raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: [{names_in(twice)}]")
     return state
 
 
