@@ -20,12 +20,16 @@ WEIGHT_FILES = (
 def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> tuple[Path, ...]:
     """Local paths of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     def known_absent(filename: str) -> bool:
         return try_to_load_from_cache(repo, filename, cache_dir, revision) is _CACHED_NO_EXIST
 
-    for filename in sorted(WEIGHT_FILES, key=known_absent):  # the file that is cached is then found without the Hub
+    try:  # the file that is cached is then found without the Hub
+        candidates = sorted(WEIGHT_FILES, key=known_absent)
+    except HFValidationError as error:
+        raise ArgumentError(f"{repo} cannot be the name of a repository ({_first_line(error)})") from error
+    for filename in candidates:
         try:
             path = download(repo, filename, revision, cache_dir)
         except WeightsNotFoundError as error:

@@ -43,38 +43,40 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 TAKES_NOTHING = "its program takes what is not there"
 
 
-def check_pickles(path: Path, zipped: bool) -> None:
+def check_pickles(path: Path, file: IO[bytes], zipped: bool) -> None:
     """Raise CheckpointError if the pickles in a PyTorch file call what torch.save does not, or build more than fits.
 
-    zipped: whether the file is a zip archive, as since PyTorch 1.6, and not a sequence of pickles and values.
+    file: opened, which is left at its start. zipped: whether it is a zip archive, as since PyTorch 1.6, and not a
+    sequence of pickles and values.
     """
-    size = path.stat().st_size
+    size = file.seek(0, 2)
+    file.seek(0)
     try:
         if zipped:
-            data = _record(path)
+            data = _record(file)
             program = Program(BytesIO(data), len(data), size)
             program.run()
             program.require_storages()
         else:
-            with path.open("rb") as file:
-                if file.read(TAR.stop)[TAR] == b"ustar":  # of PyTorch 0.1
-                    raise _other("a tar archive")
-                file.seek(0)
-                _check_legacy(Program(file, size, size))
+            _check_legacy(Program(file, size, size))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error.__cause__
+    file.seek(0)
 
 
-def _record(path: Path) -> bytes:
+def _record(file: IO[bytes]) -> bytes:
     import torch
 
     try:  # what torch.load reads, whatever another reader of zip archives would find
-        return torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+        return torch._C.PyTorchFileReader(file).get_record("data.pkl")
     except RuntimeError as error:
         raise _damaged(str(error).partition("\n")[0]) from error
 
 
 def _check_legacy(program: "Program") -> None:
+    if program.file.read(TAR.stop)[TAR] == b"ustar":  # of PyTorch 0.1
+        raise _other("a tar archive")
+    program.file.seek(0)
     if program.run() != LEGACY_MAGIC:
         raise _damaged("it does not begin as PyTorch's files do")
     for _ in ("version", "machine", "object"):

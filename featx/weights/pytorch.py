@@ -27,7 +27,8 @@ def read_pytorch(path: Path) -> Any:
     zipped = begins(path, ZIP)
     if zipped:
         _require_plain(path)
-    check_pickles(path, zipped)
+    with path.open("rb") as file:
+        check_pickles(path, file, zipped)
     try:
         with warnings.catch_warnings():
             # torch warns of pickles it did not write itself; whether it can read this one shows in a moment
