@@ -92,7 +92,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("attention_dropout_prob", "ffn_dropout_prob"), (0, 1)),
 }
 MOST_STAGES, MOST_PROBLEMS = 32, 10
-LARGEST_FILE, MOST_ALIASES = 1 << 16, 16  # bytes; a published description has three thousand, and no aliases
+# A published description has three thousand bytes and neither aliases nor brackets.
+LARGEST_FILE, MOST_ALIASES, MOST_OPENED = 1 << 16, 16, 200
 
 # What PyYAML raises besides its own errors for dates, numbers and nesting that cannot be.
 YAML_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -125,6 +126,8 @@ def read_yaml(path: Path) -> Any:
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ArgumentError(f"{path} has {size} bytes: expected a description of at most {LARGEST_FILE}")
     data = path.read_bytes()
+    if (opened := data.count(b"[") + data.count(b"{")) > MOST_OPENED:  # PyYAML looks through all of them at each word
+        raise ArgumentError(f"{path} has {opened} brackets, more than {MOST_OPENED}: expected a description in lines")
     try:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader))
         tree = yaml.safe_load(data) if aliases <= MOST_ALIASES else None
