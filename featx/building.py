@@ -21,6 +21,7 @@ from .spelling import closest
 from .weights import load_weights
 from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
+from .weights.described_model import check_described
 from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
 from .weights.load import families, names_of, place
 from .weights.source import HUB, config_of
@@ -106,6 +107,8 @@ def native(request: Request, variant: Variant[Any], architecture: str, published
     # a family without a grid of positions is built alike for all sizes
     given = {field: value for field, value in request.given.items() if field in known or field != "image_size"}
     config = _configured(architecture, variant, {**stated, **given}, request.known)
+    if stated:
+        check_described(variant, config, published)
     whole, checkpoint = _built(request, variant, architecture, config, weights)
     whole.data_config = preprocessing_in(described, whole.data_config, published)
     if "image_size" in request.given:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, names_in
 from .file_changes import unchanged
 from .layout import Layout, find, recognise
-from .names import backbone_prefix, require_values, tensors_of, unflattened, unwrapped
+from .names import backbone_prefix, plain, require_values, tensors_of, unflattened, unwrapped
 from .read import read_checkpoint
 from .source import HUB, locate
 from .state import StateDict
@@ -87,7 +87,7 @@ def read_tensors(weights: Weights, how: Reading) -> tuple[str, StateDict]:
         for path in paths:
             shard = _tensors_in(path, how.container, mapped)
             if again := sorted(state.keys() & shard.keys()):
-                raise CheckpointError(f"{path} holds tensors that another shard holds too: {again}")
+                raise CheckpointError(f"{path} holds tensors that another shard holds too: [{names_in(again)}]")
             state.update(shard)
     return str(weights), state
 
@@ -97,7 +97,7 @@ def _tensors_in(path: Path, container: str | None, mapped: bool) -> StateDict:
     try:
         state = tensors_of(held, container)
         require_values(state)
-        return state
+        return plain(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

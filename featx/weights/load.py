@@ -1,6 +1,7 @@
 """Put tensors into a model, all of them or none."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
 from .state import StateDict
 from .values import same
+
+MOST_COMPARED = 100  # names of which the closest are found: each comparison costs
 
 # Classes of other packages whose tensors are named as those of ours, so that the same layouts become theirs.
 SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
@@ -154,8 +157,8 @@ def _shown(problems: Sequence[str]) -> list[str]:
 
 def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
     """A hint at tensors of that shape with a similar name; nothing is ever matched by it."""
-    alike = [other for other in free if others[other].shape == own[name].shape]
-    close = closest(name, alike[:100], 2)  # a bound, since each comparison costs
+    alike = (other for other in free if others[other].shape == own[name].shape)
+    close = closest(name, islice(alike, MOST_COMPARED), 2)
     return f" (similar: {', '.join(close)})" if close else ""
 
 

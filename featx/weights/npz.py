@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shortened
 from .npy import read_array
 from .state import StateDict
 
@@ -72,8 +72,7 @@ def _check(members: list[ZipInfo], size: int) -> None:
     """Raise CheckpointError listing what is wrong with the names and the declared sizes of the members."""
     problems = list(_problems(members, size))
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"this is no safe .npz file: {shown}")
+        raise CheckpointError(f"this is no safe .npz file: {'; '.join(shortened(problems))}")
 
 
 def _problems(members: list[ZipInfo], size: int) -> Iterator[str]:

@@ -10,11 +10,13 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
+from .addresses import checked_address, content_length, is_address, opened
 from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights, sha256_of
 from .read import READERS, read_checkpoint
 from .shards import INDEX, local_shards
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
+LONGEST_REPOSITORY = 96  # characters that the Hub allows
 PATIENCE = 60  # seconds without a byte after which a download is given up
 PIECE = 1 << 20  # bytes
 
@@ -30,8 +32,8 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
     text = str(where)
     if text.startswith(HUB):
         return hub_weights(*repository(text), cache_dir)
-    if re.match("https?://", text):
-        return (fetched(text, cache_dir),)
+    if is_address(text):
+        return (fetched(checked_address(text), cache_dir),)
     path = Path(text.removeprefix(FOLDER))
     if os.path.isdir(path):  # which is false for a name that no file can have, where Path.is_dir raises
         path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
@@ -57,8 +59,10 @@ def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]
 def repository(text: str) -> tuple[str, str]:
     """("owner/repo", revision) of "hf-hub:owner/repo[@revision]", main by default; ArgumentError if it is none."""
     name, _, revision = text.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ArgumentError(f"{text!r} names no repository: expected {HUB}owner/repo or {HUB}owner/repo@revision")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or len(name) > LONGEST_REPOSITORY:
+        raise ArgumentError(
+            f"{text[:LONGEST_REPOSITORY]!r} names no repository: expected {HUB}owner/repo or {HUB}owner/repo@revision"
+        )
     return name, revision or "main"
 
 
@@ -94,15 +98,13 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
 
 def _download(url: str, path: Path) -> None:
     """Write what is at `url` into a file; OSError or HTTPException if it cannot be had whole."""
-    from urllib.request import urlopen
-
     from huggingface_hub.utils import tqdm
 
     ascii_url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    with urlopen(ascii_url, timeout=PATIENCE) as answer, path.open("wb") as file:
+    with opened(ascii_url, PATIENCE) as answer, path.open("wb") as file:
         if answer.status != 200:
             raise ConnectionError(f"the server answered with status {answer.status}, where 200 is a whole file")
-        total = int(answer.headers.get("Content-Length", 0)) or None
+        total = content_length(answer.headers.get("Content-Length"))
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
             while piece := answer.read(PIECE):
                 file.write(piece)
