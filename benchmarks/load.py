@@ -1,7 +1,8 @@
 """Time and memory from `create_model` to a loaded model, against timm, from the same safetensors file.
 
 Every number is of a fresh process; the libraries take turns; medians. The file, of random weights, is in the page
-cache. Memory is beyond what the process had after its imports, and is read the Linux way.
+cache. Memory is beyond what the process had after its imports, and is read the Linux way. featx reads files into
+memory; it maps those in the Hub's cache, as it does any other with `mmap=True`.
 
 python benchmarks/load.py [NAME ...]
 """
@@ -14,8 +15,10 @@ from fresh import machine, medians
 
 REPEATS = 5
 NAMES = ("resnet50", "convnext_large", "vit_large_patch16_224")
+MAPPED = "featx, mapped"
 CALLS = {
     "featx": "featx.create_model({name!r}, checkpoint_path={path!r})",
+    MAPPED: "featx.create_model({name!r}, checkpoint_path={path!r}, mmap=True)",
     "timm": "timm.create_model({name!r}, pretrained=True, pretrained_cfg_overlay=dict(file={path!r}))",
 }
 CODE = """
@@ -59,20 +62,21 @@ def write(name: str, path: Path) -> None:
 
 
 def measure(name: str, path: Path) -> None:
-    """Print a row for each library and one that compares them: with each other in time, with the file in memory."""
+    """Print a row for each way, and one that compares each of ours: with timm in time, with the file in memory."""
     calls = {library: call.format(name=name, path=str(path)) for library, call in CALLS.items()}
-    codes = {library: CODE.format(library=library, call=call) for library, call in calls.items()}
+    codes = {library: CODE.format(library=library.partition(",")[0], call=call) for library, call in calls.items()}
     measured = medians(codes, REPEATS, bytecode=path.parent / "bytecode")
     size = path.stat().st_size / 2**20
     for library, numbers in measured.items():
         cells = (f"{n:.0f}" if i % 4 > 1 else f"{n:.3f}" for i, n in enumerate(numbers))
         print(f"| {name}, {size:.0f} MiB | {library} | {' | '.join(cells)} |")
-    pairs = enumerate(zip(measured["featx"], measured["timm"], strict=True))
-    cells = (
-        f"{ours / size:.2f} (timm {theirs / size:.2f}) of file" if i % 4 > 1 else f"{theirs / ours:.1f}x less"
-        for i, (ours, theirs) in pairs
-    )
-    print(f"| | **featx** | {' | '.join(cells)} |", flush=True)
+    for way in ("featx", MAPPED):
+        pairs = enumerate(zip(measured[way], measured["timm"], strict=True))
+        cells = (
+            f"{ours / size:.2f} (timm {theirs / size:.2f}) of file" if i % 4 > 1 else f"{theirs / ours:.1f}x less"
+            for i, (ours, theirs) in pairs
+        )
+        print(f"| | **{way}** | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Checks of what callers pass: each returns the value, or raises ArgumentError with the argument's name."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from operator import index
-from types import UnionType
-from typing import Any, SupportsIndex, Union, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, SupportsIndex, Union, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .errors import ArgumentError
 
 LONGEST = 80  # characters of a value in a message
+LARGEST_COUNT = 1 << 24  # of channels, blocks, classes and pixels
 
 
 def wrong(argument: str, value: object, expected: str) -> ArgumentError:
@@ -67,12 +69,44 @@ def require_place(device: Any, dtype: Any) -> None:
 
 
 def require_kind(value: object, argument: str, annotation: Any) -> None:
-    """What a field of a configuration is annotated with, as far as that is int, float, str or bool, or one of them."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
-        return
-    counts = _is_int(value) and (int in kinds or float in kinds)
-    if not counts and not any(isinstance(value, kind) and isinstance(value, bool) == (kind is bool) for kind in kinds):
-        raise wrong(argument, value, " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds))
+    """What a field of a configuration is annotated with; see `fits`."""
+    if not fits(value, annotation):
+        raise wrong(argument, value, _words(annotation))
     if argument.endswith("_rate") and isinstance(value, int | float) and not 0 <= value <= 1:
         raise wrong(argument, value, "a probability, from 0 to 1")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a type as configurations have them.
+
+    Their ints count something, from 0 to LARGEST_COUNT, and their floats are finite. A list may stand for a tuple, and
+    what makes an object may stand for its class.
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(fits(value, kind) for kind in inner)
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) and isinstance(value, tuple | list) else inner
+        plural = isinstance(value, tuple | list) and len(value) == len(kinds)
+        return plural and all(fits(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (type, Callable):
+        return callable(value)
+    if annotation in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        counted = _is_int(value) and 0 <= cast(SupportsIndex, value).__index__() <= LARGEST_COUNT
+        return counted or (annotation is float and number and abs(value) <= LARGEST_COUNT)
+    return annotation is Any or isinstance(value, annotation)
+
+
+def _words(annotation: Any) -> str:
+    """An annotation in a message: without the modules of classes."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    texts = ["None" if kind is NoneType else re.sub(r"\b(\w+\.)+", "", _text(kind)) for kind in kinds]
+    counts = f", counted up to {LARGEST_COUNT}" if "int" in texts else ""
+    return " or ".join(texts) + counts
+
+
+def _text(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

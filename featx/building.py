@@ -21,8 +21,9 @@ from .spelling import closest
 from .weights import load_weights
 from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
+from .weights.described_model import check_described
 from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
-from .weights.load import families, names_of
+from .weights.load import families, names_of, place
 from .weights.source import HUB, config_of
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
@@ -106,6 +107,8 @@ def native(request: Request, variant: Variant[Any], architecture: str, published
     # a family without a grid of positions is built alike for all sizes
     given = {field: value for field, value in request.given.items() if field in known or field != "image_size"}
     config = _configured(architecture, variant, {**stated, **given}, request.known)
+    if stated:
+        check_described(variant, config, published)
     whole, checkpoint = _built(request, variant, architecture, config, weights)
     whole.data_config = preprocessing_in(described, whole.data_config, published)
     if "image_size" in request.given:
@@ -141,9 +144,10 @@ def users(request: Request, create: Creation) -> nn.Module:
         asked = {field: value for field, value in asdict(request.choice).items() if value not in (None, "list")}
         choice = {"features_only": True, **asked}
     model = _call(create, request, choice)
+    place(model, request.device, request.dtype)
     if request.checkpoint is not None:
         load_weights(model, request.checkpoint, **asdict(request.reading))
-    return model.to(request.device, request.dtype)
+    return model
 
 
 def bridged(request: Request, package: ModuleType, name: str) -> nn.Module:
@@ -154,9 +158,10 @@ def bridged(request: Request, package: ModuleType, name: str) -> nn.Module:
     )
     if request.choice is not None:
         model = request.choice.extractor(package.pyramid(model))
+    place(model, request.device, request.dtype)
     if request.checkpoint is not None:
         load_weights(model, request.checkpoint, **asdict(request.reading))
-    return model.to(request.device, request.dtype)
+    return model
 
 
 def _published(architecture: str, where: str) -> str:

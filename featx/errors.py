@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 MOST_LISTED = 8
 LONGEST = 160  # characters of another package's message
+LONGEST_ITEM = 300  # characters of one item of a list
 
 
 class FeatxError(Exception):
@@ -55,9 +56,10 @@ class MissingPackageError(FeatxError, ImportError):
 
 def shortened(items: Iterable[object], most: int = MOST_LISTED) -> list[str]:
     """The first of what a message lists, as text, and how many more there are."""
-    texts = [str(item) for item in items]
-    more = len(texts) - most
-    return texts if more < 1 else [*texts[:most], f"… and {more} more"]
+    whole = [*items]
+    texts = [text if len(text) <= LONGEST_ITEM else f"{text[:LONGEST_ITEM]}…" for text in map(str, whole[:most])]
+    more = len(whole) - most
+    return texts if more < 1 else [*texts, f"… and {more} more"]
 
 
 def names_in(items: Iterable[object], most: int = MOST_LISTED) -> str:

@@ -41,6 +41,7 @@ def create_model(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
@@ -60,6 +61,7 @@ def create_model(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
@@ -82,6 +84,7 @@ def create_model(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
@@ -107,6 +110,8 @@ def create_model(
     auto_mapping: recognise names that other programs write into checkpoints; False takes the model's own names alone.
     layout, container: the program that named the tensors, and the entry they are under; see `load_weights`.
     cache_dir: where downloads are kept.
+    mmap: leave weights in pages of their file, which are read when they are first used; whoever then cuts that file off
+        ends the process. By default only files in the Hub's cache stay there, and others are read into memory.
     device, dtype: of the parameters; by default the CPU and float32.
     arch: further fields of the family's configuration.
 
@@ -129,7 +134,7 @@ def create_model(
         checkpoint_path,
         {field: value for field, value in given.items() if value is not None},
         Choice(out_indices, out_names, _output(output, feature_cls)) if features_only else None,
-        Reading(auto_mapping, layout, container, cache_dir),
+        Reading(auto_mapping, layout, container, cache_dir, mmap),
         device,
         dtype,
         ARGUMENTS,

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arguments import require_number
-from .errors import ArgumentError
+from .arguments import fits, require_number
+from .errors import ArgumentError, shortened
+from .image_checks import LARGEST_SIDE
 from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
 
 if TYPE_CHECKING:
@@ -69,14 +70,17 @@ class DataConfig:
             )
             if value not in known
         ]
-        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
-            problems.append(f"size={self.size}: expected (height, width) in pixels")
-        elif not isinstance(self.crop, int | float) or not 0 < self.crop <= min(self.size):
+        if not fits(self.size, tuple[int, int]) or not all(0 < side <= LARGEST_SIDE for side in self.size):
+            problems.append(f"size={self.size}: expected (height, width) in pixels, at most {LARGEST_SIDE}")
+        elif not fits(self.crop, float) or not max(self.size) / LARGEST_SIDE <= self.crop <= min(self.size):
             problems.append(f"crop={self.crop!r}: expected a positive share of the resized image, such as 0.875")
-        if len(self.mean) != len(self.std) or not all(self.std):
+        per_channel = fits(self.mean, tuple[float, ...]) and fits(self.std, tuple[float, ...])
+        if not per_channel or len(self.mean) != len(self.std) or not all(self.std):
             problems.append(f"mean={self.mean}, std={self.std}: expected one of each per channel, no std of 0")
+        if not isinstance(self.interpolation, str):
+            problems.append(f"interpolation={self.interpolation!r}: expected the name of a filter, such as 'bicubic'")
         if problems:
-            raise ArgumentError("; ".join(problems))
+            raise ArgumentError("; ".join(shortened(problems)))
 
     @classmethod
     def from_json(cls, stated: Mapping[str, Any]) -> Self:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 
 # What is no edit but counts: a character of the known name before and after the misspelt part, so that
 # mobilenetv3_small_050 is near to mobilnetv3; words in another order; a name of another package.
@@ -40,7 +40,7 @@ def _distance_of_words(words: list[str], theirs: list[str]) -> float:
     return sum(min((_distance(word, other) for other in theirs), default=len(word)) for word in words)
 
 
-@cache
+@lru_cache(1 << 16)
 def _distance(wanted: str, letters: str) -> float:
     """Edits from `wanted` to the part of `letters` that is nearest to it (optimal string alignment)."""
     before: list[float] = []

@@ -18,8 +18,9 @@ FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filen
 
 # What goes wrong with a file: the connection ends in the middle of it, at every attempt or at the first alone; half of
 # it is sent as if that were all; other bytes are, as many; the server is overloaded; it closes the connection without
-# an answer.
-Fault = Literal["cut", "cut once", "halved", "altered", "busy", "mute"]
+# an answer; it answers with a page, or with nothing, as if that were the file; it gives half of the file, and says so.
+Fault = Literal["cut", "cut once", "halved", "altered", "busy", "mute", "page", "empty", "part"]
+PAGE = b"<!DOCTYPE html><title>Busy</title>Come back later"
 
 
 @dataclass
@@ -118,12 +119,13 @@ class Answer(BaseHTTPRequestHandler):
         if fault == "cut once" and self.command == "GET":
             del faults[filename]
         etag = sha256(data).hexdigest()
-        if fault == "halved" and self.command == "GET":
+        data = {"page": PAGE, "empty": b""}.get(fault or "", data)
+        if fault in ("halved", "part") and self.command == "GET":
             data = data[: len(data) // 2]
         if fault == "altered" and self.command == "GET":
             data = data[:-1] + bytes([data[-1] ^ 1])
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        self.send_response(206 if start else 200)
+        self.send_response(206 if start or fault == "part" else 200)
         self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", commit(files))
         self.send_header("Content-Length", str(len(data) - start))

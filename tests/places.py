@@ -1,11 +1,14 @@
 """Weights of a few bytes, and the places they are published in."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import Hub, Repository
+from mindspore_writer import checkpoint
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,6 +29,20 @@ class Tiny(nn.Module):
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
     return {"a": torch.full((2,), float(value)), "b": torch.full((3,), float(value))}
+
+
+def stored(name: str, state: dict[str, Tensor] | None = None) -> bytes:
+    """The tensors of a Tiny, or others, as a file of the kind that the name ends in; "legacy.pth" is an old one."""
+    state, file = tensors() if state is None else state, io.BytesIO()
+    if name.endswith(".safetensors"):
+        return save(state)
+    if name.endswith(".ckpt"):
+        return checkpoint(state)
+    if name.endswith(".npz"):
+        np.savez(file, **{key: tensor.numpy() for key, tensor in state.items()})
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=not name.startswith("legacy"))
+    return file.getvalue()
 
 
 def sharded(value: float = 1.0, **shards: dict[str, Tensor]) -> dict[str, bytes]:

@@ -85,6 +85,22 @@ def test_a_storage_that_is_said_to_end_behind_the_file_is_refused(tmp_path):
     refuse(tmp_path / "w.pt", "not a whole PyTorch file")
 
 
+def test_a_storage_that_is_said_to_end_behind_its_record_is_refused(tmp_path):
+    whole = saved({"a": torch.zeros(77), "b": torch.zeros(1000)})
+    (tmp_path / "w.pt").write_bytes(rewritten(whole, lambda name, data: data.replace(b"KM", b"KN")))
+    refuse(tmp_path / "w.pt", "not a whole PyTorch file")
+
+
+def test_records_that_overlap_are_refused(tmp_path):
+    """One record of 1 MB, listed sixteen times."""
+    raw = rewritten(saved({"a": torch.zeros(1 << 18)}), lambda name, data: data)
+    at, end = raw.index(b"PK\x01\x02"), raw.rindex(b"PK\x05\x06")
+    entries = raw[at:end] + b"".join(raw[at:end].replace(b"/data/0", b"/data/%x" % n) for n in range(1, 16))
+    tail = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, *[raw[at:end].count(b"PK\x01\x02") * 16] * 2, len(entries), at, 0)
+    (tmp_path / "w.pt").write_bytes(raw[:at] + entries + tail)
+    refuse(tmp_path / "w.pt", "its records overlap")
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     ("tensor", "kind"),

@@ -14,7 +14,7 @@ import featx
 from featx import CheckpointError
 from featx.weights.layout import all_layouts, find
 from featx.weights.layouts.flax import to_flax
-from featx.weights.npz import read_npz
+from featx.weights.read import read_checkpoint
 
 LAYOUT = find("flax", ["ViT"])
 PLAIN = ("vit_tiny_patch16_224", {"depth": 2, "image_size": 64})
@@ -175,6 +175,6 @@ def test_no_other_layout_recognises_these_names_nor_this_one_native_names():
 def test_the_published_file_is_read_as_numpy_reads_it():
     path = Path(__file__).parent / "data" / "flax_npz_vit_64" / "flax_npz_vit_64.npz"
     with np.load(path) as expected:
-        ours = read_npz(path)
+        ours = read_checkpoint(path)
         assert ours.keys() == {*expected.files}
         assert all(np.array_equal(ours[name].numpy(), expected[name]) for name in ours)

@@ -1,8 +1,5 @@
 """How models are filled: without random values, without copies, on the device and in the type asked for."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import SMALL, images, randomise
@@ -94,23 +91,3 @@ def test_halves_in_a_file_fill_a_model_of_floats(tmp_path):
 def test_a_device_is_chosen_at_loading(file):
     model = featx.create_model(NAME, checkpoint_path=file, device="meta")
     assert all(tensor.is_meta for tensor in model.state_dict().values())
-
-
-MAPPED = """
-import sys, torch, featx
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
-featx.create_model("mobilenetv3_small_050", checkpoint_path=sys.argv[2])
-before = anonymous()
-model = featx.create_model("vit_base_patch16_224", checkpoint_path=sys.argv[1])
-total = sum(float(p.sum()) for p in model.parameters())
-print((anonymous() - before) / sum(p.nbytes for p in model.parameters()))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_mapped_file_takes_no_memory_of_its_own(tmp_path, file):
-    save_file(featx.create_model("vit_base_patch16_224").state_dict(), tmp_path / "w.safetensors")
-    command = [sys.executable, "-c", MAPPED, str(tmp_path / "w.safetensors"), str(file)]
-    share = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert float(share) < 0.1

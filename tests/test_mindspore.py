@@ -27,7 +27,8 @@ def read(tmp_path):
     def read(content):
         path = tmp_path / "w.ckpt"
         path.write_bytes(content)
-        return read_mindspore(path)
+        with path.open("rb") as file:
+            return read_mindspore(path, file)
 
     return read
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from featx import CheckpointError
 from featx.weights import npz
-from featx.weights.npz import read_npz
 
 ARRAYS = {
     "a/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -27,6 +26,11 @@ ARRAYS = {
     "flags": np.array([True, False]),
     "bytes": np.array([200, 1], np.uint8),
 }
+
+
+def read_npz(path):
+    with path.open("rb") as file:
+        return npz.read_npz(path, file)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repository
 from huggingface_hub.utils import enable_progress_bars
-from places import REPO, kept, tensors, values_from
+from places import REPO, kept, stored, tensors, values_from
 from places import published as published
 from safetensors.torch import save
 
@@ -70,6 +70,35 @@ def test_a_connection_that_breaks_leaves_nothing_that_is_trusted(published, addr
         assert kept(tmp_path / "torch") == []
     published.faults.clear()
     assert values_from(f"{address}/model.safetensors") == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.npz", "w.ckpt"])
+@pytest.mark.parametrize(
+    ("fault", "kind", "problem"),
+    [
+        ("page", CheckpointError, r"gave 49 bytes that begin with b'<!DOCTYPE html>.*not kept: w\.\w+ is a web page"),
+        ("halved", CheckpointError, r"gave \d+ bytes that begin with .*not kept: w\.\w+.* not a whole"),
+        ("empty", WeightsNotFoundError, "the answer is empty"),
+        ("part", WeightsNotFoundError, "the server answered with status 206"),
+    ],
+)
+def test_an_answer_that_is_no_checkpoint_is_not_kept(published, address, tmp_path, name, fault, kind, problem):
+    published.files[name] = stored(name)
+    published.faults[name] = fault
+    for _ in range(2):
+        with pytest.raises(kind, match=problem):
+            values_from(f"{address}/{name}")
+        assert kept(tmp_path / "torch") == []
+    published.faults.clear()
+    assert values_from(f"{address}/{name}") == [1, 1]
+
+
+def test_what_an_answer_is_instead_is_shown_on_one_line(published, address):
+    published.files["w.pth"] = b'{"error":\n\x1b[31m"rate limit"}'
+    with pytest.raises(CheckpointError, match=r"gave 28 bytes that begin with b.*error.*not kept") as refused:
+        values_from(f"{address}/w.pth")
+    assert "\x1b" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_address_of_nothing_is_not_found(address):

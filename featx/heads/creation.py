@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..factory import create_model
 from ..weights.assign import assign
 from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from ..weights.load import families, fitted, names_of
+from ..weights.load import families, fitted, names_of, place
 from ..wrappers import FeatureExtractWrapper
 from .auxiliary import AuxiliaryHead
 from .deeplabv3 import DeepLabV3Config
@@ -52,6 +52,7 @@ def create_segmenter(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
@@ -77,7 +78,7 @@ def create_segmenter(
     description = described(weights, cache_dir)
     description.require(cfg)
     stride = description.output_stride if output_stride is None else output_stride
-    backbone_arguments = {"output_stride": stride, "in_chans": in_chans, "cache_dir": cache_dir, **arch}
+    backbone_arguments = {"output_stride": stride, "in_chans": in_chans, "cache_dir": cache_dir, "mmap": mmap, **arch}
 
     def build(settings: Mapping[str, Any]) -> Segmenter:
         settings = dict(settings)
@@ -89,11 +90,12 @@ def create_segmenter(
         return Segmenter(extractor, cfg.build(extractor.feature_info, num_classes), aux, align_corners=aligned)
 
     given = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
-    reading = Reading(auto_mapping, layout, container, cache_dir)
+    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
     resized = ("head.classifier.", "aux.classifier.")
     model = _loaded(build, given, weights, reading, resized, device, dtype)
     model.label_names = description.label_names(num_classes)
-    return model.to(device, dtype)
+    place(model, device, dtype)
+    return model
 
 
 def create_detector(
@@ -108,6 +110,7 @@ def create_detector(
     layout: str | None = None,
     container: str | None = None,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **arch: Any,
@@ -128,7 +131,7 @@ def create_detector(
     cfg = _config(head, DETECTION)
     cfg.check()
     require_classes(num_classes, fewest=2)
-    backbone_arguments = {"in_chans": in_chans, "cache_dir": cache_dir, **arch}
+    backbone_arguments = {"in_chans": in_chans, "cache_dir": cache_dir, "mmap": mmap, **arch}
 
     def build(settings: Mapping[str, Any]) -> "SSD":
         model = create_model(backbone, pretrained, **{**backbone_arguments, **settings})
@@ -136,10 +139,11 @@ def create_detector(
         extractor = FeatureExtractWrapper(model, [level_at(levels, stride) for stride in cfg.backbone_strides])
         return SSD(extractor, num_classes, cfg)
 
-    reading = Reading(auto_mapping, layout, container, cache_dir)
+    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
     resized = ("head.predictions.",)
     model = _loaded(build, arch, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
-    return model.to(device, dtype)
+    place(model, device, dtype)
+    return model
 
 
 def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
@@ -178,7 +182,7 @@ def _loaded(
     asked = checkpoint.layout.settings if checkpoint.layout else {}
     if settings := {name: value for name, value in asked.items() if name not in given}:
         model = build(settings)
-    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized)
+    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     model.load_report = report
     return model

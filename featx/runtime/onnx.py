@@ -1,6 +1,5 @@
 """ONNX: files of graphs, with a description in their metadata, and ONNX Runtime to run them."""
 
-import mmap
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..weights.protobuf import BYTES, VARINT, Span, fields
+from ..weights.protobuf import BYTES, VARINT, Data, Span, fields
 from .description import KEY, Description, from_json, to_json
 from .engine import FileEngine
 from .graph import Graph
@@ -70,25 +69,21 @@ def read_onnx(path: Path) -> Description:
     Raises CheckpointError if it has none.
     """
     with path.open("rb") as file:
+        data = Data(file)
+        if not data.size:
+            raise CheckpointError(f"{path} is empty: write it again with featx.export")
         try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise CheckpointError(f"{path} is empty: write it again with featx.export") from None
-        with data:
-            try:
-                found = [
-                    _entry(data, span) for number, span in fields(data, (0, len(data)), MODEL) if number == METADATA
-                ]
-            except CheckpointError as error:
-                raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
+            found = [_entry(data, span) for number, span in fields(data, (0, data.size), MODEL) if number == METADATA]
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
     texts = [value for key, value in found if key == KEY.encode()]
     if not texts:
         raise CheckpointError(f"{path} was not written by featx.export: it has no description of levels")
     return from_json(texts[-1], path)
 
 
-def _entry(data: mmap.mmap, span: Span) -> tuple[bytes, bytes]:
-    parts = {number: data[start:end] for number, (start, end) in fields(data, span, ENTRY)}
+def _entry(data: Data, span: Span) -> tuple[bytes, bytes]:
+    parts = {number: data.span(start, end) for number, (start, end) in fields(data, span, ENTRY)}
     return parts.get(1, b""), parts.get(2, b"")
 
 

@@ -22,7 +22,7 @@ def fill(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Give an empty model the tensors of a checkpoint, in place, and its `load_report`; see `fitted` for the rest."""
-    tensors, report = fitted(model, checkpoint, resized=resized, grid=grid)
+    tensors, report = fitted(model, checkpoint, resized=resized, grid=grid, dtype=dtype)
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
         initialise_head(model, device=device, dtype=dtype)

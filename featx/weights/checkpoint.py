@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, names_in
+from .file_changes import unchanged
 from .layout import Layout, find, recognise
-from .names import backbone_prefix, require_values, tensors_of, unflattened, unwrapped
+from .names import backbone_prefix, plain, require_values, tensors_of, unflattened, unwrapped
 from .read import read_checkpoint
-from .source import locate
+from .source import HUB, locate
 from .state import StateDict
 
 Weights = str | Path | Mapping[str, Any]
@@ -25,6 +26,14 @@ class Reading:
     layout: str | None = None
     container: str | None = None
     cache_dir: str | Path | None = None
+    mmap: bool | None = None
+
+    def maps(self, weights: Weights) -> bool:
+        """Whether tensors may be pages of the files at `weights`: by default of those in the Hub's cache alone.
+
+        These are called by their content, and replaced by others instead of being written to.
+        """
+        return str(weights).startswith(HUB) if self.mmap is None else self.mmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ def open_checkpoint(weights: Weights, names: Collection[str], families: Collecti
     if not how.auto_mapping and how.layout not in (None, NATIVE):
         raise CheckpointError(f"auto_mapping=False takes the model's own names alone: leave layout={how.layout!r} out")
     borrowed = isinstance(weights, Mapping)
-    source, state = read_tensors(weights, how.container, how.cache_dir)
+    source, state = read_tensors(weights, how)
     if not how.auto_mapping:
         return Checkpoint(state, source, borrowed=borrowed)
     state, layout = _recognised(state, names, families, how.layout)
@@ -67,27 +76,28 @@ def open_checkpoint(weights: Weights, names: Collection[str], families: Collecti
     return Checkpoint(layout.to_native(kept, names), source, layout, {**skipped, **ignored}, borrowed)
 
 
-def read_tensors(weights: Weights, container: str | None, cache_dir: str | Path | None) -> tuple[str, StateDict]:
+def read_tensors(weights: Weights, how: Reading) -> tuple[str, StateDict]:
     """Where the tensors are, in words, and the tensors; of several files all together."""
     if isinstance(weights, Mapping):
-        return "the checkpoint", tensors_of(weights, container)
-    paths, state = locate(weights, cache_dir), {}
+        return "the checkpoint", tensors_of(weights, how.container)
+    paths, mapped, state = locate(weights, how.cache_dir), how.maps(weights), {}
     if len(paths) == 1:
-        return str(paths[0]), _tensors_in(paths[0], container)
-    for path in paths:
-        shard = _tensors_in(path, container)
-        if again := sorted(state.keys() & shard.keys()):
-            raise CheckpointError(f"{path} holds tensors that another shard holds too: {again}")
-        state.update(shard)
+        return str(paths[0]), _tensors_in(paths[0], how.container, mapped)
+    with unchanged(paths, weights):
+        for path in paths:
+            shard = _tensors_in(path, how.container, mapped)
+            if again := sorted(state.keys() & shard.keys()):
+                raise CheckpointError(f"{path} holds tensors that another shard holds too: [{names_in(again)}]")
+            state.update(shard)
     return str(weights), state
 
 
-def _tensors_in(path: Path, container: str | None) -> StateDict:
-    held = read_checkpoint(path)
+def _tensors_in(path: Path, container: str | None, mapped: bool) -> StateDict:
+    held = read_checkpoint(path, mapped)
     try:
         state = tensors_of(held, container)
         require_values(state)
-        return state
+        return plain(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

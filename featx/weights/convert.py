@@ -32,7 +32,7 @@ class Contents:
 
 def inspect(weights: Weights, container: str | None = None) -> Contents:
     """What is in a file of weights, without a model. Raises as `load_weights` does."""
-    _, state = read_tensors(weights, container, None)
+    _, state = read_tensors(weights, Reading(container=container))
     found = {
         layout.family: layout.system for bare in unwrapped(state) for layout in all_layouts() if layout.recognises(bare)
     }

@@ -1,12 +1,12 @@
 """Files of repositories on the Hugging Face Hub, downloaded once and cached by huggingface_hub."""
 
-import json
 import re
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
+from .hub_config import checked_config as checked_config
 from .shards import INDEX, shard_names
 
 WEIGHT_FILES = (
@@ -16,20 +16,20 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# What a `config.json` in timm's format holds, as far as we read it.
-CONFIG = {"pretrained_cfg": dict, "model_args": dict, "featx": dict, "num_classes": int, "label_names": list}
-WORDS = {dict: "an object", int: "a number", list: "a list"}
-
 
 def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> tuple[Path, ...]:
     """Local paths of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     def known_absent(filename: str) -> bool:
         return try_to_load_from_cache(repo, filename, cache_dir, revision) is _CACHED_NO_EXIST
 
-    for filename in sorted(WEIGHT_FILES, key=known_absent):  # the file that is cached is then found without the Hub
+    try:  # the file that is cached is then found without the Hub
+        candidates = sorted(WEIGHT_FILES, key=known_absent)
+    except HFValidationError as error:
+        raise ArgumentError(f"{repo} cannot be the name of a repository ({_first_line(error)})") from error
+    for filename in candidates:
         try:
             path = download(repo, filename, revision, cache_dir)
         except WeightsNotFoundError as error:
@@ -49,21 +49,6 @@ def hub_config(repo: str, revision: str = "main", cache_dir: str | Path | None =
     WeightsNotFoundError if it is neither there nor cached, CheckpointError if it is not a JSON object.
     """
     return checked_config(download(repo, "config.json", revision, cache_dir), f" of {repo}")
-
-
-def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
-    """The JSON object in a `config.json`; CheckpointError if it is none."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}{whose} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
-    wrong = {name: config[name] for name, kind in CONFIG.items() if not isinstance(config.get(name, kind()), kind)}
-    if wrong:
-        expected = ", ".join(f"{name} is {WORDS[CONFIG[name]]}" for name in wrong)
-        raise CheckpointError(f"{path}{whose}: expected a JSON object in which {expected}; got {wrong}")
-    return config
 
 
 def download(repo: str, filename: str, revision: str = "main", cache_dir: str | Path | None = None) -> Path:

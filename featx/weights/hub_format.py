@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, names_in
 from ..preprocessing import TIMM_CROP_MODES, DataConfig, from_hub
 from ..pretrained_cfg import first_conv, preprocessing
 from ..registry import Variant, lookup
@@ -38,7 +38,7 @@ def arguments_in(config: Mapping[str, Any], known: Collection[str], where: str) 
     stated = {FIELDS.get(name, name): value for name, value in model_args.items()}
     stated |= config.get("featx", {}).get("config", {})
     if unknown := sorted(stated.keys() - set(known)):
-        raise CheckpointError(f"config.json of {where} has model_args that this family lacks: {unknown}")
+        raise CheckpointError(f"config.json of {where} has model_args that this family lacks: [{names_in(unknown)}]")
     stated = {name: decoded(value) for name, value in stated.items()}
     return {**({"num_classes": config["num_classes"]} if "num_classes" in config else {}), **stated}
 

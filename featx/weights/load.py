@@ -1,13 +1,14 @@
 """Put tensors into a model, all of them or none."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import require_texts
-from ..errors import MOST_LISTED, CheckpointError, shortened
+from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
 from ..report import LoadReport
 from ..spelling import closest
 from ..wrappers.transparent import Transparent
@@ -15,6 +16,8 @@ from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
 from .state import StateDict
 from .values import same
+
+MOST_COMPARED = 100  # names of which the closest are found: each comparison costs
 
 # Classes of other packages whose tensors are named as those of ours, so that the same layouts become theirs.
 SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
@@ -30,6 +33,7 @@ def load_weights(
     container: str | None = None,
     finite: bool = True,
     cache_dir: str | Path | None = None,
+    mmap: bool | None = None,
 ) -> LoadReport:
     """Fill every parameter and buffer of `model` in place, and say what was done.
 
@@ -39,14 +43,16 @@ def load_weights(
     auto_mapping: recognise the names that other programs write; False takes the model's own names alone.
     layout: the program that named the tensors, where it should not be recognised.
     container: the entry of a training checkpoint to take, such as "model_ema" or "teacher".
-    finite: False takes infinite values and NaN, too.
+    finite: False takes values, too, that are infinite or NaN in the type of the model.
     cache_dir: where downloads are kept.
+    mmap: read files through mapped pages, which takes no memory of its own; a file that is cut off meanwhile ends the
+        process. By default only files in the Hub's cache are read so.
 
     Nothing is loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
     WeightsNotFoundError if there is nothing at that place.
     """
     skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
-    reading = Reading(auto_mapping, layout, container, cache_dir)
+    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
     opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
     _require_settings(model, opened)
     tensors, report = fitted(model, opened, skip=skip, finite=finite)
@@ -77,11 +83,13 @@ def fitted(
     resized: tuple[str, ...] = (),
     finite: bool = True,
     grid: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[StateDict, LoadReport]:
     """The tensors for every place in the model, which is left alone, and what was done to them.
 
     resized: like `skip`, but only if their shapes differ. grid: rows and columns of the checkpoint's position
-    embedding, where that is known. The rest, and the errors, as in `load_weights`.
+    embedding, where that is known. dtype: of floating values once they are in the model, by default the model's own.
+    The rest, and the errors, as in `load_weights`.
     """
     wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
     skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
@@ -93,7 +101,7 @@ def fitted(
     skip += other_size
     given = {name: tensor for name, tensor in given.items() if not name.startswith(skip)}
     fresh = tuple(name for name in wanted if name.startswith(skip))
-    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, given, finite))
+    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, given, finite, dtype))
     if problems:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was "
@@ -117,7 +125,7 @@ def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ..
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> Iterator[str]:
+def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool, dtype: torch.dtype | None) -> Iterator[str]:
     missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
     for i, name in enumerate(name for name in wanted if name in missing):
         hint = _closest(name, wanted, given, unexpected) if i < MOST_LISTED else ""
@@ -133,8 +141,9 @@ def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool) -> I
             yield f"mistyped   {name}: {there.dtype}, the model needs {here.dtype}"
         elif there.is_meta:
             yield f"no values  {name}: it is on the meta device"
-        elif finite and not all_finite(there):
-            yield f"not finite {name}: it holds infinite values or NaN; load_weights(..., finite=False) takes them"
+        elif finite and not all_finite(there, kind := dtype or here.dtype):
+            what = f"values that {kind} has not" if all_finite(there) else "infinite values or NaN"
+            yield f"not finite {name}: it holds {what}; load_weights(..., finite=False) takes them"
 
 
 def _shown(problems: Sequence[str]) -> list[str]:
@@ -148,17 +157,30 @@ def _shown(problems: Sequence[str]) -> list[str]:
 
 def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
     """A hint at tensors of that shape with a similar name; nothing is ever matched by it."""
-    alike = [other for other in free if others[other].shape == own[name].shape]
-    close = closest(name, alike[:100], 2)  # a bound, since each comparison costs
+    alike = (other for other in free if others[other].shape == own[name].shape)
+    close = closest(name, islice(alike, MOST_COMPARED), 2)
     return f" (similar: {', '.join(close)})" if close else ""
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or NaN."""
-    if not tensor.is_floating_point() or tensor.is_meta:
+def all_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether no value is infinite or NaN, in a floating type, by default the tensor's own."""
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
+    if dtype is not None and dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # what has one byte cannot be compared
+        return bool(torch.stack(values.aminmax()).to(dtype).float().isfinite().all())
     # one pass without a mask; values so large that only their sum overflows are looked at again
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def place(model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Move a model to a device and into a floating type, in place; CheckpointError if it has values that it has not."""
+    held = {} if dtype is None else {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    if lost := [name for name, tensor in held.items() if all_finite(tensor) and not all_finite(tensor, dtype)]:
+        raise CheckpointError(
+            f"{type(model).__name__} has values that {dtype} has not, in {names_in(lost)}: choose another dtype"
+        )
+    model.to(device, dtype)
 
 
 def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:

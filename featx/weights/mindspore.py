@@ -3,12 +3,12 @@
 A file is three nested protobuf messages: a Checkpoint is Values, a Value is a tag and a Tensor, a Tensor is dimensions,
 a type and raw little-endian content. A tensor too large for one message takes several Values in a row, each with its
 tag and its whole dimensions. The file may end in a checksum. Nothing in it is ever run, and nothing is allocated before
-it is known to fit: the file is mapped, and only the contents of its tensors are copied.
+it is known to fit: of the file only the contents of tensors are kept.
 """
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -45,6 +45,7 @@ MOST_VALUES = 100_000
 MOST_DIMENSIONS = 32
 
 CHECKSUM, CHECKSUM_BYTES = b"crc_num", 10
+PIECE = 1 << 16  # bytes read at once for the checksum
 CIPHERS = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 
 # the fields of a Checkpoint, of a Value and of a Tensor, by number
@@ -63,24 +64,22 @@ class Piece:
     content: Span
 
 
-def read_mindspore(path: str | Path) -> StateDict:
+def read_mindspore(path: Path, file: BufferedReader) -> StateDict:
     """The tensors of a MindSpore `.ckpt` file by their names, on the CPU.
 
     Scalars, such as the epoch saved beside the weights, are tensors without dimensions; text saved there is left out.
     Raises CheckpointError if the file is of another kind, damaged, encrypted, or holds what PyTorch has no tensors for.
     """
-    path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            raise damaged("it is empty")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return tensors(data)
+        return tensors(Data(file))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def tensors(data: Data) -> StateDict:
     """The tensors of a whole file."""
+    if not data.size:
+        raise damaged("it is empty")
     refuse_encrypted(data)
     state: StateDict = {}
     seen: set[str] = set()
@@ -99,7 +98,7 @@ def tensors(data: Data) -> StateDict:
 
 
 def refuse_encrypted(data: Data) -> None:
-    cipher = CIPHERS.get(int.from_bytes(data[:4], "little"))
+    cipher = CIPHERS.get(int.from_bytes(data.span(0, min(4, data.size)), "little"))
     if cipher:
         raise CheckpointError(
             f"encrypted ({cipher}), which cannot be read here: load it in MindSpore with its key (dec_key=) "
@@ -109,12 +108,13 @@ def refuse_encrypted(data: Data) -> None:
 
 def checked_end(data: Data) -> int:
     """Where the messages end; CheckpointError if a checksum follows that is not theirs."""
-    end = len(data) - len(CHECKSUM) - CHECKSUM_BYTES
-    if end < 0 or data[end : end + len(CHECKSUM)] != CHECKSUM:
-        return len(data)
-    with memoryview(data) as whole, whole[:end] as messages:
-        found = crc32(messages)
-    if found != int.from_bytes(data[-CHECKSUM_BYTES:], "big"):
+    end = data.size - len(CHECKSUM) - CHECKSUM_BYTES
+    if end < 0 or data.span(end, end + len(CHECKSUM)) != CHECKSUM:
+        return data.size
+    found = 0
+    for start in range(0, end, PIECE):
+        found = crc32(data.span(start, min(start + PIECE, end)), found)
+    if found != int.from_bytes(data.span(end + len(CHECKSUM), data.size), "big"):
         raise damaged("its checksum is wrong")
     return end
 
@@ -164,9 +164,9 @@ def tensor(data: Data, parts: list[Piece]) -> Tensor:
     if min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != size:
         raise damaged(f"{tag!r} has {size} bytes, which is no {parts[0].dtype} of dimensions {shape}")
     content, position = bytearray(size), 0
-    with memoryview(data) as whole, memoryview(content) as room:
+    with memoryview(content) as room:
         for start, stop in (part.content for part in parts):
-            room[position : position + stop - start] = whole[start:stop]
+            data.copy(start, room[position : position + stop - start])
             position += stop - start
     if dtype == torch.bool and content.translate(None, b"\0\1"):
         raise damaged(f"{tag!r} is of type Bool, but has bytes other than 0 and 1")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..arguments import wrong
-from ..errors import CheckpointError
-from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
+from ..errors import CheckpointError, names_in, shortened
+from .npz import ALWAYS_ALLOWED, MAX_EXPANSION, MAX_MEMBERS
 from .state import StateDict
 
+LONGEST_NAME = 1024
 CONTAINERS = ("state_dict", "model")
 PREFIXES = (
     "module.",
@@ -41,14 +42,34 @@ def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
     opened = _opened(checkpoint, container)
     if not isinstance(opened, Mapping):
         raise CheckpointError(f"expected named tensors, got a {type(opened).__name__}")
-    others = {str(name): type(value).__name__ for name, value in opened.items() if not isinstance(value, Tensor)}
+    if len(opened) > MAX_MEMBERS:
+        raise CheckpointError(f"expected the tensors of a network, at most {MAX_MEMBERS}, got {len(opened)} entries")
+    others = [
+        f"{str(name)!r}: {type(value).__name__!r}" for name, value in opened.items() if not isinstance(value, Tensor)
+    ]
     if others or not opened:
         inside = [name for name, value in opened.items() if isinstance(value, Mapping)]
-        hint = f"; if they are under one of {inside}, say which with container=" if inside else ""
+        hint = f"; if they are under one of [{names_in(inside)}], say which with container=" if inside else ""
         raise CheckpointError(
-            f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also {others}{hint}"
+            f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also "
+            f"{{{', '.join(shortened(others))}}}{hint}"
         )
-    return {str(name): tensor for name, tensor in opened.items()}
+    state = {str(name): tensor for name, tensor in opened.items()}
+    if odd := [name for name in state if not name.isprintable() or len(name) > LONGEST_NAME]:
+        raise CheckpointError(
+            f"expected names of at most {LONGEST_NAME} characters that can be printed; these {len(odd)} cannot be: "
+            f"{names_in(odd)}"
+        )
+    return state
+
+
+def plain(state: Mapping[str, Tensor]) -> StateDict:
+    """The tensors without what a file may hang on them: attributes, gradients, parameters' class, marks of conjugates.
+
+    They share their memory.
+    """
+    bare = {name: Tensor.detach(tensor) for name, tensor in state.items()}
+    return {name: tensor.resolve_conj().resolve_neg() for name, tensor in bare.items()}
 
 
 def require_values(state: Mapping[str, Tensor]) -> None:
@@ -59,9 +80,9 @@ def require_values(state: Mapping[str, Tensor]) -> None:
     kinds = {"without values": lambda t: t.is_meta, "sparse": lambda t: t.layout is not torch.strided}
     kinds["quantised"] = lambda t: t.is_quantized
     kinds["of less than a byte"] = lambda t: "float4" in str(t.dtype)
-    wrong = {name: kind for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)}
+    wrong = [f"{name!r}: {kind!r}" for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)]
     if wrong:
-        raise CheckpointError(f"expected plain tensors, but these are others: {wrong}")
+        raise CheckpointError(f"expected plain tensors, but these are others: {{{', '.join(shortened(wrong))}}}")
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     held = sum(storages.values())
     described = sum(tensor.nbytes for tensor in state.values())
@@ -98,7 +119,7 @@ def _under(checkpoint: Any, container: str) -> Any:
     if not under:
         outer = checkpoint if isinstance(checkpoint, Mapping) else {}
         parts = sorted({str(name).partition(".")[0] for name in (*outer, *entries)})
-        raise CheckpointError(f"there is no container {container!r}; the checkpoint has {parts}")
+        raise CheckpointError(f"there is no container {container!r}; the checkpoint has [{names_in(parts)}]")
     return {name.removeprefix(f"{container}."): value for name, value in under.items()}
 
 

@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shortened
 from .npy import read_array
 from .state import StateDict
 
@@ -28,24 +28,22 @@ SUFFIX = ".npy"
 DAMAGED = (BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError, OverflowError)
 
 
-def read_npz(path: str | Path) -> StateDict:
+def read_npz(path: Path, file: IO[bytes]) -> StateDict:
     """The arrays of a `.npz` file by name, each in memory of its own.
 
     Big-endian arrays are turned round, arrays in column order too; two-byte arrays of an unknown type are bfloat16.
     Raises CheckpointError if the file is damaged, holds anything but numbers, or would unpack to more than 20 times its
     size (64 MiB are always allowed).
     """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            with ZipFile(_Guarded(file, size)) as archive:  # pyright: ignore[reportArgumentType]
-                _check(archive.infolist(), size)
-                return dict(_arrays(archive))
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error.__cause__
-        except DAMAGED as error:
-            raise CheckpointError(f"{path} is not a whole .npz file ({error}): fetch or save it again") from error
+    size = file.seek(0, 2)
+    try:
+        with ZipFile(_Guarded(file, size)) as archive:  # pyright: ignore[reportArgumentType]
+            _check(archive.infolist(), size)
+            return dict(_arrays(archive))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+    except DAMAGED as error:
+        raise CheckpointError(f"{path} is not a whole .npz file ({error}): fetch or save it again") from error
 
 
 class _Guarded:
@@ -74,8 +72,7 @@ def _check(members: list[ZipInfo], size: int) -> None:
     """Raise CheckpointError listing what is wrong with the names and the declared sizes of the members."""
     problems = list(_problems(members, size))
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"this is no safe .npz file: {shown}")
+        raise CheckpointError(f"this is no safe .npz file: {'; '.join(shortened(problems))}")
 
 
 def _problems(members: list[ZipInfo], size: int) -> Iterator[str]:

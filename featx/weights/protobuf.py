@@ -4,16 +4,38 @@ A message is fields; a field is a key, which holds its number and how it is writ
 checked against the message it is in. What is wrong is a CheckpointError.
 """
 
-import mmap
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 
 from ..errors import CheckpointError
 
 VARINT, BYTES = 0, 2  # the two ways to write a field that files of weights need
 LONGEST_TEXT = 4096
 
-Data = mmap.mmap | bytes
 Span = tuple[int, int]
+
+
+class Data:
+    """The bytes of a file, each read when it is asked for; CheckpointError for those that are no longer there."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file, self.size = file, file.seek(0, 2)
+
+    def byte(self, position: int) -> int:
+        return self.span(position, position + 1)[0]
+
+    def span(self, start: int, stop: int) -> bytes:
+        self._file.seek(start)
+        found = self._file.read(stop - start)
+        if len(found) < stop - start:
+            raise damaged(f"it ends at byte {start + len(found)}")
+        return found
+
+    def copy(self, start: int, room: memoryview) -> None:
+        """Fill the room with the bytes from `start`."""
+        self._file.seek(start)
+        if self._file.readinto(room) < len(room):
+            raise damaged(f"it ends before byte {start + len(room)}")
 
 
 def fields(data: Data, message: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
@@ -54,16 +76,16 @@ def integers(data: Data, span: Span) -> Iterator[int]:
 
 def varint(data: Data, position: int, end: int) -> tuple[int, int]:
     """The unsigned integer that begins at `position`, seven bits per byte, and the position after it."""
-    value = 0
+    value = byte = 0
     for shift in range(0, 70, 7):
         if position >= end:
             raise damaged(f"a number is cut short at byte {end}")
-        byte = data[position]
+        byte = data.byte(position)
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             break
-    if data[position - 1] >= 0x80 or value >> 64:
+    if byte >= 0x80 or value >> 64:
         raise damaged(f"the number before byte {position} has more than 64 bits")
     return value, position
 
@@ -74,7 +96,7 @@ def text(data: Data, span: Span) -> str:
     if end - start > LONGEST_TEXT:
         raise damaged(f"the name at byte {start} has {end - start} bytes")
     try:
-        return data[start:end].decode()
+        return data.span(start, end).decode()
     except UnicodeDecodeError as error:
         raise damaged(f"the name at byte {start} is no UTF-8") from error
 

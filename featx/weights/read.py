@@ -1,13 +1,12 @@
 """Files of weights as dictionaries of tensors. Nothing is ever unpickled but tensors and plain containers."""
 
-import json
-import struct
-from collections import Counter
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, WeightsNotFoundError
+from .file_changes import unchanged
 from .pytorch import ZIP, begins, read_pytorch
 from .state import StateDict
 
@@ -20,62 +19,49 @@ OTHERS = {
 }
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """What a file of weights holds, on the CPU; where the format allows it, pages are read when they are first used.
+def read_checkpoint(path: str | Path, mapped: bool = False) -> Any:
+    """What a file of weights holds, on the CPU, in memory that nothing done to the file afterwards changes.
 
-    Raises WeightsNotFoundError if there is no such file, CheckpointError if it is of another kind, damaged, or would
-    have to run code to be read.
+    mapped: tensors of formats that allow it are private pages of the file instead, read when they are first used. The
+        file must then stay as it is as long as the tensors do: one that is cut off ends the process.
+
+    Raises WeightsNotFoundError if there is no such file, CheckpointError if it is of another kind, damaged, changed
+    while it was read, or would have to run code to be read.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"{path} is not a file: expected a checkpoint ({', '.join(READERS)})")
     if path.suffix not in READERS:
         raise CheckpointError(f"{path}: cannot tell what kind of file this is; expected {', '.join(READERS)}")
-    if not path.stat().st_size:
-        raise CheckpointError(f"{path} is empty, so it is not a whole file of weights: fetch or save it again")
-    for beginning, problem in OTHERS.items():
-        if begins(path, beginning):
-            raise CheckpointError(f"{path} {problem}")
-    return READERS[path.suffix](path)
+    with path.open("rb") as file, unchanged([file.fileno()], path):
+        if not file.read(1):
+            raise CheckpointError(f"{path} is empty, so it is not a whole file of weights: fetch or save it again")
+        for beginning, problem in OTHERS.items():
+            if begins(file, beginning):
+                raise CheckpointError(f"{path} {problem}")
+        return READERS[path.suffix](path, file, mapped)
 
 
-def _read_safetensors(path: Path) -> StateDict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (SafetensorError, TypeError) as error:  # TypeError: of a shape beyond 64 bits that holds nothing
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
-    if twice := _named_twice(path):
-        raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: {twice}")
-    return state
-
-
-def _named_twice(path: Path) -> list[str]:
-    """Names that the header of a safetensors file has twice: the library checks all else, but takes the last."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        names: Counter[str] = json.loads(
-            file.read(length), object_pairs_hook=lambda pairs: Counter(n for n, _ in pairs)
-        )
-    return [name for name, count in names.items() if count > 1]
-
-
-def _read_ckpt(path: Path) -> Any:
+def _read_ckpt(path: Path, file: BufferedReader, mapped: bool) -> Any:
     """MindSpore's and Lightning's files end alike; Lightning's are PyTorch's."""
     from .mindspore import read_mindspore
 
-    return read_pytorch(path) if begins(path, ZIP) else read_mindspore(path)
+    return read_pytorch(path, file, mapped) if begins(file, ZIP) else read_mindspore(path, file)
 
 
-def _read_npz(path: Path) -> StateDict:
+def _read_npz(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
     from .npz import read_npz
 
-    return read_npz(path)
+    return read_npz(path, file)
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
+def _read_safetensors(path: Path, file: BufferedReader, mapped: bool) -> StateDict:
+    from .safetensors_file import read_safetensors
+
+    return read_safetensors(path, file, mapped)
+
+
+READERS: dict[str, Callable[[Path, BufferedReader, bool], Any]] = {
     ".safetensors": _read_safetensors,
     ".pt": read_pytorch,
     ".pth": read_pytorch,

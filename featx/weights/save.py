@@ -84,8 +84,10 @@ def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
             write_tensors(state, path)
             return
         with TemporaryDirectory(dir=path.parent) as folder:
-            torch.save(dict(state), Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
+            with (Path(folder) / path.name).open("wb") as file:
+                torch.save(dict(state), file)
+                os.fsync(file.fileno())
+            os.replace(file.name, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: of torch.save on a full disk
         raise OutputError(f"cannot write {path}: {error}") from error
 
@@ -93,8 +95,8 @@ def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
 def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole or not at all; tensors that share memory are written once each.
 
-    It takes the place of a file there only when it is complete, so a model whose tensors are mapped from that very file
-    can be saved over it. OSError if it cannot be written.
+    It takes the place of a file there only when it is complete and on the disk, also when tensors are mapped from that
+    very file. OSError if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

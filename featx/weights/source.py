@@ -10,11 +10,13 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
+from .addresses import checked_address, content_length, is_address, opened
 from .hub import WEIGHT_FILES, checked_config, hub_config, hub_weights, sha256_of
-from .read import READERS
+from .read import READERS, read_checkpoint
 from .shards import INDEX, local_shards
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
+LONGEST_REPOSITORY = 96  # characters that the Hub allows
 PATIENCE = 60  # seconds without a byte after which a download is given up
 PIECE = 1 << 20  # bytes
 
@@ -30,8 +32,8 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
     text = str(where)
     if text.startswith(HUB):
         return hub_weights(*repository(text), cache_dir)
-    if re.match("https?://", text):
-        return (fetched(text, cache_dir),)
+    if is_address(text):
+        return (fetched(checked_address(text), cache_dir),)
     path = Path(text.removeprefix(FOLDER))
     if os.path.isdir(path):  # which is false for a name that no file can have, where Path.is_dir raises
         path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
@@ -57,15 +59,18 @@ def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]
 def repository(text: str) -> tuple[str, str]:
     """("owner/repo", revision) of "hf-hub:owner/repo[@revision]", main by default; ArgumentError if it is none."""
     name, _, revision = text.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ArgumentError(f"{text!r} names no repository: expected {HUB}owner/repo or {HUB}owner/repo@revision")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or len(name) > LONGEST_REPOSITORY:
+        raise ArgumentError(
+            f"{text[:LONGEST_REPOSITORY]!r} names no repository: expected {HUB}owner/repo or {HUB}owner/repo@revision"
+        )
     return name, revision or "main"
 
 
 def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
     """The file at `url`, downloaded once, whole, into `cache_dir`, by default PyTorch's folder of checkpoints.
 
-    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says.
+    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says, or holds
+    no weights; nothing is then kept.
     """
     import torch
 
@@ -81,6 +86,7 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
                 download = Path(folder) / name
                 _download(url, download)
                 _check_hash(download, url)
+                _require_weights(download, url)
                 os.replace(download, path)
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
@@ -92,19 +98,34 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
 
 def _download(url: str, path: Path) -> None:
     """Write what is at `url` into a file; OSError or HTTPException if it cannot be had whole."""
-    from urllib.request import urlopen
-
     from huggingface_hub.utils import tqdm
 
     ascii_url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    with urlopen(ascii_url, timeout=PATIENCE) as answer, path.open("wb") as file:
-        total = int(answer.headers.get("Content-Length", 0)) or None
+    with opened(ascii_url, PATIENCE) as answer, path.open("wb") as file:
+        if answer.status != 200:
+            raise ConnectionError(f"the server answered with status {answer.status}, where 200 is a whole file")
+        total = content_length(answer.headers.get("Content-Length"))
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
             while piece := answer.read(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
+        if not file.tell():
+            raise ConnectionError("the answer is empty")
         if total is not None and file.tell() != total:
             raise ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+def _require_weights(path: Path, url: str) -> None:
+    """Raise CheckpointError, which says what came in their place, unless the file holds weights."""
+    try:
+        read_checkpoint(path, mapped=True)  # nobody else knows this file yet
+    except CheckpointError as error:
+        with path.open("rb") as file:
+            beginning = file.read(40)
+        reason = str(error).replace(str(path), path.name)
+        raise CheckpointError(
+            f"{url} gave {path.stat().st_size} bytes that begin with {beginning!r} and were not kept: {reason}"
+        ) from error
 
 
 def _check_hash(path: Path, url: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, names_in
 
 CLASS, FIELDS, PATH, PARTIAL = "class", "fields", "path", "partial"
+LONGEST_PATH = 200
 OURS, TORCHS = "featx.models.", "torch.nn.modules."
 
 
@@ -54,18 +55,22 @@ def decoded(value: Any) -> Any:
         return found
     if kind == CLASS and not hasattr(found, "__dataclass_fields__"):
         raise CheckpointError(f"config.json: {value[CLASS]} is no configuration")
-    arguments = {name: decoded(field) for name, field in value.get(FIELDS, {}).items()}
+    stated = value.get(FIELDS, {})
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"config.json: the fields of {found.__name__} are a {type(stated).__name__}, no object")
+    arguments = {name: decoded(field) for name, field in stated.items()}
     try:
         return partial(found, **arguments) if kind == PARTIAL else found(**arguments)
     except TypeError as error:
-        raise CheckpointError(f"config.json: {found.__name__} does not take {sorted(arguments)}") from error
+        raise CheckpointError(f"config.json: {found.__name__} does not take [{names_in(sorted(arguments))}]") from error
 
 
 def _found(path: str) -> Any:
     """The class or function at that path, if it is one of our models' or a layer of PyTorch; nothing else is read."""
     module, _, name = path.rpartition(".")
-    if not module.startswith((OURS, TORCHS)) or not name.isidentifier():
-        raise CheckpointError(f"config.json names {path!r}, which is neither a part of featx.models nor of torch.nn")
+    if len(path) > LONGEST_PATH or not module.startswith((OURS, TORCHS)) or not name.isidentifier():
+        shown = path[:LONGEST_PATH]
+        raise CheckpointError(f"config.json names {shown!r}, which is neither a part of featx.models nor of torch.nn")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, names_in
 from .layout import Layout
 from .names import renamed
 from .pairs import Pair, rules, rules_back
@@ -40,7 +40,9 @@ class Whole:
         inside, outside = parted(state, BACKBONE)
         rest = renamed(outside, rules_back(self.pairs(state)))
         if strange := [name for name in rest if name in outside]:
-            raise CheckpointError(f"{self.backbone.system} has no place for {len(strange)} of these tensors: {strange}")
+            raise CheckpointError(
+                f"{self.backbone.system} has no place for {len(strange)} of these tensors: {names_in(strange)}"
+            )
         if self.backbone.from_native is None:
             raise CheckpointError(f"there is no way back into the layout of {self.backbone.system}")
         return {**within(self.prefix, self.backbone.from_native(inside)), **rest}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, names_in
 from ..layout import Layout, has
 from ..names import Rule, renamed
 from ..state import State, StateDict
@@ -30,7 +30,7 @@ def written(state: Mapping[str, Tensor], rules: Iterable[Rule], known: str, pref
     if strange:
         raise CheckpointError(
             f"transformers' {prefix} has no place for {len(strange)} of {len(new)} tensors, so that it cannot hold "
-            f"this model: {strange}"
+            f"this model: {names_in(strange)}"
         )
     if not any(re.match(head, name) for name in new):
         return new

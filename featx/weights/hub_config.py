@@ -1,0 +1,140 @@
+"""`config.json` of a model in timm's format, which anybody may have written: read within limits, its types checked."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, in_short, shortened
+
+LARGEST_FILE = 8 << 20  # bytes; the names of 21,843 classes, described, take three million
+DEEPEST = 32  # objects and lists inside each other
+LARGEST_SIDE = 4096  # pixels of an image
+MOST_CLASSES = 1 << 24
+LONGEST_WORD = 200  # characters
+
+
+class Kind(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) in (int, float) and isfinite(one) for one in value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _sides(value: Any) -> bool:
+    """[channels, height, width]; the channels are not read."""
+    pixels = value[-2:] if isinstance(value, list) and len(value) in (2, 3) else [0]
+    return all(type(side) is int and 0 < side <= LARGEST_SIDE for side in pixels)
+
+
+def _counts(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+WORD = Kind("a word", lambda value: isinstance(value, str) and len(value) <= LONGEST_WORD and value.isprintable())
+TEXTS = Kind("a list of texts", _texts)
+CLASSES = Kind(f"a number from 0 to {MOST_CLASSES}", _counts(0, MOST_CLASSES))
+LEVELS = Kind(
+    "a list of positions", lambda value: isinstance(value, list) and all(map(_counts(-DEEPEST, DEEPEST), value))
+)
+NUMBERS = Kind("a list of numbers", _numbers)
+
+# What we read of a file; null is allowed where timm writes it.
+CONFIG = {
+    "architecture": WORD,
+    "pretrained_cfg": OBJECT,
+    "model_args": OBJECT,
+    "featx": OBJECT,
+    "num_classes": CLASSES,
+    "label_names": TEXTS,
+}
+PREPROCESSING = {
+    "input_size": Kind(f"a list of channels and two sides of at most {LARGEST_SIDE} pixels", _sides),
+    "mean": NUMBERS,
+    "std": NUMBERS,
+    "interpolation": WORD,
+    "crop_pct": Kind("a number", lambda value: _numbers([value])),
+    "crop_mode": WORD,
+    "label_names": TEXTS,
+}
+FEATX = {"config": OBJECT, "data_config": OBJECT, "out_indices": LEVELS}
+DATA: dict[str, Kind] = dict.fromkeys(("channel_order", "crop_rounding", "crop_mode"), WORD)
+
+
+def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
+    """The JSON object in a `config.json`; CheckpointError if it is none, or what is read of it is of another type."""
+    config = read_json(path, whose)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
+    problems = list(_problems(config))
+    if problems:
+        expected, got = zip(*problems, strict=True)
+        raise CheckpointError(
+            f"{path}{whose}: expected a JSON object in which {', '.join(shortened(expected))}; got "
+            f"{{{', '.join(shortened(got))}}}"
+        )
+    return config
+
+
+def read_json(path: Path, whose: str = "") -> Any:
+    """What a small file in JSON says; CheckpointError if it is none, or too large or too deep."""
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise CheckpointError(f"{path}{whose} has {size} bytes: expected a file in JSON of at most {LARGEST_FILE}")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}{whose} is not JSON: {in_short(error)}") from error
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+    if level:
+        raise CheckpointError(f"{path}{whose} nests values more than {DEEPEST} deep: expected a plain description")
+    return value
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
+    return iter(value.values() if isinstance(value, dict) else value)
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is expected in the place of each wrong value, and that value."""
+    yield from _unfit("", config, CONFIG, nullable=False)
+    stated = config.get("pretrained_cfg") or config
+    if isinstance(stated, dict):
+        yield from _unfit("" if stated is config else "pretrained_cfg.", stated, PREPROCESSING)
+    featx = config.get("featx")
+    if isinstance(featx, dict):
+        yield from _unfit("featx.", featx, FEATX, nullable=False)
+        if isinstance(data := featx.get("data_config"), dict):
+            yield from _unfit("featx.data_config.", data, DATA, nullable=False)
+            for name in sorted(data.keys() - DATA.keys()):
+                yield f"featx.data_config has {', '.join(DATA)} alone", f"{brief(name)}"
+
+
+def _unfit(
+    where: str, given: Mapping[str, Any], kinds: Mapping[str, Kind], nullable: bool = True
+) -> Iterator[tuple[str, str]]:
+    for name, kind in kinds.items():
+        absent = name not in given or (nullable and given[name] is None)
+        if not absent and not kind.fits(given[name]):
+            yield f"{where}{name} is {kind.words}", f"{where + name!r}: {brief(given[name])}"
+
+
+def brief(value: Any) -> str:
+    """A foreign value for a message: at most a line, however large it is."""
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    short.maxdict = short.maxlist = 4
+    short.maxlevel = 2
+    return short.repr(value)
