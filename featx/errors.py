@@ -1,13 +1,22 @@
 """What can go wrong, one class per kind; each is also the built-in error it resembles."""
 
+import re
 from collections.abc import Iterable
 
 MOST_LISTED = 8
 LONGEST = 160  # characters of another package's message
+# What a terminal obeys or shows in another order (C0, C1, directions, ends of lines), and halves of characters.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class FeatxError(Exception):
-    """Base of every error featx raises on purpose: what happened, what was expected, what to do."""
+    """Base of every error featx raises on purpose: what happened, what was expected, what to do.
+
+    Control characters in its text, which are of foreign names, are escaped.
+    """
+
+    def __str__(self) -> str:
+        return escaped_lines(super().__str__())
 
 
 class UnknownModelError(FeatxError, ValueError):
@@ -53,11 +62,21 @@ class MissingPackageError(FeatxError, ImportError):
     """An optional package that this function needs."""
 
 
+def escaped(name: object) -> str:
+    r"""A foreign name as text that a terminal shows and does not obey: control characters as \x1b or \u202e."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
+
+
+def escaped_lines(text: str) -> str:
+    """Text of several lines, each escaped."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
 def shortened(items: Iterable[object], most: int = MOST_LISTED) -> list[str]:
-    """The first of what a message lists, as text, and how many more there are."""
-    texts = [str(item) for item in items]
-    more = len(texts) - most
-    return texts if more < 1 else [*texts[:most], f"… and {more} more"]
+    """The first of what a message lists, each as a line of text, and how many more there are."""
+    every = list(items)
+    texts, more = [escaped(item) for item in every[:most]], len(every) - most
+    return texts if more < 1 else [*texts, f"… and {more} more"]
 
 
 def names_in(items: Iterable[object], most: int = MOST_LISTED) -> str:
@@ -67,6 +86,6 @@ def names_in(items: Iterable[object], most: int = MOST_LISTED) -> str:
 
 def in_short(error: BaseException) -> str:
     """The class of an error of another package and the first line of what it says."""
-    first, *_ = str(error).strip().splitlines() or [""]
+    first = escaped((str(error).strip().splitlines() or [""])[0])
     cut = first if len(first) <= LONGEST else f"{first[:LONGEST]}…"
     return f"{type(error).__name__}: {cut}" if cut else type(error).__name__
