@@ -6,6 +6,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -18,8 +19,9 @@ from fuzzing import answered, bytes_of, damaged, mutated
 
 import featx
 from featx import ArgumentError, CheckpointError, FeatxError
-from featx.runtime.description import KEY
-from featx.runtime.onnx import DIGEST
+from featx.runtime.aot import machine
+from featx.runtime.description import KEY, to_json
+from featx.runtime.onnx import DIGEST, OnnxRuntimeEngine, read_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -216,7 +218,53 @@ def test_a_file_that_was_overwritten_is_not_pickled(file, tmp_path):
         pickle.dumps(made)
 
 
+def test_a_file_that_is_too_large_for_its_format_is_told(tmp_path):
+    (tmp_path / "m.onnx").touch()
+    os.truncate(tmp_path / "m.onnx", 2**40)
+    with pytest.raises(CheckpointError, match=r"m\.onnx has 1099511627776 bytes, and an ONNX file no more than"):
+        featx.load_exported(tmp_path / "m.onnx")
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(file, tmp_path, monkeypatch):
+    shutil.copy(file, tmp_path / "m.onnx")
+    load = OnnxRuntimeEngine.load
+
+    def slow(engine: OnnxRuntimeEngine) -> None:
+        load(engine)
+        os.utime(engine.path, ns=(1, 1))
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "load", slow)
+    with pytest.raises(CheckpointError, match=r"m\.onnx was overwritten while it was read: load it again"):
+        featx.load_exported(tmp_path / "m.onnx", runtime="onnxruntime")
+    monkeypatch.setattr(OnnxRuntimeEngine, "load", lambda engine: engine.path.unlink())
+    with pytest.raises(CheckpointError, match=r"m\.onnx cannot be read any more: "):
+        featx.load_exported(tmp_path / "m.onnx", runtime="onnxruntime")
+
+
+def test_what_openvino_does_not_compute_in_is_told(file, tmp_path):
+    forged = with_description(file, tmp_path / "m.onnx", set_to("computes", "float64"))
+    with pytest.raises(CheckpointError, match="computes in float64: OpenVINO in float32, int8, bfloat16"):
+        featx.load_exported(forged, runtime="openvino")
+
+
 # packages
+
+
+@pytest.mark.parametrize("device", ["tpu", "", None])
+def test_packages_for_devices_that_are_not_known_are_refused(tmp_path, file, device):
+    said = read_onnx(file)
+    changed = {**machine("cpu"), "device": device} if device is not None else {}
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as package:
+        package.writestr(f"m/extra/{KEY}.json", to_json(replace(said, machine=changed)))
+    with pytest.raises(CheckpointError, match=r"m\.pt2 was compiled for .*a device that is not known"):
+        featx.load_exported(tmp_path / "m.pt2")
+
+
+def test_a_description_that_takes_all_memory_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w", zipfile.ZIP_DEFLATED) as package:
+        package.writestr(f"m/extra/{KEY}.json", bytes(17 * 2**20))
+    with pytest.raises(CheckpointError, match=r"m\.pt2 is no whole package \(its description has 17825792 bytes\)"):
+        featx.load_exported(tmp_path / "m.pt2")
 
 
 @pytest.fixture(scope="module")
