@@ -41,7 +41,7 @@ class Value:
         """The entry of an object; JsonError if it has none."""
         entries = self.object()
         if key not in entries:
-            raise JsonError(f"{self.path or 'it'} has no {key!r}")
+            raise JsonError(f"{self._where()} has no {brief(key)}")
         return Value(entries[key], f"{self.path}.{key}".lstrip("."))
 
     def get(self, key: str) -> "Value | None":
@@ -106,7 +106,10 @@ class Value:
 
     def mismatch(self, expected: str) -> JsonError:
         """The error for a value that is not what is expected."""
-        return JsonError(f"{self.path or 'it'} is {brief(self.held)[:LONGEST]}, expected {expected}")
+        return JsonError(f"{self._where()} is {brief(self.held)[:LONGEST]}, expected {expected}")
+
+    def _where(self) -> str:
+        return self.path[: 2 * LONGEST] or "it"
 
     def _encodable(self, texts: list[Any], expected: str) -> list[str]:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import require_number
 from .errors import ArgumentError
-from .json_checks import JsonError, Value
+from .json_checks import Value
 from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class DataConfig:
         Raises JsonError for anything else.
         """
         if unknown := sorted(stated.object().keys() - cls.__slots__):
-            raise JsonError(f"{stated.path} has no field {unknown[0]!r}")
+            raise stated.mismatch(f"an object without {unknown[0][:80]!r}")
         read: dict[str, Any] = {name: FROM_JSON[name](stated[name]) for name in stated.object()}
         made = {**{field.name: field.default for field in fields(cls)}, **read}
         if len(made["mean"]) != len(made["std"]) or not all(made["std"]):

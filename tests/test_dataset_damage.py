@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -281,6 +282,28 @@ def test_a_file_that_changes_under_an_open_folder_is_told(folder, how, truth):
     ):
         dataset[0]
     assert dataset[2].id in truth
+
+
+def test_a_file_that_is_overwritten_all_the_time_gives_what_it_had_or_an_error(folder, truth):
+    path = folder / SHARDS[0]
+    os.utime(path, ns=(1, 1))
+    content, datasets = path.read_bytes(), [FeatureDataset(folder) for _ in range(200)]
+    started = threading.Event()
+
+    def overwrite() -> None:
+        with path.open("r+b", buffering=0) as file:
+            for number in range(500):
+                os.pwrite(file.fileno(), bytes([number % 256]) * 8192, len(content) - 8192)
+                started.set()
+
+    writer = threading.Thread(target=overwrite)
+    before = datasets[0][0]
+    writer.start()
+    started.wait()
+    for dataset in datasets:
+        assert isinstance(answered(lambda dataset=dataset: dataset[0]), OutputError)
+    writer.join()
+    assert all(torch.equal(map_, truth[before.id].maps[level]) for level, map_ in before.maps.items())
 
 
 def test_a_file_that_is_replaced_while_it_is_open_stays_what_it_was(folder, truth):
