@@ -47,7 +47,10 @@ def delete(path: Path) -> None:
 
 
 def _require_small(path: Path, limits: Limits) -> None:
-    nbytes = path.stat().st_size
+    try:
+        nbytes = path.stat().st_size
+    except FileNotFoundError as error:  # for which the page took later ones
+        raise ImageError("the file is not there any more: drop it again") from error
     if nbytes > limits.nbytes:
         raise ImageError(
             f"the file has {nbytes / MIB:.1f} MiB, and this page takes up to {limits.nbytes / MIB:.0f} MiB: "
