@@ -22,6 +22,7 @@ from featx.commands.show import show
 from featx.commands.stats import stats
 from featx.describe import describe
 from featx.empty import without_values
+from featx.errors import escaped
 from featx.registry import Variant, lookup, suggestion
 from featx.view.command import view
 
@@ -164,13 +165,13 @@ def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, co
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     size = f"{found.values:,} values, {found.nbytes / 2**20:.1f} MiB"
     out.print(f"{file}: {found.tensors} tensors ({dtypes}), {size}", soft_wrap=True)
-    out.print(f"names such as {', '.join(found.first)}", soft_wrap=True)
+    out.print(f"names such as {', '.join(map(escaped, found.first))}", soft_wrap=True)
     for family, system in found.systems.items():
         out.print(f"layout: {system}, for the family {family}")
     if not found.systems:
         out.print("layout: no other program's; --model NAME tells whether it fits a model")
     for name in found.not_finite:
-        out.print(f"holds infinite values or NaN: {name}", style="red")
+        out.print(f"holds infinite values or NaN: {escaped(name)}", style="red")
 
 
 @weights_app.command()

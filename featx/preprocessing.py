@@ -1,7 +1,7 @@
 """How images become the tensors that a model's weights expect."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import nextafter
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .arguments import fits, require_number
 from .errors import ArgumentError, shortened
 from .image_checks import LARGEST_SIDE
+from .json_checks import Value
 from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ INCEPTION = {"mean": HALF, "std": HALF}
 TIMM_CROP_MODES = ("center", "squash", "border")
 CROP_MODES = (*TIMM_CROP_MODES, "other")
 CHANNEL_ORDERS = ("rgb", "bgr")
+SMALLEST_CROP = 0.01
+# How each field of a DataConfig is read from a file.
+FROM_JSON: Mapping[str, Callable[[Value], Any]] = {
+    "size": lambda value: tuple(value.numbers(1, LARGEST_SIDE, 2)),
+    "mean": lambda value: tuple(one.real() for one in value.each()),
+    "std": lambda value: tuple(one.real() for one in value.each()),
+    "interpolation": lambda value: value.text(),
+    "crop": lambda value: value.real(),
+    "crop_mode": lambda value: value.text(CROP_MODES),
+    "channel_order": lambda value: value.text(CHANNEL_ORDERS),
+    "crop_rounding": lambda value: value.text(ROUNDINGS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +96,20 @@ class DataConfig:
             raise ArgumentError("; ".join(shortened(problems)))
 
     @classmethod
-    def from_json(cls, stated: Mapping[str, Any]) -> Self:
-        """The DataConfig whose `dataclasses.asdict` was written as JSON; the defaults for fields that it lacks."""
-        tuples: dict[str, Any] = {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
-        return cls(**{**stated, **tuples})
+    def from_json(cls, stated: Value) -> Self:
+        """The DataConfig whose `dataclasses.asdict` was written as JSON; the defaults for fields that it lacks.
+
+        Raises JsonError for anything else.
+        """
+        if unknown := sorted(stated.object().keys() - cls.__slots__):
+            raise stated.mismatch(f"an object without {unknown[0][:80]!r}")
+        read: dict[str, Any] = {name: FROM_JSON[name](stated[name]) for name in stated.object()}
+        made = {**{field.name: field.default for field in fields(cls)}, **read}
+        if len(made["mean"]) != len(made["std"]) or not all(made["std"]):
+            raise stated.mismatch("a mean and a std per channel, no std of 0")
+        if not SMALLEST_CROP <= made["crop"] <= min(made["size"]):
+            raise stated.mismatch(f"a crop of at least {SMALLEST_CROP}")
+        return cls(**read)
 
     def resized(self) -> tuple[int, int]:
         """The (height, width) in pixels that the image is resized to, before `size` is cropped from it."""

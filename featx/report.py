@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .errors import shortened
+from .errors import escaped, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,12 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.loaded)} tensors loaded, layout {self.layout}"]
-        lines += [f"  {note}" for note in self.notes]
+        lines = [f"{escaped(self.source)}: {len(self.loaded)} tensors loaded, layout {self.layout}"]
+        lines += [f"  {escaped(note)}" for note in self.notes]
         lines += [f"  adapted  {line}" for line in shortened(f"{name}: {how}" for name, how in self.adapted.items())]
         for reason, count in Counter(self.skipped.values()).items():
             names = [name for name, why in self.skipped.items() if why == reason]
-            lines.append(f"  skipped  {count} tensors, {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
+            first = ", ".join(map(escaped, names[:3])) + ", …" * (count > 3)
+            lines.append(f"  skipped  {count} tensors, {reason}: {first}")
         lines += [f"  fresh    {name}" for name in shortened(self.fresh)]
         return "\n".join(lines)

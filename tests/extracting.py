@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import featx
 from featx import FeatureExtractWrapper
 from featx.bulk import Summary
+from featx.bulk.meta import Plan
 from featx.cli import app
 
 SIZE = 64
@@ -76,6 +77,12 @@ def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
     for number, colour in enumerate(COLOURS[:count]):
         Image.new("RGB", size, colour).save(folder / f"{number}.png")
     return folder
+
+
+def plan_of(level: str, chs: int, items: int) -> Plan:
+    """A plan of one file of vectors of one level."""
+    levels = [{"name": level, "chs": chs, "reduction": 1, "pooling": "mean"}]
+    return Plan({"levels": levels, "dtype": "float32"}, items, "", items)
 
 
 def small_extractor() -> FeatureExtractWrapper:

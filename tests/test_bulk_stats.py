@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extracting import extract_threes, run_stats, small_extractor
+from extracting import extract_threes, plan_of, run_stats, small_extractor
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import stats
+from featx.bulk.header import read_header
 from featx.bulk.picture import save_picture
-from featx.bulk.shard import read_header
+from featx.bulk.shard import Shard, shard_name, write_shard
 from featx.bulk.stats import READ, _Moments, _rows
 
 EXACT = 1e-12  # of sums in double precision that are added in another order
@@ -84,11 +85,12 @@ def test_parts_read_apart_give_the_numbers_of_the_whole(monkeypatch, tmp_path, i
 
 
 def test_files_are_read_in_parts_of_bounded_size(tmp_path):
-    file = tmp_path / "maps-000000.safetensors"
     rows = torch.randn(10, READ // 4 // 4)  # a quarter of what is read at once each
-    facts = {"ids": [*"abcdefghij"], "errors": []}
-    save_file({"a": rows}, file, {"featx": json.dumps(facts)})
-    parts = list(_rows(str(file), read_header(str(file)), "a"))
+    plan = plan_of("a", rows.shape[1], 10)
+    ids = [*"abcdefghij"]
+    write_shard(tmp_path, Shard(0, plan.fingerprint, ["a"], ids, ids, [(4, 4)] * 10, [None] * 10, [[*rows]]))
+    file = str(tmp_path / shard_name(0))
+    parts = list(_rows(file, read_header(file, plan), "a"))
     assert [(first, len(part)) for first, part in parts] == [(0, 4), (4, 4), (8, 2)]
     assert torch.equal(torch.cat([part for _, part in parts]), rows)
 

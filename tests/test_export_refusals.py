@@ -12,6 +12,7 @@ from exporting import file as file
 
 import featx
 from featx import ArgumentError, CheckpointError, InputError, MissingPackageError
+from featx.runtime.description import KEY
 from featx.runtime.onnx import read_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -82,7 +83,7 @@ def test_a_file_of_another_program_is_refused(file, tmp_path):
 )
 def test_descriptions_that_are_none_are_refused(key, value, file, tmp_path):
     model = onnx.load(file)
-    (entry,) = model.metadata_props
+    entry = next(entry for entry in model.metadata_props if entry.key == KEY)
     entry.value = json.dumps({**json.loads(entry.value), key: value})
     onnx.save_model(model, tmp_path / "m.onnx")
     with pytest.raises(CheckpointError, match=r"m\.onnx describes no extractor that this version of featx knows"):

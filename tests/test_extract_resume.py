@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from extracting import extract_threes as run
-from extracting import small_extractor, ten_colours
+from extracting import plan_of, small_extractor, ten_colours
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,8 @@ from torch import Tensor
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import write_index
-from featx.bulk.shard import Shard, read_header, shard_name, write_shard
+from featx.bulk.header import read_header
+from featx.bulk.shard import Shard, shard_name, write_shard
 
 SIZE = 32
 
@@ -137,7 +138,8 @@ def test_what_a_killed_run_left_of_a_file_is_removed(tmp_path, images, extractor
 
 def test_two_machines_may_write_the_same_shard_at_once(tmp_path, monkeypatch):
     def write() -> None:
-        write_shard(tmp_path, Shard(0, "plan", ["level"], ["a"], ["a.png"], [(4, 4)], [None], [[torch.ones(2)]]))
+        plan = plan_of("level", 2, 1).fingerprint
+        write_shard(tmp_path, Shard(0, plan, ["level"], ["a"], ["a.png"], [(4, 4)], [None], [[torch.ones(2)]]))
 
     def on_another_machine(_) -> None:
         monkeypatch.setattr("featx.bulk.shard._to_disk", lambda _: None)
@@ -146,7 +148,7 @@ def test_two_machines_may_write_the_same_shard_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("featx.bulk.shard._to_disk", on_another_machine)  # before the first moves its file into place
     write()
-    assert read_header(str(tmp_path / shard_name(0))).rows == 1
+    assert read_header(str(tmp_path / shard_name(0)), plan_of("level", 2, 1)).rows == 1
     assert [path.name for path in tmp_path.iterdir()] == [shard_name(0)]
 
 

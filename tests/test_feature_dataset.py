@@ -118,7 +118,7 @@ def test_files_are_closed_when_many_are_open(folder, monkeypatch):
     monkeypatch.setattr(dataset_module, "MOST_OPEN", 1)
     dataset = FeatureDataset(folder)
     assert [dataset[row].id for row in (0, 6, 3, 0)] == ["0.png", "7.png", "4.png", "0.png"]
-    assert len(dataset._mapped) == 1
+    assert len(dataset._open) == 1
 
 
 def test_a_dataset_can_be_pickled_after_it_was_read(folder):

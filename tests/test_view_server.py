@@ -4,8 +4,6 @@ import json
 import os
 import socket
 import sys
-import urllib.error
-import urllib.request
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
+from viewing import files, request, send
 
 import featx
 import featx.cli
@@ -31,27 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning
 def served():
     with serve(limits=Limits(nbytes=2**20)) as served:
         yield served
-
-
-def request(served, path: str, body: bytes | None = None, **headers: str):
-    """Status, headers and body of what is answered."""
-    asked_for = urllib.request.Request(served.url + path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(asked_for, timeout=10) as response:
-            return response.status, response.headers, response.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read()
-
-
-def send(served, content: bytes):
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
-    return request(served, "gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
-
-
-def files(served) -> list[Path]:
-    return [path for path in Path(served.folder).rglob("*") if path.is_file()]
 
 
 def test_the_page_is_served(served):

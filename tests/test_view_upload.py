@@ -48,6 +48,11 @@ def test_a_photograph_stands_upright(upload, coffee):
     assert take(upload(written.getvalue(), "photograph.jpg"), Limits()).size == (96, 144)
 
 
+def test_an_upload_that_was_deleted_for_later_ones_is_told(tmp_path):
+    with pytest.raises(featx.ImageError, match="the file is not there any more: drop it again"):
+        take(tmp_path / "0123" / "photograph.png", Limits())
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A head that promises pixels, and no pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

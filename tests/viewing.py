@@ -1,6 +1,8 @@
 """A photograph, models and what is asked of the local page."""
 
 import asyncio
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,24 @@ def models() -> Models:
 def file(tmp_path, coffee) -> Path:
     coffee.save(tmp_path / "photograph.png")
     return tmp_path / "photograph.png"
+
+
+def request(served, path: str, body: bytes | None = None, **headers: str):
+    """Status, headers and body of what is answered."""
+    asked_for = urllib.request.Request(served.url + path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(asked_for, timeout=10) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def send(served, content: bytes):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    return request(served, "gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
+
+
+def files(served) -> list[Path]:
+    return [path for path in Path(served.folder).rglob("*") if path.is_file()]

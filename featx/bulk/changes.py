@@ -1,13 +1,13 @@
 """Whether image files are still those that maps were made of, by their size and the time of their last change."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .dataset import FeatureDataset
-from .shard import Header, Stamp, stamp_of
+from .header import Header
+from .shard import Stamp, stamp_of
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ def check_sources(folder: str | Path, progress: Callable[[int, int], object] = l
     """
     dataset, found = FeatureDataset(folder), Sources()
     for done, header in enumerate(dataset._headers, 1):
-        for id_, place, stamp in _stamped(header, dataset.meta):
+        for id_, place, stamp in _stamped(header, dataset._meta.directory):
             now = None if stamp is None else stamp_of(place)
             if stamp is None:
                 found.unknown += 1
@@ -45,21 +45,15 @@ def check_sources(folder: str | Path, progress: Callable[[int, int], object] = l
     return found
 
 
-def has_changed(header: Header, facts: Mapping[str, Any]) -> bool:
+def has_changed(header: Header, directory: str) -> bool:
     """Whether a file that a shard's maps were made of is another one now; none that is gone counts.
 
-    facts: what the folder's meta.json says.
+    directory: where the folder was begun, which relative paths are seen from.
     """
-    return any(stamp and stamp_of(place) not in (stamp, None) for _, place, stamp in _stamped(header, facts))
+    return any(stamp and stamp_of(place) not in (stamp, None) for _, place, stamp in _stamped(header, directory))
 
 
-def place_of(source: str, facts: Mapping[str, Any]) -> str:
-    """Where a source is, seen from wherever."""
-    return os.path.join(facts["recorded"].get("directory", ""), source)
-
-
-def _stamped(header: Header, facts: Mapping[str, Any]) -> Iterator[tuple[str, str, Stamp | None]]:
-    """Id, place and stamp of every row; folders made before there were stamps have none."""
-    meta = header.metadata
-    for id_, source, stamp in zip(meta["ids"], meta["sources"], meta.get("stamps", [None] * header.rows), strict=True):
-        yield id_, place_of(source, facts), stamp and (stamp[0], stamp[1])
+def _stamped(header: Header, directory: str) -> Iterator[tuple[str, str, Stamp | None]]:
+    """Id, place and stamp of every row."""
+    for id_, source, stamp in zip(header.ids, header.sources, header.stamps, strict=True):
+        yield id_, os.path.join(directory, source), stamp

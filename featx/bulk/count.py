@@ -6,9 +6,11 @@ from pathlib import Path
 
 from ..errors import ImageError
 from .changes import has_changed
-from .folder import INDEX, Slice, headers, read_meta
+from .folder import INDEX, Slice, headers
+from .header import Header
 from .job import Job, ShardReport
-from .shard import Failure, Header, shard_name
+from .meta import read_meta
+from .shard import Failure, shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,9 @@ class Summary:
 
 def redone(folder: Path, failed: bool, changed: bool) -> Callable[[Header], bool]:
     """Which shards that are there are done again."""
-    facts = read_meta(folder) or {}
-    return lambda header: bool((failed and header.failed) or (changed and has_changed(header, facts)))
+    found = read_meta(folder)
+    directory = "" if found is None else found.directory
+    return lambda header: bool((failed and header.failed) or (changed and has_changed(header, directory)))
 
 
 class Count:

@@ -1,9 +1,7 @@
 """FeatureDataset: what was extracted, as a map-style data set."""
 
-import mmap
 import os
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -14,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import ArgumentError, OutputError
-from .folder import META, require_meta, shards_in
-from .shard import Failure, Header, read_header
-from .systems import is_address, joined, read_range
+from ..errors import ArgumentError
+from .folder import shards_in
+from .header import Header, read_header
+from .meta import Plan, require_meta
+from .shard import Failure
+from .shard_file import ShardFile
+from .systems import is_address, joined
 
-MOST_OPEN = 512  # shards mapped at once by a process
+MOST_OPEN = 128  # shards that a process has open at once
 READERS = 16  # headers read at once over a network
 
 
@@ -38,27 +39,32 @@ class FeatureDataset(Dataset[Features]):
     levels: names of those to read; None is all.
 
     Files are opened in the process that reads them, so that it may be given to the workers of a DataLoader.
-    Raises OutputError if the folder is none of maps, ArgumentError for levels it does not have; KeyError for an id, and
-    IndexError for an index, that is not there.
+    Raises OutputError if the folder is none of maps, or a file of it is damaged, or was overwritten since its header
+    was read; ArgumentError for levels it does not have; KeyError for an id, and IndexError for an index, that is not
+    there.
     """
 
     def __init__(self, folder: str | Path, levels: list[str] | None = None) -> None:
         self.folder = os.fspath(folder)
-        self.meta = require_meta(self.folder)
-        known = [level["name"] for level in self.meta["decided"]["levels"]]
+        self._meta = require_meta(self.folder)
+        known = [level.name for level in self._meta.plan.levels]
         self.levels = known if levels is None else list(levels)
         if unknown := [level for level in self.levels if level not in known]:
             raise ArgumentError(f"levels {unknown} are not stored in {self.folder}: choose among {known}")
-        self._names, self._headers = _shards(self.folder, self.meta["fingerprint"])
+        self._names, self._headers = _shards(self.folder, self._meta.plan)
         self._starts = [0, *accumulate(header.rows for header in self._headers)]
-        self._mapped: OrderedDict[int, mmap.mmap] = OrderedDict()
-        self._process = os.getpid()
+        self._open: dict[int, ShardFile] = {}
         self._rows: dict[str, int] | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What meta.json says."""
+        return self._meta.facts
 
     @property
     def ids(self) -> list[str]:
         """The id of every row."""
-        return [id_ for header in self._headers for id_ in header.metadata["ids"]]
+        return [id_ for header in self._headers for id_ in header.ids]
 
     @property
     def failed(self) -> list[Failure]:
@@ -74,12 +80,8 @@ class FeatureDataset(Dataset[Features]):
         index %= len(self)
         shard = bisect_right(self._starts, index) - 1
         header, row = self._headers[shard], index - self._starts[shard]
-        width, height = header.metadata["sizes"][row]
-        return Features(
-            header.metadata["ids"][row],
-            {level: self._map(shard, level, row) for level in self.levels},
-            (width, height),
-        )
+        maps = {level: self._map(shard, level, row) for level in self.levels}
+        return Features(header.ids[row], maps, header.sizes[row])
 
     def by_id(self, id_: str) -> Features:
         """The image with this id; KeyError with the reason if it has no row."""
@@ -91,40 +93,28 @@ class FeatureDataset(Dataset[Features]):
         return self[self._rows[id_]]
 
     def __getstate__(self) -> Mapping[str, Any]:
-        return {**vars(self), "_mapped": OrderedDict(), "_rows": None}
+        return {**vars(self), "_open": {}, "_rows": None}
 
     def _map(self, shard: int, level: str, row: int) -> Tensor:
         dtype, shape, start, end = self._headers[shard].place(level, row)
-        content = bytearray(self._bytes(shard, start, end))
-        return torch.frombuffer(content, dtype=dtype).reshape(shape)
+        return torch.frombuffer(self._file(shard).read(start, end), dtype=dtype).reshape(shape)
 
-    def _bytes(self, shard: int, start: int, end: int) -> bytes:
-        path = joined(self.folder, self._names[shard])
-        return read_range(path, start, end) if is_address(path) else self._file(shard, path)[start:end]
-
-    def _file(self, shard: int, path: str) -> mmap.mmap:
-        """The shard's file in memory, mapped by this process: a forked one must not share another's."""
-        if self._process != os.getpid():
-            self._mapped, self._process = OrderedDict(), os.getpid()
-        if shard not in self._mapped:
-            with open(path, "rb") as file:
-                self._mapped[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(self._mapped) > MOST_OPEN:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(shard)
-        return self._mapped[shard]
+    def _file(self, shard: int) -> ShardFile:
+        """The shard's file, opened by this process; threads that read others at the same time keep theirs open."""
+        file = self._open.get(shard)
+        if file is None:
+            if len(self._open) >= MOST_OPEN:
+                self._open = {}
+            path = joined(self.folder, self._names[shard])
+            self._open[shard] = file = ShardFile(path, self._headers[shard].version)
+        return file
 
 
-def _shards(folder: str, fingerprint: str) -> tuple[list[str], list[Header]]:
+def _shards(folder: str, plan: Plan) -> tuple[list[str], list[Header]]:
     """Names and headers of the shards of the folder's extraction."""
     names = shards_in(folder)
     paths = [joined(folder, name) for name in names]
-    if is_address(folder):
-        with ThreadPoolExecutor(READERS) as pool:
-            read = list(pool.map(read_header, paths))
-    else:
-        read = [read_header(path) for path in paths]
-    for path, header in zip(paths, read, strict=True):
-        if header.metadata.get("plan") != fingerprint:
-            raise OutputError(f"{path} is of another extraction than the {META} beside it says")
-    return names, read
+    if not is_address(folder):
+        return names, [read_header(path, plan) for path in paths]
+    with ThreadPoolExecutor(READERS) as pool:
+        return names, list(pool.map(lambda path: read_header(path, plan), paths))

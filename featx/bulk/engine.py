@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .ahead import DecoderProcesses, ahead
 from .decode import Decoded, Decoder
-from .folder import Plan
+from .meta import Plan
 from .model import Model
 from .recipe import Resources
 from .shard import Failure, Shard

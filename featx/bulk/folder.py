@@ -1,21 +1,21 @@
 """The folder of an extraction: what it says of itself, who may write to it, which shards are done."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
-from .shard import Header, part_name, read_header, shard_name, write_whole
-from .systems import joined, names_in, read_range, size_of
+from ..errors import OutputError, shortened
+from .header import Header, number_of, read_header
+from .meta import META, Plan, read_meta, write_meta
+from .shard import part_name
+from .systems import names_in
 
-FORMAT = 1
-META, INDEX = "meta.json", "index.parquet"
+INDEX = "index.parquet"
+LONGEST_VALUE = 400  # characters of one in a message
 LOCK_SECONDS = 60  # for what is written in a moment: meta.json and the index
 
 
@@ -33,76 +33,12 @@ class Slice:
         return f"{self.number}/{self.of}"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Which items are in which shard: shard i has items [i * rows, (i + 1) * rows).
-
-    decided: what decides the numbers, by name. items, digest: how many there are, and the SHA-256 of their ids.
-    """
-
-    decided: Mapping[str, Any]
-    items: int
-    digest: str
-    rows: int
-
-    @property
-    def shards(self) -> int:
-        return -(-self.items // self.rows)
-
-    @property
-    def fingerprint(self) -> str:
-        """What every shard's header repeats, so that none of another extraction is taken for one of this."""
-        facts = [FORMAT, self.decided, self.items, self.digest, self.rows]
-        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def items_of(self, shard: int) -> range:
-        return range(shard * self.rows, min((shard + 1) * self.rows, self.items))
-
-
-def write_meta(folder: Path, plan: Plan, recorded: Mapping[str, Any]) -> None:
-    facts = {
-        "format": FORMAT,
-        "decided": plan.decided,
-        "items": {"count": plan.items, "sha256": plan.digest},
-        "rows_per_shard": plan.rows,
-        "shards": plan.shards,
-        "fingerprint": plan.fingerprint,
-        "recorded": recorded,
-    }
-    text = json.dumps(facts, indent=2) + "\n"
-    write_whole(folder, META, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def read_meta(folder: str | Path) -> dict[str, Any] | None:
-    """What meta.json in a folder or at an address says, None if there is none. OutputError for another format."""
-    path = joined(os.fspath(folder), META)
-    try:
-        facts = json.loads(read_range(path, 0, size_of(path)))
-        if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']}, expected {FORMAT}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} does not describe an extraction that featx knows: {error}") from error
-    return facts
-
-
-def require_meta(folder: str | Path) -> dict[str, Any]:
-    """What meta.json in a folder or at an address says; OutputError if there is none."""
-    facts = read_meta(folder)
-    if facts is None:
-        place = joined(os.fspath(folder), META)
-        raise OutputError(f"{place} does not exist: expected a folder that featx extract made")
-    return facts
-
-
 def shards_in(folder: str) -> list[str]:
     """Names of the files of maps in a folder or at an address, in order, whole or not."""
-    return [name for name in names_in(folder) if re.fullmatch(r"maps-\d+\.safetensors", name)]
-
-
-def plan_in(facts: Mapping[str, Any]) -> Plan:
-    return Plan(facts["decided"], facts["items"]["count"], facts["items"]["sha256"], facts["rows_per_shard"])
+    try:
+        return [name for name in names_in(folder) if re.fullmatch(r"maps-[0-9]{6}\.safetensors", name)]
+    except OSError as error:
+        raise OutputError(f"cannot look into {folder}: {error}") from error
 
 
 @contextmanager
@@ -143,9 +79,11 @@ def _take(stack: ExitStack, folder: Path, name: str) -> None:
             f"another run is writing to {folder} ({name} is held): wait for it, or stop it first"
         ) from error
     except NotImplementedError as error:
-        raise OutputError(
-            f"the file system of {folder} has no locks, which keep two runs apart: name another"
-        ) from error
+        raise OutputError(_without_locks(folder)) from error
+
+
+def _without_locks(folder: Path) -> str:
+    return f"the file system of {folder} has no locks, which keep two runs apart: name another"
 
 
 @contextmanager
@@ -160,6 +98,12 @@ def described(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"{folder / '.lock'} has been held for {LOCK_SECONDS} seconds: is another run stuck?"
         ) from error
+    except NotImplementedError as error:
+        raise OutputError(_without_locks(folder)) from error
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write to {folder}: {error}") from error
 
 
 def settle(
@@ -174,18 +118,18 @@ def settle(
     with described(folder):
         for name in (META, INDEX):  # nobody else writes them now
             _remove_parts(folder, name)
-        facts = read_meta(folder)
-        if facts is None:
+        found = read_meta(folder)
+        if found is None:
             if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
                 raise OutputError(f"{folder} is not empty ({', '.join(held[:3])}): name a new folder")
             write_meta(folder, plan, recorded)
             return plan
-    there = plan_in(facts)
+    there = found.plan
     differences = [*recipe_differences(there.decided, plan.decided), *_other_items(folder, there, plan, ids)]
     if rows_asked not in (None, there.rows):
         differences.append(f"rows per shard: {there.rows} there, {rows_asked} now")
     if differences:
-        listed = "".join(f"\n  {line}" for line in differences)
+        listed = "".join(f"\n  {line}" for line in shortened(differences))
         raise OutputError(f"{folder} was made otherwise; name a new folder, or ask for the same:{listed}")
     return there
 
@@ -198,14 +142,19 @@ def recipe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
     """A line per entry that two recipes, as `decided` of meta.json has them, do not share."""
     for key in sorted({*there, *now}):
         if there.get(key) != now.get(key):
-            yield f"{key}: {json.dumps(there.get(key))} there, {json.dumps(now.get(key))} now"
+            yield f"{key}: {_brief(there.get(key))} there, {_brief(now.get(key))} now"
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _other_items(folder: Path, there: Plan, plan: Plan, ids: Sequence[str]) -> Iterator[str]:
-    if there.digest == plan.digest:
+    if (there.digest, there.items) == (plan.digest, plan.items):
         return
     done = [header for _, header in headers(folder, there)]
-    seen = [id_ for header in done for id_ in (*header.metadata["ids"], *(one.id for one in header.failed))]
+    seen = [id_ for header in done for id_ in (*header.ids, *(one.id for one in header.failed))]
     now = set(ids)
     yield f"images: {there.items} there, {plan.items} now, or in another order, or of another column"
     if gone := [id_ for id_ in seen if id_ not in now]:
@@ -216,13 +165,15 @@ def _other_items(folder: Path, there: Plan, plan: Plan, ids: Sequence[str]) -> I
 
 def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[int, Header]]:
     """Number and header of the shards of a part that are there, whole, and of this plan."""
-    for number in range(part.number, plan.shards, part.of):
+    for name in shards_in(str(folder)):
+        number = number_of(name)
+        if number not in part or number >= plan.shards:
+            continue
         try:
-            header = read_header(str(folder / shard_name(number)))
+            header = read_header(str(folder / name), plan)
         except OutputError:
             continue
-        if header.metadata.get("plan") == plan.fingerprint and header.metadata.get("shard") == number:
-            yield number, header
+        yield number, header
 
 
 def sweep(folder: Path, part: Slice) -> None:

@@ -22,6 +22,8 @@ TABLE_ROWS = 4096  # of a row group
 MODULES: Mapping[str, str] = {"webdataset": "webdataset.writer", "zarr": "zarr"}
 CHUNK_BYTES = 2**20  # of a Zarr chunk, about
 
+TAKEN = ("id", "width", "height", "json")  # what is beside the levels
+
 Levels = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of a row, by level
 Writer = Callable[[FeatureDataset, Path], None]
 
@@ -43,6 +45,8 @@ def convert(folder: str | Path, out: str | Path, format: Format) -> int:
     if format not in WRITERS:
         raise ArgumentError(f"format={format!r}: choose one of {tuple(WRITERS)}")
     dataset, out = FeatureDataset(folder), Path(out)
+    if unsafe := [level for level in dataset.levels if not _is_file_name(level) or level in TAKEN]:
+        raise ArgumentError(f"level {unsafe[0]!r} of {dataset.folder} cannot be the name of a file or a column")
     require_new(out)
     part = out.with_name(f".{out.name}.part")
     try:
@@ -61,9 +65,14 @@ def convert(folder: str | Path, out: str | Path, format: Format) -> int:
     return len(dataset)
 
 
+def _is_file_name(level: str) -> bool:
+    """Whether it can be part of a file's name, which does not lead out of a folder."""
+    return level.strip(".") != "" and not set(level) & set('/\\:*?"<>|')
+
+
 def require_new(out: Path) -> None:
     """OutputError if something is there already."""
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError(f"{out} exists: name a new one, or remove it")
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from .folder import INDEX, described, headers, plan_in, require_meta
+from .folder import INDEX, described, headers
+from .header import Header
+from .meta import require_meta
 from .parquet import require_pyarrow
-from .shard import Header, shard_name, write_whole
+from .shard import shard_name, write_whole
 
 ROWS_PER_GROUP = 2**16
 
@@ -19,9 +21,8 @@ def write_index(folder: str | Path) -> int:
     """
     folder = Path(folder)
     pyarrow, parquet = require_pyarrow()
-    facts = require_meta(folder)
-    plan = plan_in(facts)
-    levels = [level["name"] for level in facts["decided"]["levels"]]
+    plan = require_meta(folder).plan
+    levels = [level.name for level in plan.levels]
     text, number = pyarrow.string(), pyarrow.int32()
     schema = pyarrow.schema(
         [
@@ -51,16 +52,16 @@ def write_index(folder: str | Path) -> int:
 
 
 def _columns(header: Header, name: str, levels: list[str]) -> dict[str, list[Any]]:
-    meta, failed, rows = header.metadata, header.failed, range(header.rows)
+    failed, rows = header.failed, range(header.rows)
     nothing = [None] * len(failed)
     return {
-        "id": [*meta["ids"], *(one.id for one in failed)],
-        "source": [*meta["sources"], *(one.source for one in failed)],
+        "id": [*header.ids, *(one.id for one in failed)],
+        "source": [*header.sources, *(one.source for one in failed)],
         "shard": [*[name] * header.rows, *nothing],
         "row": [*rows, *nothing],
         **{f"shape of {level}": [*(header.shape(level, row) for row in rows), *nothing] for level in levels},
-        "width": [*(width for width, _ in meta["sizes"]), *nothing],
-        "height": [*(height for _, height in meta["sizes"]), *nothing],
+        "width": [*(width for width, _ in header.sizes), *nothing],
+        "height": [*(height for _, height in header.sizes), *nothing],
         "status": ["ok"] * header.rows + ["failed"] * len(failed),
         "error": [*[None] * header.rows, *(one.reason for one in failed)],
     }

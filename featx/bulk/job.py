@@ -9,7 +9,7 @@ from pathlib import Path
 from ..wrappers import FeatureExtractWrapper
 from .decode import decoder_for
 from .engine import Seen, shards
-from .folder import Plan
+from .meta import Plan
 from .model import Model
 from .recipe import Recipe, Resources
 from .shard import Failure, Shard, write_shard

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from ..errors import ArgumentError, OutputError
-from .folder import META, Plan, Slice, headers, opened, plan_in, read_meta, recipe_differences, settle, sweep
+from ..errors import ArgumentError, OutputError, shortened
+from .folder import Slice, headers, opened, recipe_differences, settle, sweep
+from .header import Header
 from .index import write_index
+from .meta import META, Meta, Plan, read_meta
 from .parquet import require_pyarrow
-from .shard import Header, part_name, shard_name, write_whole
+from .shard import part_name, shard_name, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
     given, out = _each_once(folders), Path(out)
     facts = _described(given)
     _require_one_extraction(facts)
-    first = facts[given[0]]
-    plan = plan_in(first)
+    first = facts[given[0]].facts
+    plan = facts[given[0]].plan
     with opened(out, Slice()):
         ids = [id_ for folder in given for _, header in headers(folder, plan) for id_ in _ids(header)]
         settle(out, plan, {**first["recorded"], "merged": [str(folder) for folder in given]}, ids)
@@ -89,35 +90,35 @@ def _each_once(folders: Iterable[str | Path]) -> list[Path]:
     return given
 
 
-def _described(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+def _described(folders: Sequence[Path]) -> dict[Path, Meta]:
     found = {folder: read_meta(folder) for folder in folders}
     if without := [str(folder) for folder, facts in found.items() if facts is None]:
-        raise OutputError(f"no {META} in {', '.join(without)}: expected folders that featx extract made")
+        raise OutputError(f"no {META} in {', '.join(shortened(without))}: expected folders that featx extract made")
     return {folder: facts for folder, facts in found.items() if facts is not None}
 
 
-def _require_one_extraction(facts: Mapping[Path, dict[str, Any]]) -> None:
+def _require_one_extraction(facts: Mapping[Path, Meta]) -> None:
     """OutputError with all differences if the folders are not of the same recipe, items and shards."""
     first, *others = facts
-    lines = [f"\n  {other}: {line}" for other in others for line in _differ(facts[first], facts[other])]
+    lines = [f"{other}: {line}" for other in others for line in _differ(facts[first].plan, facts[other].plan)]
     if lines:
         raise OutputError(
-            f"the folders are not of one extraction; {first} is there, each of these now:{''.join(lines)}"
+            f"the folders are not of one extraction; {first} is there, each of these now:\n  "
+            + "\n  ".join(shortened(lines))
         )
 
 
-def _differ(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    lines = list(recipe_differences(there["decided"], now["decided"]))
-    if there["items"] != now["items"]:
-        counts = f"{there['items']['count']} there, {now['items']['count']} now"
-        lines.append(f"images: {counts}, and not the same ids in the same order")
-    if there["rows_per_shard"] != now["rows_per_shard"]:
-        lines.append(f"rows per shard: {there['rows_per_shard']} there, {now['rows_per_shard']} now")
+def _differ(there: Plan, now: Plan) -> list[str]:
+    lines = list(recipe_differences(there.decided, now.decided))
+    if (there.items, there.digest) != (now.items, now.digest):
+        lines.append(f"images: {there.items} there, {now.items} now, and not the same ids in the same order")
+    if there.rows != now.rows:
+        lines.append(f"rows per shard: {there.rows} there, {now.rows} now")
     return lines
 
 
 def _ids(header: Header) -> list[str]:
-    return [*header.metadata["ids"], *(one.id for one in header.failed)]
+    return [*header.ids, *(one.id for one in header.failed)]
 
 
 def _candidates(folders: Sequence[Path], plan: Plan) -> dict[int, list[tuple[int, Path]]]:

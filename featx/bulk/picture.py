@@ -1,5 +1,6 @@
 """A picture of a few images of a folder of maps, each beside its maps."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,10 +9,11 @@ from torch import nn
 
 from ..errors import ArgumentError, ImageError, OutputError
 from ..features import FeatureInfo, Levels
+from ..json_checks import Value
 from ..preprocessing import DataConfig, cropped
-from .changes import place_of
 from .dataset import FeatureDataset, Features
-from .systems import is_address, open_binary
+from .sources import read_file
+from .systems import fetched, is_address, read_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,22 +34,22 @@ def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
         raise OutputError(f"{path}: name a picture that ends with .png")
     dataset = FeatureDataset(folder)
     decided = dataset.meta["decided"]
-    levels = [level for level in decided["levels"] if level["pooling"] == "none"]
+    levels = [level for level in dataset._meta.plan.levels if level.pooling == "none"]
     if not levels or not len(dataset):
         raise ArgumentError(f"{folder} has no maps to show: its levels are stored as vectors, or no image is there")
-    dataset.levels = [level["name"] for level in levels]
+    dataset.levels = [level.name for level in levels]
     count = min(count, len(dataset))
     shown = [dataset[number * (len(dataset) - 1) // max(1, count - 1)] for number in range(count)]
     sources = _sources(dataset)
     pictures = [_seen(sources[one.id], one, decided) for one in shown]
-    _save(path, shown, pictures, [FeatureInfo(level["chs"], level["reduction"], level["name"]) for level in levels])
+    _save(path, shown, pictures, [FeatureInfo(level.chs, level.reduction, level.name) for level in levels])
 
 
 def _sources(dataset: FeatureDataset) -> dict[str, str]:
     return {
-        id_: source if is_address(source) else place_of(source, dataset.meta)
+        id_: source if is_address(source) else os.path.join(dataset._meta.directory, source)
         for header in dataset._headers
-        for id_, source in zip(header.metadata["ids"], header.metadata["sources"], strict=True)
+        for id_, source in zip(header.ids, header.sources, strict=True)
     }
 
 
@@ -58,13 +60,12 @@ def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
     from ..images import open_image
 
     try:
-        with open_binary(source) as file:
-            image = open_image(BytesIO(file.read()))
-    except (OSError, ImageError, ArgumentError):  # in a tar, moved or changed since
+        image = open_image(BytesIO(fetched(lambda: read_whole(source)) if is_address(source) else read_file(source)))
+    except (ImageError, ArgumentError):  # in a tar, moved or changed since
         image = Image.new("RGB", features.size, GONE)
     if decided["keep_aspect"]:
         return image
-    return cropped(_Expecting(DataConfig.from_json(decided["preprocessing"])), size=decided["size"])(image)
+    return cropped(_Expecting(DataConfig.from_json(Value(decided["preprocessing"]))), size=decided["size"])(image)
 
 
 class _Expecting(nn.Module):

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..errors import ArgumentError, FeatxError, MissingPackageError, OutputError
 from .engine import Seen
-from .folder import META
 from .job import Job, ShardReport, Worker
 from .lists import Listed
+from .meta import META
 from .sources import Files, Source
 from .systems import is_address
 from .tables import Table

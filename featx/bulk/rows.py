@@ -10,7 +10,7 @@ from typing import Any
 
 from .parquet import require_pyarrow
 from .recipe import usable_cores
-from .systems import is_address, open_binary
+from .systems import is_address, open_binary, open_regular
 
 BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # the most that is read at once, of rows that are smaller
 KEPT_BATCHES = 8  # the fewest that stay after they were read
@@ -78,5 +78,7 @@ def rows_of(path: str, column: str) -> Rows:
 def parquet_file(path: str) -> Any:
     """The pyarrow.parquet.ParquetFile of a path or an address, whose row groups are read page by page."""
     _, parquet = require_pyarrow()
-    source = open_binary(path) if is_address(path) else path
-    return parquet.ParquetFile(source, buffer_size=PAGE_BYTES, pre_buffer=False)
+    if is_address(path):
+        return parquet.ParquetFile(open_binary(path), buffer_size=PAGE_BYTES, pre_buffer=False)
+    open_regular(path).close()  # pyarrow would wait for whoever writes to a pipe
+    return parquet.ParquetFile(path, buffer_size=PAGE_BYTES, pre_buffer=False)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from ..errors import ArgumentError, FeatxError
+from ..errors import ArgumentError, ContractError, FeatxError
 from ..factory import create_model
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
@@ -17,11 +18,12 @@ from .batch_size import fastest_batch_size
 from .count import Count, Progress, Summary, redone
 from .decode import decoder_for
 from .engine import Seen
-from .folder import Plan, Slice, opened, read_meta, settle, sweep
+from .folder import Slice, opened, settle, sweep
 from .identity import decided, environment
 from .index import write_index
 from .inputs import Input, find_items
 from .job import Job, ShardReport, Worker
+from .meta import MOST_SHARDS, Plan, read_meta
 from .model import Model
 from .parquet import require_pyarrow
 from .recipe import Pooling, Recipe, Resources, Runtime
@@ -143,7 +145,20 @@ def plan_job(
     batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
     rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
     plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows)
+    _require_plan(plan, maps)
     return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), model)
+
+
+def _require_plan(plan: Plan, maps: Sequence[Tensor]) -> None:
+    """ContractError if maps are not what the levels say; ArgumentError for more files than there are names of."""
+    for level, map_ in zip(plan.levels, maps, strict=True):
+        if map_.shape[1] != level.chs:
+            raise ContractError(f"the map of {level.name} has {map_.shape[1]} channels, its feature_info {level.chs}")
+    if plan.shards > MOST_SHARDS:
+        raise ArgumentError(
+            f"rows_per_shard={plan.rows} makes {plan.shards} files of {plan.items} images, more than {MOST_SHARDS}: "
+            "choose a larger number"
+        )
 
 
 def slice_of(text: str) -> Slice:
@@ -165,8 +180,8 @@ def _rows(nbytes: int, batch_size: int) -> int:
 
 def _batch_size_in(folder: Path) -> int | None:
     """The batch size that was measured when the folder was begun."""
-    facts = read_meta(folder)
-    return None if facts is None else facts["recorded"]["batch_size"]
+    found = read_meta(folder)
+    return None if found is None else found.batch_size
 
 
 def _extractor(

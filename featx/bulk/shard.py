@@ -22,13 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError
-from .systems import read_range, size_of
+from ..json_checks import MOST_VALUES, values_in
 
 KEY = "featx"  # one entry, because safetensors writes several in any order
-FIRST_READ = 2**16  # bytes, in which most headers are whole
-LONGEST_HEADER = 100 * 2**20  # what safetensors itself accepts
+LONGEST_HEADER = 32 * 2**20  # bytes; that of 4,096 images has about a million
+LONGEST_ENTRY = 160  # bytes of one tensor's, beside its name
 Stamp = tuple[int, int]  # bytes of a file, and the time of its last change in nanoseconds
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,9 @@ def write_shard(folder: Path, shard: Shard) -> int:
         else:
             tensors |= {f"{level}/{number}": row.clone() for number, row in enumerate(rows)}
     metadata = shard.metadata()
+    text = json.dumps({**metadata, **dict.fromkeys(tensors, "." * LONGEST_ENTRY)})
+    if len(text) > LONGEST_HEADER or values_in(text) + 9 * len(tensors) > MOST_VALUES:
+        raise OutputError(f"{folder / shard.name} would say more than one file may: choose a smaller rows_per_shard")
     write_whole(folder, shard.name, lambda part: save_file(tensors, part, metadata))
     return (folder / shard.name).stat().st_size
 
@@ -147,56 +149,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a shard's header says. tensors: by name dtype, shape, and where its bytes begin and end in the file."""
-
-    metadata: dict[str, Any]
-    tensors: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]
-
-    @property
-    def rows(self) -> int:
-        return len(self.metadata["ids"])
-
-    @property
-    def failed(self) -> list[Failure]:
-        return [Failure(*one) for one in self.metadata["errors"]]
-
-    def shape(self, level: str, row: int) -> tuple[int, ...]:
-        return self.place(level, row)[1]
-
-    def place(self, level: str, row: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-        """Dtype and shape of a row's map, and where its bytes begin and end in the file."""
-        if level not in self.tensors:
-            return self.tensors[f"{level}/{row}"]
-        dtype, (rows, *shape), start, end = self.tensors[level]
-        step = (end - start) // rows
-        return dtype, tuple(shape), start + row * step, start + (row + 1) * step
-
-
-def read_header(path: str) -> Header:
-    """The header of a shard at a path or an address. OutputError if it is no whole shard of maps."""
-    try:
-        total = size_of(path)
-        start = read_range(path, 0, min(total, FIRST_READ))
-        length = int.from_bytes(start[:8], "little")
-        if not 2 <= length <= min(LONGEST_HEADER, total - 8):
-            raise ValueError("it has no header")
-        text = start[8 : 8 + length] if 8 + length <= len(start) else read_range(path, 8, 8 + length)
-        described = json.loads(text)
-        metadata = json.loads(described.pop("__metadata__")[KEY])
-        tensors = {name: _placed(tensor, 8 + length) for name, tensor in described.items()}
-        if max([8 + length, *(end for *_, end in tensors.values())]) != total:
-            raise ValueError("it is cut short")
-        return Header(metadata, tensors)
-    except FileNotFoundError as error:
-        raise OutputError(f"{path}: {error.strerror or error}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} is no whole shard of maps: {error}") from error
-
-
-def _placed(tensor: dict[str, Any], start: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    first, last = tensor["data_offsets"]
-    return DTYPES[tensor["dtype"]], tuple(tensor["shape"]), start + first, start + last

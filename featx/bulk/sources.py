@@ -70,6 +70,8 @@ def read_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
+    except ValueError as error:
+        raise ImageError(f"{path!r} is no path: {error}") from error
 
 
 class Items:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from .folder import META, plan_in, require_meta, shards_in
-from .shard import Header, read_header
-from .systems import joined, read_range, size_of
+from .folder import shards_in
+from .header import Header, read_header
+from .meta import require_meta
+from .shard_file import ShardFile
+from .systems import joined, size_of
 
 READ = 8 * 2**20  # bytes at once, so that memory does not grow with files
 
@@ -77,18 +79,18 @@ def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_
     Raises OutputError if the folder is none of maps.
     """
     folder = os.fspath(folder)
-    facts = require_meta(folder)
-    plan, decided = plan_in(facts), facts["decided"]
-    found = Statistics(decided["model"], decided["dtype"], (plan.items, plan.shards))
-    keys = ("name", "chs", "reduction", "pooling")
-    found.levels = [LevelStatistics(**{key: level[key] for key in keys}) for level in decided["levels"]]
+    plan = require_meta(folder).plan
+    found = Statistics(plan.decided["model"], plan.dtype, (plan.items, plan.shards))
+    found.levels = [LevelStatistics(one.name, one.chs, one.reduction, one.pooling) for one in plan.levels]
     moments = [_Moments() for _ in found.levels]
     names = shards_in(folder)
     for done, name in enumerate(names):
         progress(done, len(names))
         path = joined(folder, name)
-        header = _header(path, plan.fingerprint, found.damaged)
-        if header is None:
+        try:
+            header = read_header(path, plan)
+        except OutputError as error:
+            found.damaged[path] = str(error)
             continue
         found.shards += 1
         found.nbytes += size_of(path)
@@ -102,20 +104,8 @@ def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_
     return found
 
 
-def _header(path: str, fingerprint: str, damaged: dict[str, str]) -> Header | None:
-    try:
-        header = read_header(path)
-    except OutputError as error:
-        damaged[path] = str(error)
-        return None
-    if header.metadata.get("plan") != fingerprint:
-        damaged[path] = f"{path} is of another extraction than the {META} beside it says"
-        return None
-    return header
-
-
 def _measure(path: str, header: Header, level: LevelStatistics, moments: "_Moments") -> None:
-    ids = header.metadata["ids"]
+    ids = header.ids
     for first, rows in _rows(path, header, level.name):
         level.shapes[tuple(rows.shape[1:])] += len(rows)
         finite = rows.isfinite()
@@ -126,12 +116,12 @@ def _measure(path: str, header: Header, level: LevelStatistics, moments: "_Momen
 
 def _rows(path: str, header: Header, level: str) -> Iterator[tuple[int, Tensor]]:
     """The level's rows in their order, (rows, ...) as many as are read at once, with the number of the first."""
-    row = 0
+    row, file = 0, ShardFile(path, header.version)
     while row < header.rows:
         dtype, shape, start, end = header.place(level, row)
         stacked = level in header.tensors
         count = min(max(1, READ // max(1, end - start)), header.rows - row) if stacked else 1
-        content = bytearray(read_range(path, start, start + count * (end - start)))
+        content = file.read(start, start + count * (end - start))
         yield row, torch.frombuffer(content, dtype=dtype).reshape(count, *shape)
         row += count
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from ..errors import ArgumentError, ImageError
@@ -24,10 +25,26 @@ def open_system(address: str) -> tuple[Any, str]:
         raise ArgumentError(f"{address}: {error}") from error
 
 
+def open_regular(path: str) -> BinaryIO:
+    """The file of a path; OSError if it cannot be opened, or is a pipe or the like, which might never end."""
+    if "\0" in path:
+        raise FileNotFoundError(f"{path!r} is no path")
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    if S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(f"{path} is not a file")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever writes to a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def open_binary(path: str) -> BinaryIO:
     """The file of a path or an address; OSError if it cannot be opened."""
     if not is_address(path):
-        return open(path, "rb")
+        return open_regular(path)
     system, within = open_system(path)
     return system.open(within, "rb")
 
@@ -59,7 +76,7 @@ def read_range(path: str, start: int, end: int) -> bytes:
     if is_address(path):
         system, within = open_system(path)
         return system.cat_file(within, start=start, end=end)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         return file.read(end - start)
 

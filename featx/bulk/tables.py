@@ -1,6 +1,5 @@
 """Parquet files: tables whose rows hold the images, as many data sets are published, or lists of paths."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ArgumentError, ImageError
+from ..json_checks import JsonError, parsed
 from .lists import PLACES, listed, read_place
 from .parquet import require_pyarrow
 from .rows import parquet_file, rows_of
@@ -72,7 +72,7 @@ def _columns(schema: Any, asked: str | None) -> tuple[list[str], list[str]]:
     images = [
         field.name
         for field in schema
-        if _holds_bytes(field.type) and (not declared or declared.get(field.name, {}).get("_type") == "Image")
+        if _holds_bytes(field.type) and (not declared or declared.get(field.name) == "Image")
     ]
     if asked is None:
         # where it is written which column is of images, a path beside it is none to follow
@@ -83,10 +83,12 @@ def _columns(schema: Any, asked: str | None) -> tuple[list[str], list[str]]:
 
 
 def _declared(schema: Any) -> dict[str, Any]:
-    """What the package datasets wrote of the columns, by name; nothing if others made the file."""
+    """The type that the package datasets wrote of each column, by name; nothing if others made the file."""
+    written = (schema.metadata or {}).get(b"huggingface")
     try:
-        return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):
+        features = parsed(written or b"{}")["info"]["features"]
+        return {name: features[name].object().get("_type") for name in features.object()}
+    except JsonError:
         return {}
 
 
@@ -130,5 +132,5 @@ def _readable(path: str, error: type[ArgumentError | ImageError]) -> Iterator[No
     pyarrow, _ = require_pyarrow()
     try:
         yield
-    except (OSError, pyarrow.ArrowException, StopIteration, IndexError) as problem:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError, StopIteration, IndexError) as problem:
         raise error(f"{path} cannot be read as a Parquet file: {problem}") from problem

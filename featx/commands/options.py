@@ -9,11 +9,12 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 import featx
 
-out, err = Console(markup=False), Console(stderr=True, markup=False)  # names of files may look like markup
+from ..terminal import Terminal
+
+out, err = Terminal(), Terminal(stderr=True)
 
 Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx list' shows all.")]
 OutIndices = Annotated[

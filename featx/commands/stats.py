@@ -15,6 +15,7 @@ from rich.table import Table
 
 import featx
 
+from ..errors import escaped
 from .options import err, out
 
 if TYPE_CHECKING:
@@ -122,6 +123,6 @@ def _tell_some(title: str, lines: list[str]) -> None:
     if lines:
         out.print(title, style="red")
     for line in lines[:SHOWN]:
-        out.print(f"  {line}", soft_wrap=True)
+        out.print(f"  {escaped(line)}", soft_wrap=True)
     if len(lines) > SHOWN:
         out.print(f"  … and {len(lines) - SHOWN} more")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..errors import escaped
 from .options import Values, err, out
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
     if summary.failed:
         out.print(f"{_images(len(summary.failed))} could not be extracted:", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
-            out.print(f"  {id_}: {reason}", soft_wrap=True)
+            out.print(f"  {escaped(id_)}: {escaped(reason)}", soft_wrap=True)
         if len(summary.failed) > SHOWN_FAILURES:
             more = len(summary.failed) - SHOWN_FAILURES
             out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)

@@ -2,20 +2,23 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
 from ..features import FeatureInfo, Levels
+from ..json_checks import JsonError, Value, parsed
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
+from .layout import LAYOUTS
 from .taken import Axis, Taken, is_condition
 
 KEY = "featx"  # of the description in a file's metadata
 VERSION = 1
 DTYPES = {f"{dtype}".removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 DTYPES |= {"float64": torch.float64}
+OUTPUTS = ("list", "dict", "tokens")
+LARGEST = 2**20  # of channels, strides and pixels
 
 
 @dataclass(frozen=True)
@@ -104,54 +107,74 @@ def to_json(said: Description) -> str:
 def from_json(text: str | bytes, file: object) -> Description:
     """The description in a file; CheckpointError if it is none, or one that this version of featx does not know."""
     try:
-        return _read(json.loads(text))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        return _read(parsed(text))
+    except JsonError as error:
         raise CheckpointError(
-            f"{file} describes no extractor that this version of featx knows ({type(error).__name__}: {error}): write "
-            "it again with featx.export"
+            f"{file} describes no extractor that this version of featx knows ({error}): write it again with "
+            "featx.export"
         ) from error
 
 
-def _read(read: dict[str, Any]) -> Description:
-    if read["version"] != VERSION:
-        raise ValueError(f"version {read['version']}, expected {VERSION}")
-    levels = Levels((FeatureInfo(int(c), int(r), f"{name}") for c, r, name in read["levels"]), read["out_indices"])
-    if not levels.out_indices or not set(levels.out_indices) <= set(range(len(read["levels"]))):
-        raise ValueError(f"out_indices {levels.out_indices} of {len(read['levels'])} levels")
-    free = {int(at): Axis(f"{name}", int(least), most) for at, (name, least, most) in read["free"].items()}
-    shape = tuple(int(length) for length in read["shape"])
-    if len(shape) != 4 or not set(free) <= {0, 1, 2, 3}:
-        raise ValueError(f"shape {shape}, free {sorted(free)}")
-    names = {axis.name for axis in free.values()}
-    if not all(is_condition(condition, names) for condition in read["conditions"]):
-        raise ValueError("unknown conditions")
-    if read["layout"] not in ("contiguous", "channels_last"):
-        raise ValueError(f"layout {read['layout']!r}")
-    if read["output"] not in ("list", "dict", "tokens"):
-        raise ValueError(f"output {read['output']!r}")
-    fixed = read["fixed_size"]
+def _read(said: Value) -> Description:
+    if said["version"].held != VERSION:
+        raise said["version"].mismatch(f"{VERSION}")
+    levels, taken, config = _levels(said), _taken(said), said.get("data_config")
+    in_chans, fixed = _number(said, "in_chans"), said.get("fixed_size")
+    if in_chans not in (None, taken.shape[1]):
+        raise said["in_chans"].mismatch(f"{taken.shape[1]}, as its shape says")
+    agreement, machine, capture, fallbacks = map(said.get, ("agreement", "machine", "capture", "fallbacks"))
     return Description(
         levels,
-        read["output"],
-        read["in_chans"],
-        int(read["size_divisor"]),
-        None if fixed is None else (int(fixed[0]), int(fixed[1])),
-        None if read["data_config"] is None else DataConfig.from_json(read["data_config"]),
-        Taken(shape, free, tuple(read["conditions"])),
-        DTYPES[read["dtype"]],
-        read["computes"],
-        read["layout"],
-        read["agreement"],
-        read["machine"],
-        read.get("capture"),
-        tuple(read.get("fallbacks", ())),
-        _smallest(read),
+        said["output"].text(OUTPUTS),
+        in_chans,
+        said["size_divisor"].number(1, LARGEST),
+        None if fixed is None else (fixed.numbers(1, LARGEST, 2)[0], fixed.array()[1]),
+        None if config is None else DataConfig.from_json(config),
+        taken,
+        DTYPES[said["dtype"].text(DTYPES)],
+        said["computes"].text((*DTYPES, "int8")),
+        said["layout"].text(LAYOUTS),
+        None if agreement is None else {name: agreement[name].real() for name in agreement.object()},
+        None if machine is None else {name: machine[name].text() for name in machine.object()},
+        None if capture is None else capture.text(),
+        () if fallbacks is None else tuple(fallbacks.texts()),
+        _number(said, "smallest"),  # which files of earlier versions lack
     )
 
 
-def _smallest(read: dict[str, Any]) -> int | None:
-    stated = read.get("smallest")  # which files of earlier versions lack
-    return None if stated is None else int(stated)
+def _number(said: Value, key: str) -> int | None:
+    stated = said.get(key)
+    return None if stated is None else stated.number(1, LARGEST)
+
+
+def _levels(said: Value) -> Levels:
+    every = []
+    for level in said["levels"].each():
+        if len(level.array()) != 3:
+            raise level.mismatch("chs, reduction and name")
+        chs, reduction, name = level.each()
+        every.append(FeatureInfo(chs.number(1, LARGEST), reduction.number(1, LARGEST), name.text()))
+    if len({level.name for level in every}) < len(every):
+        raise said["levels"].mismatch("levels of different names")
+    chosen = said["out_indices"].numbers(0, len(every) - 1)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise said["out_indices"].mismatch("the index of a level, or several")
+    return Levels(every, chosen)
+
+
+def _taken(said: Value) -> Taken:
+    shape = said["shape"].numbers(1, LARGEST, 4)
+    free: dict[int, Axis] = {}
+    for at in said["free"].object():
+        if at not in ("0", "1", "2", "3") or len(said["free"][at].array()) != 3:
+            raise said["free"].mismatch("axes from 0 to 3, each with a name and two bounds")
+        name, least, most = said["free"][at].each()
+        free[int(at)] = Axis(name.text(), least.number(), None if most.held is None else most.number())
+    names = {axis.name for axis in free.values()}
+    conditions = said["conditions"]
+    if not all(is_condition(condition, names) for condition in conditions.array()):
+        raise conditions.mismatch("conditions on the lengths of free axes")
+    return Taken(tuple(shape), free, tuple(conditions.array()))
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone, Pyramid
-from ..errors import ArgumentError, InputError
+from ..errors import ArgumentError, CheckpointError, InputError, names_in
 from ..features import Levels
+from ..file_version import Version, version_of
 from ..wrappers import FeatureExtractWrapper
 from .description import Description, ascending
 from .optimized import OptimizedExtractor
@@ -66,16 +67,36 @@ class FileEngine(Engine):
     def __init__(self, path: Path, said: Description, folder: OwnFolder | None = None) -> None:
         self.path, self.said, self._folder = path, said, folder
         self.beside = tuple(other.name for other in (beside(path),) if other.exists())
+        self._versions = self._seen()
         self.load()
+        if self._seen() != self._versions:
+            raise CheckpointError(f"{path} was overwritten while it was read: load it again")
+
+    def _seen(self) -> list[Version]:
+        """The versions of its files; CheckpointError if one is not there."""
+        try:
+            return [version_of(self.path.parent / name) for name in (self.path.name, *self.beside)]
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read any more: {error}") from error
 
     @abstractmethod
     def load(self) -> None:
         """Make ready what computes; CheckpointError if the file cannot be used."""
 
+    def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
+        """CheckpointError if a graph takes and returns something else than its description says."""
+        if inputs != ["images"] or outputs != self.said.tensors():
+            raise CheckpointError(
+                f"{self.path} describes {names_in(self.said.tensors())} made from 'images', and its graph makes "
+                f"{names_in(outputs)} from {names_in(inputs)}: write it again with featx.export"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         try:
             files = {name: (self.path.parent / name).read_bytes() for name in (self.path.name, *self.beside)}
-        except OSError as error:
+            if self._seen() != self._versions:
+                raise CheckpointError("it was overwritten")
+        except (OSError, CheckpointError) as error:
             raise ArgumentError(
                 f"this runs from a file that cannot be read any more, so it cannot be pickled: {error}"
             ) from error
@@ -133,12 +154,24 @@ class EnginePyramid(Pyramid):
             )
         with torch.autocast(x.device.type, enabled=False):  # it computes in what it was built for
             tensors = [tensor.to(self.said.dtype) for tensor in self.engine(x)]
+        self._require_levels(tensors, len(x))
         if self.engine.hides_nan and x.device.type == "cpu":
             broken = ~x.flatten(1).sum(1).isfinite()
             if broken.any():
                 for tensor in tensors:
                     tensor[broken] = torch.nan
         return tensors
+
+    def _require_levels(self, tensors: Sequence[Tensor], batch: int) -> None:
+        """CheckpointError if these are not maps of the levels, which a file can say falsely."""
+        kinds = (3, 4) if self.said.output == "tokens" else (4,)
+        expected = [(ndim, batch, level.chs) for level in self.feature_info for ndim in kinds]
+        found = [(one.ndim, *one.shape[:1], *(one.shape[1:2] if one.ndim == 4 else one.shape[-1:])) for one in tensors]
+        if found != expected:
+            raise CheckpointError(
+                f"its graph returns {[tuple(tensor.shape) for tensor in tensors][:8]}, and its description says levels "
+                f"of {self.feature_info.channels()[:8]} channels as {self.said.output}: export it again"
+            )
 
 
 class EngineExtractor(OptimizedExtractor):

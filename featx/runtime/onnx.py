@@ -1,19 +1,22 @@
 """ONNX: files of graphs, with a description in their metadata, and ONNX Runtime to run them."""
 
+import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_short
 from ..weights.protobuf import BYTES, VARINT, Data, Span, fields
 from .description import KEY, Description, from_json, to_json
-from .engine import FileEngine
+from .engine import FileEngine, beside
 from .graph import Graph
 
 AXES = {0: "batch", 2: "height", 3: "width"}
@@ -21,6 +24,8 @@ LARGEST = 1 << 30  # bytes of weights in one file: protobuf ends at twice that
 # Fields of ONNX's ModelProto by number, and how they are written.
 MODEL = {1: (VARINT,), 5: (VARINT,), **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), (BYTES,))}
 METADATA, ENTRY = 14, {1: (BYTES,), 2: (BYTES,)}
+DIGEST = f"{KEY}.sha256"  # of all other fields of the file and of the weights beside it, which tells damage
+LARGEST_FILE = 2**31  # bytes, which protobuf has no more of
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
@@ -48,9 +53,13 @@ def describe_onnx(path: Path, said: Description) -> None:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    kept = {entry.key: entry.value for entry in model.metadata_props}
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != DIGEST}
     onnx.helper.set_model_props(model, {**kept, KEY: to_json(said)})
     onnx.save_model(model, path)
+    last = onnx.ModelProto()  # a message that another one is appended to has the fields of both
+    onnx.helper.set_model_props(last, {DIGEST: _digest(path, path.read_bytes(), beside(path).exists()).decode()})
+    with path.open("ab") as file:
+        file.write(last.SerializeToString())
 
 
 def _name_axes(graph: Any, said: Description) -> None:
@@ -64,27 +73,68 @@ def _name_axes(graph: Any, said: Description) -> None:
 
 
 def read_onnx(path: Path) -> Description:
-    """The description in a file that `featx.export` wrote; nothing else of the file is looked at.
+    """The description in a file that `featx.export` wrote; nothing else of the file is looked at, but for damage.
 
-    Raises CheckpointError if it has none.
+    Raises CheckpointError if it has none, or is damaged.
     """
-    with path.open("rb") as file:
-        data = Data(file)
-        if not data.size:
-            raise CheckpointError(f"{path} is empty: write it again with featx.export")
-        try:
-            found = [_entry(data, span) for number, span in fields(data, (0, data.size), MODEL) if number == METADATA]
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
-    texts = [value for key, value in found if key == KEY.encode()]
-    if not texts:
+    data = _content(path)
+    try:
+        found = dict(_entry(data, span) for number, span in _fields(data, (0, len(data)), MODEL) if number == METADATA)
+        stated = found.get(DIGEST.encode())  # which files of earlier versions lack
+        damaged = stated is not None and stated != _digest(path, data, b" " in stated)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
+    if KEY.encode() not in found:
         raise CheckpointError(f"{path} was not written by featx.export: it has no description of levels")
-    return from_json(texts[-1], path)
+    said = from_json(found[KEY.encode()], path)
+    if damaged:
+        raise CheckpointError(f"{path} was changed after it was written, or is damaged: write it again")
+    return said
 
 
-def _entry(data: Data, span: Span) -> tuple[bytes, bytes]:
-    parts = {number: data.span(start, end) for number, (start, end) in fields(data, span, ENTRY)}
+def _content(path: Path) -> bytes:
+    """The file in memory, where nobody overwrites it."""
+    try:
+        nbytes = path.stat().st_size
+        if path.suffix == ".onnx" and nbytes > LARGEST_FILE:
+            raise CheckpointError(f"{path} has {nbytes} bytes, and an ONNX file no more than {LARGEST_FILE}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not data:
+        raise CheckpointError(f"{path} is empty: write it again with featx.export")
+    return data
+
+
+def _digest(path: Path, data: bytes, has_weights: bool) -> bytes:
+    """SHA-256 of the fields of the file's content but the digest itself, and that of the weights beside it."""
+    digest = hashlib.sha256()
+    for part in _parts(data):
+        digest.update(part)
+    if not has_weights:
+        return digest.hexdigest().encode()
+    try:
+        with beside(path).open("rb") as file:
+            return f"{digest.hexdigest()} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+    except OSError as error:
+        raise CheckpointError(f"{beside(path)}, which has its weights, cannot be read: {error}") from error
+
+
+def _parts(data: bytes) -> Iterator[memoryview]:
+    view, before = memoryview(data), 0
+    for number, (start, end) in _fields(data, (0, len(data)), MODEL):
+        if number != METADATA or _entry(data, (start, end))[0] != DIGEST.encode():
+            yield view[before:end]
+        before = end
+
+
+def _entry(data: bytes, span: Span) -> tuple[bytes, bytes]:
+    parts = {number: data[start:end] for number, (start, end) in _fields(data, span, ENTRY)}
     return parts.get(1, b""), parts.get(2, b"")
+
+
+def _fields(data: bytes, span: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
+    return fields(Data(BytesIO(data)), span, known)
 
 
 class OnnxRuntimeEngine(FileEngine):
@@ -95,16 +145,31 @@ class OnnxRuntimeEngine(FileEngine):
     def load(self) -> None:
         import onnxruntime
 
-        state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors, which are raised, too
-        refusals = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
-        try:
-            self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        except (*refusals, state.NoSuchFile, state.RuntimeException, RuntimeError) as error:
-            raise CheckpointError(f"ONNX Runtime cannot run {self.path}: {error}") from error
+        weights = [_content(self.path.parent / name) for name in self.beside]  # which it would map from the file
+        if weights:
+            sizes = list(map(len, weights))
+            options.add_external_initializers_from_files_in_memory(list(self.beside), weights, sizes)
+        providers = ["CPUExecutionProvider"]
+        with self._refusals():
+            self._session = onnxruntime.InferenceSession(self.path, options, providers=providers)
+        self._require_names(
+            [one.name for one in self._session.get_inputs()], [one.name for one in self._session.get_outputs()]
+        )
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        arrays: Any = self._session.run(None, {"images": x.detach().contiguous().numpy()})
+        with self._refusals():
+            arrays: Any = self._session.run(None, {"images": x.detach().contiguous().numpy()})
         return [torch.from_numpy(array) for array in arrays]
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Within the block whatever ONNX Runtime raises is a CheckpointError."""
+        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+        try:
+            yield
+        except (*kinds, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"ONNX Runtime cannot run {self.path}: {in_short(error)}") from error

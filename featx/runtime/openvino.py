@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_short
 from .engine import FileEngine
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
@@ -29,20 +29,31 @@ class OpenVinoEngine(FileEngine):
     def load(self) -> None:
         import openvino
 
+        if self.said.computes not in PRECISIONS:
+            raise CheckpointError(f"{self.path} computes in {self.said.computes}: OpenVINO in {', '.join(PRECISIONS)}")
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.said.computes],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            self._compiled: Any = openvino.Core().compile_model(self.path, "CPU", settings)
+            core = openvino.Core()
+            core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
+            self._compiled: Any = core.compile_model(self.path, "CPU", settings)
+            self._require_names(
+                *([one.any_name for one in ports] for ports in (self._compiled.inputs, self._compiled.outputs))
+            )
         except RuntimeError as error:
-            raise CheckpointError(f"OpenVINO cannot run {self.path}: {error}") from error
+            raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
         self._requests = threading.local()
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         request = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()
-        found = request.infer([x.detach().contiguous().numpy()], share_inputs=True, share_outputs=True)
+        images = x.detach().contiguous().numpy()
+        try:
+            found = request.infer([images], share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
         return [torch.from_numpy(array.copy()) for array in found.values()]  # the request writes over them

@@ -29,6 +29,8 @@ TWO: dict[str, Callable[[int, int], int]] = {
 }
 OPERATIONS: dict[str, Callable[..., int]] = {**MANY, **TWO}
 
+DEEPEST = 64  # of the conditions in a condition
+LARGEST = 2**63  # of the numbers in one
 # A condition on lengths: a number, the name of a length, or an operation's name and conditions. It is data, not code.
 Tree = int | str | Sequence[Any]
 
@@ -70,7 +72,10 @@ class Taken:
             return False
         named = {axis.name: lengths[position] for position, axis in self.free.items()}
         alike = all(named[axis.name] == lengths[position] for position, axis in self.free.items())
-        return alike and all(bool(value(condition, named)) for condition in self.conditions)
+        try:
+            return alike and all(bool(value(condition, named)) for condition in self.conditions)
+        except ZeroDivisionError:
+            return False
 
     def __str__(self) -> str:
         batch = "any batch of" if 0 in self.free else f"batches of {self.shape[0]}"
@@ -116,14 +121,14 @@ def value(condition: Tree, lengths: dict[str, int]) -> int:
     return OPERATIONS[name](*(value(argument, lengths) for argument in arguments))
 
 
-def is_condition(condition: object, names: set[str]) -> bool:
+def is_condition(condition: object, names: set[str], deepest: int = DEEPEST) -> bool:
     """Whether something that was read from a file is a condition on lengths of these names."""
-    if isinstance(condition, int):
-        return True
+    if type(condition) is int:
+        return abs(condition) < LARGEST
     if isinstance(condition, str):
         return condition in names
     if not isinstance(condition, list) or not condition or not isinstance(condition[0], str):
         return False
     name, *parts = condition
     fits = len(parts) == 2 if name in TWO else name in MANY and bool(parts)
-    return fits and all(is_condition(part, names) for part in parts)
+    return fits and deepest > 0 and all(is_condition(part, names, deepest - 1) for part in parts)

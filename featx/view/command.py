@@ -4,7 +4,8 @@ import webbrowser
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from ..terminal import Terminal
 
 
 def view(
@@ -26,7 +27,7 @@ def view(
     from .serve import is_loopback, serve, wait
 
     logging.set_verbosity_error()  # the page says what failed
-    out = Console(markup=False)
+    out = Terminal()
     with serve(host, port) as served:
         out.print(f"featx view: {served.url} (Ctrl-C to end)", soft_wrap=True)
         if not is_loopback(host):

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 
 from ..errors import ArgumentError, MissingPackageError
+from .guard import Guard
 from .upload import Limits
 
 LOOPBACK = "127.0.0.1"
@@ -43,7 +44,7 @@ def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None =
         from .page import CSS, page
 
         blocks = page(limits, remote=remote)
-        listening = {"server_name": host, "server_port": port, **_known_hosts(host)}
+        listening = {"server_name": host, "server_port": port, "app_kwargs": {"middleware": _middleware(host, limits)}}
         try:
             _, url, _ = blocks.launch(max_file_size=limits.nbytes, css=CSS, **listening, **PRIVATE)
             yield Served(url, folder)
@@ -78,15 +79,15 @@ def is_loopback(host: str) -> bool:
         raise ArgumentError(f"host {host!r}: expected an address such as 127.0.0.1 or 0.0.0.0") from error
 
 
-def _known_hosts(host: str) -> dict[str, Any]:
-    """Answer only to names of this machine, so that no other site's name can be pointed at the page."""
-    if not is_loopback(host):
-        return {}
+def _middleware(host: str, limits: Limits) -> list[Any]:
+    """Answer only to names of this machine, so that no other site's name can be pointed at the page; and the guard."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    known = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
-    return {"app_kwargs": {"middleware": [known]}}
+    guard = Middleware(Guard, limits=limits)
+    if not is_loopback(host):
+        return [guard]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host]), guard]
 
 
 def _require_free(host: str, port: int | None) -> None:

@@ -15,15 +15,16 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest photograph that is taken.
+    """The largest photograph that is taken, and how many of a visitor's may wait on the disk to be decoded.
 
     nbytes: of its file. pixels: width times height. aspect: its longer side by its shorter one, as a model sees the
-    shorter side at a fixed size.
+    shorter side at a fixed size. waiting: files of a visitor; the oldest are deleted for new ones.
     """
 
     nbytes: int = 32 * MIB
     pixels: int = 50_000_000
     aspect: float = 4.0
+    waiting: int = 8
 
 
 def take(path: Path, limits: Limits) -> Image.Image:
@@ -46,7 +47,10 @@ def delete(path: Path) -> None:
 
 
 def _require_small(path: Path, limits: Limits) -> None:
-    nbytes = path.stat().st_size
+    try:
+        nbytes = path.stat().st_size
+    except FileNotFoundError as error:  # for which the page took later ones
+        raise ImageError("the file is not there any more: drop it again") from error
     if nbytes > limits.nbytes:
         raise ImageError(
             f"the file has {nbytes / MIB:.1f} MiB, and this page takes up to {limits.nbytes / MIB:.0f} MiB: "

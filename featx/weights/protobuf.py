@@ -5,7 +5,7 @@ checked against the message it is in. What is wrong is a CheckpointError.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 
 from ..errors import CheckpointError
 
@@ -18,7 +18,7 @@ Span = tuple[int, int]
 class Data:
     """The bytes of a file, each read when it is asked for; CheckpointError for those that are no longer there."""
 
-    def __init__(self, file: BufferedReader) -> None:
+    def __init__(self, file: BufferedReader | BytesIO) -> None:
         self._file, self.size = file, file.seek(0, 2)
 
     def byte(self, position: int) -> int:
