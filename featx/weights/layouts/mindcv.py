@@ -76,7 +76,7 @@ def hrnet_to_native(state: State, names: Collection[str]) -> StateDict:
     new = plain(state, HRNET)
     biases = [name for name in names if re.match(BIAS, name)]
     weights = {name: new.get(name.removesuffix("bias") + "weight") for name in biases}
-    return new | {name: torch.zeros_like(w[:, 0, 0, 0]) for name, w in weights.items() if w is not None}
+    return new | {name: w.new_zeros(w.shape[0]) for name, w in weights.items() if w is not None and w.ndim == 4}
 
 
 def hrnet_from_native(state: State) -> StateDict:
