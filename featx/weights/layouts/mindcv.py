@@ -8,8 +8,6 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
-import torch
-
 from ...models.hrnet import resized
 from ...models.layers.padding import SameMaxPool2d
 from ...models.resnest import SamePoolSplitBottleneck
