@@ -1,6 +1,7 @@
 """The preprocessing of transformers' models, compared with the pixels of the package's image processors."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -148,3 +149,25 @@ def test_what_no_crop_mode_does_is_not_taken_for_one(name, fields, tmp_path):
 def test_a_file_that_states_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json of .* cannot be: crop_pct=0: expected"):
         stated(tmp_path, image_processor_type="ConvNextImageProcessor", crop_pct=0, size=SHORTER)
+
+
+ODD = (True, 0, -1, 3, 0.5, 1e308, float("nan"), 10**30, "", "x", [], [1], [1, 2], [0, 0, 0], ["a"] * 3, {}, {"a": 1})
+ODD += ({"shortest_edge": 0}, {"shortest_edge": "x"}, {"height": 7, "width": -1}, [[[[]]]])
+STATED = ("size", "crop_size", "image_mean", "image_std", "crop_pct", "rescale_factor", "ensure_multiple_of")
+STATED += ("size_divisor", "resample", "image_processor_type", "feature_extractor_type", "do_resize", "do_normalize")
+
+
+@pytest.mark.parametrize("kind", ["ConvNextImageProcessor", "LevitImageProcessor", "ViTImageProcessor"])
+@pytest.mark.parametrize("field", STATED)
+def test_odd_values_of_the_file_are_read_or_errors_of_featx(tmp_path, field, kind):
+    for value in ODD:
+        whole = {"image_processor_type": kind, "size": SHORTER, "crop_pct": 0.9, "image_mean": [0.5] * 3}
+        with suppress(CheckpointError):
+            stated(tmp_path, **{**whole, "image_std": [0.5] * 3, field: value})
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1]", "null", "[" * 900 + "]" * 900])
+def test_a_file_that_is_no_object_is_an_error(tmp_path, text):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"is not JSON|expected a JSON object|deep"):
+        data_config(str(tmp_path), None)

@@ -148,6 +148,6 @@ def test_any_text_is_an_address_or_an_argument_error(pieces):
 
 @pytest.mark.sweep
 @given(PIECES)
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=8000, deadline=None)
 def test_many_texts_are_addresses_or_argument_errors(pieces):
     check_address(pieces)

@@ -287,7 +287,7 @@ INDICES = st.just({"metadata": {"total_size": 8}, "weight_map": {"a": "one.safet
 FAST = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-LONG = settings(FAST, max_examples=1500, derandomize=False)
+LONG = settings(FAST, max_examples=500, derandomize=False)
 
 
 def use_config(folder: Path, config: Any) -> None:

@@ -4,7 +4,6 @@ The package's image processors are stated as a DataConfig, so that `featx.transf
 backend "pil"; with the backend "torchvision" they resize tensors, which moves values by up to one step of 255.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..errors import ArgumentError, CheckpointError
 from ..preprocessing import DataConfig, share
+from ..weights.hub_config import LARGEST_SIDE, NUMBERS, WORD, Kind, read_json, require_kinds
 
 FILE = "preprocessor_config.json"
 Fields = Mapping[str, Any]
@@ -31,6 +31,31 @@ ALWAYS: Mapping[str, Fields] = {
 }
 
 
+def _are_sides(value: Any) -> bool:
+    """A side, [height, width], or sides by name."""
+    sides = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    counted = all(side is None or (type(side) is int and 0 < side <= LARGEST_SIDE) for side in sides)
+    return counted and not (isinstance(value, list) and len(value) != 2)
+
+
+def _are_channels(value: Any) -> bool:
+    return NUMBERS.fits(value) and len(value) == 3 if isinstance(value, list) else NUMBERS.fits([value])
+
+
+SIDES = Kind(f"sides of at most {LARGEST_SIDE} pixels", _are_sides)
+CHANNELS = Kind("a number, or one for each of 3 channels", _are_channels)
+NUMBER = Kind("a number", lambda value: NUMBERS.fits([value]))
+COUNT = Kind("a count", lambda value: type(value) is int and 0 <= value <= LARGEST_SIDE)
+KINDS = {
+    **dict.fromkeys(("size", "crop_size"), SIDES),
+    **dict.fromkeys(("image_mean", "image_std"), CHANNELS),
+    **dict.fromkeys(("crop_pct", "rescale_factor"), NUMBER),
+    **dict.fromkeys(("ensure_multiple_of", "size_divisor"), COUNT),
+    "resample": Kind("the number of a filter", lambda value: type(value) is int and 0 <= value <= 5),
+    **dict.fromkeys(("image_processor_type", "feature_extractor_type"), WORD),
+}
+
+
 def data_config(where: str, config: Any, cache_dir: str | Path | None = None, revision: str = "main") -> DataConfig:
     """What the file at `where` states, and the package's image processor for `config` where it is silent.
 
@@ -46,7 +71,8 @@ def data_config(where: str, config: Any, cache_dir: str | Path | None = None, re
         name, own = _processor_for(config.model_type), getattr(config, "image_size", None)
         fields = _fields_of(name)
         return _stated(_fitted(fields, own), name) if fields else DataConfig(_sides(own) or (224, 224), crop=1.0)
-    read = json.loads(Path(path).read_bytes())
+    read = read_json(Path(path), f" of {where}")
+    require_kinds(read, KINDS, f"{FILE} of {where}")
     named = read.get("image_processor_type") or read.get("feature_extractor_type") or ""
     name = _without_backend(named) or _processor_for(config.model_type)
     try:
@@ -152,7 +178,7 @@ CROPS: Mapping[str, Callable[[Fields], tuple[Sides, str, Sides | None]]] = {
 
 def _enlarged(side: int, data: Fields) -> int:
     fraction = data.get("crop_pct") or 0
-    if fraction <= 0:
+    if not 1e-3 <= fraction <= side:
         raise ArgumentError(f"crop_pct={data.get('crop_pct')}: expected a positive share, such as 0.875")
     return int(side / fraction)
 

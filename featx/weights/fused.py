@@ -20,7 +20,7 @@ def fused(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = 
     new: StateDict = {}
     for name, tensor in state.items():
         siblings = _siblings(name, parts)
-        if not siblings or not state.keys() >= {*siblings}:
+        if not siblings or not _can_be_stacked([state.get(sibling) for sibling in siblings]):
             new[name] = tensor
         elif name == siblings[0]:
             new[_renamed(name, whole)] = torch.cat([state[sibling] for sibling in siblings])
@@ -37,6 +37,15 @@ def split(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = 
         else:
             new[name] = tensor
     return new
+
+
+def _can_be_stacked(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether all are there, and alike but for the first axis; others keep their names, under which they do not fit."""
+    first = tensors[0]
+    return all(
+        tensor is not None and first is not None and tensor.ndim and tensor.shape[1:] == first.shape[1:]
+        for tensor in tensors
+    )
 
 
 def _siblings(name: str, parts: Sequence[str]) -> list[str]:

@@ -77,14 +77,24 @@ def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
     config = read_json(path, whose)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
-    problems = list(_problems(config))
-    if problems:
-        expected, got = zip(*problems, strict=True)
+    _require(_problems(config), f"{path}{whose}")
+    return config
+
+
+def require_kinds(given: Any, kinds: Mapping[str, Kind], where: str) -> None:
+    """Raise CheckpointError unless it is an object in which every entry that is there and not null is of its kind."""
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, got a {type(given).__name__}")
+    _require(_unfit("", given, kinds), where)
+
+
+def _require(problems: Iterator[tuple[str, str]], where: str) -> None:
+    if found := list(problems):
+        expected, got = zip(*found, strict=True)
         raise CheckpointError(
-            f"{path}{whose}: expected a JSON object in which {', '.join(shortened(expected))}; got "
+            f"{where}: expected a JSON object in which {', '.join(shortened(expected))}; got "
             f"{{{', '.join(shortened(got))}}}"
         )
-    return config
 
 
 def read_json(path: Path, whose: str = "") -> Any:

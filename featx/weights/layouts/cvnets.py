@@ -106,7 +106,9 @@ def _v1_from_native(state: State) -> StateDict:
 def turned_round(state: State) -> StateDict:
     """A native state whose first convolution takes BGR if it took RGB, and the other way round."""
     first = state.get("stem.conv.weight")
-    return {**state, "stem.conv.weight": first.flip(1)} if first is not None and first.shape[1] == 3 else dict(state)
+    if first is None or first.ndim != 4 or first.shape[1] != 3:
+        return dict(state)
+    return {**state, "stem.conv.weight": first.flip(1)}
 
 
 LAYOUTS = (

@@ -53,7 +53,9 @@ def dense_kernel(kernel: Tensor) -> Tensor:
 
     The flat index runs down the columns of the window.
     """
-    side = isqrt(kernel.shape[0])
+    side = isqrt(kernel.shape[0]) if kernel.ndim in (2, 3) else 0
+    if not side or side * side != kernel.shape[0]:
+        return kernel  # which fits no model
     flat = kernel.permute(2, 1, 0) if kernel.ndim == 3 else kernel.T.unsqueeze(1)
     return flat.unflatten(-1, (side, side)).transpose(-1, -2).contiguous()
 

@@ -30,8 +30,10 @@ def without_class_position(state: StateDict) -> StateDict:
     """Where there are registers, the class token's position added to that token."""
     if not state.keys() >= PREFIX:
         return state
-    positions = state["pos_embed"]
-    return {**state, "cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+    positions, token = state["pos_embed"], state["cls_token"]
+    if not positions.ndim == token.ndim == 3 or token.shape[2] != positions.shape[2]:
+        return state  # which fits no model
+    return {**state, "cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:]}
 
 
 def with_class_position(state: StateDict) -> StateDict:

@@ -104,7 +104,7 @@ def _as_torch(name: str, tensor: Tensor) -> Tensor:
         return tensor.permute(3, 2, 0, 1).contiguous()
     if tensor.ndim == 3:
         tensor = tensor.flatten(0, 1) if path.endswith("/out") else tensor.flatten(1)
-    return tensor.T.contiguous()
+    return tensor.T.contiguous() if tensor.ndim == 2 else tensor
 
 
 def _as_flax(name: str, tensor: Tensor, heads: int) -> Tensor:

@@ -8,8 +8,6 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
-import torch
-
 from ...models.hrnet import resized
 from ...models.layers.padding import SameMaxPool2d
 from ...models.resnest import SamePoolSplitBottleneck
@@ -76,7 +74,7 @@ def hrnet_to_native(state: State, names: Collection[str]) -> StateDict:
     new = plain(state, HRNET)
     biases = [name for name in names if re.match(BIAS, name)]
     weights = {name: new.get(name.removesuffix("bias") + "weight") for name in biases}
-    return new | {name: torch.zeros_like(w[:, 0, 0, 0]) for name, w in weights.items() if w is not None}
+    return new | {name: w.new_zeros(w.shape[0]) for name, w in weights.items() if w is not None and w.ndim == 4}
 
 
 def hrnet_from_native(state: State) -> StateDict:

@@ -121,8 +121,8 @@ def has_larger_epsilon(state: State) -> bool:
     if not is_efficientnet(state):
         return False
     shapes = {name.replace("features_", "features.", 1): tensor.shape for name, tensor in state.items()}
-    depthwise = shapes["features.3.0.block.0.weight"][1] == 1
-    return depthwise and shapes.get("features.4.0.block.7.weight", (0,))[0] >= 40
+    depthwise = tuple(shapes.get("features.3.0.block.0.weight", ())[1:2]) == (1,)
+    return depthwise and tuple(shapes.get("features.4.0.block.7.weight", ())[:1]) >= (40,)
 
 
 def is_plain_efficientnet(state: State) -> bool:

@@ -22,6 +22,8 @@ def to_native(state: State, _names: Collection[str]) -> StateDict:
     if weight is None or weight.ndim != 2:
         return dict(state)
     side = isqrt(weight.shape[1] // 3)
+    if not side or 3 * side * side != weight.shape[1]:
+        return dict(state)  # which fits no model
     return {**state, PATCHES: weight.unflatten(1, (3, side, side))}
 
 
@@ -35,7 +37,7 @@ def has_linear_patches(state: State) -> bool:
 
 def has_representation(width: int) -> Callable[[State], bool]:
     def recognises(state: State) -> bool:
-        return is_vit(state) and REPRESENTATION in state and state[REPRESENTATION].shape[0] == width
+        return is_vit(state) and REPRESENTATION in state and state[REPRESENTATION].shape[:1] == (width,)
 
     return recognises
 

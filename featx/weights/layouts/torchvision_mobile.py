@@ -114,9 +114,9 @@ def has_larger_epsilon(state: State) -> bool:
 
     Torchvision's norms of these add 1e-3 to the variance, of B0 to B4 1e-5. V2's first stage is not depthwise.
     """
-    return is_efficientnet(state) and (
-        "features.1.2.block.0.0.weight" in state or state["features.1.0.block.0.0.weight"].shape[1] > 1
-    )
+    first = state.get("features.1.0.block.0.0.weight")
+    dense = first is not None and first.shape[1:2] > (1,)
+    return is_efficientnet(state) and ("features.1.2.block.0.0.weight" in state or dense)
 
 
 def is_plain_efficientnet(state: State) -> bool:

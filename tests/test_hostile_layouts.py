@@ -1,0 +1,83 @@
+"""Checkpoints with the names of a program and other shapes: an error that lists what does not fit, for every layout."""
+
+from functools import cache
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+import featx
+from featx.empty import without_values
+from featx.weights.convert import families
+from featx.weights.layout import all_layouts
+
+NAMES = (
+    *("resnet18", "vit_tiny_patch16_224", "mobilenetv2_035", "mobilenetv3_small_050", "efficientnet_b0"),
+    *("convnext_atto", "convnextv2_atto", "mobilevit_xxs", "mobilevitv2_050", "regnety_002", "repvgg_a0"),
+    *("resnest14d", "rexnet_100", "hrnet_w18_small", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
+)
+
+
+@cache
+def native(name: str) -> dict[str, Tensor]:
+    with without_values():
+        model = featx.create_model(name)
+    return {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in model.state_dict().items()}
+
+
+def written(name: str) -> dict[str, dict[str, Tensor]]:
+    """The checkpoint of a model as each program writes it that can."""
+    with without_values():
+        kinds = families(featx.create_model(name))
+    found = {"native": native(name)}
+    for number, layout in enumerate(all_layouts()):
+        if layout.family in kinds and layout.from_native is not None:
+            try:
+                found[f"{layout.system} {number}"] = layout.from_native(native(name))
+            except featx.CheckpointError:  # there is no place for this model in that program
+                continue
+    return found
+
+
+CHANGES = (
+    lambda tensor: torch.tensor(1.0),
+    lambda tensor: torch.zeros(0),
+    lambda tensor: tensor[:1] if tensor.ndim else tensor,
+    lambda tensor: tensor.unsqueeze(0),
+    lambda tensor: tensor.flatten(),
+    lambda tensor: torch.zeros(tensor.shape, dtype=torch.int64),
+    lambda tensor: torch.zeros(tensor.shape, dtype=torch.complex64),
+    lambda tensor: torch.zeros(3, 5),
+    lambda tensor: torch.zeros(2, 0, 3, 1),
+)
+
+
+def damaged(state: dict[str, Tensor], chance: Random) -> dict[str, Tensor]:
+    """With some tensors, or nearly all, of another shape or type, and one missing."""
+    share, missing = chance.choice((0.02, 0.2, 0.9)), chance.choice(list(state))
+    return {
+        name: chance.choice(CHANGES)(tensor) if chance.random() < share else tensor
+        for name, tensor in state.items()
+        if name != missing
+    }
+
+
+def refuse(name: str, seed: int, times: int) -> None:
+    chance = Random(seed)
+    for state in written(name).values():
+        for _ in range(times):
+            with pytest.raises(featx.CheckpointError) as refused:
+                featx.create_model(name, checkpoint_path=damaged(state, chance))
+            assert len(str(refused.value).splitlines()) <= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_shapes_under_a_programs_names_are_errors_that_list_them(name):
+    refuse(name, seed=0, times=1)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", NAMES)
+def test_many_other_shapes_under_a_programs_names_are_errors_that_list_them(name):
+    refuse(name, seed=1, times=6)
