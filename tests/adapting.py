@@ -14,6 +14,20 @@ CNNS = ["resnet18", "mobilenetv3_small_050", "timm/test_resnet"]
 VITS = ["vit_wee_patch16_reg1_gap_256", "timm/test_vit"]
 BACKBONES = CNNS + VITS
 
+# A small Mask2Former of transformers.
+MASK2FORMER = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 16,
+    "dim_feedforward": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "num_queries": 4,
+    "num_labels": 2,
+}
+
 
 def matrix(kinds, names=BACKBONES):
     """Every kind with every backbone as parameters of a test; of most kinds, one of featx's each in the fast suite."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from adapting import assert_close
+from adapting import MASK2FORMER, assert_close
 from conftest import images, randomise
 
 import featx
@@ -47,16 +47,7 @@ def rt_detr(backbone, kind="RTDetr"):
 
 
 def mask2former(backbone):
-    config = transformers.Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        num_attention_heads=2,
-        **FEW,
-    )
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, **MASK2FORMER)
     return transformers.Mask2FormerForUniversalSegmentation(config)
 
 

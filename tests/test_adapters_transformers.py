@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import transformers
-from adapting import assert_close, is_vit, matrix, side
+from adapting import MASK2FORMER, assert_close, is_vit, matrix, side
 from conftest import images, randomise
 from torch import nn
 from transformers import AutoBackbone, AutoConfig
@@ -68,19 +68,7 @@ def rt_detr(name):
 
 
 def mask2former(name):
-    config = transformers.Mask2FormerConfig(
-        backbone_config=stages(name),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=4,
-        num_labels=2,
-    )
+    config = transformers.Mask2FormerConfig(backbone_config=stages(name), **MASK2FORMER)
     return transformers.Mask2FormerForUniversalSegmentation(config)
 
 
