@@ -88,6 +88,7 @@ def test_a_rate_of_dropout_is_checked(rate):
 
 
 def test_dropout_drops_whole_maps_in_training_alone():
+    torch.manual_seed(0)
     head = DeepLabV3(LEVELS, 5, DeepLabV3Config(16, dropout=0.5))
     seen = []
     head.aspp.register_forward_hook(lambda _, __, output: seen.append(output.flatten(2)))

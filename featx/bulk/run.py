@@ -107,7 +107,7 @@ def extract(
     extractor, called = _extractor(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
     with opened(folder, part):
-        described = {**environment(), **asdict(job.resources), **(recorded or {})}
+        described = {**(recorded or {}), **environment(), **asdict(job.resources)}
         job = replace(job, plan=settle(folder, job.plan, described, items.ids, rows_per_shard))
         sweep(folder, part)
         count = Count(job, part, max_errors, redone(folder, retry_failed, retry_changed), progress)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ContractError, InputError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
+from .watch import copy_of
 
 WRONG = 1e-3  # of the largest value: what other kernels and orders of summation do stays below 1e-4
 ALIKE = 0.9  # cosine similarity where values of 16 bits or another device round otherwise
@@ -50,6 +51,7 @@ def compared(
     two other sizes where they take those. Raises ContractError for maps that are not the model's, and ArgumentError for
     a model whose own maps are not finite.
     """
+    model = copy_of(model, shares=True)  # which a capture of attention does not see
     lower = computes.itemsize < like.dtype.itemsize
     first = smooth_noise(like) if example is None else example
     if not lower and takes(made, (1, *first.shape[1:])):

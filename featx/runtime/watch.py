@@ -119,13 +119,13 @@ def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
     return torch.zeros(1, channels_of(extractor), *size, device=weight.device, dtype=weight.dtype)
 
 
-def copy_of(extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:
-    """A copy with tensors of its own, which want no gradient."""
+def copy_of(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
+    """A copy whose tensors want no gradient: its own, or those of the extractor if it `shares` them."""
     memo: dict[int, Any] = {}
     for module in extractor.modules():
         for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
             if isinstance(tensor, Tensor):
-                values = tensor.detach().clone()
+                values = tensor.detach() if shares else tensor.detach().clone()
                 kept = nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
                 memo.setdefault(id(tensor), kept)
         memo.update((id(cache), {}) for name in CACHES if (cache := vars(module).get(name)) is not None)
