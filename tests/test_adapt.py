@@ -90,6 +90,14 @@ def test_bigger_patches_of_an_enlarged_image_give_nearly_the_same_tokens():
     assert relative_difference(large.patch_embed(enlarged), small.patch_embed(image)) <= 1e-4
 
 
+@pytest.mark.parametrize("shape", [(192, 3, 2, 0), (192, 3, 0, 16), (192, 3, 1, 4096), (96, 3, 8, 8), (192, 2, 8, 8)])
+def test_patches_that_cannot_be_resized_are_named(shape):
+    state = featx.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+    state["patch_embed.proj.weight"] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight"):
+        featx.create_model("vit_tiny_patch16_224", depth=1, checkpoint_path=state)
+
+
 def test_patches_and_channels_change_together():
     state = trained(VIT, **NARROW, image_size=64)
     model = featx.create_model(VIT, **NARROW, patch=8, in_chans=1, image_size=64, checkpoint_path=state)

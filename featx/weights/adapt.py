@@ -17,6 +17,7 @@ from .state import StateDict
 Change = tuple[Tensor, str]
 
 BACKGROUND = 1001  # classes of TensorFlow's ImageNet: the first of them is none of the thousand
+LARGEST_PATCH = 64  # pixels of a side; resizing takes the fourth power of it in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def patch_size(tensor: Tensor, place: Place) -> Change | None:
     if not place.name.endswith("patch_embed.proj.weight") or tensor.ndim != 4 or len(place.shape) != 4:
         return None
     old, new = tuple(tensor.shape[2:]), place.shape[2:]
-    if old == new:
+    if old == new or tuple(tensor.shape[:2]) != place.shape[:2] or not 0 < min(old) <= max(old) <= LARGEST_PATCH:
         return None
     basis = torch.eye(old[0] * old[1]).view(-1, 1, *old)
     resize = F.interpolate(basis, new, mode="bicubic", antialias=True).flatten(1)  # (old pixels, new pixels)
