@@ -45,7 +45,7 @@ def require_number(value: Any, argument: str, least: int, what: str = "an int of
 
 
 def _is_int(value: object) -> bool:
-    """Whether it counts something; NumPy has ints of its own. An isinstance of SupportsIndex takes a hundred times as long."""
+    """Whether it counts something; isinstance(value, SupportsIndex) takes a hundred times as long."""
     return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
 
 

@@ -126,11 +126,11 @@ def test_names_of_levels_can_be_shown(tmp_path, name):
         "levels": [{"name": name, "chs": 1, "reduction": 1, "pooling": "none"}],
     }
     plan = replace(PLAN, decided=decided)
-    meta_module.write_meta(tmp_path, plan, {})
+    meta_module.write_meta(tmp_path, meta_module.Meta((plan,), 1))
     with pytest.raises(OutputError, match=r"decided\.size is 0, expected an int from 1"):
         meta_module.read_meta(tmp_path)
     decided["size"] = None
-    meta_module.write_meta(tmp_path, replace(PLAN, decided=decided), {})
+    meta_module.write_meta(tmp_path, meta_module.Meta((replace(PLAN, decided=decided),), 1))
     with pytest.raises(OutputError, match="expected the name of a level"):
         meta_module.read_meta(tmp_path)
 

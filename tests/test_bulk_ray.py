@@ -27,8 +27,8 @@ from featx import (
     extract,
 )
 from featx.bulk import OnRay, Recipe, Resources, find_items
-from featx.bulk.folder import write_meta
 from featx.bulk.job import Job
+from featx.bulk.meta import Meta, write_meta
 from featx.bulk.ray import Extracting, _connected
 from featx.bulk.run import plan_job
 from featx.cli import app
@@ -184,7 +184,7 @@ def job_of(images: Path, extractor: FeatureExtractWrapper, out: Path) -> Job:
     resources = Resources(2, workers=3, streams=4).settled()
     job = plan_job(out, find_items(images), extractor, "tiny", Recipe(size=64), resources, ROWS)
     out.mkdir()
-    write_meta(out, job.plan, {})
+    write_meta(out, Meta((job.plan,), job.plan.items))
     return job
 
 

@@ -340,6 +340,21 @@ def assert_true(dataset: FeatureDataset, truth: dict) -> None:
         assert all(torch.equal(map_, truth[row.id].maps[level]) for level, map_ in row.maps.items())
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory, whole, images, extractor) -> tuple[Path, Path, dict]:
+    """A folder of two generations, one image removed; its images, and what it holds."""
+    base = tmp_path_factory.mktemp("grown")
+    shutil.copytree(images, base / "images")
+    shutil.copytree(whole, base / "maps")
+    (base / "images" / "6.png").unlink()
+    (base / "images" / "2.png").write_bytes((images / "1.png").read_bytes())
+    Image.new("RGB", (40, 40), "teal").save(base / "images" / "9.png")
+    extract(base / "images", extractor, base / "maps", retry_failed=True, **{**OPTIONS, "rows_per_shard": None})
+    rows = {one.id: one for one in FeatureDataset(base / "maps")}
+    assert list(rows) == [f"{number}.png" for number in (0, 1, 3, 4, 5, 7, 2, 9)]
+    return base / "maps", base / "images", rows
+
+
 def damage_meta(folder: Path, chance: Random) -> bool:
     path = folder / "meta.json"
     if chance.random() < 0.2:
@@ -406,6 +421,12 @@ def fuzz(base: Path, whole: Path, images: Path, extractor, truth: dict, seeds: r
 
 def test_no_change_of_a_folder_is_answered_wrongly(tmp_path, whole, images, extractor, truth):
     fuzz(tmp_path, whole, images, extractor, truth, range(40), resume=10)
+
+
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(1000, 2000), marks=pytest.mark.sweep)], ids=len)
+def test_no_change_of_a_grown_folder_is_answered_wrongly(tmp_path, grown, extractor, seeds):
+    folder, images, truth = grown
+    fuzz(tmp_path, folder, images, extractor, truth, seeds, resume=10)
 
 
 @pytest.mark.sweep

@@ -174,7 +174,7 @@ def test_images_that_failed_stay_failed_unless_they_are_to_be_tried_again(tmp_pa
     assert list(run(images, extractor, tmp_path / "out").failed) == ["4.png"]
     again = run(images, extractor, tmp_path / "out", retry_failed=True)
     assert (again.made, again.written, again.failed) == (1, 10, {})
-    assert list(maps(tmp_path / "out")) == [f"{number}.png" for number in range(10)]
+    assert sorted(maps(tmp_path / "out")) == [f"{number}.png" for number in range(10)]
 
 
 def test_too_many_failures_stop_a_run_that_can_go_on(tmp_path, images, extractor):
@@ -226,18 +226,6 @@ def test_options_that_decide_no_numbers_may_change(tmp_path, images, extractor):
     assert (again.made, again.left) == (3, 0)
     run(images, extractor, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_images_that_were_added_or_removed_are_told(tmp_path, images, extractor):
-    run(images, extractor, tmp_path / "out")
-    Image.new("RGB", (40, 40)).save(images / "new.png")
-    (images / "3.png").unlink()
-    (images / "2.png").unlink()
-    with pytest.raises(OutputError) as refused:
-        run(images, extractor, tmp_path / "out")
-    assert "images: 10 there, 9 now" in str(refused.value)
-    assert "images that are gone: 2 at least, such as 2.png" in str(refused.value)
-    assert "images that are new: 1, such as new.png" in str(refused.value)
 
 
 @pytest.mark.parametrize("held", ["index.csv", ".hidden", "folder/file"])

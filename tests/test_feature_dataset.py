@@ -102,7 +102,7 @@ def test_a_folder_that_holds_no_maps_is_refused(tmp_path):
 
 
 def test_a_file_of_another_extraction_is_refused(tmp_path, extractor, images, folder):
-    extract(images, extractor, tmp_path, size=SIZE, rows_per_shard=8)
+    extract(images, extractor, tmp_path, size=SIZE, rows_per_shard=1)
     (tmp_path / "maps-000001.safetensors").write_bytes((folder / "maps-000001.safetensors").read_bytes())
     with pytest.raises(OutputError, match=r"maps-000001\.safetensors is of another extraction than the meta\.json"):
         FeatureDataset(tmp_path)

@@ -33,7 +33,7 @@ def check_sources(folder: str | Path, progress: Callable[[int, int], object] = l
     """
     dataset, found = FeatureDataset(folder), Sources()
     for done, header in enumerate(dataset._headers, 1):
-        for id_, place, stamp in _stamped(header, dataset._meta.directory):
+        for id_, place, stamp in _stamped(header):
             now = None if stamp is None else stamp_of(place)
             if stamp is None:
                 found.unknown += 1
@@ -45,15 +45,12 @@ def check_sources(folder: str | Path, progress: Callable[[int, int], object] = l
     return found
 
 
-def has_changed(header: Header, directory: str) -> bool:
-    """Whether a file that a shard's maps were made of is another one now; none that is gone counts.
-
-    directory: where the folder was begun, which relative paths are seen from.
-    """
-    return any(stamp and stamp_of(place) not in (stamp, None) for _, place, stamp in _stamped(header, directory))
+def changed_ids(header: Header) -> Iterator[str]:
+    """Images of a shard whose file is another one now; none whose file is gone counts."""
+    return (id_ for id_, place, stamp in _stamped(header) if stamp and stamp_of(place) not in (stamp, None))
 
 
-def _stamped(header: Header, directory: str) -> Iterator[tuple[str, str, Stamp | None]]:
+def _stamped(header: Header) -> Iterator[tuple[str, str, Stamp | None]]:
     """Id, place and stamp of every row."""
     for id_, source, stamp in zip(header.ids, header.sources, header.stamps, strict=True):
-        yield id_, os.path.join(directory, source), stamp
+        yield id_, os.path.join(header.directory, source), stamp

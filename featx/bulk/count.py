@@ -1,16 +1,16 @@
 """What is done of an extraction and what is left, told as it goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ImageError
-from .changes import has_changed
+from .changes import changed_ids
 from .folder import INDEX, Slice, headers
+from .growth import Work
 from .header import Header
 from .job import Job, ShardReport
-from .meta import read_meta
-from .shard import Failure, shard_name
+from .shard import shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Summary:
 
     written: images with maps, of this run and those before. failed: reason by id. shards: files, in order.
     nbytes: of all of them. made: shards that this run wrote. left: shards that are still to do, if it was stopped.
+    removed: images that have maps there and are no longer among the inputs.
     """
 
     written: int
@@ -37,13 +38,19 @@ class Summary:
     nbytes: int
     made: int
     left: int
+    removed: int = 0
 
 
-def redone(folder: Path, failed: bool, changed: bool) -> Callable[[Header], bool]:
-    """Which shards that are there are done again."""
-    found = read_meta(folder)
-    directory = "" if found is None else found.directory
-    return lambda header: bool((failed and header.failed) or (changed and has_changed(header, directory)))
+def again(failed: bool, changed: bool) -> Callable[[Header], Iterator[str]]:
+    """Which images of a shard are done again: those that failed, and those whose files are others now."""
+
+    def ids(header: Header) -> Iterator[str]:
+        if failed:
+            yield from (one.id for one in header.failed)
+        if changed:
+            yield from changed_ids(header)
+
+    return ids
 
 
 class Count:
@@ -53,18 +60,18 @@ class Count:
         self,
         job: Job,
         part: Slice,
+        work: Work,
         max_errors: int | None,
-        is_to_redo: Callable[[Header], bool],
         progress: Callable[[Progress], object] | None,
     ) -> None:
         self._job, self._max_errors, self._progress = job, max_errors, progress
-        self._done: dict[int, tuple[int, tuple[Failure, ...]]] = {}
-        for number, header in headers(job.folder, job.plan, part):
-            if not is_to_redo(header):
-                self._done[number] = header.rows, tuple(header.failed)
-        mine = range(part.number, job.plan.shards, part.of)
+        self._removed = work.removed
+        self._done = {header.number: (header.rows, header.failed) for header in work.before}
+        before = sum(rows + len(failed) for rows, failed in self._done.values())
+        self._done |= {n: (header.rows, header.failed) for n, header in headers(job.folder, job.plan, part)}
+        mine = [number for number in job.plan.numbers if number in part]
         self.pending = [number for number in mine if number not in self._done]
-        self._total = sum(len(job.plan.items_of(number)) for number in mine)
+        self._total = before + sum(len(job.plan.items_of(number)) for number in mine)
         self._written = sum(rows for rows, _ in self._done.values())
         self._failed = sum(len(failed) for _, failed in self._done.values())
         self._made = 0
@@ -94,6 +101,7 @@ class Count:
             sum(file.stat().st_size for file in files),
             self._made,
             len(self.pending) - self._made,
+            self._removed,
         )
 
     def _tell(self, shard: ShardReport | None = None) -> None:

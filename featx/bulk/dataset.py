@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutputError
 from .folder import shards_in
-from .header import Header, read_header
-from .meta import Plan, require_meta
-from .shard import Failure
+from .growth import current
+from .header import Header, number_of, read_header
+from .meta import Meta, require_meta
+from .shard import Failure, shard_name
 from .shard_file import ShardFile
 from .systems import is_address, joined
 
@@ -35,6 +36,8 @@ class Features(NamedTuple):
 class FeatureDataset(Dataset[Features]):
     """The images that `featx.extract` wrote to a folder, in their order; those that failed are in `failed`.
 
+    Of an image that was extracted again, the latest row counts; those `removed` from the inputs are left out.
+
     folder: a path, or an address that fsspec knows, from which only headers and the rows asked for are fetched.
     levels: names of those to read; None is all.
 
@@ -51,7 +54,7 @@ class FeatureDataset(Dataset[Features]):
         self.levels = known if levels is None else list(levels)
         if unknown := [level for level in self.levels if level not in known]:
             raise ArgumentError(f"levels {unknown} are not stored in {self.folder}: choose among {known}")
-        self._names, self._headers = _shards(self.folder, self._meta.plan)
+        self._names, self._headers = _shards(self.folder, self._meta)
         self._starts = [0, *accumulate(header.rows for header in self._headers)]
         self._open: dict[int, ShardFile] = {}
         self._rows: dict[str, int] | None = None
@@ -70,6 +73,11 @@ class FeatureDataset(Dataset[Features]):
     def failed(self) -> list[Failure]:
         """The images that have no row, and why."""
         return [failure for header in self._headers for failure in header.failed]
+
+    @property
+    def removed(self) -> list[str]:
+        """Ids of images that were extracted and are no longer among the inputs."""
+        return list(self._meta.removed)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -110,11 +118,21 @@ class FeatureDataset(Dataset[Features]):
         return file
 
 
-def _shards(folder: str, plan: Plan) -> tuple[list[str], list[Header]]:
-    """Names and headers of the shards of the folder's extraction."""
-    names = shards_in(folder)
-    paths = [joined(folder, name) for name in names]
-    if not is_address(folder):
-        return names, [read_header(path, plan) for path in paths]
-    with ThreadPoolExecutor(READERS) as pool:
-        return names, list(pool.map(lambda path: read_header(path, plan), paths))
+def _shards(folder: str, meta: Meta) -> tuple[list[str], list[Header]]:
+    """Names and headers of the shards of the folder's extraction, and of no generation that is not finished."""
+    plans = {name: meta.generation_of(number_of(name)) for name in shards_in(folder)}
+    of = {name: plan for name, plan in plans.items() if plan is not None}
+    if meta.has_grown and (
+        missing := set(chain.from_iterable(p.numbers for p in meta.generations)) - set(map(number_of, of))
+    ):
+        raise OutputError(f"{joined(folder, shard_name(min(missing)))} is missing, of an extraction that was complete")
+
+    def header_of(name: str) -> Header:
+        return read_header(joined(folder, name), of[name])
+
+    if is_address(folder):
+        with ThreadPoolExecutor(READERS) as pool:
+            headers = list(pool.map(header_of, of))
+    else:
+        headers = list(map(header_of, of))
+    return list(of), current(headers, meta)

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import OutputError, shortened
 from .header import Header, number_of, read_header
-from .meta import META, Plan, read_meta, write_meta
+from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
 from .shard import part_name
 from .systems import names_in
+
+T = TypeVar("T")
 
 INDEX = "index.parquet"
 LONGEST_VALUE = 400  # characters of one in a message
@@ -42,17 +44,30 @@ def shards_in(folder: str) -> list[str]:
 
 
 @contextmanager
-def opened(folder: Path, part: Slice) -> Iterator[None]:
-    """Within the block nobody else writes these shards. OutputError if somebody does, or nothing can be written."""
+def opened(folder: Path, part: Slice, settled: Callable[[], T]) -> Iterator[T]:
+    """Within the block nobody else writes these shards; the block has what `settled` returns.
+
+    settled: called before, while nobody else describes the folder. OutputError if somebody writes these shards, or
+    nothing can be written.
+    """
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _lock(stack, folder, part)
+            with described(folder):
+                done = settled()
+                _lock(stack, folder, part)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"cannot write to {folder}: {error}") from error
-        yield
+        yield done
+
+
+def require_alone(folder: Path) -> None:
+    """OutputError if any run writes shards of this folder."""
+    with ExitStack() as stack:
+        for path in folder.glob(".lock-*-of-*"):
+            _take(stack, folder, path.name)
 
 
 def _lock(stack: ExitStack, folder: Path, part: Slice) -> None:
@@ -106,32 +121,32 @@ def described(folder: Path) -> Iterator[None]:
         raise OutputError(f"cannot write to {folder}: {error}") from error
 
 
-def settle(
-    folder: Path, plan: Plan, recorded: Mapping[str, Any], ids: Sequence[str], rows_asked: int | None = None
-) -> Plan:
-    """The plan that the folder has; this one, which is written, if it is new.
+def begun(folder: Path, meta: Meta, rows: int | None = None) -> Meta:
+    """What the folder says of itself; what is given, which is written, if it is new.
 
-    rows_asked: of a shard, if that is not left to the folder.
-
-    Raises OutputError, showing what differs, if the folder is of another model, other options or other images.
+    Called where nobody else describes it. rows: asked for, of a shard; None leaves them to the folder. Raises
+    OutputError, showing what differs, if the folder is of another model or other options.
     """
-    with described(folder):
-        for name in (META, INDEX):  # nobody else writes them now
-            _remove_parts(folder, name)
-        found = read_meta(folder)
-        if found is None:
-            if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
-                raise OutputError(f"{folder} is not empty ({', '.join(held[:3])}): name a new folder")
-            write_meta(folder, plan, recorded)
-            return plan
-    there = found.plan
-    differences = [*recipe_differences(there.decided, plan.decided), *_other_items(folder, there, plan, ids)]
-    if rows_asked not in (None, there.rows):
-        differences.append(f"rows per shard: {there.rows} there, {rows_asked} now")
+    for name in (META, NEXT, INDEX):
+        _remove_parts(folder, name)
+    found = read_meta(folder)
+    if found is None:
+        if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
+            raise OutputError(f"{folder} is not empty ({', '.join(held[:3])}): name a new folder")
+        write_meta(folder, meta)
+        return meta
+    differences = list(recipe_differences(found.plan.decided, meta.plan.decided))
+    if rows not in (None, found.plan.rows):
+        differences.append(f"rows per shard: {found.plan.rows} there, {rows} now")
     if differences:
-        listed = "".join(f"\n  {line}" for line in shortened(differences))
-        raise OutputError(f"{folder} was made otherwise; name a new folder, or ask for the same:{listed}")
-    return there
+        raise differing(folder, differences)
+    return found
+
+
+def differing(folder: Path, differences: Sequence[str]) -> OutputError:
+    """The error for a folder that was made otherwise."""
+    listed = "".join(f"\n  {line}" for line in shortened(differences))
+    return OutputError(f"{folder} was made otherwise; name a new folder, or ask for the same:{listed}")
 
 
 def _is_own(name: str) -> bool:
@@ -150,24 +165,11 @@ def _brief(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
-def _other_items(folder: Path, there: Plan, plan: Plan, ids: Sequence[str]) -> Iterator[str]:
-    if (there.digest, there.items) == (plan.digest, plan.items):
-        return
-    done = [header for _, header in headers(folder, there)]
-    seen = [id_ for header in done for id_ in (*header.ids, *(one.id for one in header.failed))]
-    now = set(ids)
-    yield f"images: {there.items} there, {plan.items} now, or in another order, or of another column"
-    if gone := [id_ for id_ in seen if id_ not in now]:
-        yield f"images that are gone: {len(gone)} at least, such as {gone[0]}"
-    if len(seen) == there.items and (new := sorted(now - set(seen))):
-        yield f"images that are new: {len(new)}, such as {new[0]}"
-
-
 def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[int, Header]]:
     """Number and header of the shards of a part that are there, whole, and of this plan."""
     for name in shards_in(str(folder)):
         number = number_of(name)
-        if number not in part or number >= plan.shards:
+        if number not in part or number not in plan.numbers:
             continue
         try:
             header = read_header(str(folder / name), plan)

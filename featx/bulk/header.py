@@ -1,8 +1,8 @@
 """What the header of a file of maps says, checked against the plan of the extraction that it is of."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
@@ -33,7 +33,8 @@ class Place(NamedTuple):
 class Header:
     """What a shard's header says: its number; by row ids, sources, sizes and stamps; failures; places by name.
 
-    version: of the file that it was read from.
+    version: of the file that it was read from. directory: which relative sources are seen from. stored: by row, the
+    row of the file, where others of the file are left out.
     """
 
     number: int
@@ -44,16 +45,37 @@ class Header:
     failed: tuple[Failure, ...]
     tensors: dict[str, Place]
     version: Version | None
+    directory: str = ""
+    stored: Sequence[int] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.ids)
+
+    @property
+    def every_id(self) -> list[str]:
+        """The ids of its rows, and of its failures."""
+        return [*self.ids, *(one.id for one in self.failed)]
+
+    def where(self, keep: Callable[[str], bool]) -> "Header":
+        """Without the images, of those that have rows and those that failed, whose ids are not to be kept."""
+        rows = [row for row, id_ in enumerate(self.ids) if keep(id_)]
+        failed = tuple(one for one in self.failed if keep(one.id))
+        if (len(rows), len(failed)) == (self.rows, len(self.failed)):
+            return self
+        by_row = {key: [getattr(self, key)[row] for row in rows] for key in ("ids", "sources", "sizes", "stamps")}
+        return replace(self, **by_row, failed=failed, stored=[self.stored_row(row) for row in rows])
+
+    def stored_row(self, row: int) -> int:
+        """The number of a row within the file."""
+        return row if self.stored is None else self.stored[row]
 
     def shape(self, level: str, row: int) -> tuple[int, ...]:
         return self.place(level, row).shape
 
     def place(self, level: str, row: int) -> Place:
         """Dtype and shape of a row's map, and where its bytes begin and end in the file."""
+        row = self.stored_row(row)
         if level not in self.tensors:
             return self.tensors[f"{level}/{row}"]
         dtype, (rows, *shape), start, end = self.tensors[level]
@@ -112,6 +134,7 @@ def _checked(file: ShardFile, number: int, plan: Plan) -> Header:
         tuple(Failure(*Value(one.held, one.path).texts()) for one in said["errors"].each() if _is_failure(one)),
         _tensors(described, len(said["ids"].array()), plan, (8 + length, total)),
         file.version,
+        plan.directory,
     )
     _require_every_item(header, plan)
     return header

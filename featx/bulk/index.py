@@ -1,11 +1,13 @@
 """The table of an extraction's images, made of the shards' headers alone, so that it cannot say anything else."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .folder import INDEX, described, headers
+from .folder import INDEX, described
+from .growth import latest, stored
 from .header import Header
-from .meta import require_meta
+from .meta import Meta, require_meta
 from .parquet import require_pyarrow
 from .shard import shard_name, write_whole
 
@@ -16,13 +18,14 @@ def write_index(folder: str | Path) -> int:
     """Write `index.parquet` of a folder of maps anew; how many images it names.
 
     A row per image of the shards that are there: id, source, shard, row, one column `shape of LEVEL` per level, width
-    and height of the picture in pixels, status ("ok" or "failed"), error. Images whose shard is not there yet are not
-    in it. Raises OutputError if the folder is none of maps or cannot be written, MissingPackageError without pyarrow.
+    and height of the picture in pixels, status ("ok", "failed", or "removed" from the inputs), error. Images whose
+    shard is not there yet are not in it. Raises OutputError if the folder is none of maps or cannot be written,
+    MissingPackageError without pyarrow.
     """
     folder = Path(folder)
     pyarrow, parquet = require_pyarrow()
-    plan = require_meta(folder).plan
-    levels = [level.name for level in plan.levels]
+    meta = require_meta(folder)
+    levels = [level.name for level in meta.plan.levels]
     text, number = pyarrow.string(), pyarrow.int32()
     schema = pyarrow.schema(
         [
@@ -37,8 +40,8 @@ def write_index(folder: str | Path) -> int:
         nonlocal count
         waiting = []
         with parquet.ParquetWriter(part, schema) as writer:
-            for shard, header in headers(folder, plan):
-                waiting.append(pyarrow.table(_columns(header, shard_name(shard), levels), schema))
+            for header, status in _with_status(folder, require_meta(folder)):
+                waiting.append(pyarrow.table(_columns(header, status, levels), schema))
                 count += waiting[-1].num_rows
                 if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
                     writer.write_table(pyarrow.concat_tables(waiting))
@@ -51,17 +54,28 @@ def write_index(folder: str | Path) -> int:
     return count
 
 
-def _columns(header: Header, name: str, levels: list[str]) -> dict[str, list[Any]]:
-    failed, rows = header.failed, range(header.rows)
+def _with_status(folder: Path, meta: Meta) -> Iterator[tuple[Header, str]]:
+    """Headers of the shards, each with what its rows are."""
+    if not meta.has_grown:
+        yield from ((header, "ok") for header in stored(folder, meta))
+        return
+    removed = set(meta.removed)
+    for header in latest(list(stored(folder, meta))):
+        yield header.where(lambda id_: id_ not in removed), "ok"
+        yield header.where(lambda id_: id_ in removed), "removed"
+
+
+def _columns(header: Header, status: str, levels: list[str]) -> dict[str, list[Any]]:
+    failed, rows, name = header.failed, range(header.rows), shard_name(header.number)
     nothing = [None] * len(failed)
     return {
         "id": [*header.ids, *(one.id for one in failed)],
         "source": [*header.sources, *(one.source for one in failed)],
         "shard": [*[name] * header.rows, *nothing],
-        "row": [*rows, *nothing],
+        "row": [*map(header.stored_row, rows), *nothing],
         **{f"shape of {level}": [*(header.shape(level, row) for row in rows), *nothing] for level in levels},
         "width": [*(width for width, _ in header.sizes), *nothing],
         "height": [*(height for _, height in header.sizes), *nothing],
-        "status": ["ok"] * header.rows + ["failed"] * len(failed),
+        "status": [status] * header.rows + ["failed" if status == "ok" else status] * len(failed),
         "error": [*[None] * header.rows, *(one.reason for one in failed)],
     }

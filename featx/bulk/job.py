@@ -20,8 +20,8 @@ from .sources import Items
 class Job:
     """What to extract, how, and into which folder. The folder has the plan in its meta.json.
 
-    resources: settled, with a batch size. model: ready to run here; without it, as other processes have the job, it can
-    be pickled, and they make their own.
+    resources: settled, with a batch size. fills: whether smaller batches are filled up; see Model. model: ready to run
+    here; without it, as other processes have the job, it can be pickled, and they make their own.
     """
 
     folder: Path
@@ -30,6 +30,7 @@ class Job:
     extractor: FeatureExtractWrapper
     recipe: Recipe
     resources: Resources
+    fills: bool
     model: Model | None = None
 
 
@@ -52,7 +53,7 @@ class Worker:
         batch_size = job.resources.batch_size
         assert batch_size is not None
         self._model = job.model or Model(job.extractor, job.recipe, job.resources.device, batch_size)
-        self._model.batch_size = batch_size
+        self._model.batch_size, self._model.fills = batch_size, job.fills
 
     def extract_shard(self, number: int) -> ShardReport:
         """Write one shard. OutputError if it cannot be written; bad images are in its header and in the report."""

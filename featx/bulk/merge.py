@@ -4,15 +4,15 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from ..errors import ArgumentError, OutputError, shortened
-from .folder import Slice, headers, opened, recipe_differences, settle, sweep
-from .header import Header
+from .folder import Slice, begun, opened, recipe_differences, sweep
+from .growth import current, stored
 from .index import write_index
-from .meta import META, Meta, Plan, read_meta
+from .meta import META, NEXT, Meta, read_meta
 from .parquet import require_pyarrow
 from .shard import part_name, shard_name, write_whole
 
@@ -50,14 +50,13 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
     given, out = _each_once(folders), Path(out)
     facts = _described(given)
     _require_one_extraction(facts)
-    first = facts[given[0]].facts
-    plan = facts[given[0]].plan
-    with opened(out, Slice()):
-        ids = [id_ for folder in given for _, header in headers(folder, plan) for id_ in _ids(header)]
-        settle(out, plan, {**first["recorded"], "merged": [str(folder) for folder in given]}, ids)
+    meta = facts[given[0]]
+    recorded = {**meta.recorded, "merged": [str(folder) for folder in given]}
+    with opened(out, Slice(), lambda: begun(out, replace(meta, recorded=recorded))) as there:
+        _require_one_extraction({given[0]: meta, out: there})
         sweep(out, Slice())
         others = [folder for folder in given if not (folder.exists() and folder.samefile(out))]
-        found = _candidates([out, *others], plan)
+        found = _candidates([out, *others], meta)
         added = 0
         for number, places in found.items():
             added += _take(places[0][1] / shard_name(number), out)
@@ -66,9 +65,9 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
     return Merged(
         len(found),
         added,
-        tuple(number for number in range(plan.shards) if number not in found),
+        tuple(number for plan in meta.generations for number in plan.numbers if number not in found),
         {number: places for number, places in doubled.items() if _are_several(places, number)},
-        *_counts(out, plan),
+        *_counts(out, meta),
     )
 
 
@@ -100,33 +99,38 @@ def _described(folders: Sequence[Path]) -> dict[Path, Meta]:
 def _require_one_extraction(facts: Mapping[Path, Meta]) -> None:
     """OutputError with all differences if the folders are not of the same recipe, items and shards."""
     first, *others = facts
-    lines = [f"{other}: {line}" for other in others for line in _differ(facts[first].plan, facts[other].plan)]
+    lines = [f"{other}: {line}" for other in others for line in _differ(facts[first], facts[other])]
     if lines:
         raise OutputError(
             f"the folders are not of one extraction; {first} is there, each of these now:\n  "
             + "\n  ".join(shortened(lines))
         )
+    if growing := [str(folder) for folder in facts if read_meta(folder, NEXT) is not None]:
+        raise OutputError(
+            f"images are being added to {', '.join(shortened(growing))}: run the same featx extract again there, which "
+            "goes on, and merge when it is done"
+        )
 
 
-def _differ(there: Plan, now: Plan) -> list[str]:
-    lines = list(recipe_differences(there.decided, now.decided))
-    if (there.items, there.digest) != (now.items, now.digest):
-        lines.append(f"images: {there.items} there, {now.items} now, and not the same ids in the same order")
-    if there.rows != now.rows:
-        lines.append(f"rows per shard: {there.rows} there, {now.rows} now")
+def _differ(there: Meta, now: Meta) -> list[str]:
+    lines = list(recipe_differences(there.plan.decided, now.plan.decided))
+    if _images(there) != _images(now):
+        lines.append(f"images: {there.images} there, {now.images} now, and not the same ids in the same order")
+    if there.plan.rows != now.plan.rows:
+        lines.append(f"rows per shard: {there.plan.rows} there, {now.plan.rows} now")
     return lines
 
 
-def _ids(header: Header) -> list[str]:
-    return [*header.ids, *(one.id for one in header.failed)]
+def _images(meta: Meta) -> tuple[object, ...]:
+    return meta.removed, *((plan.first, plan.items, plan.digest, plan.kept) for plan in meta.generations)
 
 
-def _candidates(folders: Sequence[Path], plan: Plan) -> dict[int, list[tuple[int, Path]]]:
+def _candidates(folders: Sequence[Path], meta: Meta) -> dict[int, list[tuple[int, Path]]]:
     """By shard how many images failed in it and its folder, for every folder that has it whole, the best first."""
     found: dict[int, list[tuple[int, Path]]] = defaultdict(list)
     for folder in folders:
-        for number, header in headers(folder, plan):
-            found[number].append((len(header.failed), folder))
+        for header in stored(folder, meta):
+            found[header.number].append((len(header.failed), folder))
     return {number: sorted(found[number], key=lambda place: place[0]) for number in sorted(found)}
 
 
@@ -151,6 +155,6 @@ def _take(file: Path, out: Path) -> bool:
     return True
 
 
-def _counts(out: Path, plan: Plan) -> tuple[int, int]:
-    found = [header for _, header in headers(out, plan)]
+def _counts(out: Path, meta: Meta) -> tuple[int, int]:
+    found = current(list(stored(out, meta)), meta)
     return sum(header.rows for header in found), sum(len(header.failed) for header in found)

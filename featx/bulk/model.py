@@ -20,8 +20,12 @@ OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", 
 class Model:
     """An extractor on its device that takes lists of pixels. Several threads may call it at once.
 
-    batch_size: images at once at most; halved, for good, when memory runs out.
+    batch_size: images at once at most; halved, for good, when memory runs out. fills: whether batches of fewer are
+    filled up with copies. Numbers may differ in the last digits with the size of a batch, so that those of an image
+    then do not depend on which others there are.
     """
+
+    fills = False
 
     def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, device: str, batch_size: int) -> None:
         self.device, self.batch_size = torch.device(device), batch_size
@@ -37,6 +41,9 @@ class Model:
 
         InputError if memory does not even suffice for one image.
         """
+        count = len(pixels)
+        if self.fills:
+            pixels = [*pixels, *[pixels[-1]] * (-count % self.batch_size)]
         size = min(self.batch_size, len(pixels))
         parts, start = [], 0
         while start < len(pixels):
@@ -50,7 +57,7 @@ class Model:
         levels = parts[0][0]
         if len(parts) > 1:
             levels = [torch.cat(level) for level in zip(*(levels for levels, _ in parts), strict=True)]
-        return levels, [finite for _, flags in parts for finite in flags]
+        return [level[:count] for level in levels], [finite for _, flags in parts for finite in flags][:count]
 
     def _halve(self, size: int, image: np.ndarray) -> int:
         if size == 1:

@@ -47,7 +47,7 @@ def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
 
 def _sources(dataset: FeatureDataset) -> dict[str, str]:
     return {
-        id_: source if is_address(source) else os.path.join(dataset._meta.directory, source)
+        id_: source if is_address(source) else os.path.join(header.directory, source)
         for header in dataset._headers
         for id_, source in zip(header.ids, header.sources, strict=True)
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from ..factory import create_model
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
 from .batch_size import fastest_batch_size
-from .count import Count, Progress, Summary, redone
+from .count import Count, Progress, Summary, again
 from .decode import decoder_for
 from .engine import Seen
-from .folder import Slice, opened, settle, sweep
+from .folder import Slice, opened, sweep
+from .growth import finish, settle
 from .identity import decided, environment
 from .index import write_index
 from .inputs import Input, find_items
@@ -72,7 +74,8 @@ def extract(
     """Write the maps of all images in `inputs` to the folder `out`, or go on with what is there already.
 
     A bad image is recorded with its reason and does not stop the others. A run that ended in whatever way goes on at
-    the first missing shard when it is called again.
+    the first missing shard when it is called again. Images that are new by then get shards of their own, and those that
+    are no longer among the inputs are marked; nothing that was extracted is extracted again.
 
     inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
     model: an extractor in eval mode, or a name, which takes its published weights; `out_indices` then chooses levels.
@@ -81,8 +84,8 @@ def extract(
     rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
     shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
     max_errors: failed images after which it stops; what is written stays.
-    retry_failed, retry_changed: do shards again in which images failed, or whose image files are others now, as their
-        size or the time of their last change tells.
+    retry_failed, retry_changed: do images again that failed, or whose files are others now, as their size or the time
+        of their last change tells.
     name: what `meta.json` calls an extractor; its class by default. recorded: what it says beside all this.
     progress: called after every batch, and after every shard that was written.
     stopped: asked after every shard whether to end there.
@@ -106,14 +109,17 @@ def extract(
     items = inputs if isinstance(inputs, Items) else find_items(inputs)
     extractor, called = _extractor(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
-    with opened(folder, part):
-        described = {**(recorded or {}), **environment(), **asdict(job.resources)}
-        job = replace(job, plan=settle(folder, job.plan, described, items.ids, rows_per_shard))
+    described = {**(recorded or {}), **environment(), **asdict(job.resources)}
+    redo = again(retry_failed, retry_changed)
+    settled = partial(settle, folder, job.plan, items, redo, described, rows_per_shard)
+    with opened(folder, part, settled) as work:
+        job = replace(job, plan=work.plan, items=work.items)
         sweep(folder, part)
-        count = Count(job, part, max_errors, redone(folder, retry_failed, retry_changed), progress)
+        count = Count(job, part, work, max_errors, progress)
         try:
             for report in runner(job, count.pending, count.seen, stopped):
                 count.wrote(report)
+            finish(folder)
         except BaseException:
             with suppress(FeatxError):  # what happened first matters
                 write_index(folder)
@@ -144,9 +150,11 @@ def plan_job(
     maps, _ = model([image])
     batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
     rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
-    plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows)
+    plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows, column=items.column)
     _require_plan(plan, maps)
-    return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), model)
+    # A few images would be slow as whole batches, and of those that keep their aspect most batches are of few.
+    fills = len(items) >= batch_size and not recipe.keep_aspect
+    return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), fills, model)
 
 
 def _require_plan(plan: Plan, maps: Sequence[Tensor]) -> None:

@@ -131,15 +131,20 @@ def write_whole(folder: Path, name: str, save: Any) -> None:
         save(part)
         part.chmod(mode)
         _to_disk(part)
-        part.replace(folder / name)
-        if os.name == "posix":  # elsewhere folders cannot be opened
-            _to_disk(folder)
+        rename_whole(part, name)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"cannot write {folder / name}: {error}") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def rename_whole(path: Path, name: str) -> None:
+    """Give a file that is on the disk another name in its folder, on the disk too, replacing what has it."""
+    path.replace(path.with_name(name))
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        _to_disk(path.parent)
 
 
 def _to_disk(path: Path) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..errors import OutputError
 from .folder import shards_in
-from .header import Header, read_header
-from .meta import require_meta
+from .growth import current
+from .header import Header, number_of, read_header
+from .meta import Meta, require_meta
+from .shard import shard_name
 from .shard_file import ShardFile
 from .systems import joined, size_of
 
@@ -79,14 +81,31 @@ def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_
     Raises OutputError if the folder is none of maps.
     """
     folder = os.fspath(folder)
-    plan = require_meta(folder).plan
-    found = Statistics(plan.decided["model"], plan.dtype, (plan.items, plan.shards))
+    meta = require_meta(folder)
+    plan = meta.plan
+    planned = sum(len(generation.numbers) for generation in meta.generations)
+    found = Statistics(plan.decided["model"], plan.dtype, (meta.images, planned))
     found.levels = [LevelStatistics(one.name, one.chs, one.reduction, one.pooling) for one in plan.levels]
     moments = [_Moments() for _ in found.levels]
-    names = shards_in(folder)
-    for done, name in enumerate(names):
-        progress(done, len(names))
-        path = joined(folder, name)
+    headers = current(list(_sound(folder, meta, found)), meta)
+    for done, header in enumerate(headers):
+        progress(done, len(headers))
+        found.written += header.rows
+        found.failed.update(one.reason for one in header.failed)
+        for level, moment in zip(found.levels, moments, strict=True):
+            _measure(joined(folder, shard_name(header.number)), header, level, moment)
+    progress(len(headers), len(headers))
+    for level, moment in zip(found.levels, moments, strict=True):
+        moment.tell(level)
+    return found
+
+
+def _sound(folder: str, meta: Meta, found: Statistics) -> Iterator[Header]:
+    """Headers of the shards that are whole; those that are not are told."""
+    for name in shards_in(folder):
+        path, plan = joined(folder, name), meta.generation_of(number_of(name))
+        if plan is None:  # of a generation that is not finished
+            continue
         try:
             header = read_header(path, plan)
         except OutputError as error:
@@ -94,14 +113,7 @@ def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_
             continue
         found.shards += 1
         found.nbytes += size_of(path)
-        found.written += header.rows
-        found.failed.update(one.reason for one in header.failed)
-        for level, moment in zip(found.levels, moments, strict=True):
-            _measure(path, header, level, moment)
-    progress(len(names), len(names))
-    for level, moment in zip(found.levels, moments, strict=True):
-        moment.tell(level)
-    return found
+        yield header
 
 
 def _measure(path: str, header: Header, level: LevelStatistics, moments: "_Moments") -> None:
@@ -119,7 +131,7 @@ def _rows(path: str, header: Header, level: str) -> Iterator[tuple[int, Tensor]]
     row, file = 0, ShardFile(path, header.version)
     while row < header.rows:
         dtype, shape, start, end = header.place(level, row)
-        stacked = level in header.tensors
+        stacked = level in header.tensors and header.stored is None
         count = min(max(1, READ // max(1, end - start)), header.rows - row) if stacked else 1
         content = file.read(start, start + count * (end - start))
         yield row, torch.frombuffer(content, dtype=dtype).reshape(count, *shape)
