@@ -317,6 +317,24 @@ def test_a_cluster_gives_the_same_files_as_one_process(tmp_path, images, extract
 
 
 @on_ray
+def test_a_folder_grows_on_a_cluster(tmp_path, images, extractor, cluster):
+    run(images, extractor, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (images / "00.png").unlink()
+    for number in range(IMAGES, IMAGES + 7):
+        Image.new("RGB", (90, 70), (3 * number, 9, 255 - 3 * number)).save(images / f"{number:02}.png")
+    done = run(images, extractor, tmp_path / "out", runner=OnRay(cpus=1, actors=2))
+    assert (done.made, done.written, done.removed) == (4, IMAGES - 2 + 7, 1)
+    after = contents(tmp_path / "out")
+    assert {name: after[name] for name in before if name.startswith("maps")}.items() <= before.items()
+    dataset = FeatureDataset(tmp_path / "out")
+    assert dataset.ids == [f"{number:02}.png" for number in range(1, IMAGES + 7) if number != 4]
+    run(images, extractor, tmp_path / "whole")
+    for features in FeatureDataset(tmp_path / "whole"):
+        assert torch.equal(dataset.by_id(features.id).maps["blocks.5"], features.maps["blocks.5"])
+
+
+@on_ray
 def test_a_run_that_was_stopped_goes_on_on_a_cluster_and_back(tmp_path, images, extractor, cluster):
     run(images, extractor, tmp_path / "local")
     stops = iter([False, False, True])

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +254,49 @@ def test_a_growth_that_ends_at_any_write_leaves_one_generation_and_goes_on(tmp_p
     assert [row["id"] for row in index(out) if row["status"] == "ok"] == FeatureDataset(out).ids
     assert_same(maps(out), fresh(images, extractor, tmp_path / "whole"))
     assert not (out / NEXT).exists()
+
+
+def grow(images: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    extract_threes(images, small_extractor(), out, streams=1)
+
+
+@pytest.mark.sweep
+def test_growths_killed_after_any_file_leave_one_generation_and_go_on(tmp_path):
+    images, counts = add(tmp_path / "in", *range(12)), (0, 1, 4, 9, 10, 10)
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "featx.bulk", "torchvision.transforms.v2"])
+
+    def started(out: Path):
+        process = context.Process(target=grow, args=(images, out))
+        process.start()
+        return process
+
+    started(tmp_path / "first").join()
+    before = FeatureDataset(tmp_path / "first").ids
+    (images / name(2)).unlink()
+    add(images, *range(40, 70))
+    shutil.copytree(tmp_path / "first", tmp_path / "whole")
+    started(tmp_path / "whole").join()
+    after, killed = FeatureDataset(tmp_path / "whole").ids, 0
+    assert (len(before), len(after)) == (12, 41)
+    for turn, count in enumerate(counts):
+        out = tmp_path / f"{turn}"
+        shutil.copytree(tmp_path / "first", out)
+        process = started(out)
+        while process.is_alive() and not ((out / NEXT).exists() and len(files(out)) >= 4 + count):
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        assert FeatureDataset(out).ids in ([before] if len(files(out)) < 14 else [before, after])
+        again = started(out)
+        again.join()
+        assert again.exitcode == 0
+        assert files(out) == files(tmp_path / "whole")
+        assert (out / "index.parquet").read_bytes() == (tmp_path / "whole" / "index.parquet").read_bytes()
+        assert not [path.name for path in out.iterdir() if path.name.endswith((".part", NEXT))]
+    assert killed >= 4  # the others were done before
 
 
 def test_inputs_that_change_once_more_before_the_next_generation_is_whole(tmp_path, extractor):

@@ -83,6 +83,9 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
     there = f", {before} of {len(summary.shards)} files were there" if before else ""
     out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
     out.print(f"weights: {values}", soft_wrap=True)
+    if summary.removed:
+        gone = f"{_images(summary.removed)} that the folder has maps of"
+        out.print(f"{gone} are no longer among the inputs: marked as removed", soft_wrap=True)
     if summary.failed:
         out.print(f"{_images(len(summary.failed))} could not be extracted:", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
@@ -93,8 +96,8 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
 
 
 def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:
-    counts = {"written": summary.written, "failed": len(summary.failed), "bytes": summary.nbytes}
-    files = {"files": len(summary.shards), "made": summary.made, "left": summary.left}
+    counts = {"written": summary.written, "failed": len(summary.failed), "removed": summary.removed}
+    files = {"files": len(summary.shards), "made": summary.made, "left": summary.left, "bytes": summary.nbytes}
     _line(event="summary", **counts, **files, folder=str(folder), weights=str(values))
 
 
