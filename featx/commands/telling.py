@@ -84,8 +84,7 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
     out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
     out.print(f"weights: {values}", soft_wrap=True)
     if summary.removed:
-        gone = f"{_images(summary.removed)} that the folder has maps of"
-        out.print(f"{gone} are no longer among the inputs: marked as removed", soft_wrap=True)
+        out.print(f"no longer among the inputs, marked as removed: {_images(summary.removed)}", soft_wrap=True)
     if summary.failed:
         out.print(f"{_images(len(summary.failed))} could not be extracted:", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
