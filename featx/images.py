@@ -2,21 +2,81 @@
 
 import os
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
 
+from .colour_profile import ColorManagement, in_srgb
 from .errors import ArgumentError, ImageError, shortened
+from .picture_formats import identified, image_suffixes
+from .picture_metadata import without_metadata
+from .pixel_depth import eight_bits, rawmode_of, require_range
 
 LARGEST_ASPECT = 100
-# Endings that Pillow registers although it decodes no such file.
-NOT_DECODED = {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".palm", ".pdf"}
-# What warnings do is one setting for all threads: only one of them may change it at a time.
-WARNINGS = Lock()
+END_OF_JPEG = b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How image files are opened.
+
+    color_management: "srgb" converts the colours of pictures with an ICC profile to sRGB; "none" leaves the numbers as
+        they are stored, as torchvision and timm do.
+    allow_truncated: a JPEG that is cut short is the part that is there, and gray below it.
+    max_pixels: the most pixels a picture may have; None is Pillow's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+    shorter: a JPEG may be decoded at a half, a quarter or an eighth of its size where its sides stay at least twice as
+        long as this many pixels; None decodes every file whole.
+    profile_later: colours may be left for `in_srgb` to convert when the picture is smaller: that takes several times as
+        long as decoding.
+    """
+
+    color_management: ColorManagement = "srgb"
+    allow_truncated: bool = False
+    max_pixels: int | None = None
+    shorter: int | None = None
+    profile_later: bool = False
+
+
+class Opened(NamedTuple):
+    """An upright picture in RGB of 8 bits, decoded whole or at a fraction of its size.
+
+    size: (width, height) of the whole picture in pixels. box: left, upper, right and lower edge of the picture in
+    pixels of `image`; one that was decoded at a fraction may end within a pixel. profile: what `in_srgb` is still to
+    convert the colours from.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+    profile: bytes | None = None
+
+
+class Turn(NamedTuple):
+    """How a stored picture is made upright, and whether its right edge comes to lie left or its lower edge on top."""
+
+    method: Transpose
+    left: bool
+    top: bool
+
+
+# By the EXIF tag "Orientation".
+TURNS = {
+    2: Turn(Transpose.FLIP_LEFT_RIGHT, True, False),
+    3: Turn(Transpose.ROTATE_180, True, True),
+    4: Turn(Transpose.FLIP_TOP_BOTTOM, False, True),
+    5: Turn(Transpose.TRANSPOSE, False, False),
+    6: Turn(Transpose.ROTATE_270, True, False),
+    7: Turn(Transpose.TRANSVERSE, True, True),
+    8: Turn(Transpose.ROTATE_90, False, True),
+}
+SIDEWAYS = {5, 6, 7, 8}
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
@@ -41,11 +101,6 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def image_suffixes() -> set[str]:
-    """Endings in small letters by which image files are known, with their dots."""
-    return set(Image.registered_extensions()) - NOT_DECODED
-
-
 def files_below(folder: str | Path, endings: Container[str]) -> list[str]:
     """Files below a folder whose names end so, as paths relative to it, sorted by their parts.
 
@@ -65,32 +120,47 @@ def _refuse(error: OSError) -> None:
     raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
+def open_image(file: Path | BinaryIO, opening: Opening = Opening()) -> Image.Image:
     """The image in RGB, 8 bits, upright, over white where it is transparent, the first frame if it has several.
 
     Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
     """
-    return open_sized(file)[0]
+    return open_sized(file, opening).image
 
 
-def open_sized(file: Path | BinaryIO, shorter: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The image as `open_image` gives it, and the (width, height) of the whole upright picture in pixels.
+def open_sized(file: Path | BinaryIO, opening: Opening = Opening()) -> Opened:
+    """The image as `open_image` gives it, and the size of the whole upright picture."""
+    with _told(), _quiet:
+        content = _content(file)
+        try:
+            return _opened(content, opening)
+        except Exception:  # whatever a parser of metadata trips over
+            for copy in without_metadata(content):
+                with suppress(Exception):
+                    return _opened(copy, opening)
+            raise
 
-    shorter: a JPEG may be decoded at a half, a quarter or an eighth of its size where its sides stay at least twice as
-        long as this many pixels; None decodes every file whole.
-    """
+
+def stated_size(file: Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) as the file's head states them, before any pixel is decoded. ImageError if it is no image."""
+    with _told(), _quiet:
+        return identified(_content(file)).size
+
+
+def _content(file: Path | BinaryIO) -> bytes:
+    if not isinstance(file, Path):
+        return file.read()
+    with file.open("rb") as stream:
+        return stream.read()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Within the block whatever a decoder raises is an ImageError with the reason."""
     try:
-        with _open(file) as image:
-            whole = image.size
-            if shorter is not None:
-                image.draft(None, (2 * shorter, 2 * shorter))
-            decoded = image.size
-            _turn_upright(image)
-            return _rgb(image), whole if image.size == decoded else (whole[1], whole[0])
+        yield
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image in any format that Pillow reads") from error
     except OSError as error:
         named = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else f"{error}"
         raise ImageError(named or type(error).__name__) from error
@@ -98,35 +168,91 @@ def open_sized(file: Path | BinaryIO, shorter: int | None = None) -> tuple[Image
         raise ImageError(f"{error}" or type(error).__name__) from error
 
 
-def _open(file: Path | BinaryIO) -> Image.Image:
-    with WARNINGS, warnings.catch_warnings():
-        # a large photograph is not an attack; Pillow itself refuses what is twice as large again
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file)
+def _opened(content: bytes, opening: Opening) -> Opened:
+    with identified(content) as image:
+        if opening.allow_truncated and image.format in ("JPEG", "MPO"):
+            content += END_OF_JPEG
+            image = identified(content)
+        _require_size(image.size, opening.max_pixels)
+        require_range(image)
+        whole, rawmode = image.size, rawmode_of(image)
+        drafted = None if opening.shorter is None else image.draft(None, (2 * opening.shorter, 2 * opening.shorter))
+        right, lower = image.size if drafted is None else drafted[1][2:]
+        image.load()
+        orientation = _orientation(image)
+        profile = image.info.get("icc_profile") if opening.color_management == "srgb" else None
+        shown = eight_bits(image, rawmode, lambda: identified(content))
+        if not opening.profile_later or shown.mode != "RGB" or shown.has_transparency_data:
+            shown, profile = in_srgb(shown, profile), None
+        return _upright(_rgb(shown), orientation, whole, (right, lower))._replace(profile=profile)
 
 
-def _turn_upright(image: Image.Image) -> None:
-    """Decode it, and turn it in place: a copy of a large photograph takes longer than its decoding."""
-    if max(image.size) > LARGEST_ASPECT * min(image.size):
-        raise ImageError(f"{image.width}x{image.height} pixels: one side is more than {LARGEST_ASPECT} times the other")
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+def _require_size(size: tuple[int, int], most: int | None) -> None:
+    width, height = size
+    if most is None and Image.MAX_IMAGE_PIXELS is not None:
+        most = 2 * Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise ImageError(
+            f"{width}x{height} pixels are more than {most}, which may be a decompression bomb: choose a larger "
+            "max_pixels if it is none"
+        )
+    if max(size) > LARGEST_ASPECT * min(size):
+        raise ImageError(f"{width}x{height} pixels: one side is more than {LARGEST_ASPECT} times the other")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF or XMP says of the camera's orientation; None if they are damaged or do not say."""
+    try:
+        return image.getexif().get(Base.Orientation)
+    except Exception:  # parsers of metadata raise whatever they trip over, and the pixels are there
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
-    if image.mode == "F":
-        raise ImageError("floating-point pixels have no agreed range: convert the file to 8 or 16 bits")
     if image.has_transparency_data:
         over = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray as 8-bit gray; Pillow's own conversion would clip it to white."""
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ImageError(f"pixels from {pixels.min()} to {pixels.max()} fit neither 8 nor 16 bits")
-    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _upright(image: Image.Image, orientation: Any, whole: tuple[int, int], edges: tuple[float, float]) -> Opened:
+    """The picture turned by its orientation. whole: its size as stored; edges: where it ends in pixels of the image."""
+    width, height = edges
+    if (turn := TURNS.get(orientation)) is None:
+        return Opened(image, whole, (0, 0, width, height))
+    image = image.transpose(turn.method)
+    if orientation in SIDEWAYS:
+        whole, width, height = (whole[1], whole[0]), height, width
+    left = image.width - width if turn.left else 0
+    top = image.height - height if turn.top else 0
+    return Opened(image, whole, (left, top, left + width, top + height))
+
+
+class _Quiet:
+    """Within any thread's block, warnings of Pillow are not shown: they name no image, and its pixels are what counts.
+
+    What warnings do is one setting for all threads, so the first one that decodes adds a filter, and the last one
+    removes that filter and nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads = Lock(), 0
+        self._added: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+            if self._threads == 1:
+                warnings.filterwarnings("ignore", module=r"PIL\.(?#while featx decodes)")  # equal to no other filter
+                self._added = warnings.filters[0]
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                current: Any = warnings.filters
+                with suppress(ValueError):  # another thread has put back filters of before
+                    current.remove(self._added)
+
+
+_quiet = _Quiet()

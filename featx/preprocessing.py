@@ -14,7 +14,7 @@ from .arguments import fits, require_number
 from .errors import ArgumentError, shortened
 from .image_checks import LARGEST_SIDE
 from .json_checks import Value
-from .resize import ROUNDINGS, Rounding, resampling, resized, resized_centre
+from .resize import ROUNDINGS, Box, Rounding, resampling, resized, resized_centre
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -156,12 +156,15 @@ def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[
 
     For a model with a `size_divisor`, both sides are rounded to multiples of it.
     """
-    config, divisor = expected(model, size), getattr(model, "size_divisor", 1)
-    return partial(_normalised, prepare=partial(_whole, config=config, divisor=divisor), config=config)
+    return partial(_normalised, prepare=uncropped(model, size=size), config=expected(model, size))
 
 
-def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Image]":
-    """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees."""
+def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Image]":
+    """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees.
+
+    Of an image that was decoded at a fraction of its size, it also takes `whole`, (width, height) of the whole picture,
+    and `box`, the left, upper, right and lower edge of the picture in pixels of the image.
+    """
     config = expected(model, size)
     if config.crop_mode == "other":
         raise ArgumentError(
@@ -170,6 +173,14 @@ def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], 
             "yourself: model.data_config = dataclasses.replace(model.data_config, crop_mode='squash')"
         )
     return partial(_cropped, config=config)
+
+
+def uncropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Image]":
+    """What `transform_whole` does to the PIL image before its pixels become numbers.
+
+    It takes `whole` and `box` too, as `cropped` does.
+    """
+    return partial(_whole, config=expected(model, size), divisor=getattr(model, "size_divisor", 1))
 
 
 def with_channels(image: "Image", count: int) -> "Image":
@@ -195,32 +206,37 @@ def expected(model: nn.Module, size: int | None = None) -> DataConfig:
     return config if size is None else replace(config, size=(size, size))
 
 
-def _cropped(image: "Image", *, config: DataConfig) -> "Image":
+def _cropped(
+    image: "Image", *, config: DataConfig, whole: tuple[int, int] | None = None, box: Box | None = None
+) -> "Image":
+    whole = whole or image.size
     height, width = config.resized()
     if config.crop_mode == "squash":
         size = width, height
     elif config.crop_mode == "center" and height == width:
-        size = _with_shorter(image, height)
+        size = _with_shorter(whole, height)
     else:
-        ratios = image.height / height, image.width / width
+        ratios = whole[1] / height, whole[0] / width
         ratio = max(ratios) if config.crop_mode == "border" else min(ratios)
-        size = max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
+        size = max(1, round(whole[0] / ratio)), max(1, round(whole[1] / ratio))
     fill = tuple(round(255 * mean) for mean in config.mean) if config.crop_mode == "border" else None
     crop = config.size[1], config.size[0]
     return resized_centre(
-        with_channels(image, len(config.mean)), size, crop, config.interpolation, config.crop_rounding, fill
+        with_channels(image, len(config.mean)), size, crop, config.interpolation, config.crop_rounding, fill, box
     )
 
 
-def _whole(image: "Image", *, config: DataConfig, divisor: int) -> "Image":
-    sides = _with_shorter(image, min(config.size))
+def _whole(
+    image: "Image", *, config: DataConfig, divisor: int, whole: tuple[int, int] | None = None, box: Box | None = None
+) -> "Image":
+    sides = _with_shorter(whole or image.size, min(config.size))
     width, height = (max(divisor, round(side / divisor) * divisor) for side in sides)
-    return resized(with_channels(image, len(config.mean)), (width, height), config.interpolation)
+    return resized(with_channels(image, len(config.mean)), (width, height), config.interpolation, box)
 
 
-def _with_shorter(image: "Image", shorter: int) -> tuple[int, int]:
-    """(width, height) at the image's aspect, the shorter of them so many pixels, the longer rounded down."""
-    width, height = (int(shorter * side / min(image.size)) for side in image.size)
+def _with_shorter(whole: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """(width, height) at the aspect of the whole, the shorter of them so many pixels, the longer rounded down."""
+    width, height = (int(shorter * side / min(whole)) for side in whole)
     return width, height
 
 

@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 # Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
 PARTS = 2**8
 
+# Left, upper, right and lower edge of what of an image is resized, in its pixels.
+Box = tuple[float, float, float, float]
 # Where a centre starts that lies between two pixels: at the nearest one, the even one of two, or the next one down.
 Rounding = Literal["nearest", "down"]
 ROUNDINGS = get_args(Rounding)
 
 
-def resized(image: "Image.Image", size: tuple[int, int], interpolation: str) -> "Image.Image":
-    """The image at (width, height) pixels; itself if it has these. ArgumentError for an unknown interpolation."""
-    return image if image.size == size else image.resize(size, resampling(interpolation))
+def resized(image: "Image.Image", size: tuple[int, int], interpolation: str, box: Box | None = None) -> "Image.Image":
+    """The image, or the box of it, at (width, height) pixels; itself if it has these.
+
+    Raises ArgumentError for an unknown interpolation.
+    """
+    whole = box is None or box == (0, 0, *image.size)
+    return image if whole and image.size == size else image.resize(size, resampling(interpolation), box)
 
 
 def resized_centre(
@@ -28,21 +34,24 @@ def resized_centre(
     interpolation: str,
     rounding: Rounding = "nearest",
     fill: tuple[int, ...] | None = None,
+    box: Box | None = None,
 ) -> "Image.Image":
     """The centre, (width, height) pixels of `crop`, of the image resized to `size`; where that is smaller, `fill`.
 
     Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others. No `fill`
-    is black.
+    is black. A `box` is the part of the image that is resized; its edges are at multiples of 1 / PARTS.
     """
     left, top = (_start(whole, part, rounding) for whole, part in zip(size, crop, strict=True))
     if interpolation == "nearest":
-        image = resized(image, size, interpolation)  # which adds up steps from the first pixel on
-    if image.size != size:
-        first, last = _span(image.width, size[0], left, crop[0])
-        upper, lower = _span(image.height, size[1], top, crop[1])
-        across, down = image.width / size[0], image.height / size[1]
-        box = first * across, upper * down, last * across, lower * down
-        image = image.resize((last - first, lower - upper), resampling(interpolation), box)
+        image, box = resized(image, size, interpolation, box), None  # which adds up steps from the first pixel on
+    edges = (0, 0, *image.size) if box is None else box
+    if image.size != size or edges != (0, 0, *size):
+        width, height = edges[2] - edges[0], edges[3] - edges[1]
+        first, last = _span(width, size[0], left, crop[0])
+        upper, lower = _span(height, size[1], top, crop[1])
+        across, down = width / size[0], height / size[1]
+        part = edges[0] + first * across, edges[1] + upper * down, edges[0] + last * across, edges[1] + lower * down
+        image = image.resize((last - first, lower - upper), resampling(interpolation), part)
         left, top = left - first, top - upper
     if fill is None:
         return image.crop((left, top, left + crop[0], top + crop[1]))
@@ -71,11 +80,11 @@ def _start(whole: int, part: int, rounding: Rounding) -> int:
     return (whole - part) // 2 if rounding == "down" else round((whole - part) / 2)
 
 
-def _span(pixels: int, whole: int, start: int, part: int) -> tuple[int, int]:
+def _span(pixels: float, whole: int, start: int, part: int) -> tuple[int, int]:
     """The shortest span of `whole` that holds the centre and whose ends are exact in the image's own pixels.
 
     Only then do the filter's weights come out the same as those of the whole.
     """
-    step = whole // gcd(pixels * PARTS, whole)
+    step = whole // gcd(int(pixels * PARTS), whole)
     first, last = max(0, start), min(whole, start + part)
     return first - first % step, min(whole, -(-last // step) * step)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from conftest import random_extractor, relative_difference
@@ -70,6 +71,18 @@ def assert_maps_are_of(extractor: FeatureExtractWrapper, maps: list[Tensor], ima
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".lock"))
+
+
+def noise(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(1, 256, (20, 24, 3), dtype=np.uint8))
+
+
+def noises(folder: Path, count: int) -> Path:
+    """Small images of noise, none of which is like another."""
+    folder.mkdir()
+    for number in range(count):
+        noise(number).save(folder / f"{number:04d}.png")
+    return folder
 
 
 def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:

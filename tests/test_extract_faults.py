@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extracting import names
+from extracting import names, noise, noises
 from PIL import Image
 from torch import Tensor, nn
 
@@ -53,17 +53,6 @@ class Net(nn.Module):
 @pytest.fixture
 def net() -> FeatureExtractWrapper:
     return FeatureExtractWrapper(Net()).eval()
-
-
-def noise(number: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(1, 256, (20, 24, 3), dtype=np.uint8))
-
-
-def noises(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for number in range(count):
-        noise(number).save(folder / f"{number:04d}.png")
-    return folder
 
 
 def expected(net: FeatureExtractWrapper, path: Path) -> Tensor:

@@ -153,7 +153,7 @@ def test_scaled_decoding_leaves_twice_the_pixels_of_every_crop_mode(config, tmp_
     items, pixels = find_items([tmp_path / "wide.jpg"]), {}
     for scaled in (False, True):
         decoder = decoder_for(expecting(config), items, Recipe(scaled_decode=scaled))
-        assert decoder.shorter == (max(config.resized()) if scaled else None)
+        assert decoder.opening.shorter == (max(config.resized()) if scaled else None)
         pixels[scaled] = decoder(0).pixels.astype(int)
     assert np.abs(pixels[True] - pixels[False]).max() <= 2
 

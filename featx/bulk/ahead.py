@@ -3,18 +3,30 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from multiprocessing import get_all_start_methods, get_context, parent_process
-from multiprocessing.context import BaseContext
+from multiprocessing.connection import Connection
+from multiprocessing.process import current_process
+from pickle import PicklingError
+from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import ArgumentError, in_short
 from .decode import Decoded, Decoder
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 T = TypeVar("T")
 R = TypeVar("R")
+# What a process raises that cannot be started: limits of the system, sources of images that cannot be sent to it, or a
+# parent that may have no processes of its own.
+CANNOT_START = (OSError, RuntimeError, AssertionError, PicklingError, AttributeError, TypeError)
+# How the other end of a connection is found to have ended.
+ENDED = (EOFError, ConnectionError)
 
 
 def ahead(pool: Executor, function: Callable[[T], R], given: Iterable[T], steps: int) -> Generator[R, None, None]:
@@ -33,61 +45,112 @@ def ahead(pool: Executor, function: Callable[[T], R], given: Iterable[T], steps:
 
 
 class DecoderProcesses:
-    """Decodes in processes; an image whose decoder crashes has failed, and the other images go on."""
+    """Decodes in processes, each of which does one image at a time. Several threads may call it at once.
 
-    def __init__(self, decoder: Decoder, workers: int) -> None:
-        self._decoder, self._workers = decoder, workers
-        self._pool = self._started()
+    An image whose decoder crashes, or takes longer than `timeout` seconds, has failed, and the other images go on.
 
-    def ahead(self, items: Iterable[int], steps: int) -> Iterator[Decoded]:
-        """Each item decoded, in order."""
-        waiting: deque[tuple[int, Future[Decoded]]] = deque()
-        for item in items:
-            waiting.append((item, self._submit(item)))
-            if len(waiting) >= steps:
-                yield self._first(waiting)
-        while waiting:
-            yield self._first(waiting)
+    Raises ArgumentError if the processes cannot start.
+    """
+
+    def __init__(self, decoder: Decoder, workers: int, timeout: float | None = None) -> None:
+        self._idle: SimpleQueue[_DecoderProcess] = SimpleQueue()
+        self._all: list[_DecoderProcess] = []
+        try:
+            for _ in range(workers):
+                self._all.append(_DecoderProcess(decoder, timeout))
+            for process in self._all:
+                process.require_ready()
+                self._idle.put(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, item: int) -> Decoded:
+        process = self._idle.get()
+        try:
+            return process.decode(item)
+        finally:
+            self._idle.put(process)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the processes, also those that are decoding."""
+        for process in self._all:
+            process.close()
 
-    def _first(self, waiting: "deque[tuple[int, Future[Decoded]]]") -> Decoded:
-        item, future = waiting.popleft()
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            found = self._alone(item)
-            again = [(other, self._submit(other)) for other, _ in waiting]
-            waiting.clear()
-            waiting.extend(again)
-            return found
 
-    def _submit(self, item: int) -> "Future[Decoded]":
+class _DecoderProcess:
+    """A process that decodes one image after another, and is started again if it ends."""
+
+    def __init__(self, decoder: Decoder, timeout: float | None) -> None:
+        self._decoder, self._timeout, self._is_closed = decoder, timeout, False
+        self._start()
+
+    def decode(self, item: int) -> Decoded:
         try:
-            return self._pool.submit(_decode, item)
-        except BrokenProcessPool:
+            self._connection.send(item)
+            if self._connection.poll(self._timeout):
+                found = self._connection.recv()
+            else:
+                found = Decoded(item, reason=f"it took longer than {self._timeout:g} seconds to decode it")
+                self._restart()
+        except ENDED:
+            found = Decoded(item, reason="the process that decoded it died")
             self._restart()
-            return self._pool.submit(_decode, item)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def _alone(self, item: int) -> Decoded:
-        """The item with nothing beside it, so that a crash is its own."""
-        self._restart()
+    def require_ready(self) -> None:
+        """Wait until the process has imported what it needs. ArgumentError if it ends before."""
         try:
-            return self._pool.submit(_decode, item).result()
-        except BrokenProcessPool:
-            self._restart()
-            return Decoded(item, reason="the process that decoded it died")
+            self._connection.recv()
+        except ENDED:
+            raise _cannot_start("it ended before it was ready") from None
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._process.kill()
+        self._process.join()
+
+    def _start(self) -> None:
+        context = _context()
+        self._connection, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._decoder), name="decode", daemon=True)
+        try:
+            process.start()
+        except CANNOT_START as error:
+            raise _cannot_start(in_short(error)) from error
+        finally:
+            theirs.close()
+        self._process = process
 
     def _restart(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._started()
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        if not self._is_closed:
+            self._start()
+            self.require_ready()
 
-    def _started(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._workers, _context(), initializer=_prepare_process, initargs=(self._decoder,))
+
+def _cannot_start(reason: str) -> ArgumentError:
+    guard = 'if __name__ == "__main__":'
+    return ArgumentError(
+        f"decoders='processes': a process that decodes cannot start: {reason}. Each of them imports the script that "
+        f"started it, which must be a file: put what it does below `{guard}`, or choose decoders='threads'"
+    )
 
 
-def _context() -> BaseContext:
+def end_where_main_is_imported() -> None:
+    """End this process if it is one of another's that imports the main script, which has no guard and called this.
+
+    It could start no processes. The one that started it raises ArgumentError.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise SystemExit(1)
+
+
+def _context() -> "SpawnContext | ForkServerContext":
     """Processes that fork from one which has imported what they need, and no threads whose locks they would inherit."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
@@ -96,22 +159,24 @@ def _context() -> BaseContext:
     return context
 
 
-_process: dict[str, Any] = {}
-
-
-def _prepare_process(decoder: Decoder) -> None:
+def _serve(connection: Connection, decoder: Decoder) -> None:
+    """Tell that this process is ready, and then decode what is asked for until nothing is any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides what to finish
     Thread(target=_end_with_parent, daemon=True).start()
-    _process["decoder"] = decoder
+    connection.send(None)
+    with suppress(EOFError):
+        while True:
+            item = connection.recv()
+            try:
+                found: Decoded | Exception = decoder(item)
+            except Exception as error:  # raised where the image is needed
+                found = error
+            connection.send(found)
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for images for ever."""
+    """A process whose parent was killed would decode for nobody."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _decode(item: int) -> Decoded:
-    return _process["decoder"](item)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
+from ..colour_profile import in_srgb
 from ..errors import ArgumentError, ImageError
-from ..images import open_sized
-from ..preprocessing import DataConfig, cropped, expected, with_channels
-from ..resize import resized
+from ..images import Opening, open_sized
+from ..preprocessing import cropped, expected, uncropped
 from ..wrappers import FeatureExtractWrapper
 from .recipe import Recipe
 from .shard import Stamp, stamp_of
@@ -34,11 +33,14 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """From items to pixels; plain data, so that processes can have it."""
+    """From items to pixels; plain data, so that processes can have it.
+
+    prepare: what `cropped` or `uncropped` of featx.preprocessing gives.
+    """
 
     items: Items
-    prepare: Callable[[Image.Image], Image.Image]
-    shorter: int | None = None
+    prepare: Callable[..., Image.Image]
+    opening: Opening = Opening()
 
     def __call__(self, item: int) -> Decoded:
         """Never raises: whatever is wrong with an image is the reason in what it returns."""
@@ -47,8 +49,9 @@ class Decoder:
             content = self.items.read(item)
             if not content:
                 raise ImageError("the file is empty")
-            image, size = open_sized(BytesIO(content), self.shorter)
-            return Decoded(item, size, self.pixels(image), stamp=stamp)
+            found = open_sized(BytesIO(content), self.opening)
+            image = self.prepare(found.image, whole=found.size, box=found.box)
+            return Decoded(item, found.size, _pixels(in_srgb(image, found.profile)), stamp=stamp)
         except ImageError as error:
             return Decoded(item, reason=str(error))
         except MemoryError:
@@ -56,26 +59,26 @@ class Decoder:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """What the model takes of an image, (h, w, chs) of 8 bits."""
-        pixels = np.asarray(self.prepare(image))
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        return _pixels(self.prepare(image))
 
 
-def decoder_for(extractor: FeatureExtractWrapper, items: Items, recipe: Recipe) -> Decoder:
+def _pixels(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def decoder_for(
+    extractor: FeatureExtractWrapper, items: Items, recipe: Recipe, max_pixels: int | None = None
+) -> Decoder:
     """Raises ArgumentError for what `cropped` refuses, and for a model of one size where images keep their aspect."""
     config = expected(extractor, recipe.size)
-    if not recipe.keep_aspect:
-        crop = cropped(extractor, size=recipe.size)
-        return Decoder(items, crop, max(config.resized()) if recipe.scaled_decode else None)
-    if extractor._inner.fixed_size is not None:
+    if recipe.keep_aspect and extractor._inner.fixed_size is not None:
         height, width = extractor._inner.fixed_size
         raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
-    whole = partial(_whole, config=config, divisor=extractor.size_divisor)
-    return Decoder(items, whole, min(config.size) if recipe.scaled_decode else None)
-
-
-def _whole(image: Image.Image, *, config: DataConfig, divisor: int) -> Image.Image:
-    """The image resized at its aspect, as far as sides that are multiples of the divisor allow."""
-    shorter = min(config.size)
-    height, width = (int(shorter * side / min(image.size)) for side in (image.height, image.width))
-    size = [max(divisor, round(side / divisor) * divisor) for side in (width, height)]
-    return resized(with_channels(image, len(config.mean)), (size[0], size[1]), config.interpolation)
+    prepared, sides = (uncropped, config.size) if recipe.keep_aspect else (cropped, config.resized())
+    needed = min(sides) if recipe.keep_aspect else max(sides)
+    # Decoding at a fraction averages pixels, and "nearest" asks for single ones.
+    shorter = needed if recipe.scaled_decode and config.interpolation != "nearest" else None
+    later = config.crop_mode != "border" and len(config.mean) == 3  # the border is filled, and gray made, in sRGB
+    opening = Opening(recipe.color_management, recipe.allow_truncated, max_pixels, shorter, later)
+    return Decoder(items, prepared(extractor, size=recipe.size), opening)

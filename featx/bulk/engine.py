@@ -56,19 +56,17 @@ def shards(
 @contextmanager
 def _decoding(decoder: Decoder, resources: Resources, items: Iterable[int], batch: int) -> Iterator[Iterator[Decoded]]:
     workers = resources.workers or 1
-    steps = 2 * workers + 2 * batch
+    decode, stop = decoder, lambda: None
     if resources.decoders == "processes":
-        processes = DecoderProcesses(decoder, workers)
-        try:
-            yield processes.ahead(items, steps)
-        finally:
-            processes.close()
-        return
+        decode = DecoderProcesses(decoder, workers, resources.decode_timeout)
+        stop = decode.close
     pool = ThreadPoolExecutor(workers, "decode")
     try:
-        yield ahead(pool, decoder, items, steps)
+        yield ahead(pool, decode, items, 2 * workers + 2 * batch)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop()  # a decoder in a process may never end
+        pool.shutdown(wait=True)
 
 
 @contextmanager

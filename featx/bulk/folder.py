@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ..errors import OutputError, shortened
 from .header import Header, number_of, read_header
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
+from .recipe import BEFORE
 from .shard import part_name
 from .systems import names_in
 
@@ -155,6 +156,7 @@ def _is_own(name: str) -> bool:
 
 def recipe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """A line per entry that two recipes, as `decided` of meta.json has them, do not share."""
+    there, now = {**BEFORE, **there}, {**BEFORE, **now}
     for key in sorted({*there, *now}):
         if there.get(key) != now.get(key):
             yield f"{key}: {_brief(there.get(key))} there, {_brief(now.get(key))} now"

@@ -14,7 +14,7 @@ import featx
 
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
-from .recipe import Recipe
+from .recipe import BEFORE, Recipe
 
 
 def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict
     levels = [
         {**asdict(level), "pooling": pooling} for level, pooling in zip(extractor.feature_info, poolings, strict=True)
     ]
-    facts = {**asdict(recipe), "preprocessing": asdict(extractor.data_config or DataConfig())}
+    stated = {name: value for name, value in asdict(recipe).items() if name not in BEFORE or value != BEFORE[name]}
+    facts = {**stated, "preprocessing": asdict(extractor.data_config or DataConfig())}
     del facts["pooling"]
     everything = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
     return json.loads(json.dumps(everything))

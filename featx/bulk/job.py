@@ -49,7 +49,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._decoder = decoder_for(job.extractor, job.items, job.recipe)
+        self._decoder = decoder_for(job.extractor, job.items, job.recipe, job.resources.max_pixels)
         batch_size = job.resources.batch_size
         assert batch_size is not None
         self._model = job.model or Model(job.extractor, job.recipe, job.resources.device, batch_size)

@@ -57,10 +57,14 @@ def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
     """The part of the image that the model saw."""
     from PIL import Image
 
-    from ..images import open_image
+    from ..images import Opening, open_image
 
+    opening = Opening(
+        "srgb" if decided.get("color_management") == "srgb" else "none", decided.get("allow_truncated") is True
+    )
     try:
-        image = open_image(BytesIO(fetched(lambda: read_whole(source)) if is_address(source) else read_file(source)))
+        content = fetched(lambda: read_whole(source)) if is_address(source) else read_file(source)
+        image = open_image(BytesIO(content), opening)
     except (ImageError, ArgumentError):  # in a tar, moved or changed since
         image = Image.new("RGB", features.size, GONE)
     if decided["keep_aspect"]:

@@ -1,15 +1,21 @@
 """What is asked for: a Recipe decides the numbers, Resources how fast and where they are computed."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 
+from ..colour_profile import COLOR_MANAGEMENT, ColorManagement
 from ..errors import ArgumentError
 
 Pooling = Literal["none", "mean", "max", "gem", "cls"]
 Runtime = Literal["plain", "eager", "onednn"]
+# Fields of a Recipe with the values that folders go by which were made before there were these fields. They are left
+# out of what is decided, so that such a folder is one of the same extraction still.
+BEFORE: Mapping[str, object] = {"color_management": "none", "allow_truncated": False}
+LONGEST_TIMEOUT = 86_400  # seconds
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -24,6 +30,9 @@ class Recipe:
     keep_aspect: the whole image at its own aspect instead, its shorter side resized to `size`.
     scaled_decode: JPEGs may be decoded at a half, a quarter or an eighth where at least twice the pixels needed remain.
     runtime: "plain" is the model as it is; "eager" and "onednn" are those of `featx.optimize`.
+    color_management: "srgb" converts images with an ICC profile of other colours to sRGB; "none" takes their numbers as
+        they are stored, as torchvision and timm do.
+    allow_truncated: a JPEG that is cut short is the part that is there, and gray below it, and has not failed.
 
     Raises ArgumentError for values that are none of these.
     """
@@ -34,6 +43,8 @@ class Recipe:
     keep_aspect: bool = False
     scaled_decode: bool = False
     runtime: Runtime = "plain"
+    color_management: ColorManagement = "srgb"
+    allow_truncated: bool = False
 
     def __post_init__(self) -> None:
         given = (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
@@ -41,6 +52,7 @@ class Recipe:
             *(("pooling", one, get_args(Pooling)) for one in given),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("runtime", self.runtime, get_args(Runtime)),
+            ("color_management", self.color_management, COLOR_MANAGEMENT),
         ):
             if value not in known:
                 raise ArgumentError(f"{what}={value!r}: choose one of {known}")
@@ -66,6 +78,9 @@ class Resources:
     streams: batches the model runs on at once; None is as many as PyTorch may use threads, up to four, each on its
         share of them, because threads that work on one batch wait for each other; two on a GPU, so that one batch
         is prepared while the other runs.
+    decode_timeout: seconds after which an image has failed whose decoder has not finished; the process that decodes it
+        is ended then, so that decoders="processes" is needed. None waits for ever.
+    max_pixels: the most pixels an image may have, larger ones have failed; None is Pillow's limit, 178,956,970.
 
     Raises ArgumentError for values that are none of these.
     """
@@ -75,14 +90,20 @@ class Resources:
     workers: int | None = None
     decoders: Literal["threads", "processes"] = "threads"
     streams: int | None = None
+    decode_timeout: float | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        for what in ("batch_size", "workers", "streams"):
+        for what in ("batch_size", "workers", "streams", "max_pixels"):
             value = getattr(self, what)
             if value is not None and value < 1:
                 raise ArgumentError(f"{what}={value}: expected a positive number")
+        if self.decode_timeout is not None and not 0 < self.decode_timeout <= LONGEST_TIMEOUT:
+            raise ArgumentError(f"decode_timeout={self.decode_timeout}: expected seconds, at most {LONGEST_TIMEOUT}")
         if self.decoders not in ("threads", "processes"):
             raise ArgumentError(f"decoders={self.decoders!r}: choose 'threads' or 'processes'")
+        if self.decode_timeout is not None and self.decoders == "threads":
+            raise ArgumentError("decode_timeout needs decoders='processes': a thread cannot be stopped")
         try:
             kind = torch.device(self.device).type
         except RuntimeError as error:

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..colour_profile import ColorManagement
 from ..errors import ArgumentError, ContractError, FeatxError
 from ..factory import create_model
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
+from .ahead import end_where_main_is_imported
 from .batch_size import fastest_batch_size
 from .count import Count, Progress, Summary, again
 from .decode import decoder_for
@@ -55,11 +57,15 @@ def extract(
     keep_aspect: bool = False,
     scaled_decode: bool = False,
     runtime: Runtime = "plain",
+    color_management: ColorManagement = "srgb",
+    allow_truncated: bool = False,
     batch_size: int | None = 16,
     device: str = "cpu",
     workers: int | None = None,
     decoders: Literal["threads", "processes"] = "threads",
     streams: int | None = None,
+    decode_timeout: float | None = None,
+    max_pixels: int | None = None,
     rows_per_shard: int | None = None,
     shard: str = "0/1",
     max_errors: int | None = None,
@@ -79,8 +85,10 @@ def extract(
 
     inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
     model: an extractor in eval mode, or a name, which takes its published weights; `out_indices` then chooses levels.
-    pooling, dtype, size, keep_aspect, scaled_decode, runtime: what is stored; see `featx.bulk.Recipe`.
-    batch_size, device, workers, decoders, streams: how it is computed; see `featx.bulk.Resources`.
+    pooling, dtype, size, keep_aspect, scaled_decode, runtime, color_management, allow_truncated: what is stored; see
+        `featx.bulk.Recipe`.
+    batch_size, device, workers, decoders, streams, decode_timeout, max_pixels: how it is computed; see
+        `featx.bulk.Resources`.
     rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
     shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
     max_errors: failed images after which it stops; what is written stays.
@@ -103,8 +111,12 @@ def extract(
         keep_aspect,
         scaled_decode,
         runtime,
+        color_management,
+        allow_truncated,
     )
-    resources = Resources(batch_size, device, workers, decoders, streams).settled()
+    resources = Resources(batch_size, device, workers, decoders, streams, decode_timeout, max_pixels).settled()
+    if resources.decoders == "processes":
+        end_where_main_is_imported()
     part, folder = slice_of(shard), Path(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs)
     extractor, called = _extractor(model, out_indices, recipe)

@@ -49,6 +49,13 @@ class Runtime(StrEnum):
     onednn = "onednn"
 
 
+class ColorManagement(StrEnum):
+    """What becomes of the colours of images that have an ICC profile."""
+
+    srgb = "srgb"
+    none = "none"
+
+
 class Engine(StrEnum):
     """Who extracts."""
 
@@ -71,6 +78,12 @@ Format = Annotated[Formats | None, typer.Option("--format", help="Write the maps
 Column = Annotated[str | None, typer.Option(help="Of tables and datasets, what holds the images or their paths.")]
 KeepAspect = Annotated[bool, typer.Option("--keep-aspect", help="Whole images, their shorter side resized to --size.")]
 Scaled = Annotated[bool, typer.Option("--scaled-decode", help="Decode large JPEGs at a fraction of their size.")]
+Colors = Annotated[ColorManagement, typer.Option(help="Convert images with an ICC profile to sRGB, or leave them.")]
+Truncated = Annotated[bool, typer.Option("--allow-truncated", help="Take JPEGs that are cut short, gray below.")]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Give up an image after this long; with --decoders processes.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Pixels an image may have; Pillow's limit by default.")]
 Slice = Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard from the I-th on, as one of N jobs.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; as many as fill 128 MiB by default.")]
 MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop once more images than this have failed.")]
@@ -99,6 +112,10 @@ def extract(
     decoders: Annotated[Decoders, typer.Option(help="Processes survive crashes of a decoder.")] = Decoders.threads,
     streams: Annotated[int | None, typer.Option(min=1, help="Batches the model runs on at once.")] = None,
     scaled_decode: Scaled = False,
+    color_management: Colors = ColorManagement.srgb,
+    allow_truncated: Truncated = False,
+    decode_timeout: Timeout = None,
+    max_pixels: MaxPixels = None,
     shard: Slice = "0/1",
     rows_per_shard: Rows = None,
     max_errors: MaxErrors = None,
@@ -133,11 +150,15 @@ def extract(
             keep_aspect=keep_aspect,
             scaled_decode=scaled_decode,
             runtime=runtime.value,
+            color_management=color_management.value,
+            allow_truncated=allow_truncated,
             batch_size=batch,
             device=here,
             workers=workers,
             decoders=decoders.value,
             streams=streams,
+            decode_timeout=decode_timeout,
+            max_pixels=max_pixels,
             rows_per_shard=rows_per_shard,
             shard=shard,
             max_errors=max_errors,

@@ -1,14 +1,13 @@
 """Uploaded photographs: not too large, decoded, and gone from the disk."""
 
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import ImageError
-from ..images import WARNINGS, open_image
+from ..images import Opening, open_image, stated_size
 
 MIB = 2**20
 
@@ -34,7 +33,7 @@ def take(path: Path, limits: Limits) -> Image.Image:
     """
     try:
         _require_small(path, limits)
-        return open_image(path)
+        return open_image(path, Opening(max_pixels=limits.pixels))
     finally:
         delete(path)
 
@@ -56,7 +55,7 @@ def _require_small(path: Path, limits: Limits) -> None:
             f"the file has {nbytes / MIB:.1f} MiB, and this page takes up to {limits.nbytes / MIB:.0f} MiB: "
             "make the picture smaller first"
         )
-    width, height = _size(path)
+    width, height = stated_size(path)  # before any pixel takes memory
     if width * height > limits.pixels:
         raise ImageError(
             f"the picture has {width}x{height} pixels, {width * height / 1e6:.0f} million, and this page takes up to "
@@ -67,18 +66,3 @@ def _require_small(path: Path, limits: Limits) -> None:
             f"the picture has {width}x{height} pixels: one side is more than {limits.aspect:g} times the other; "
             "crop it first"
         )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as the file's head states them, before any pixel takes memory."""
-    try:
-        with WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit has a message
-            with Image.open(path) as image:
-                return image.size
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image in any format that Pillow reads") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("the picture has more pixels than Pillow opens: make it smaller first") from error
-    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
-        raise ImageError(f"the file's head cannot be read: {type(error).__name__}") from error

@@ -146,7 +146,7 @@ def pixels_of(figure: "Figure") -> "Image":
     """The figure as a picture in RGB."""
     from PIL import Image
 
-    return Image.open(BytesIO(png_of(figure))).convert("RGB")
+    return Image.open(BytesIO(png_of(figure)), formats=["PNG"]).convert("RGB")
 
 
 def picture_formats() -> list[str]:

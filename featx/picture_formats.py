@@ -1,0 +1,95 @@
+"""Which files count as pictures: the raster formats that are decoded, and no others."""
+
+import struct
+from collections.abc import Callable, Mapping
+from io import BytesIO
+
+from PIL import Image, ImageFile
+
+from .errors import ImageError, in_short
+
+# Formats of Pillow that hold pixels of an agreed range and are decoded within this process, likely ones first; those
+# without a signature last. Not EPS and WMF, which are programs for an interpreter; not IPTC, which may contain either;
+# not BUFR, FITS, GRIB, HDF5, McIdas and Spider, which hold measurements; not MPEG and PDF.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "PSD", "QOI", "DDS", "SGI", "DIB"),
+    *(
+        "CUR",
+        "ICNS",
+        "BLP",
+        "DCX",
+        "FLI",
+        "FTEX",
+        "GBR",
+        "MSP",
+        "PCX",
+        "PIXAR",
+        "SUN",
+        "XBM",
+        "XPM",
+        "IM",
+        "PCD",
+        "TGA",
+    ),
+)
+MPO = "MPO"  # opened as JPEG
+HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+# What starts files that people take for pictures, and why they are none.
+NOT_RASTER: Mapping[bytes, str] = {
+    b"%!PS": "it holds PostScript, a program that is not run: convert it to PNG first",
+    b"\xc5\xd0\xd3\xc6": "it holds PostScript, a program that is not run: convert it to PNG first",
+    b"%PDF": "it holds PDF, which is no raster picture: convert its pages to PNG first",
+    b"\xd7\xcd\xc6\x9a": "it holds a Windows metafile, a program that is not run: convert it to PNG first",
+}
+# What plug-ins of Pillow raise for files that are not theirs.
+REFUSALS = (SyntaxError, IndexError, TypeError, struct.error)
+
+
+def image_suffixes() -> set[str]:
+    """Endings in small letters by which image files are known, with their dots."""
+    endings = Image.registered_extensions().items()
+    return {ending for ending, name in endings if name in FORMATS or name == MPO} | HEIF_ENDINGS
+
+
+def identified(content: bytes) -> ImageFile.ImageFile:
+    """The picture with its size known and its pixels not yet decoded. ImageError if it is of no format in FORMATS.
+
+    `PIL.Image.open` compares sizes with a limit that is one for the whole process; this does not compare them.
+    """
+    prefix, file = content[:16], BytesIO(content)
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS:
+        return _heif(file)
+    Image.init()
+    problems = []
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]
+        fits = accepts is None or _fits(accepts, prefix)
+        if isinstance(fits, str):  # such as that Pillow was built without this decoder
+            problems.append(fits)
+        elif fits:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except REFUSALS as error:
+                problems += [] if accepts is None else [f"{name}: {in_short(error)}"]
+    for start, reason in NOT_RASTER.items():
+        if prefix.startswith(start):
+            raise ImageError(reason)
+    told = f" ({'; '.join(problems)})" if problems else ""
+    raise ImageError(f"not an image in any format that Pillow reads{told}")
+
+
+def _fits(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool | str:
+    try:
+        return accepts(prefix)
+    except REFUSALS:  # a file shorter than a signature
+        return False
+
+
+def _heif(file: BytesIO) -> ImageFile.ImageFile:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageError("it holds HEIF (.heic), which needs another package: pip install 'featx[heic]'") from error
+    return HeifImageFile(file)
