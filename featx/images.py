@@ -173,7 +173,7 @@ def _opened(content: bytes, opening: Opening) -> Opened:
         if opening.allow_truncated and image.format in ("JPEG", "MPO"):
             content += END_OF_JPEG
             image = identified(content)
-        _require_size(image.size, opening.max_pixels)
+        require_size(image.size, opening.max_pixels)
         require_range(image)
         whole, rawmode = image.size, rawmode_of(image)
         drafted = None if opening.shorter is None else image.draft(None, (2 * opening.shorter, 2 * opening.shorter))
@@ -187,7 +187,8 @@ def _opened(content: bytes, opening: Opening) -> Opened:
         return _upright(_rgb(shown), orientation, whole, (right, lower))._replace(profile=profile)
 
 
-def _require_size(size: tuple[int, int], most: int | None) -> None:
+def require_size(size: tuple[int, int], most: int | None) -> None:
+    """Raise ImageError for more pixels than this many, or than Pillow's limit if it is None, and for strips."""
     width, height = size
     if most is None and Image.MAX_IMAGE_PIXELS is not None:
         most = 2 * Image.MAX_IMAGE_PIXELS

@@ -184,23 +184,34 @@ def uncropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Im
 
 
 def with_channels(image: "Image", count: int) -> "Image":
-    """The image in gray or in RGB, by the number of channels, 1 or 3; itself if it is."""
+    """The image in gray or in RGB, by the number of channels, 1 or 3; itself if it is, or if it is one of floats."""
     mode = "L" if count == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode == mode or (count == 1 and image.mode == "F") else image.convert(mode)
 
 
 def expected(model: nn.Module, size: int | None = None) -> DataConfig:
-    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if images cannot be made by it."""
+    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if it is of no PIL images."""
+    config = stated(model, size)
+    if len(config.mean) not in (1, 3):
+        raise ArgumentError(
+            f"{type(model).__name__} takes {len(config.mean)} channels: a PIL image has 3, or 1 if it is gray; featx "
+            "extract takes files of any number of channels"
+        )
+    return config
+
+
+def stated(model: nn.Module, size: int | None = None) -> DataConfig:
+    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if it is not one of the model."""
     config = getattr(model, "data_config", None)
     if not isinstance(config, DataConfig):
         raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
     if size is not None:
         require_number(size, "size", 1, "a positive number of pixels")
     channels = getattr(model, "in_chans", None) or len(config.mean)
-    if len(config.mean) != channels or channels not in (1, 3):
+    if len(config.mean) != channels:
         raise ArgumentError(
-            f"{type(model).__name__} takes {channels} channels and its data_config has {len(config.mean)} means: an "
-            "image has 3 channels, or 1 if it is gray; give the model a DataConfig with one mean and std for each"
+            f"{type(model).__name__} takes {channels} channels and its data_config has {len(config.mean)} means: give "
+            "the model a DataConfig with one mean and std for each"
         )
     resampling(config.interpolation)
     return config if size is None else replace(config, size=(size, size))

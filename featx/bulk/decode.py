@@ -1,17 +1,21 @@
 """From an item to the pixels that the model takes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from ..colour_profile import in_srgb
 from ..errors import ArgumentError, ImageError
 from ..images import Opening, open_sized
-from ..preprocessing import cropped, expected, uncropped
+from ..preprocessing import DataConfig, cropped, stated, uncropped
 from ..wrappers import FeatureExtractWrapper
+from .bands import bands
 from .recipe import Recipe
 from .shard import Stamp, stamp_of
 from .sources import Items
@@ -19,7 +23,7 @@ from .sources import Items
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An item as the model takes it, (h, w, chs) of 8 bits, or the reason why not.
+    """An item as the model takes it, (h, w, chs) of 8 bits or of floats up to 255, or the reason why not.
 
     size: (width, height) of its picture. stamp: of its file, taken before it was read.
     """
@@ -35,12 +39,14 @@ class Decoded:
 class Decoder:
     """From items to pixels; plain data, so that processes can have it.
 
-    prepare: what `cropped` or `uncropped` of featx.preprocessing gives.
+    prepare: what `cropped` or `uncropped` of featx.preprocessing gives; for bands, from and to (h, w, bands).
+    bands: channels of what is no picture for people; 0 for pictures.
     """
 
     items: Items
-    prepare: Callable[..., Image.Image]
+    prepare: Callable[..., Any]
     opening: Opening = Opening()
+    bands: int = 0
 
     def __call__(self, item: int) -> Decoded:
         """Never raises: whatever is wrong with an image is the reason in what it returns."""
@@ -49,9 +55,8 @@ class Decoder:
             content = self.items.read(item)
             if not content:
                 raise ImageError("the file is empty")
-            found = open_sized(BytesIO(content), self.opening)
-            image = self.prepare(found.image, whole=found.size, box=found.box)
-            return Decoded(item, found.size, _pixels(in_srgb(image, found.profile)), stamp=stamp)
+            size, pixels = self._decoded(content)
+            return Decoded(item, size, pixels, stamp=stamp)
         except ImageError as error:
             return Decoded(item, reason=str(error))
         except MemoryError:
@@ -61,17 +66,47 @@ class Decoder:
         """What the model takes of an image, (h, w, chs) of 8 bits."""
         return _pixels(self.prepare(image))
 
+    def example(self) -> np.ndarray:
+        """What the model takes of a black image."""
+        if self.bands:
+            return self.prepare(np.zeros((64, 96, self.bands), dtype=np.float32))
+        return self.pixels(Image.new("RGB", (96, 64)))
+
+    def _decoded(self, content: bytes) -> tuple[tuple[int, int], np.ndarray]:
+        """(width, height) of the whole image, and what the model takes of it."""
+        if self.bands:
+            found = bands(content, self.bands, self.opening.max_pixels)
+            return (found.shape[1], found.shape[0]), self.prepare(found)
+        opened = open_sized(BytesIO(content), self.opening)
+        image = self.prepare(opened.image, whole=opened.size, box=opened.box)
+        return opened.size, _pixels(in_srgb(image, opened.profile))
+
 
 def _pixels(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+class _Band(nn.Module):
+    """What `cropped` and `uncropped` ask of a model, of one of its channels."""
+
+    def __init__(self, config: DataConfig, band: int, size_divisor: int) -> None:
+        super().__init__()
+        self.data_config = replace(config, mean=config.mean[band : band + 1], std=config.std[band : band + 1])
+        self.size_divisor = size_divisor
+
+
+def _each(pixels: np.ndarray, *, prepare: Sequence[Callable[..., Image.Image]]) -> np.ndarray:
+    """Every band prepared as if it was a gray picture, (h, w, chs)."""
+    made = [np.asarray(one(Image.fromarray(np.ascontiguousarray(pixels[..., i])))) for i, one in enumerate(prepare)]
+    return np.stack(made, axis=-1)
+
+
 def decoder_for(
     extractor: FeatureExtractWrapper, items: Items, recipe: Recipe, max_pixels: int | None = None
 ) -> Decoder:
     """Raises ArgumentError for what `cropped` refuses, and for a model of one size where images keep their aspect."""
-    config = expected(extractor, recipe.size)
+    config = stated(extractor, recipe.size)
     if recipe.keep_aspect and extractor._inner.fixed_size is not None:
         height, width = extractor._inner.fixed_size
         raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
@@ -81,4 +116,8 @@ def decoder_for(
     shorter = needed if recipe.scaled_decode and config.interpolation != "nearest" else None
     later = config.crop_mode != "border" and len(config.mean) == 3  # the border is filled, and gray made, in sRGB
     opening = Opening(recipe.color_management, recipe.allow_truncated, max_pixels, shorter, later)
-    return Decoder(items, prepared(extractor, size=recipe.size), opening)
+    count = len(config.mean)
+    if count in (1, 3):
+        return Decoder(items, prepared(extractor, size=recipe.size), opening)
+    each = [prepared(_Band(config, band, extractor.size_divisor)) for band in range(count)]
+    return Decoder(items, partial(_each, prepare=each), opening, count)

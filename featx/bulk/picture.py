@@ -67,9 +67,10 @@ def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
         image = open_image(BytesIO(content), opening)
     except (ImageError, ArgumentError):  # in a tar, moved or changed since
         image = Image.new("RGB", features.size, GONE)
-    if decided["keep_aspect"]:
-        return image
-    return cropped(_Expecting(DataConfig.from_json(Value(decided["preprocessing"]))), size=decided["size"])(image)
+    config = DataConfig.from_json(Value(decided["preprocessing"]))
+    if len(config.mean) not in (1, 3):  # bands of no colours
+        return Image.new("RGB", features.size, GONE)
+    return image if decided["keep_aspect"] else cropped(_Expecting(config), size=decided["size"])(image)
 
 
 class _Expecting(nn.Module):

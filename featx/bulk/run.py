@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..colour_profile import ColorManagement
@@ -157,7 +156,7 @@ def plan_job(
         raise ArgumentError("the model is in training mode, where maps depend on the batch: call model.eval() first")
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ArgumentError(f"rows_per_shard={rows_per_shard}: expected a positive number of images")
-    image = decoder_for(extractor, items, recipe).pixels(Image.new("RGB", (96, 64)))
+    image = decoder_for(extractor, items, recipe).example()
     model = Model(extractor, recipe, resources.device, 1)
     maps, _ = model([image])
     batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
