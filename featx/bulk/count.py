@@ -38,6 +38,10 @@ class Summary:
     made: int
     left: int
 
+    def __repr__(self) -> str:
+        files = f"{self.made} of {len(self.shards)} files made now, {self.left} left"
+        return f"Summary({self.written} images, {len(self.failed)} failed, {files}, {self.nbytes / 2**20:.1f} MiB)"
+
 
 def redone(folder: Path, failed: bool, changed: bool) -> Callable[[Header], bool]:
     """Which shards that are there are done again."""
