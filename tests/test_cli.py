@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 
 import featx
 import featx.cli
+import featx_command
 from featx.commands.options import out
 from featx.registry import lookup
 
@@ -153,6 +156,26 @@ def test_an_interruption_is_no_traceback(run, monkeypatch):
     ran = run("list")
     assert (ran.status, ran.out) == (130, "")
     assert ran.err.strip() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "ignored"])
+def test_an_interruption_while_the_library_is_imported_is_no_traceback(tmp_path, ignored):
+    """The library is one that takes its time, and tells when it begins."""
+    (tmp_path / "featx").mkdir()
+    (tmp_path / "featx/__init__.py").write_text("import time; print('importing', flush=True); time.sleep(3)")
+    (tmp_path / "featx/cli.py").write_text("def main(): print('ran')")
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if ignored else ""
+    paths = os.pathsep.join([str(tmp_path), str(Path(featx_command.__file__).parent)])
+    command = [sys.executable, "-c", f"{ignore}from featx_command import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == ((0, "ran\n", "") if ignored else (130, "", ""))
 
 
 def test_a_reader_that_stops_early_gets_no_traceback():

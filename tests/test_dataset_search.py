@@ -231,7 +231,7 @@ print(json.dumps([peak, pairs, near[0].id]))
 @pytest.mark.sweep
 @pytest.mark.skipif(sys.platform != "linux", reason="others do not tell the most memory that a process had")
 def test_memory_does_not_grow_with_the_vectors(tmp_path):
-    """20,000 vectors of 512 numbers are 40 MB, and 80 MB in float64; 1,200 of them are equal, which are 719,400 pairs."""
+    """20,000 vectors of 512 numbers are 80 MB in float64; 1,200 of them are equal, which are 719,400 pairs."""
     draw = np.random.default_rng(0)
     peaks = []
     for count in (5000, 20000):
