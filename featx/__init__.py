@@ -38,6 +38,7 @@ from .wrappers.form import Tap as Tap
 
 if TYPE_CHECKING:
     from .bulk import FeatureDataset as FeatureDataset
+    from .bulk import embed as embed
     from .bulk import extract as extract
     from .heads import create_detector as create_detector
     from .heads import create_segmenter as create_segmenter
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 # public names, and where they are
 LAZY = {
-    **dict.fromkeys(("FeatureDataset", "extract"), "bulk"),
+    **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
     **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
 }

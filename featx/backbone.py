@@ -236,8 +236,10 @@ class Pyramid(Backbone, ABC):
     corrections: where `feature_info` tells the truth and the model's own declaration does not.
     fixed_size: the only (height, width) of images it takes; None if it takes others.
     smallest: the shortest side of images it takes, in pixels; None if that is one cell of the deepest map asked for.
+    maps_are_normed: whether maps and prefix tokens have gone through the last norm of a transformer.
     """
 
+    maps_are_normed: bool = False
     excess: tuple[str, ...] = ()
     corrections: tuple[str, ...] = ()
     fixed_size: tuple[int, int] | None = None
@@ -253,6 +255,13 @@ class Pyramid(Backbone, ABC):
         A model without prefix tokens gives none of them: (N, 0, chs).
         """
         return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
+
+    def normed(self) -> "Pyramid":
+        """This model with maps and prefix tokens sent through its last norm; the parameters are shared.
+
+        Raises ArgumentError if there is no such norm.
+        """
+        raise ArgumentError("this model has no last norm of tokens to send its maps through")
 
     def cut(self, levels: Sequence[int]) -> "Pyramid":
         """This model, or a copy made for `levels`, which ascend, if leaving modules out is not enough to end there.

@@ -3,7 +3,7 @@
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
@@ -22,11 +22,16 @@ from featx.commands.show import show
 from featx.commands.stats import stats
 from featx.describe import describe
 from featx.empty import without_values
-from featx.errors import escaped
+from featx.errors import escaped, escaped_lines
 from featx.registry import Variant, lookup, suggestion
 from featx.view.command import view
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
+if TYPE_CHECKING:
+    UsageError = typer.BadParameter
+else:
+    UsageError = typer.BadParameter.__mro__[1]  # of click, of which newer versions of typer hold a copy
+
+app = typer.Typer(no_args_is_help=True, help=featx.__doc__)
 weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
 app.add_typer(weights_app, name="weights")
 WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, an URL or hf-hub:owner/repo.", metavar="FILE")]
@@ -37,19 +42,31 @@ Container = Annotated[str | None, typer.Option(help="Entry of a training checkpo
 
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument(help="Shell-style, such as 'resnet*'.")] = "*") -> None:
-    """Names of all models, with the tags of their published weights, the default first."""
+    """Names of all models, with the tags of their published weights, the default first.
+
+    Where the output is no terminal, a model is a line: its name and its tags, with spaces between them.
+    """
     names = _matching(pattern)
     if "/" in pattern:
         for name in names:
             out.print(name, soft_wrap=True)
         return
+    rows = [(name, _tags(name)) for name in names]
+    if not out.is_terminal:
+        for name, tags in rows:
+            out.print(f"{name} {tags}", soft_wrap=True)
+        return
     table = Table(box=None)
     table.add_column("model", no_wrap=True, style="bold")
     table.add_column("published weights")
-    for name in names:
-        entry = lookup(name)
-        table.add_row(name, " ".join(entry.weights) if isinstance(entry, Variant) and entry.weights else "none")
+    for name, tags in rows:
+        table.add_row(name, tags)
     out.print(table)
+
+
+def _tags(name: str) -> str:
+    entry = lookup(name)
+    return " ".join(entry.weights) if isinstance(entry, Variant) and entry.weights else "none"
 
 
 @app.command()
@@ -203,12 +220,33 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit status 2, not a traceback."""
+    """Run the command line.
+
+    A user's mistake is one message and exit status 2, not a traceback; Ctrl-C ends with status 130 and no message.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
-        app()
+        status = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except UsageError as error:
+        status = _misused(error)
     except featx.FeatxError as error:
-        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
-        sys.exit(2)
+        status = _refused(f"{error}")
+    sys.exit(status)
+
+
+def _misused(error: UsageError) -> int:
+    """Tell what is wrong with the words of a command line, which are foreign names, and how the command is used."""
+    if message := error.format_message():  # a command without any words has shown its help already
+        if error.ctx is not None:
+            err.print(f"{error.ctx.get_usage()}\nhelp: {error.ctx.command_path} --help", soft_wrap=True)
+        _refused(message)
+    return error.exit_code
+
+
+def _refused(message: str) -> int:
+    err.print(Text.assemble(("error:", "red"), f" {escaped_lines(message)}"), soft_wrap=True)
+    return 2

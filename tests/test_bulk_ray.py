@@ -62,7 +62,8 @@ def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options):
 
 
 def placed(nodes: list[dict[str, float]], **options) -> tuple[int, int]:
-    return OnRay(**options)._place(nodes)
+    runner = OnRay(**options)
+    return runner._place(nodes, runner._device(nodes))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,7 @@ def placed(nodes: list[dict[str, float]], **options) -> tuple[int, int]:
         ([{"CPU": 16}], {"cpus": 3}, 3, 5),
         ([{"CPU": 16}, {"CPU": 2}], {"cpus": 8}, 8, 2),
         ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], {"device": "cuda"}, 8, 2),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], {}, 8, 2),
         ([{"CPU": 16, "GPU": 8}], {"device": "cuda", "cpus": 4}, 4, 4),
     ],
 )
@@ -97,7 +99,7 @@ def test_a_cluster_that_can_hold_no_actor_is_refused(nodes, options, wanted):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "tpu"}, "device='tpu': choose 'cpu', or 'cuda' for a GPU that Ray gives each actor"),
+        ({"device": "tpu"}, "device='tpu': choose 'cpu', 'cuda' for a GPU that Ray gives each actor, or 'auto'"),
         ({"cpus": 0}, "cpus=0: expected a positive number"),
         ({"actors": -1}, "actors=-1: expected a positive number"),
     ],

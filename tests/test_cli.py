@@ -1,6 +1,11 @@
 """The commands: what they print, what they write, and the status they exit with."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,9 @@ from PIL import Image
 
 import featx
 import featx.cli
+import featx_command
+from featx.commands.options import out
+from featx.registry import lookup
 
 # list and info
 
@@ -21,19 +29,26 @@ import featx.cli
 def test_list_shows_every_model(run):
     ran = run("list")
     assert ran.status == 0
-    lines = [line for line in ran.out.splitlines()[1:] if not line.startswith("  ")]  # which is how tags go on
-    assert [line.split()[0] for line in lines] == featx.list_models()
+    assert [line.split()[0] for line in ran.out.splitlines()] == featx.list_models()
 
 
-def test_list_shows_the_models_that_match(run):
-    ran = run("list", "mobilenetv3_small_*")
-    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [
-        f"mobilenetv3_small_{width}" for width in ("050", "075", "100")
-    ]
+def test_list_in_a_pipe_is_a_line_per_model_however_many_tags_it_has(run):
+    ran = run("list", "vit_base_patch16_clip_224")
+    tags = lookup("vit_base_patch16_clip_224").weights
+    assert len(ran.out) > 200  # the width of the terminal
+    assert ran.out == f"vit_base_patch16_clip_224 {' '.join(tags)}\n"
+
+
+def test_list_on_a_terminal_is_a_table(run, monkeypatch):
+    monkeypatch.setattr(out, "_force_terminal", True)
+    monkeypatch.setattr(out, "no_color", True)
+    lines = run("list", "mobilenetv3_small_*").out.splitlines()
+    assert lines[0].split() == ["model", "published", "weights"]
+    assert [line.split()[0] for line in lines[1:]] == [f"mobilenetv3_small_{width}" for width in ("050", "075", "100")]
 
 
 def test_list_shows_the_tags_of_published_weights_and_says_where_there_are_none(run):
-    lines = [line.split() for line in run("list", "mobilenetv3_large_*").out.splitlines()[1:]]
+    lines = [line.split() for line in run("list", "mobilenetv3_large_*").out.splitlines()]
     assert lines[0] == ["mobilenetv3_large_075", "none"]
     assert lines[1][:2] == ["mobilenetv3_large_100", "ra_in1k"]
 
@@ -98,6 +113,84 @@ def test_info_of_a_misspelt_model_suggests_the_closest(run):
     ran = run("info", "mobilenetv3_smal_050")
     assert ran.status == 2
     assert "error: no model is named 'mobilenetv3_smal_050'; did you mean mobilenetv3_small_050" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("list", "--\x1b[31mred"), r"No such option: --\x1b[31mred"),
+        (("\x1b]0;title\x07",), r"No such command '\x1b]0;title\x07'"),
+        (("info", NAME, "\x1b[2J"), r"Got unexpected extra argument"),
+        (("extract", ".", *SMALL, "--out", "o", "--log", "\x1b[31mred"), r"\x1b[31mred"),
+        (("list", "\x1b[31m*"), r"no model matches '\x1b[31m*'"),
+    ],
+)
+def test_foreign_words_in_mistakes_are_shown_and_not_obeyed(run, words, problem):
+    ran = run(*words)
+    assert (ran.status, ran.out) == (2, "")
+    assert "\x1b" not in ran.err
+    assert "\x07" not in ran.err
+    assert problem in ran.err
+    assert "error: " in ran.err
+
+
+def test_a_missing_option_is_told_with_the_usage(run):
+    ran = run("info")
+    assert ran.status == 2
+    assert ran.err.splitlines()[0].startswith("Usage: ")
+    assert ran.err.splitlines()[-1].lower().startswith("error: missing argument 'name'")
+
+
+def test_without_words_the_help_is_shown(run):
+    ran = run()
+    assert ran.status == 2
+    assert "Commands" in ran.out
+    assert "error" not in ran.err
+
+
+def test_an_interruption_is_no_traceback(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(featx, "list_models", interrupted)
+    ran = run("list")
+    assert (ran.status, ran.out) == (130, "")
+    assert ran.err.strip() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "ignored"])
+def test_an_interruption_while_the_library_is_imported_is_no_traceback(tmp_path, ignored):
+    """The library is one that takes its time, and tells when it begins."""
+    (tmp_path / "featx").mkdir()
+    (tmp_path / "featx/__init__.py").write_text("import time; print('importing', flush=True); time.sleep(3)")
+    (tmp_path / "featx/cli.py").write_text("def main(): print('ran')")
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if ignored else ""
+    paths = os.pathsep.join([str(tmp_path), str(Path(featx_command.__file__).parent)])
+    command = [sys.executable, "-c", f"{ignore}from featx_command import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == ((0, "ran\n", "") if ignored else (130, "", ""))
+
+
+def test_a_reader_that_stops_early_gets_no_traceback():
+    command = [sys.executable, "-m", "featx", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_shells_can_complete_commands():
+    asked = {**os.environ, "_FEATX_COMPLETE": "complete_bash", "COMP_WORDS": "featx we", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['featx']; from featx.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["weights"]
 
 
 def test_version_is_that_of_the_package(run):

@@ -31,7 +31,7 @@ def test_extract_of_good_images_exits_with_0_and_says_what_it_wrote(run, tmp_pat
     ran = run("extract", photographs, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 0
     size = (tmp_path / "out" / SHARD).stat().st_size / 2**20
-    expected = f"maps of 2 images, {size:.1f} MiB, in {tmp_path}/out\nweights: random, seed 0\n"
+    expected = f"maps of 2 images, {size:.1f} MiB, in {tmp_path}/out\nweights: random, seed 0; computed on cpu\n"
     assert ran.out == expected
 
 
@@ -73,7 +73,7 @@ def test_a_file_name_that_is_no_text_can_be_named(run, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Path(path).touch()
     ran = run("extract", path, *SMALL, "--out", tmp_path / "out")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "  \\xff.png: the file is empty" in ran.out
 
 

@@ -78,8 +78,19 @@ def test_the_log_for_machines_is_a_line_per_file_and_one_of_the_sum(run, tmp_pat
     assert [line["event"] for line in lines] == ["shard"] * 3 + ["summary"]
     assert [line["written"] for line in lines] == [4, 3, 1, 8]
     assert lines[1]["failed"] == {"4.png": "not an image in any format that Pillow reads"}
-    assert lines[-1].items() >= {"failed": 1, "files": 3, "made": 3, "left": 0, "weights": "random, seed 0"}.items()
+    assert (
+        lines[-1].items()
+        >= {"failed": 1, "files": 3, "made": 3, "left": 0, "weights": "random, seed 0", "device": "cpu"}.items()
+    )
     assert (ran.status, ran.err) == (1, "")
+
+
+def test_a_run_that_extracts_nothing_exits_as_one_that_could_do_nothing(run, tmp_path, colours):
+    for path in colours.iterdir():
+        path.write_text("no image")
+    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out")
+    assert ran.status == 2
+    assert "9 images could not be extracted:" in ran.out
 
 
 def test_a_folder_made_with_other_options_is_refused_with_the_difference(run, tmp_path, colours):
@@ -108,9 +119,13 @@ def test_the_batch_size_is_measured_or_given_and_recorded(run, tmp_path, colours
     ("option", "value", "problem"),
     [
         ("--batch-size", "many", "--batch-size many: expected a number of images, or auto"),
-        ("--pool", "middle", "pooling='middle': choose one of ('none', 'mean', 'max', 'gem', 'cls')"),
+        ("--pool", "middle", "pooling='middle': choose one of ('none', 'mean', 'max', 'gem', 'cls', 'pre_logits')"),
         ("--pool", "mean,max", "pooling=('mean', 'max'): expected one for all levels, or one for each of 5"),
-        ("--pool", "cls", "pooling 'cls' takes a transformer's class token, and this extractor returns none"),
+        (
+            "--pool",
+            "cls",
+            "pooling 'cls' takes a transformer's class token as its last norm gives it to the classifier",
+        ),
         ("--shard", "4/4", "shard='4/4': expected i from 0 to n - 1"),
         ("--device", "moon", "device='moon': "),
         ("--max-errors", "-1", "--max-errors"),

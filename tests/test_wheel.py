@@ -73,7 +73,7 @@ def run(*words: object, cwd: Path) -> str:
 
 def test_it_holds_the_package_and_nothing_else(wheel):
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
-    assert {name.parts[0].partition("-")[0] for name in names} == {"featx"}
+    assert {name.parts[0].partition("-")[0] for name in names} == {"featx", "featx_command.py"}
     inside = [name for name in names if name.parts[0] == "featx"]
     assert {name.suffix for name in inside} == {".py", ".typed"}
     assert {str(name) for name in inside} == {

@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ..backbone import Pyramid
-from ..errors import ContractError, InputError, in_short
+from ..errors import ArgumentError, ContractError, InputError, in_short
 from ..preprocessing import DataConfig, from_hub
 from ..wrappers.accepted_sizes import acceptable, divisor_of
 from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks
@@ -26,11 +26,18 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
 
     measured: what a run without computing showed, with a sentence for each fact that timm declares otherwise.
     kept: the levels that a copy of the model which has been cut still has; None means all.
+    maps_are_normed: whether maps and prefix tokens go through the last norm, as with timm's `norm=True`.
 
     Raises ContractError if the model has no such method or runs at no size.
     """
 
-    def __init__(self, model: nn.Module, measured: Measured | None = None, kept: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        measured: Measured | None = None,
+        kept: Sequence[int] | None = None,
+        maps_are_normed: bool = False,
+    ) -> None:
         _require_methods(model)
         super().__init__(model)
         config = _input_config(model)
@@ -38,7 +45,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         self.feature_info, self.corrections = self.measured.levels, self.measured.corrections
         self.fixed_size = self.measured.size if self.measured.fixed else None
         self.size_rule = SizeRule(self._roundings)
-        self._kept = self.feature_info.select(kept)
+        self._kept, self.maps_are_normed = self.feature_info.select(kept), maps_are_normed
         self.in_chans = config["input_size"][0]
         published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
         self.data_config = from_hub({**published, "input_size": config["input_size"]}, DataConfig())
@@ -67,9 +74,21 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
 
     def cut(self, levels: Sequence[int]) -> Self:
         """A pyramid of the same parameters that ends at the deepest of `levels`, which ascend."""
-        copied = sharing(self._inner)
-        cut(copied, levels, self.measured.size, self.measured.on_meta)
-        return type(self)(copied, self.measured, levels)
+        copied: Any = sharing(self._inner)
+        if self.maps_are_normed:
+            copied.prune_intermediate_layers(list(levels), prune_norm=False, prune_head=True)
+        else:
+            cut(copied, levels, self.measured.size, self.measured.on_meta)
+        return type(self)(copied, self.measured, levels, self.maps_are_normed)
+
+    def normed(self) -> Self:
+        """As in Pyramid: timm's `forward_intermediates(norm=True)`, of vision transformers."""
+        norm = getattr(self._inner, "norm", None)
+        if not hasattr(self._inner, "num_prefix_tokens") or not isinstance(norm, nn.Module) or not [*norm.parameters()]:
+            raise ArgumentError(
+                f"{type(self._inner).__name__} of timm has no last norm of tokens to send its maps through"
+            )
+        return type(self)(self._inner, self.measured, self._kept.out_indices, maps_are_normed=True)
 
     def unused(self, levels: Sequence[int]) -> Sequence[str]:
         """No module, whatever `levels`: `cut` takes them out, because timm's forward asks for some by name."""
@@ -80,7 +99,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         if self.measured.resizes and tuple(x.shape[2:]) != self.measured.size:
             raise self._refusal(x, "it would resize them")
         try:
-            return intermediates(self._inner, x, levels, **options)
+            return intermediates(self._inner, x, levels, norm=self.maps_are_normed, **options)
         except ThirdPartyError as error:
             original = error.original
             if tuple(x.shape[2:]) != self.measured.size and self._refuses(x, levels, original):

@@ -6,6 +6,7 @@ from .count import Progress as Progress
 from .count import Summary as Summary
 from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
+from .embed import embed as embed
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
@@ -15,6 +16,8 @@ from .ray import OnRay as OnRay
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
 from .run import extract as extract
+from .search import Duplicate as Duplicate
+from .search import Neighbour as Neighbour
 from .shard import Failure as Failure
 from .sources import Items as Items
 from .stats import LevelStatistics as LevelStatistics

@@ -40,6 +40,10 @@ class Summary:
     left: int
     removed: int = 0
 
+    def __repr__(self) -> str:
+        files = f"{self.made} of {len(self.shards)} files made now, {self.left} left"
+        return f"Summary({self.written} images, {len(self.failed)} failed, {files}, {self.nbytes / 2**20:.1f} MiB)"
+
 
 def again(failed: bool, changed: bool) -> Callable[[Header], Iterator[str]]:
     """Which images of a shard are done again: those that failed, and those whose files are others now."""

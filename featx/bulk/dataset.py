@@ -2,24 +2,30 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ArgumentError, OutputError
+from .arrays import to_numpy, to_pandas
 from .folder import shards_in
 from .growth import current
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
+from .search import Duplicate, Metric, Neighbour, duplicates, nearest
 from .shard import Failure, shard_name
 from .shard_file import ShardFile
 from .systems import is_address, joined
+
+if TYPE_CHECKING:
+    import pandas
 
 MOST_OPEN = 128  # shards that a process has open at once
 READERS = 16  # headers read at once over a network
@@ -31,6 +37,10 @@ class Features(NamedTuple):
     id: str
     maps: dict[str, Tensor]
     size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        maps = ", ".join(f"{level!r}: {tuple(map_.shape)}" for level, map_ in self.maps.items())
+        return f"Features({self.id!r}, {{{maps}}}, size={self.size})"
 
 
 class FeatureDataset(Dataset[Features]):
@@ -93,12 +103,73 @@ class FeatureDataset(Dataset[Features]):
 
     def by_id(self, id_: str) -> Features:
         """The image with this id; KeyError with the reason if it has no row."""
+        return self[self.row_of(id_)]
+
+    def row_of(self, id_: str) -> int:
+        """The index of the image with this id; KeyError with the reason if it has no row."""
         if self._rows is None:
             self._rows = {id_: row for row, id_ in enumerate(self.ids)}
         if id_ not in self._rows:
             reason = next((one.reason for one in self.failed if one.id == id_), "it was not extracted")
             raise KeyError(f"{id_}: {reason}")
-        return self[self._rows[id_]]
+        return self._rows[id_]
+
+    def to_numpy(self, level: str | None = None) -> np.ndarray:
+        """All rows of a level, (images, chs) or (images, chs, h, w), in the order of `ids`.
+
+        level: one of `levels`; None is the only one. bfloat16, which NumPy does not have, becomes float32.
+
+        Raises ArgumentError if maps have several shapes, if there is no row, and for a level that is not read.
+        """
+        return to_numpy(self, level)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A DataFrame with a row per image: id, width and height of its picture, and a column of vectors per level.
+
+        A cell of these columns is an array (chs,); `numpy.stack(frame[level])` is what `to_numpy` gives.
+
+        Raises ArgumentError for levels that hold maps, MissingPackageError without pandas.
+        """
+        return to_pandas(self)
+
+    def nearest(
+        self,
+        query: str | Tensor | np.ndarray | Sequence[float],
+        k: int = 10,
+        *,
+        level: str | None = None,
+        metric: Metric = "cosine",
+    ) -> list[Neighbour]:
+        """The `k` images whose vectors are the most similar to one, the most similar first.
+
+        The search is exact and reads the vectors a block after another. Of equally similar images, the earlier in `ids`
+        comes first. The cosine with a vector of zeros is 0; stored vectors with NaN or infinite values are left out.
+
+        query: a vector (chs,), or the id of an image, which is then left out itself.
+        level: one of `levels`; None is the only one.
+        metric: "cosine", or "dot" for the product without the lengths. Both are computed in float64 and rounded to
+            float32.
+
+        Raises ArgumentError for a level that holds maps, for a query of another length or with NaN or infinite values;
+        KeyError for an id that has no row.
+        """
+        return nearest(self, query, k, level, metric)
+
+    def duplicates(self, threshold: float = 0.99, *, level: str | None = None) -> Iterator[Duplicate]:
+        """Pairs of images whose vectors have a cosine of at least `threshold`; the first is the earlier in `ids`.
+
+        The search is exact, compares every vector with every other, a block with a block, and gives pairs as it finds
+        them, so that memory does not grow with the images or the pairs. Vectors of zeros, and those with NaN or
+        infinite values, are similar to none.
+
+        threshold: above 0, at most 1. level: one of `levels`; None is the only one.
+
+        Raises ArgumentError for another threshold and for a level that holds maps.
+        """
+        return duplicates(self, threshold, level)
+
+    def __repr__(self) -> str:
+        return f"FeatureDataset({self.folder!r}, {len(self)} images, levels {self.levels})"
 
     def __getstate__(self) -> Mapping[str, Any]:
         return {**vars(self), "_open": {}, "_rows": None}

@@ -25,7 +25,9 @@ def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict
     ]
     stated = {name: value for name, value in asdict(recipe).items() if name not in BEFORE or value != BEFORE[name]}
     facts = {**stated, "preprocessing": asdict(extractor.data_config or DataConfig())}
-    del facts["pooling"]
+    del facts["pooling"], facts["norm"]
+    if recipe.is_normed:  # what folders have said that were made before there was a choice stays true
+        facts["norm"] = True
     everything = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
     return json.loads(json.dumps(everything))
 

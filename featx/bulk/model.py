@@ -29,7 +29,7 @@ class Model:
 
     def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, device: str, batch_size: int) -> None:
         self.device, self.batch_size = torch.device(device), batch_size
-        self.dtype, self.poolings = DTYPES[recipe.dtype], recipe.poolings(len(extractor.feature_info))
+        self.dtype, self.poolings = DTYPES[str(recipe.dtype)], recipe.poolings(len(extractor.feature_info))
         self.extractor = _on(self.device, _faster(extractor, recipe))
         config = extractor.data_config or DataConfig()
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
@@ -80,7 +80,8 @@ class Model:
         """(n, chs, h, w) as `featx.transform` makes them, by the same operations in the same order."""
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         if self.device.type == "cuda":
-            images = images.pin_memory().to(self.device, non_blocking=True)
+            images = images.pin_memory()
+        images = images.to(self.device, non_blocking=True)
         numbers = images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         return numbers.flip(1) if self._is_bgr else numbers
 
@@ -108,7 +109,9 @@ def _faster(extractor: FeatureExtractWrapper, recipe: Recipe) -> FeatureExtractW
 def _on(device: torch.device, extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:
     """The extractor on that device; the caller's own stays where it is."""
     tensor = next(extractor.parameters(), None)
-    return extractor if tensor is None or tensor.device == device else deepcopy(extractor).to(device)
+    if tensor is None or (tensor.device.type == device.type and device.index in (None, tensor.device.index)):
+        return extractor
+    return deepcopy(extractor).to(device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ OF_MAPS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
     "mean": lambda map_: map_.mean((2, 3)),
     "max": lambda map_: map_.amax((2, 3)),
     "gem": _gem,
+    "pre_logits": lambda map_: map_.flatten(1),  # one cell, see `PreLogits`
 }
 
 

@@ -39,8 +39,8 @@ class OnRay:
 
     address: of the cluster, "auto" for the one this machine belongs to; None starts one on this machine, and ends it
         afterwards, unless this process is connected already.
-    device: where the actors' models run, "cpu" or "cuda"; each then has a GPU of its own. `featx.extract` itself takes
-        device="cpu", because the machine it is called on needs no GPU.
+    device: where the actors' models run: "cpu", "cuda", so that each has a GPU of its own, or "auto": "cuda" if a node
+        of the cluster has a GPU when the run begins. The machine that calls `featx.extract` needs none.
     cpus: of an actor; None is as many as a node has for it, on a CPU up to four.
     actors: the most there are; None is as many as the cluster holds, which may grow.
 
@@ -50,13 +50,15 @@ class OnRay:
     """
 
     address: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     cpus: int | None = None
     actors: int | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in ("cpu", "cuda"):
-            raise ArgumentError(f"device={self.device!r}: choose 'cpu', or 'cuda' for a GPU that Ray gives each actor")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ArgumentError(
+                f"device={self.device!r}: choose 'cpu', 'cuda' for a GPU that Ray gives each actor, or 'auto'"
+            )
         for what in ("cpus", "actors"):
             value = getattr(self, what)
             if value is not None and value < 1:
@@ -84,17 +86,19 @@ class OnRay:
                     break
 
     def _outcomes(self, ray: Any, job: Job, numbers: Sequence[int]) -> Outcomes:
-        cpus, fitting = self._place([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        device = self._device(nodes)
+        cpus, fitting = self._place(nodes, device)
         most = min(len(numbers), self.actors or len(numbers))
         held = ray.put(replace(job, folder=Path(os.path.abspath(job.folder)), model=None))
         shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
         made = shards.map_batches(
             Extracting,
-            fn_constructor_args=([held], self.device, cpus, os.getcwd()),
+            fn_constructor_args=([held], device, cpus, os.getcwd()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, fitting)),
             num_cpus=cpus,
-            num_gpus=1 if self.device == "cuda" else None,
+            num_gpus=1 if device == "cuda" else None,
             max_restarts=RETRIES,
             max_task_retries=RETRIES,
         )
@@ -107,9 +111,14 @@ class OnRay:
                 f"{str(error).strip()}"
             ) from error
 
-    def _place(self, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    def _device(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu"
+
+    def _place(self, nodes: Sequence[Mapping[str, float]], device: str) -> tuple[int, int]:
         """CPUs of an actor, and how many actors fit now. nodes: resources of each."""
-        kind, most = ("GPU", 2**16) if self.device == "cuda" else ("CPU", MOST_CPUS)
+        kind, most = ("GPU", 2**16) if device == "cuda" else ("CPU", MOST_CPUS)
         holding = [node for node in nodes if node.get(kind, 0) >= 1 and node.get("CPU", 0) >= (self.cpus or 1)]
         if not holding:
             wanted = f"{self.cpus or 1} CPUs" + (" and a GPU" if kind == "GPU" else "")

@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..colour_profile import ColorManagement
 from ..errors import ArgumentError, ContractError, FeatxError
-from ..factory import create_model
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
 from .ahead import end_where_main_is_imported
@@ -20,6 +18,7 @@ from .batch_size import fastest_batch_size
 from .count import Count, Progress, Summary, again
 from .decode import decoder_for
 from .engine import Seen
+from .extractor import extractor_for
 from .folder import Slice, opened, sweep
 from .growth import finish, settle
 from .identity import decided, environment
@@ -29,7 +28,8 @@ from .job import Job, ShardReport, Worker
 from .meta import MOST_SHARDS, Plan, read_meta
 from .model import Model
 from .parquet import require_pyarrow
-from .recipe import Pooling, Recipe, Resources, Runtime
+from .progress_bar import shown
+from .recipe import Fields, Recipe, Resources, parted
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20
@@ -46,25 +46,12 @@ def locally(job: Job, numbers: Sequence[int], seen: Seen, stopped: Callable[[], 
 
 def extract(
     inputs: Input | Iterable[Input] | Items,
-    model: str | FeatureExtractWrapper,
+    model: str | nn.Module,
     out: str | Path,
     *,
     out_indices: OutIndices | None = None,
-    pooling: Pooling | Sequence[Pooling] = "none",
-    dtype: torch.dtype | str = "float32",
-    size: int | None = None,
-    keep_aspect: bool = False,
-    scaled_decode: bool = False,
-    runtime: Runtime = "plain",
-    color_management: ColorManagement = "srgb",
-    allow_truncated: bool = False,
-    batch_size: int | None = 16,
-    device: str = "cpu",
-    workers: int | None = None,
-    decoders: Literal["threads", "processes"] = "threads",
-    streams: int | None = None,
-    decode_timeout: float | None = None,
-    max_pixels: int | None = None,
+    recipe: Recipe | None = None,
+    resources: Resources | None = None,
     rows_per_shard: int | None = None,
     shard: str = "0/1",
     max_errors: int | None = None,
@@ -72,9 +59,10 @@ def extract(
     retry_changed: bool = False,
     name: str | None = None,
     recorded: Mapping[str, Any] | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | Literal["bar"] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     runner: Runner = locally,
+    **fields: Unpack[Fields],
 ) -> Summary:
     """Write the maps of all images in `inputs` to the folder `out`, or go on with what is there already.
 
@@ -83,50 +71,44 @@ def extract(
     are no longer among the inputs are marked; nothing that was extracted is extracted again.
 
     inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
-    model: an extractor in eval mode, or a name, which takes its published weights; `out_indices` then chooses levels.
-    pooling, dtype, size, keep_aspect, scaled_decode, runtime, color_management, allow_truncated: what is stored; see
-        `featx.bulk.Recipe`.
-    batch_size, device, workers, decoders, streams, decode_timeout, max_pixels: how it is computed; see
-        `featx.bulk.Resources`.
+    model: a name, which takes its published weights, or a module in eval mode: an extractor, or a model that can be
+        made one, such as a classifier. `out_indices` chooses levels of any but an extractor, which has its own.
+    recipe: what is stored, a `featx.bulk.Recipe`, or its fields as keywords: pooling, dtype, size, keep_aspect,
+        scaled_decode, runtime, color_management, allow_truncated, norm.
+    resources: how it is computed, a `featx.bulk.Resources`, or its fields as keywords: batch_size, device, workers,
+        decoders, streams, decode_timeout, max_pixels.
     rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
     shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
     max_errors: failed images after which it stops; what is written stays.
     retry_failed, retry_changed: do images again that failed, or whose files are others now, as their size or the time
         of their last change tells.
-    name: what `meta.json` calls an extractor; its class by default. recorded: what it says beside all this.
-    progress: called after every batch, and after every shard that was written.
+    name: what `meta.json` calls a model in hand; its class by default. recorded: what it says beside all this.
+    progress: called after every batch, and after every shard that was written; "bar" shows a progress bar, in notebooks
+        as a widget.
     stopped: asked after every shard whether to end there.
     runner: who extracts the shards that are missing.
 
-    Raises ArgumentError for inputs that do not exist, arguments that are none of these or a model in training mode,
+    Raises ArgumentError for inputs that do not exist, arguments that are none of these, fields beside the object that
+    has them or a model in training mode, ContractError for a module that gives no maps,
     OutputError if `out` cannot be written, is being written by another run or was made otherwise, InputError for a size
     the model does not take, ImageError after too many errors, MissingPackageError without pyarrow.
     """
     require_pyarrow()
-    recipe = Recipe(
-        pooling if isinstance(pooling, str) else tuple(pooling),
-        str(dtype).removeprefix("torch."),
-        size,
-        keep_aspect,
-        scaled_decode,
-        runtime,
-        color_management,
-        allow_truncated,
-    )
-    resources = Resources(batch_size, device, workers, decoders, streams, decode_timeout, max_pixels).settled()
+    recipe, resources = parted(recipe, resources, fields, ARGUMENTS)
+    resources = resources.settled()
     if resources.decoders == "processes":
         end_where_main_is_imported()
     part, folder = slice_of(shard), Path(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs)
-    extractor, called = _extractor(model, out_indices, recipe)
+    extractor, called = extractor_for(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
     described = {**(recorded or {}), **environment(), **asdict(job.resources)}
     redo = again(retry_failed, retry_changed)
     settled = partial(settle, folder, job.plan, items, redo, described, rows_per_shard)
-    with opened(folder, part, settled) as work:
+    with shown(progress) as tell, opened(folder, part, settled) as work:
         job = replace(job, plan=work.plan, items=work.items)
         sweep(folder, part)
-        count = Count(job, part, work, max_errors, progress)
+        count = Count(job, part, work, max_errors, tell)
         try:
             for report in runner(job, count.pending, count.seen, stopped):
                 count.wrote(report)
@@ -137,6 +119,9 @@ def extract(
             raise
         write_index(folder)
         return count.summary()
+
+
+ARGUMENTS = tuple(one.name for one in signature(extract).parameters.values() if one.kind is one.KEYWORD_ONLY)
 
 
 def plan_job(
@@ -201,15 +186,3 @@ def _batch_size_in(folder: Path) -> int | None:
     """The batch size that was measured when the folder was begun."""
     found = read_meta(folder)
     return None if found is None else found.batch_size
-
-
-def _extractor(
-    model: str | FeatureExtractWrapper, out_indices: OutIndices | None, recipe: Recipe
-) -> tuple[FeatureExtractWrapper, str]:
-    if isinstance(model, str):
-        output = "tokens" if "cls" in (recipe.pooling, *recipe.pooling) else "list"
-        made = create_model(model, True, features_only=True, out_indices=out_indices, output=output)
-        return made.eval(), model
-    if out_indices is not None:
-        raise ArgumentError("out_indices chooses levels of a model given by name; this extractor has its own")
-    return model, type(model._source).__name__

@@ -13,7 +13,7 @@ from itertools import accumulate
 from stat import S_ISREG
 from typing import Any, Protocol
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ImageError, shortened
 from .systems import fetched
 
 
@@ -97,6 +97,10 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        sources = ", ".join(shortened(type(source).__name__ for source in self.sources))
+        return f"Items({len(self)} images of {sources or 'no source'})"
 
     def where(self, index: int) -> str:
         source, within = self._find(index)

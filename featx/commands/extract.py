@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -30,7 +31,7 @@ from .stopping import asked_to_stop
 from .telling import CONVERTED, LOGS, TELL, Log
 
 if TYPE_CHECKING:
-    from ..bulk.recipe import Pooling
+    from ..bulk.recipe import Pooling, Recipe
     from ..bulk.run import Runner
 
 
@@ -71,7 +72,21 @@ Inputs = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--out", help="Folder for the maps: a new one, or one to go on with.")]
 Pool = Annotated[
-    str, typer.Option(metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one for each.")
+    str,
+    typer.Option(
+        metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one for each; or pre_logits."
+    ),
+]
+Norm = Annotated[
+    bool | None,
+    typer.Option(
+        "--norm/--no-norm",
+        help="Maps and class tokens of a ViT through its last norm; by default with --pool cls alone.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="Where the model runs: auto (the GPU that PyTorch finds, or else the CPU), cpu, cuda, cuda:1, …"),
 ]
 BatchSize = Annotated[str, typer.Option(metavar="N|auto", help="Images the model sees at once; auto measures.")]
 Format = Annotated[Formats | None, typer.Option("--format", help="Write the maps in this format too, to OUT.FORMAT.")]
@@ -104,10 +119,11 @@ def extract(
     size: Size = None,
     keep_aspect: KeepAspect = False,
     pool: Pool = "none",
+    norm: Norm = None,
     dtype: Annotated[Precision, typer.Option(help="Type the maps are stored in.")] = Precision.float32,
     runtime: Annotated[Runtime, typer.Option(help="As it is, or as featx.optimize makes it.")] = Runtime.plain,
     batch_size: BatchSize = "16",
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, …")] = "cpu",
+    device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Images decoded at once; one per core by default.")] = None,
     decoders: Annotated[Decoders, typer.Option(help="Processes survive crashes of a decoder.")] = Decoders.threads,
     streams: Annotated[int | None, typer.Option(min=1, help="Batches the model runs on at once.")] = None,
@@ -126,17 +142,33 @@ def extract(
     format_: Format = None,
     log: Annotated[Log, typer.Option(help="A bar, or a line of JSON per file.")] = Log.bar,
 ) -> None:
-    """Write the maps of images as safetensors files with an index, or go on. Exits with 1 if an image failed."""
-    from ..bulk import convert, find_items
+    """Write the maps of images as safetensors files with an index, or go on.
+
+    Exits with 1 if an image failed, with 2 if none could be extracted.
+    """
+    from ..bulk import Recipe, Resources, convert, find_items
     from ..bulk import extract as extracted
     from ..runtime.allocator import keep_freed_memory
 
     poolings, batch = _poolings(pool), _batch_size(batch_size)
+    pooling = poolings[0] if len(poolings) == 1 else poolings
+    recipe = Recipe(
+        pooling,
+        dtype.value,
+        size,
+        keep_aspect,
+        scaled_decode,
+        runtime.value,
+        color_management.value,
+        allow_truncated,
+        norm,
+    )
     target = _target(folder, format_, shard, poolings, keep_aspect)
     items = find_items(inputs, column)  # before minutes go into weights
     runner, here = _runner(engine, address, device, workers, batch)
+    resources = Resources(batch, here, workers, decoders.value, streams, decode_timeout, max_pixels).settled()
     values = values_of(pretrained, checkpoint, random_weights)
-    extractor = _build(model, values, parse_indices(out_indices), "cls" in poolings)
+    extractor = _build(model, values, parse_indices(out_indices), recipe)
     kept = keep_freed_memory() is not None
     with asked_to_stop() as stopped, LOGS[log]() as progress:
         summary = extracted(
@@ -144,21 +176,8 @@ def extract(
             extractor,
             folder,
             name=model,
-            pooling=poolings[0] if len(poolings) == 1 else poolings,
-            dtype=dtype.value,
-            size=size,
-            keep_aspect=keep_aspect,
-            scaled_decode=scaled_decode,
-            runtime=runtime.value,
-            color_management=color_management.value,
-            allow_truncated=allow_truncated,
-            batch_size=batch,
-            device=here,
-            workers=workers,
-            decoders=decoders.value,
-            streams=streams,
-            decode_timeout=decode_timeout,
-            max_pixels=max_pixels,
+            recipe=recipe,
+            resources=resources,
             rows_per_shard=rows_per_shard,
             shard=shard,
             max_errors=max_errors,
@@ -168,20 +187,20 @@ def extract(
                 "weights": str(values),
                 "freed memory is kept": kept,
                 "command": shlex.join(sys.argv),
-                "device": device,
+                **({"device of the actors": device} if engine is Engine.ray else {}),
             },
             progress=progress,
             stopped=stopped,
             runner=runner,
         )
-    TELL[log](summary, folder, values)
+    TELL[log](summary, folder, values, resources.device if engine is Engine.local else f"{device} of the cluster")
     if summary.left:
         err.print(f"stopped with {summary.left} files left: run the same command again to go on", soft_wrap=True)
         raise typer.Exit(stopped.status)
     if target is not None and format_ is not None and summary.written:
         CONVERTED[log](target, convert(folder, target, format_.value), format_.value)
     if summary.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if summary.written else 2)
 
 
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
@@ -233,21 +252,18 @@ def _runner(
             raise featx.ArgumentError(f"--address {address} is of a Ray cluster: add --engine ray")
         return locally, device
     if device != "cpu" and batch_size is None:
-        raise featx.ArgumentError("--batch-size auto measures here, not on the cluster's GPUs: name a number of images")
+        raise featx.ArgumentError(
+            "--batch-size auto measures here, not on the cluster's GPUs: name a number of images, or add --device cpu"
+        )
     from ..bulk.ray import OnRay, require_ray
 
     require_ray()  # before minutes go into weights
     return OnRay(address, device, workers), "cpu"
 
 
-def _build(name: str, values: Values, indices: list[int] | None, tokens: bool) -> featx.FeatureExtractWrapper:
+def _build(name: str, values: Values, indices: list[int] | None, recipe: "Recipe") -> featx.FeatureExtractWrapper:
+    from ..bulk.extractor import created
+
     with values.given_to(name):
-        extractor = featx.create_model(
-            name,
-            values.published,
-            features_only=True,
-            out_indices=indices,
-            output="tokens" if tokens else "list",
-            checkpoint_path=values.checkpoint,
-        )
-    return extractor.eval()
+        create = partial(featx.create_model, name, values.published, checkpoint_path=values.checkpoint)
+        return created(create, indices, recipe)

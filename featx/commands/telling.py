@@ -77,12 +77,12 @@ def _line(**facts: object) -> None:
     sys.stdout.flush()
 
 
-def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
+def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) -> None:
     size = f"{summary.nbytes / 2**20:.1f} MiB"
     before = len(summary.shards) - summary.made
     there = f", {before} of {len(summary.shards)} files were there" if before else ""
     out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
-    out.print(f"weights: {values}", soft_wrap=True)
+    out.print(f"weights: {values}; computed on {device}", soft_wrap=True)
     if summary.removed:
         out.print(f"no longer among the inputs, marked as removed: {_images(summary.removed)}", soft_wrap=True)
     if summary.failed:
@@ -94,10 +94,10 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
             out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
 
 
-def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:
+def _tell_machines(summary: "Summary", folder: Path, values: Values, device: str) -> None:
     counts = {"written": summary.written, "failed": len(summary.failed), "removed": summary.removed}
     files = {"files": len(summary.shards), "made": summary.made, "left": summary.left, "bytes": summary.nbytes}
-    _line(event="summary", **counts, **files, folder=str(folder), weights=str(values))
+    _line(event="summary", **counts, **files, folder=str(folder), weights=str(values), device=device)
 
 
 def _images(count: int) -> str:

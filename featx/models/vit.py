@@ -8,6 +8,7 @@ dynamic_img_size and dynamic_img_pad.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -141,6 +142,19 @@ class ViT(Pyramid):
         tokens = torch.cat([end[0], end[1].flatten(2).transpose(1, 2)], 1)
         features = tokens if self.norm_maps else self.norm(tokens)
         return features, [*pairs, end] if last in levels else pairs
+
+    @property
+    def maps_are_normed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether maps and prefix tokens have gone through the last norm."""
+        return self.norm_maps
+
+    def normed(self) -> "ViT":
+        """As in Pyramid: the same as a model built with norm_maps=True."""
+        if isinstance(self.norm, nn.Identity):
+            raise ArgumentError("this ViT normalises after its pool (fc_norm=True), and its tokens not at all")
+        other = shallow_copy(self)
+        other.norm_maps = True
+        return other
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix tokens and map through the last norm, which `norm_maps` has them in already."""

@@ -1,0 +1,96 @@
+"""A level of a folder of maps as NumPy has it: whole, as a table, or a block of rows after another."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import ArgumentError, MissingPackageError, shortened
+
+if TYPE_CHECKING:
+    from .dataset import FeatureDataset
+
+BLOCK_BYTES = 8 * 2**20  # of the rows that are read at once, about
+
+
+def level_of(dataset: "FeatureDataset", level: str | None) -> str:
+    """The level, or the only one if it is None. ArgumentError if the dataset reads several, or not this one."""
+    if level is None and len(dataset.levels) == 1:
+        return dataset.levels[0]
+    if level not in dataset.levels:
+        raise ArgumentError(f"level={level!r}: choose among {dataset.levels}")
+    return level
+
+
+def shape_of(dataset: "FeatureDataset", level: str) -> tuple[int, ...]:
+    """The shape of every row of a level. ArgumentError if rows have several, or there is none."""
+    shapes = {header.shape(level, row) for header in dataset._headers for row in range(header.rows)}
+    if len(shapes) > 1:
+        raise ArgumentError(
+            f"level {level} of {dataset.folder} has maps of {len(shapes)} shapes, such as "
+            f"{', '.join(shortened(sorted(shapes), 3))}, which no array holds: read them one by one, as dataset[i]"
+        )
+    if not shapes:
+        raise ArgumentError(f"{dataset.folder} has no image that was extracted")
+    return shapes.pop()
+
+
+def rows(dataset: "FeatureDataset", level: str, first: int, last: int) -> np.ndarray:
+    """Rows from `first` up to `last`, which have one shape, read at once where they lie side by side."""
+    parts: list[np.ndarray] = []
+    while first < last:
+        shard = bisect_right(dataset._starts, first) - 1
+        start, end = dataset._starts[shard], min(last, dataset._starts[shard + 1])
+        header, (low, high) = dataset._headers[shard], (first - start, end - start - 1)
+        dtype, shape, begin, _ = header.place(level, low)
+        content = dataset._file(shard).read(begin, header.place(level, high).end)
+        block = torch.frombuffer(content, dtype=dtype).reshape(end - first, *shape)
+        parts.append((block.float() if dtype == torch.bfloat16 else block).numpy())
+        first = end
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def blocks(dataset: "FeatureDataset", level: str) -> Iterator[tuple[int, np.ndarray]]:
+    """All rows of a level in blocks of about BLOCK_BYTES, each with the number of its first row."""
+    step = max(1, BLOCK_BYTES // (4 * int(np.prod(shape_of(dataset, level)))))
+    for first in range(0, len(dataset), step):
+        yield first, rows(dataset, level, first, min(first + step, len(dataset)))
+
+
+def to_numpy(dataset: "FeatureDataset", level: str | None) -> np.ndarray:
+    """See `FeatureDataset.to_numpy`."""
+    level = level_of(dataset, level)
+    made: np.ndarray | None = None
+    for first, block in blocks(dataset, level):
+        if made is None:
+            made = np.empty((len(dataset), *block.shape[1:]), block.dtype)
+        made[first : first + len(block)] = block
+    assert made is not None
+    return made
+
+
+def to_pandas(dataset: "FeatureDataset") -> Any:
+    """See `FeatureDataset.to_pandas`."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError("a DataFrame needs pandas: pip install 'featx[pandas]'") from error
+    require_vectors(dataset, dataset.levels)
+    sizes = [size for header in dataset._headers for size in header.sizes]
+    columns: dict[str, Any] = {"id": dataset.ids}
+    columns |= {name: [size[axis] for size in sizes] for axis, name in enumerate(("width", "height"))}
+    if taken := [level for level in dataset.levels if level in columns]:
+        raise ArgumentError(f"level {taken[0]!r} has the name of a column beside it: leave it out with levels=[...]")
+    return pandas.DataFrame(columns | {level: [*to_numpy(dataset, level)] for level in dataset.levels})
+
+
+def require_vectors(dataset: "FeatureDataset", levels: list[str]) -> None:
+    """ArgumentError naming the levels that hold maps."""
+    pooling = {level.name: level.pooling for level in dataset._meta.plan.levels}
+    if maps := [level for level in levels if pooling[level] == "none"]:
+        raise ArgumentError(
+            f"levels {maps} of {dataset.folder} hold maps, and vectors are expected: choose levels that were pooled, "
+            "or extract again with pooling='mean'"
+        )
