@@ -120,7 +120,7 @@ def _refuse(error: OSError) -> None:
     raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
 
 
-def open_image(file: Path | BinaryIO, opening: Opening = Opening()) -> Image.Image:
+def open_image(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Image.Image:
     """The image in RGB, 8 bits, upright, over white where it is transparent, the first frame if it has several.
 
     Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
@@ -128,7 +128,7 @@ def open_image(file: Path | BinaryIO, opening: Opening = Opening()) -> Image.Ima
     return open_sized(file, opening).image
 
 
-def open_sized(file: Path | BinaryIO, opening: Opening = Opening()) -> Opened:
+def open_sized(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Opened:
     """The image as `open_image` gives it, and the size of the whole upright picture."""
     with _told(), _quiet:
         content = _content(file)
@@ -141,16 +141,17 @@ def open_sized(file: Path | BinaryIO, opening: Opening = Opening()) -> Opened:
             raise
 
 
-def stated_size(file: Path | BinaryIO) -> tuple[int, int]:
+def stated_size(file: str | Path | BinaryIO) -> tuple[int, int]:
     """(width, height) as the file's head states them, before any pixel is decoded. ImageError if it is no image."""
     with _told(), _quiet:
         return identified(_content(file)).size
 
 
-def _content(file: Path | BinaryIO) -> bytes:
-    if not isinstance(file, Path):
+def _content(file: str | Path | BinaryIO) -> bytes:
+    if not isinstance(file, str | Path):
+        file.seek(0)
         return file.read()
-    with file.open("rb") as stream:
+    with open(file, "rb") as stream:
         return stream.read()
 
 

@@ -124,6 +124,14 @@ def test_a_jpeg_file_opens_as_pillow_decodes_it(tmp_path, photograph):
     assert np.array_equal(pixels(open_image(tmp_path / "a.jpg")), pixels(Image.open(tmp_path / "a.jpg")))
 
 
+def test_a_path_may_be_text_and_an_open_file_is_read_from_its_start(tmp_path, photograph):
+    photograph.save(tmp_path / "a.png")
+    assert np.array_equal(pixels(open_image(str(tmp_path / "a.png"))), pixels(photograph))
+    with (tmp_path / "a.png").open("rb") as file:
+        file.seek(100)
+        assert np.array_equal(pixels(open_image(file)), pixels(photograph))
+
+
 def test_a_file_is_known_by_its_content_not_by_its_ending(tmp_path, photograph):
     photograph.save(tmp_path / "a.jpg", format="PNG")
     assert np.array_equal(pixels(open_image(tmp_path / "a.jpg")), pixels(photograph))
