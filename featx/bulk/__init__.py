@@ -9,6 +9,7 @@ from .dataset import Features as Features
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
+from .left_out import LeftOut as LeftOut
 from .merge import Merged as Merged
 from .merge import merge as merge
 from .ray import OnRay as OnRay

@@ -9,6 +9,7 @@ from .changes import has_changed
 from .folder import INDEX, Slice, headers
 from .header import Header
 from .job import Job, ShardReport
+from .left_out import LeftOut
 from .meta import read_meta
 from .shard import Failure, shard_name
 
@@ -29,6 +30,7 @@ class Summary:
 
     written: images with maps, of this run and those before. failed: reason by id. shards: files, in order.
     nbytes: of all of them. made: shards that this run wrote. left: shards that are still to do, if it was stopped.
+    left_out: what was found among the inputs and is no image, or could not be looked into.
     """
 
     written: int
@@ -37,6 +39,7 @@ class Summary:
     nbytes: int
     made: int
     left: int
+    left_out: LeftOut = LeftOut()
 
 
 def redone(folder: Path, failed: bool, changed: bool) -> Callable[[Header], bool]:
@@ -74,9 +77,11 @@ class Count:
         self._written += written
         self._failed += failed
         if self._max_errors is not None and self._failed > self._max_errors:
+            named = sum(len(failed) for _, failed in self._done.values())
             raise ImageError(
-                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, "
-                f"{self._job.folder / INDEX} says why they did; run again with a larger max_errors to go on"
+                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, and "
+                f"{self._job.folder / INDEX} says why {named} of them did, those of finished files; run again with a "
+                "larger max_errors to go on"
             )
         self._tell()
 
@@ -94,6 +99,7 @@ class Count:
             sum(file.stat().st_size for file in files),
             self._made,
             len(self.pending) - self._made,
+            self._job.items.left_out,
         )
 
     def _tell(self, shard: ShardReport | None = None) -> None:

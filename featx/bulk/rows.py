@@ -10,6 +10,7 @@ from typing import Any
 
 from .parquet import require_pyarrow
 from .recipe import usable_cores
+from .shard import Stamp
 from .systems import is_address, open_binary, open_regular
 
 BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # the most that is read at once, of rows that are smaller
@@ -31,7 +32,7 @@ class Rows:
         self._kept_rows = 2 * usable_cores()  # the fewest that stay: a thread that comes later begins the group again
 
     def __getitem__(self, row: int) -> Any:
-        """The cell as Python has it. Raises what pyarrow and file systems do, and then begins anew when asked again."""
+        """The cell, as a scalar of pyarrow. Raises what that and file systems do, and begins anew when asked again."""
         with self._lock:
             try:
                 first, cells = self._batch(row)
@@ -39,7 +40,7 @@ class Rows:
                 self._file, self._group = None, -1
                 self._kept.clear()
                 raise
-        return cells[row - first].as_py()
+        return cells[row - first]
 
     def _batch(self, row: int) -> tuple[int, Any]:
         for first, cells in self._kept:
@@ -70,8 +71,8 @@ class Rows:
 
 
 @lru_cache(maxsize=8)
-def rows_of(path: str, column: str) -> Rows:
-    """The cells of a column; this process's own, which all of its threads share."""
+def rows_of(path: str, column: str, stamp: Stamp | None) -> Rows:  # noqa: ARG001
+    """The cells of a column; this process's own, which all of its threads share; others once the file has changed."""
     return Rows(path, column)
 
 

@@ -103,7 +103,7 @@ def extract(
     )
     resources = Resources(batch_size, device, workers, decoders, streams).settled()
     part, folder = slice_of(shard), Path(out)
-    items = inputs if isinstance(inputs, Items) else find_items(inputs)
+    items = inputs if isinstance(inputs, Items) else find_items(inputs, out=folder)
     extractor, called = _extractor(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
     with opened(folder, part):
