@@ -16,7 +16,7 @@ from commanding import run as run
 from torch import Tensor, nn
 
 import featx
-from featx import ArgumentError
+from featx import ArgumentError, ImageError
 from featx.bulk import convert, extract, find_items
 
 
@@ -333,3 +333,30 @@ def test_what_members_of_a_tar_are_left_out_is_counted(tmp_path):
     items = find_items(tar)
     assert items.ids == ["x.png", "sub/y.png"]
     assert kinds(items) == {"sidecars of macOS or Windows": 2, ".txt": 1, "links in tars": 1, "without an ending": 1}
+
+
+# images that fail
+
+
+@pytest.mark.parametrize(("rows", "named"), [(1, ["0.png"]), (10, [])])
+def test_after_too_many_failures_the_message_says_which_of_them_are_named(tmp_path, net, rows, named):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").touch()
+    told = r"\d images failed, .*index\.parquet says why those of finished files did; run again with a larger max_errors"
+    with pytest.raises(ImageError, match=told):
+        extract(folder, net, tmp_path / "out", pooling="mean", max_errors=1, rows_per_shard=rows, batch_size=1)
+    assert [row["id"] for row in pq.read_table(tmp_path / "out/index.parquet").to_pylist()][:1] == named
+
+
+def test_a_broken_tar_of_several_is_counted_among_failures_and_named_in_the_index(tmp_path, net):
+    folder = packed(tmp_path / "in")
+    (folder / "1.tar").write_text("no tar" * 200)
+    summary = extract(folder, net, tmp_path / "out", pooling="mean")
+    assert (summary.written, [*summary.failed]) == (2, ["1.tar"])
+    (row,) = [row for row in pq.read_table(tmp_path / "out/index.parquet").to_pylist() if row["status"] == "failed"]
+    assert (row["id"], row["source"]) == ("1.tar", f"{folder}/1.tar")
+    assert "cannot be read as an uncompressed tar" in row["error"]
+    with pytest.raises(ImageError, match="1 images failed, more than the 0 allowed"):
+        extract(folder, net, tmp_path / "other", pooling="mean", max_errors=0)

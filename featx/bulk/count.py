@@ -77,11 +77,10 @@ class Count:
         self._written += written
         self._failed += failed
         if self._max_errors is not None and self._failed > self._max_errors:
-            named = sum(len(failed) for _, failed in self._done.values())
             raise ImageError(
-                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, and "
-                f"{self._job.folder / INDEX} says why {named} of them did, those of finished files; run again with a "
-                "larger max_errors to go on"
+                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, "
+                f"{self._job.folder / INDEX} says why those of finished files did; run again with a larger max_errors "
+                "to go on"
             )
         self._tell()
 

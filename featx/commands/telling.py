@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import escaped
+from ..errors import escaped, shortened
 from .options import Values, err, out
 
 if TYPE_CHECKING:
+    from ..bulk import LeftOut, Summary
     from ..bulk import Progress as Done
-    from ..bulk import Summary
 
 SHOWN_FAILURES = 20
 
@@ -90,12 +90,23 @@ def _tell_people(summary: "Summary", folder: Path, values: Values) -> None:
         if len(summary.failed) > SHOWN_FAILURES:
             more = len(summary.failed) - SHOWN_FAILURES
             out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
+    _tell_left_out(summary.left_out)
+
+
+def _tell_left_out(left_out: "LeftOut") -> None:
+    if left_out.kinds:
+        out.print(f"left out: {left_out}", soft_wrap=True)
+    if left_out.remarks:
+        out.print("remarks:", style="red")
+        for line in shortened([f"{path}: {remark}" for path, remark in left_out.remarks.items()], SHOWN_FAILURES):
+            out.print(f"  {line}", soft_wrap=True)
 
 
 def _tell_machines(summary: "Summary", folder: Path, values: Values) -> None:
     counts = {"written": summary.written, "failed": len(summary.failed), "bytes": summary.nbytes}
     files = {"files": len(summary.shards), "made": summary.made, "left": summary.left}
-    _line(event="summary", **counts, **files, folder=str(folder), weights=str(values))
+    left_out = {"left_out": dict(summary.left_out.kinds), "remarks": dict(summary.left_out.remarks)}
+    _line(event="summary", **counts, **files, **left_out, folder=str(folder), weights=str(values))
 
 
 def _images(count: int) -> str:
