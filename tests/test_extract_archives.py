@@ -277,19 +277,35 @@ def test_a_tar_whose_members_lead_back_is_read_up_to_there(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_tar_of_damaged_bytes_is_read_as_far_as_it_goes_or_refused(tmp_path, seed):
+def test_a_file_of_damaged_bytes_is_read_as_far_as_it_goes_or_refused(tmp_path, seed):
     check_damaged(tmp_path, seed)
 
 
 @pytest.mark.sweep
-def test_many_tars_and_zips_of_damaged_bytes_are_read_as_far_as_they_go_or_refused(tmp_path):
+def test_many_files_of_damaged_bytes_are_read_as_far_as_they_go_or_refused(tmp_path):
     for seed in range(30, 3000):
         check_damaged(tmp_path, seed)
 
 
+def save_table(path: Path) -> Path:
+    rows = [{"bytes": png(colour), "path": colour} for colour in ("red", "blue")]
+    pq.write_table(pa.table({"image": rows, "id": ["1", "2"]}), path)
+    return path
+
+
+def test_a_table_that_says_other_numbers_of_rows_than_its_groups_is_refused(tmp_path):
+    path = save_table(tmp_path / "a.parquet")
+    content = path.read_bytes()
+    at = content.rindex(b"\x16\x04")  # a number, of two
+    for number in (b"\x16\x06", b"\x16\x03"):
+        path.write_bytes(content[:at] + number + content[at + 2 :])
+        with pytest.raises(ArgumentError, match="cannot be read as a Parquet file"):
+            find_items(path)
+
+
 def check_damaged(folder: Path, seed: int) -> None:
     chance = Random(seed)
-    for path in (save_tar(folder / "a.tar"), save_zip(folder / "a.zip")):
+    for path in (save_tar(folder / "a.tar"), save_zip(folder / "a.zip"), save_table(folder / "a.parquet")):
         content = bytearray(path.read_bytes())
         for _ in range(chance.randint(1, 20)):
             content[chance.randrange(min(len(content), 4096))] = chance.choice([0, 1, 45, 48, 55, 255, 32])

@@ -344,7 +344,7 @@ def test_after_too_many_failures_the_message_says_which_of_them_are_named(tmp_pa
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").touch()
-    told = r"\d images failed, .*index\.parquet says why those of finished files did; run again with a larger max_errors"
+    told = r"\d images failed, .*index\.parquet says why those of finished files did; run again with a larger max_e"
     with pytest.raises(ImageError, match=told):
         extract(folder, net, tmp_path / "out", pooling="mean", max_errors=1, rows_per_shard=rows, batch_size=1)
     assert [row["id"] for row in pq.read_table(tmp_path / "out/index.parquet").to_pylist()][:1] == named

@@ -62,11 +62,12 @@ class Rows:
         return self._kept[-1]
 
     def _read(self, group: int) -> Iterator[Any]:
-        """The batches of a row group, of as many rows as fill the bytes allowed."""
+        """The batches of a row group, of as many rows as fill the bytes allowed.
+
+        The bytes are of all columns: pyarrow ends the process when it is asked for a column of a damaged file.
+        """
         told = self._file.metadata.row_group(group)
-        columns = [told.column(number) for number in range(told.num_columns)]
-        nbytes = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] == self._column)
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * told.num_rows // max(1, nbytes)))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * told.num_rows // max(1, told.total_byte_size)))
         return self._file.iter_batches(rows, [group], [self._column], use_threads=False)
 
 

@@ -63,6 +63,7 @@ def table_images(path: str, tally: Tally, column: str | None = None) -> Source:
     if no column can hold images or the one asked for does not, ArgumentError if several can.
     """
     with _readable(path, UnreadableError), parquet_file(path) as file:
+        _require_rows(path, file.metadata)
         schema = file.schema_arrow
         images, paths = _columns(path, schema, column)
         if twice := [name for name in (*images, *paths) if schema.names.count(name) > 1]:
@@ -77,6 +78,15 @@ def table_images(path: str, tally: Tally, column: str | None = None) -> Source:
         if holding(schema.field(images[0]).type).many:
             return _listed_within(path, file, images[0])
         return Table(path, images[0], _names(file, images[0]))
+
+
+def _require_rows(path: str, metadata: Any) -> None:
+    """UnreadableError if a file and its row groups, of which one is damaged, say different numbers of rows."""
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+        raise UnreadableError(
+            f"{path} cannot be read as a Parquet file: it says {metadata.num_rows} rows, and {groups[:9]}"
+        )
 
 
 def _listed(path: str, file: Any, column: str, tally: Tally) -> Source:
@@ -210,5 +220,5 @@ def _readable(path: str, error: type[ArgumentError | ImageError]) -> Iterator[No
     pyarrow, _ = require_pyarrow()
     try:
         yield
-    except (OSError, pyarrow.ArrowException, StopIteration, IndexError) as problem:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError, MemoryError, StopIteration, IndexError) as problem:
         raise error(f"{path} cannot be read as a Parquet file: {problem}") from problem
