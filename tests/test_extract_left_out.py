@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,6 +196,42 @@ def test_a_folder_that_cannot_be_read_and_a_link_to_one_are_told(tmp_path, photo
     assert items.left_out.remarks[f"{photos}/link"].startswith("a link to a folder")
     with pytest.raises(ArgumentError, match=r"cannot look into .*lost\+found: Permission denied"):
         find_items(photos / "lost+found")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may look into, while tests run as one who may not read everything."""
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have other rights there")
+def test_folders_and_files_without_the_right_to_read_stop_nothing(public):
+    photos = save_photos(public / "photos")
+    (photos / "lost+found").mkdir()
+    (photos / "b/e.png").write_bytes(png("red"))
+    save_tar(public / "1.tar")
+    save_tar(public / "2.tar").chmod(0)
+    for path in (photos / "lost+found", photos / "b/e.png"):
+        path.chmod(0)
+    for given in (photos, f"{photos}/**/*.*"):
+        items = find_items(given)
+        assert items.ids == [*ALL, "b/e.png"]
+        assert items.left_out.remarks == {f"{photos}/lost+found": "Permission denied"}
+        with pytest.raises(ImageError, match="Permission denied"):
+            items.read(3)
+    items = find_items([public / "1.tar", public / "2.tar"])
+    assert items.ids == [f"{public}/1.tar/x.png", f"{public}/1.tar/sub/y.png", f"{public}/2.tar"]
+    with pytest.raises(ArgumentError, match=r"cannot look into .*lost\+found: Permission denied"):
+        find_items(photos / "lost+found")
+    (photos / "lost+found").chmod(0o700)
 
 
 def test_the_command_tells_people_and_machines_what_is_left_out(run, photos, tmp_path, monkeypatch):

@@ -54,8 +54,15 @@ def are_maps(folder: str) -> bool:
     """Whether a folder of this machine, or at an address, is one of maps, whole or damaged."""
     try:
         return read_meta(folder) is not None
+    except OutputError:  # another program's meta.json, a damaged one, or a folder that cannot be read
+        return not is_address(folder) and _has_shards(folder)
+
+
+def _has_shards(folder: str) -> bool:
+    try:
+        return bool(shards_in(folder))
     except OutputError:
-        return not is_address(folder) and bool(shards_in(folder))
+        return False
 
 
 def is_index(name: str) -> bool:
