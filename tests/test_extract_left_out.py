@@ -156,13 +156,13 @@ def test_files_that_are_no_images_are_counted_by_their_endings(photos):
 
 
 def test_images_in_heic_are_counted_with_what_reads_them(photos, monkeypatch):
-    monkeypatch.setattr("featx.bulk.search.image_suffixes", lambda: {".png"})
+    monkeypatch.setattr("featx.bulk.input_search.image_suffixes", lambda: {".png"})
     (photos / "a.heic").touch()
     assert str(find_items(photos).left_out) == "1 .heic (pip install 'featx[heic]'), 1 .jpg, 1 .txt"
 
 
 def test_without_an_image_the_error_says_what_was_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.bulk.search.image_suffixes", lambda: {".png"})
+    monkeypatch.setattr("featx.bulk.input_search.image_suffixes", lambda: {".png"})
     for name in ("a.heic", "b.heic", "c.txt"):
         (tmp_path / name).touch()
     with pytest.raises(

@@ -9,7 +9,7 @@ from .datasets import DatasetImages
 from .left_out import TWICE, LeftOut, Tally
 from .lists import Listed
 from .same_image import Places
-from .search import Found, Input, Search, only
+from .input_search import Found, Input, Search, only
 from .sources import Broken, Files, Items, RemoteFiles, Source
 from .tables import Table
 
