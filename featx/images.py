@@ -18,6 +18,7 @@ from .errors import ArgumentError, ImageError, shortened
 from .picture_formats import identified, image_suffixes
 from .picture_metadata import without_metadata
 from .pixel_depth import eight_bits, rawmode_of, require_range
+from .walk import KNOWN, LINKED, is_sidecar, walked
 
 LARGEST_ASPECT = 100
 END_OF_JPEG = b"\xff\xd9"
@@ -104,20 +105,19 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
 def files_below(folder: str | Path, endings: Container[str]) -> list[str]:
     """Files below a folder whose names end so, as paths relative to it, sorted by their parts.
 
-    ArgumentError for a folder that cannot be read.
+    What macOS and Windows leave beside images is none of them. ArgumentError for a folder that cannot be read.
     """
-    start = len(os.path.join(folder, ""))
     found = [
-        os.path.join(where, name)[start:]
-        for where, _, files in os.walk(folder, onerror=_refuse)
-        for name in files
-        if os.path.splitext(name)[1].lower() in endings
+        name
+        for name in walked(os.fspath(folder), _refuse)
+        if os.path.splitext(name)[1].lower() in endings and not is_sidecar(name.replace(os.sep, "/"))
     ]
     return sorted(found, key=lambda path: path.split(os.sep))
 
 
-def _refuse(error: OSError) -> None:
-    raise ArgumentError(f"cannot look into {error.filename}: {error.strerror}") from error
+def _refuse(folder: str, reason: str) -> None:
+    if reason not in (LINKED, KNOWN):
+        raise ArgumentError(f"cannot look into {folder}: {reason}")
 
 
 def open_image(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Image.Image:

@@ -12,6 +12,7 @@ from coloured import ALL, BLUE, COLOURS, LIME, RED, colours, pixel_of, png, save
 
 from featx import ArgumentError, ImageError, MissingPackageError
 from featx.bulk import find_items
+from featx.bulk.datasets import DatasetImages
 
 
 @pytest.fixture
@@ -170,7 +171,6 @@ def test_a_parquet_table_names_images_and_ids(photos):
         ("list.csv", "path,label\na.png\n", "line 2 has not the 2 values of the header"),
         ("list.csv", "", "cannot be read as a list of images"),
         ("list.csv", "path\n,\n", "line 2 has not the 1 values"),
-        ("list.csv", "id,path\n3,\n", "names no image in row 1"),
         ("list.parquet", "no table", r"list\.parquet cannot be read as a Parquet file"),
     ],
 )
@@ -219,13 +219,6 @@ def test_a_tar_that_cannot_be_read_anywhere_is_refused(tar, mode):
         find_items(tar)
 
 
-def test_an_image_that_is_twice_in_a_tar_is_refused(tar):
-    with tarfile.open(tar, "a") as file:
-        file.addfile(tarfile.TarInfo("x.png"))
-    with pytest.raises(ArgumentError, match=r"1 ids are of several images, such as 'x\.png'"):
-        find_items(tar)
-
-
 # data sets of Hugging Face
 
 
@@ -245,6 +238,17 @@ def test_a_saved_dataset_gives_its_rows(tmp_path, dataset):
     assert [pixel_of(items.read(i)) for i in range(2)] == [RED, BLUE]
     with pytest.raises(ImageError, match="the row has no image"):
         items.read(2)
+
+
+def test_a_row_of_a_saved_dataset_with_neither_bytes_nor_path_has_no_image(monkeypatch):
+    rows = [{"picture": {"bytes": None, "path": path}} for path in (None, "", "a\0b")]
+    monkeypatch.setattr("featx.bulk.datasets._opened", lambda folder, column: {"": rows})
+    images = DatasetImages("saved", "picture", ["0", "1", "2"])
+    for row in (0, 1):
+        with pytest.raises(ImageError, match="the row has no image"):
+            images.read(row)
+    with pytest.raises(ImageError, match="is no path"):
+        images.read(2)
 
 
 def test_a_saved_dataset_of_several_splits_gives_all_of_them(tmp_path, dataset):

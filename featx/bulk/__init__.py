@@ -10,6 +10,7 @@ from .embed import embed as embed
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
+from .left_out import LeftOut as LeftOut
 from .merge import Merged as Merged
 from .merge import merge as merge
 from .ray import OnRay as OnRay

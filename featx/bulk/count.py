@@ -10,6 +10,7 @@ from .folder import INDEX, Slice, headers
 from .growth import Work
 from .header import Header
 from .job import Job, ShardReport
+from .left_out import LeftOut
 from .shard import shard_name
 
 
@@ -30,6 +31,7 @@ class Summary:
     written: images with maps, of this run and those before. failed: reason by id. shards: files, in order.
     nbytes: of all of them. made: shards that this run wrote. left: shards that are still to do, if it was stopped.
     removed: images that have maps there and are no longer among the inputs.
+    left_out: what was found among the inputs and is no image, or could not be looked into.
     """
 
     written: int
@@ -39,6 +41,7 @@ class Summary:
     made: int
     left: int
     removed: int = 0
+    left_out: LeftOut = LeftOut()
 
     def __repr__(self) -> str:
         files = f"{self.made} of {len(self.shards)} files made now, {self.left} left"
@@ -87,7 +90,8 @@ class Count:
         if self._max_errors is not None and self._failed > self._max_errors:
             raise ImageError(
                 f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, "
-                f"{self._job.folder / INDEX} says why they did; run again with a larger max_errors to go on"
+                f"{self._job.folder / INDEX} says why those of finished files did; run again with a larger max_errors "
+                "to go on"
             )
         self._tell()
 
@@ -106,6 +110,7 @@ class Count:
             self._made,
             len(self.pending) - self._made,
             self._removed,
+            self._job.items.left_out,
         )
 
     def _tell(self, shard: ShardReport | None = None) -> None:

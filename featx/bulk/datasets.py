@@ -26,7 +26,7 @@ class DatasetImages:
     def read(self, index: int) -> bytes:
         split, _, row = self.names[index].rpartition("/")
         cell = _opened(self.folder, self.column)[split][int(row)][self.column]
-        if cell is None:
+        if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise ImageError("the row has no image")
         if cell["bytes"] is not None:
             return cell["bytes"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, FeatxError, MissingPackageError, OutputError
+from .archives import Tar, Zip
 from .engine import Seen
 from .job import Job, ShardReport, Worker
 from .lists import Listed
@@ -24,7 +25,6 @@ from .meta import META
 from .sources import Files, Source
 from .systems import is_address
 from .tables import Table
-from .tars import Tar
 
 MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
 RETRIES = 10  # of a shard whose actor died, and of an actor; Ray would go on for ever, and from 2.64 on takes no number
@@ -182,7 +182,7 @@ def _place_of(source: Source) -> str:
     """A path without which a source has no image, or nothing if that cannot be told without reading it."""
     if isinstance(source, Files):
         return source.root
-    if isinstance(source, Tar | Table):
+    if isinstance(source, Tar | Zip | Table):
         return source.path
     return os.path.dirname(source.where(0)) if isinstance(source, Listed) and source.names else ""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .parquet import require_pyarrow
 from .recipe import usable_cores
+from .shard import Stamp
 from .systems import is_address, open_binary, open_regular
 
 BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # the most that is read at once, of rows that are smaller
@@ -31,7 +32,7 @@ class Rows:
         self._kept_rows = 2 * usable_cores()  # the fewest that stay: a thread that comes later begins the group again
 
     def __getitem__(self, row: int) -> Any:
-        """The cell as Python has it. Raises what pyarrow and file systems do, and then begins anew when asked again."""
+        """The cell, as a scalar of pyarrow. Raises what that and file systems do, and begins anew when asked again."""
         with self._lock:
             try:
                 first, cells = self._batch(row)
@@ -39,7 +40,7 @@ class Rows:
                 self._file, self._group = None, -1
                 self._kept.clear()
                 raise
-        return cells[row - first].as_py()
+        return cells[row - first]
 
     def _batch(self, row: int) -> tuple[int, Any]:
         for first, cells in self._kept:
@@ -61,17 +62,18 @@ class Rows:
         return self._kept[-1]
 
     def _read(self, group: int) -> Iterator[Any]:
-        """The batches of a row group, of as many rows as fill the bytes allowed."""
+        """The batches of a row group, of as many rows as fill the bytes allowed.
+
+        The bytes are of all columns: pyarrow ends the process when it is asked for a column of a damaged file.
+        """
         told = self._file.metadata.row_group(group)
-        columns = [told.column(number) for number in range(told.num_columns)]
-        nbytes = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] == self._column)
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * told.num_rows // max(1, nbytes)))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * told.num_rows // max(1, told.total_byte_size)))
         return self._file.iter_batches(rows, [group], [self._column], use_threads=False)
 
 
 @lru_cache(maxsize=8)
-def rows_of(path: str, column: str) -> Rows:
-    """The cells of a column; this process's own, which all of its threads share."""
+def rows_of(path: str, column: str, stamp: Stamp | None) -> Rows:  # noqa: ARG001
+    """The cells of a column; this process's own, which all of its threads share; others once the file has changed."""
     return Rows(path, column)
 
 

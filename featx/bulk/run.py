@@ -99,7 +99,7 @@ def extract(
     if resources.decoders == "processes":
         end_where_main_is_imported()
     part, folder = slice_of(shard), Path(out)
-    items = inputs if isinstance(inputs, Items) else find_items(inputs)
+    items = inputs if isinstance(inputs, Items) else find_items(inputs, out=folder)
     extractor, called = extractor_for(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
     described = {**(recorded or {}), **environment(), **asdict(job.resources)}

@@ -79,13 +79,15 @@ def stamp_of(source: str) -> Stamp | None:
 
     None for what is no such file.
     """
-    try:
-        told = os.stat(source)
-    except NotADirectoryError:
-        return stamp_of(os.path.dirname(source))
-    except (OSError, ValueError):
-        return None
-    return (told.st_size, told.st_mtime_ns) if S_ISREG(told.st_mode) else None
+    while True:
+        try:
+            told = os.stat(source)
+        except NotADirectoryError:
+            source = os.path.dirname(source)
+        except (OSError, ValueError):
+            return None
+        else:
+            return (told.st_size, told.st_mtime_ns) if S_ISREG(told.st_mode) else None
 
 
 def shard_name(number: int) -> str:

@@ -4,6 +4,7 @@ Sources are plain data, so that they travel to other threads, processes and mach
 """
 
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ from stat import S_ISREG
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, ImageError, shortened
+from .left_out import LeftOut
 from .systems import fetched
+
+# Halves of characters that stand for no byte of a file's name: no text can hold them.
+HALVES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 
 class Source(Protocol):
@@ -71,28 +76,57 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
     except ValueError as error:
-        raise ImageError(f"{path!r} is no path: {error}") from error
+        raise ImageError(f"{shortened([repr(path)])[0]} is no path: {error}") from error
+
+
+class UnreadableError(ArgumentError):
+    """A tar, a zip or a table that is damaged, cut short, or cannot be opened."""
+
+
+class NoImagesError(ArgumentError):
+    """A table whose columns hold neither images nor paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A file of images that cannot be read, as an image that fails with the reason: what was in it is lost."""
+
+    path: str
+    names: Sequence[str]
+    reason: str
+
+    def where(self, index: int) -> str:  # noqa: ARG002
+        return self.path
+
+    def read(self, index: int) -> bytes:  # noqa: ARG002
+        raise ImageError(self.reason)
 
 
 class Items:
     """Every image of several sources under ids that are unique and the same whenever the same inputs are given.
 
     prefixes: by source, what comes before its names to make ids. column: the one asked for, of those that may hold
-    images. Raises ArgumentError if two images have one id.
+    images. left_out: what was found beside them. Raises ArgumentError if two images have one id.
     """
 
-    def __init__(self, sources: Sequence[Source], prefixes: Sequence[str], column: str | None = None) -> None:
-        self.sources, self.column = tuple(sources), column
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        prefixes: Sequence[str],
+        column: str | None = None,
+        left_out: LeftOut = LeftOut(),
+    ) -> None:
+        self.sources, self.column, self.left_out = tuple(sources), column, left_out
         self._starts = [0, *accumulate(len(source.names) for source in sources)]
         self.ids = [
             as_text(prefix + name) for source, prefix in zip(sources, prefixes, strict=True) for name in source.names
         ]
         if len(set(self.ids)) < len(self.ids):
             twice = [id_ for id_, count in Counter(self.ids).items() if count > 1]
-            places = ", ".join(self.where(i) for i, id_ in enumerate(self.ids) if id_ == twice[0])
+            places = ", ".join(shortened([self.where(i) for i, id_ in enumerate(self.ids) if id_ == twice[0]], 2))
             raise ArgumentError(
-                f"{len(twice)} ids are of several images, such as {twice[0]!r} of {places}: give each image "
-                "once, under a name of its own"
+                f"{len(twice)} ids are of several images, such as {shortened([repr(twice[0])])[0]} of {places}: "
+                "give each image once, under a name of its own"
             )
 
     def __len__(self) -> int:
@@ -124,5 +158,8 @@ class Items:
 
 
 def as_text(name: str) -> str:
-    r"""The name with bytes that are no text as \x.., because files of text and tables cannot hold them."""
-    return name if name.isprintable() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""The name with what is no text as \x.. or \u...., because files of text and tables cannot hold them."""
+    if name.isprintable():
+        return name
+    whole = HALVES.sub(lambda found: f"\\u{ord(found[0]):04x}", name)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from stat import S_ISREG
 from typing import Any, BinaryIO
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ImageError, in_short, shortened
 
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 4, 0.25, 8.0  # to fetch something, and seconds between them
 FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, ArgumentError)  # asking again changes nothing
@@ -21,8 +21,16 @@ def open_system(address: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError, OSError) as error:
-        raise ArgumentError(f"{address}: {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise ArgumentError(f"{shortened([address])[0]}: {in_short(error)}") from error
+
+
+def listing(address: str, ask: Callable[[str], Any], path: str) -> Any:
+    """What a file system says of a path; ArgumentError naming the address if it does not answer."""
+    try:
+        return ask(path)
+    except Exception as error:  # each file system has errors of its own
+        raise ArgumentError(f"{shortened([address])[0]} cannot be looked into: {in_short(error)}") from error
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -62,7 +70,7 @@ def fetched(read: Callable[[], bytes]) -> bytes:
     try:
         return patiently(read)
     except Exception as error:  # each file system has errors of its own
-        raise ImageError(f"cannot be fetched: {type(error).__name__}: {error}") from error
+        raise ImageError(f"cannot be fetched: {in_short(error)}") from error
 
 
 def read_whole(path: str) -> bytes:

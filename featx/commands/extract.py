@@ -67,7 +67,7 @@ class Engine(StrEnum):
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, patterns, lists (.txt, .csv), Parquet files, tars, saved datasets, addresses such as s3://…"
+        help="Files, folders, patterns, lists (.txt, .csv, - for stdin), Parquet files, tars, zips, datasets, addresses"
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="Folder for the maps: a new one, or one to go on with.")]
@@ -91,6 +91,10 @@ Device = Annotated[
 BatchSize = Annotated[str, typer.Option(metavar="N|auto", help="Images the model sees at once; auto measures.")]
 Format = Annotated[Formats | None, typer.Option("--format", help="Write the maps in this format too, to OUT.FORMAT.")]
 Column = Annotated[str | None, typer.Option(help="Of tables and datasets, what holds the images or their paths.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave out files and folders of such a name, or path; may be repeated."),
+]
 KeepAspect = Annotated[bool, typer.Option("--keep-aspect", help="Whole images, their shorter side resized to --size.")]
 Scaled = Annotated[bool, typer.Option("--scaled-decode", help="Decode large JPEGs at a fraction of their size.")]
 Colors = Annotated[ColorManagement, typer.Option(help="Convert images with an ICC profile to sRGB, or leave them.")]
@@ -112,6 +116,7 @@ def extract(
     model: Model,
     folder: Folder,
     column: Column = None,
+    exclude: Exclude = None,
     out_indices: OutIndices = None,
     pretrained: Pretrained = False,
     checkpoint: Checkpoint = None,
@@ -164,7 +169,7 @@ def extract(
         norm,
     )
     target = _target(folder, format_, shard, poolings, keep_aspect)
-    items = find_items(inputs, column)  # before minutes go into weights
+    items = find_items(inputs, column, exclude=exclude or (), out=folder)  # before minutes go into weights
     runner, here = _runner(engine, address, device, workers, batch)
     resources = Resources(batch, here, workers, decoders.value, streams, decode_timeout, max_pixels).settled()
     values = values_of(pretrained, checkpoint, random_weights)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import escaped
+from ..errors import escaped, shortened
 from .options import Values, err, out
 
 if TYPE_CHECKING:
+    from ..bulk import LeftOut, Summary
     from ..bulk import Progress as Done
-    from ..bulk import Summary
 
 SHOWN_FAILURES = 20
 
@@ -92,12 +92,23 @@ def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) 
         if len(summary.failed) > SHOWN_FAILURES:
             more = len(summary.failed) - SHOWN_FAILURES
             out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
+    _tell_left_out(summary.left_out)
+
+
+def _tell_left_out(left_out: "LeftOut") -> None:
+    if left_out.kinds:
+        out.print(f"left out: {left_out}", soft_wrap=True)
+    if left_out.remarks:
+        out.print("remarks:", style="red")
+        for line in shortened([f"{path}: {remark}" for path, remark in left_out.remarks.items()], SHOWN_FAILURES):
+            out.print(f"  {line}", soft_wrap=True)
 
 
 def _tell_machines(summary: "Summary", folder: Path, values: Values, device: str) -> None:
     counts = {"written": summary.written, "failed": len(summary.failed), "removed": summary.removed}
     files = {"files": len(summary.shards), "made": summary.made, "left": summary.left, "bytes": summary.nbytes}
-    _line(event="summary", **counts, **files, folder=str(folder), weights=str(values), device=device)
+    left_out = {"left_out": dict(summary.left_out.kinds), "remarks": dict(summary.left_out.remarks)}
+    _line(event="summary", **counts, **files, **left_out, folder=str(folder), weights=str(values), device=device)
 
 
 def _images(count: int) -> str:
