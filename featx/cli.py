@@ -25,6 +25,7 @@ from featx.empty import without_values
 from featx.errors import escaped
 from featx.registry import Variant, lookup, suggestion
 from featx.view.command import view
+from featx.whole_files import local
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=featx.__doc__)
 weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
@@ -190,6 +191,7 @@ def convert(
     from featx.weights.convert import convert as converted
     from featx.weights.save import write_checkpoint
 
+    target = local(target)
     state = converted(file, model, to, Reading(layout=layout, container=container))
     write_checkpoint(state, target)
     out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)

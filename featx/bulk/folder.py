@@ -2,21 +2,21 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, shortened
+from ..locks import MOMENT, locked
+from ..whole_files import local, remove_parts
 from .header import Header, number_of, read_header
 from .meta import META, Plan, read_meta, write_meta
-from .shard import part_name
 from .systems import names_in
 
 INDEX = "index.parquet"
 LONGEST_VALUE = 400  # characters of one in a message
-LOCK_SECONDS = 60  # for what is written in a moment: meta.json and the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def opened(folder: Path, part: Slice) -> Iterator[None]:
     """Within the block nobody else writes these shards. OutputError if somebody does, or nothing can be written."""
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            local(folder).mkdir(parents=True, exist_ok=True)
             _lock(stack, folder, part)
         except OSError as error:
             if isinstance(error, OutputError):
@@ -57,53 +57,24 @@ def opened(folder: Path, part: Slice) -> Iterator[None]:
 
 def _lock(stack: ExitStack, folder: Path, part: Slice) -> None:
     """Take the lock of this part, then see that nobody holds one of a part that overlaps with it."""
-    _take(stack, folder, _lock_name(part))
+    subject = f"another run is writing to {folder}"
+    stack.enter_context(locked(folder / _lock_name(part), subject))
     others = {path.name for path in folder.glob(".lock-*-of-*")} - {_lock_name(part)}
     for name in others:
         if not name.endswith(f"-of-{part.of}"):
-            with ExitStack() as moment:
-                _take(moment, folder, name)
+            with locked(folder / name, subject):
+                pass
 
 
 def _lock_name(part: Slice) -> str:
     return f".lock-{part.number}-of-{part.of}"
 
 
-def _take(stack: ExitStack, folder: Path, name: str) -> None:
-    from filelock import FileLock, Timeout
-
-    try:
-        stack.enter_context(FileLock(folder / name, timeout=0))
-    except Timeout as error:
-        raise OutputError(
-            f"another run is writing to {folder} ({name} is held): wait for it, or stop it first"
-        ) from error
-    except NotImplementedError as error:
-        raise OutputError(_without_locks(folder)) from error
-
-
-def _without_locks(folder: Path) -> str:
-    return f"the file system of {folder} has no locks, which keep two runs apart: name another"
-
-
 @contextmanager
 def described(folder: Path) -> Iterator[None]:
     """Within the block nobody else reads or writes what the folder says of itself."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise OutputError(
-            f"{folder / '.lock'} has been held for {LOCK_SECONDS} seconds: is another run stuck?"
-        ) from error
-    except NotImplementedError as error:
-        raise OutputError(_without_locks(folder)) from error
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write to {folder}: {error}") from error
+    with locked(folder / ".lock", f"another run is writing {META} or {INDEX} in {folder}", MOMENT):
+        yield
 
 
 def settle(
@@ -116,8 +87,7 @@ def settle(
     Raises OutputError, showing what differs, if the folder is of another model, other options or other images.
     """
     with described(folder):
-        for name in (META, INDEX):  # nobody else writes them now
-            _remove_parts(folder, name)
+        remove_parts(folder, rf"\.({META}|{INDEX})\..*\.part")  # nobody else writes them now
         found = read_meta(folder)
         if found is None:
             if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
@@ -179,17 +149,8 @@ def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[i
 def sweep(folder: Path, part: Slice) -> None:
     """Remove what runs that were killed left of files they were writing, of the shards of this part."""
 
-    def is_ours(path: Path) -> bool:
-        number = re.search(r"\d+", path.name)
+    def is_ours(name: str) -> bool:
+        number = re.search(r"\d+", name)
         return number is not None and int(number[0]) in part
 
-    _remove_parts(folder, "maps-*", is_ours)
-
-
-def _remove_parts(folder: Path, name: str, is_ours: Callable[[Path], bool] = lambda _: True) -> None:
-    """Remove what any process left of files with such a name; OutputError if that is not allowed."""
-    try:
-        for path in filter(is_ours, folder.glob(part_name(name, "*"))):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error}") from error
+    remove_parts(folder, r"\.maps-.*\.part", is_ours)

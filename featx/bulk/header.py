@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class Header:
     """What a shard's header says: its number; by row ids, sources, sizes and stamps; failures; places by name.
 
-    version: of the file that it was read from.
+    version: of the file that it was read from. digest: SHA-256 of what the file holds, in files that have one.
     """
 
     number: int
@@ -44,6 +44,7 @@ class Header:
     failed: tuple[Failure, ...]
     tensors: dict[str, Place]
     version: Version | None
+    digest: str | None = None
 
     @property
     def rows(self) -> int:
@@ -112,6 +113,7 @@ def _checked(file: ShardFile, number: int, plan: Plan) -> Header:
         tuple(Failure(*Value(one.held, one.path).texts()) for one in said["errors"].each() if _is_failure(one)),
         _tensors(described, len(said["ids"].array()), plan, (8 + length, total)),
         file.version,
+        None if (digest := said.get("digest")) is None else digest.text(),
     )
     _require_every_item(header, plan)
     return header

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from ..whole_files import local
 from .folder import INDEX, described, headers
 from .header import Header
 from .meta import require_meta
-from .parquet import require_pyarrow
+from .parquet import cell_text, require_pyarrow
 from .shard import shard_name, write_whole
 
 ROWS_PER_GROUP = 2**16
@@ -19,7 +20,7 @@ def write_index(folder: str | Path) -> int:
     and height of the picture in pixels, status ("ok" or "failed"), error. Images whose shard is not there yet are not
     in it. Raises OutputError if the folder is none of maps or cannot be written, MissingPackageError without pyarrow.
     """
-    folder = Path(folder)
+    folder = local(folder)
     pyarrow, parquet = require_pyarrow()
     plan = require_meta(folder).plan
     levels = [level.name for level in plan.levels]
@@ -36,7 +37,7 @@ def write_index(folder: str | Path) -> int:
     def save(part: Path) -> None:
         nonlocal count
         waiting = []
-        with parquet.ParquetWriter(part, schema) as writer:
+        with part.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
             for shard, header in headers(folder, plan):
                 waiting.append(pyarrow.table(_columns(header, shard_name(shard), levels), schema))
                 count += waiting[-1].num_rows
@@ -55,13 +56,13 @@ def _columns(header: Header, name: str, levels: list[str]) -> dict[str, list[Any
     failed, rows = header.failed, range(header.rows)
     nothing = [None] * len(failed)
     return {
-        "id": [*header.ids, *(one.id for one in failed)],
-        "source": [*header.sources, *(one.source for one in failed)],
+        "id": [cell_text(id_) for id_ in (*header.ids, *(one.id for one in failed))],
+        "source": [cell_text(source) for source in (*header.sources, *(one.source for one in failed))],
         "shard": [*[name] * header.rows, *nothing],
         "row": [*rows, *nothing],
         **{f"shape of {level}": [*(header.shape(level, row) for row in rows), *nothing] for level in levels},
         "width": [*(width for width, _ in header.sizes), *nothing],
         "height": [*(height for _, height in header.sizes), *nothing],
         "status": ["ok"] * header.rows + ["failed"] * len(failed),
-        "error": [*[None] * header.rows, *(one.reason for one in failed)],
+        "error": [*[None] * header.rows, *(cell_text(one.reason) for one in failed)],
     }

@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import ArgumentError, OutputError, shortened
+from ..whole_files import local, part_name
+from .completeness import require_complete
 from .folder import Slice, headers, opened, recipe_differences, settle, sweep
 from .header import Header
 from .index import write_index
 from .meta import META, Meta, Plan, read_meta
 from .parquet import require_pyarrow
-from .shard import part_name, shard_name, write_whole
+from .shard import shard_name, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,27 @@ class Merged:
     failed: int
 
 
-def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
+def merge(folders: Iterable[str | Path], out: str | Path, *, partial: bool = False) -> Merged:
     """Join folders that runs with `shard="i/n"` made each for itself; `out` is as one run would have made it.
 
     out: a new folder, or one of the same extraction, such as one of those given, which is added to. Files are hard
     links where the file system has them, and copies elsewhere; the folders given stay as they are. Of a shard that
     several have, the one is taken in which fewest images failed.
 
-    What is missing does not stop it: the same `featx extract` on `out`, or merging again, adds it.
+    partial: files may be missing: the same `featx extract` on `out`, or merging again, adds them.
 
     Raises ArgumentError for no folder, OutputError showing what differs for folders of different recipes or images, for
-    one that holds no maps and if `out` cannot be written, MissingPackageError without pyarrow.
+    one that holds no maps, if no folder has some file and if `out` cannot be written, MissingPackageError without
+    pyarrow.
     """
     require_pyarrow()
-    given, out = _each_once(folders), Path(out)
+    given, out = _each_once(folders), local(out)
     facts = _described(given)
     _require_one_extraction(facts)
     first = facts[given[0]].facts
     plan = facts[given[0]].plan
+    found = _candidates([*given, out] if out.is_dir() else given, plan)
+    require_complete(f"{out} would be unfinished", plan, map(shard_name, found), partial)
     with opened(out, Slice()):
         ids = [id_ for folder in given for _, header in headers(folder, plan) for id_ in _ids(header)]
         settle(out, plan, {**first["recorded"], "merged": [str(folder) for folder in given]}, ids)
@@ -70,17 +75,6 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
         {number: places for number, places in doubled.items() if _are_several(places, number)},
         *_counts(out, plan),
     )
-
-
-def as_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: "0, 3-5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _each_once(folders: Iterable[str | Path]) -> list[Path]:

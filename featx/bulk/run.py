@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ContractError, FeatxError
 from ..factory import create_model
 from ..features import OutIndices
+from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
 from .batch_size import fastest_batch_size
 from .count import Count, Progress, Summary, redone
@@ -102,7 +103,7 @@ def extract(
         runtime,
     )
     resources = Resources(batch_size, device, workers, decoders, streams).settled()
-    part, folder = slice_of(shard), Path(out)
+    part, folder = slice_of(shard), local(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs)
     extractor, called = _extractor(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)

@@ -11,6 +11,7 @@ import typer
 
 import featx
 
+from ..whole_files import local
 from .convert import Formats
 from .options import (
     Checkpoint,
@@ -114,7 +115,7 @@ def extract(
     from ..bulk import extract as extracted
     from ..runtime.allocator import keep_freed_memory
 
-    poolings, batch = _poolings(pool), _batch_size(batch_size)
+    poolings, batch, folder = _poolings(pool), _batch_size(batch_size), local(folder)
     target = _target(folder, format_, shard, poolings, keep_aspect)
     items = find_items(inputs, column)  # before minutes go into weights
     runner, here = _runner(engine, address, device, workers, batch)
@@ -166,8 +167,14 @@ def extract(
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
     """Write index.parquet of a folder of maps anew, from the headers of its files."""
     from ..bulk import write_index
+    from ..bulk.completeness import as_ranges, missing_shards
+    from ..bulk.folder import shards_in
+    from ..bulk.meta import require_meta
 
     out.print(f"{folder / 'index.parquet'}: {write_index(folder)} images", soft_wrap=True)
+    plan = require_meta(folder).plan
+    if missing := missing_shards(plan, shards_in(str(folder))):
+        err.print(f"unfinished: files {as_ranges(missing)} of {plan.shards} are missing", soft_wrap=True)
 
 
 def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str], keep_aspect: bool) -> Path | None:
