@@ -25,6 +25,7 @@ from featx.empty import without_values
 from featx.errors import escaped, escaped_lines
 from featx.registry import Variant, lookup, suggestion
 from featx.view.command import view
+from featx.whole_files import local
 
 if TYPE_CHECKING:
     UsageError = typer.BadParameter
@@ -207,6 +208,7 @@ def convert(
     from featx.weights.convert import convert as converted
     from featx.weights.save import write_checkpoint
 
+    target = local(target)
     state = converted(file, model, to, Reading(layout=layout, container=container))
     write_checkpoint(state, target)
     out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)

@@ -168,7 +168,7 @@ def test_the_command_tells_which_files_are_others(tmp_path, images, extractor):
 def test_the_command_draws_nothing_where_it_only_looks_for_files(tmp_path):
     done = run_stats(tmp_path, "--sources", "--picture", "a.png")
     assert isinstance(done.exception, ArgumentError)
-    assert "--sources only looks for image files: draw --picture by a command of its own" in str(done.exception)
+    assert "--sources, --check and --picture exclude each other" in str(done.exception)
 
 
 def test_sources_of_a_folder_that_holds_no_maps_are_refused(tmp_path):

@@ -18,6 +18,7 @@ from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, MissingP
 from featx.bulk import formats
 from featx.bulk.formats import Format, convert
 from featx.cli import app
+from featx.whole_files import part_name
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -178,7 +179,7 @@ def test_what_exists_is_not_replaced(tmp_path, images, extractor):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("format", ["npy", "zarr", "parquet"])
+@pytest.mark.parametrize("format", get_args(Format))
 def test_a_folder_with_no_image_is_refused(tmp_path, images, extractor, format):
     for path in images.glob("*/*"):
         path.write_text("no image")
@@ -205,11 +206,12 @@ def test_a_failure_leaves_nothing(tmp_path, images, extractor, format, monkeypat
 
 def test_what_a_killed_conversion_left_is_replaced(tmp_path, images, extractor):
     maps = run(images, extractor, tmp_path / "maps", pooling="mean")
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part/half").touch()
+    part = tmp_path / part_name("out")
+    part.mkdir()
+    (part / "half").touch()
     convert(maps, tmp_path / "out", "npy")
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".npy") == ["ids.json"]
-    assert not (tmp_path / ".out.part").exists()
+    assert not part.exists()
 
 
 @pytest.mark.parametrize("format", ["webdataset", "zarr"])

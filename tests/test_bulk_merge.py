@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import merge
-from featx.bulk.merge import as_ranges
+from featx.bulk.completeness import as_ranges
 from featx.cli import app
 
 
@@ -90,7 +90,7 @@ def test_files_are_copied_where_no_links_can_be_made(tmp_path, images, extractor
 def test_missing_shards_are_told_and_may_come_later(tmp_path, images, extractor):
     whole = run(images, extractor, tmp_path / "whole")
     folders = jobs(images, extractor, tmp_path, 4)
-    first = merge([folders[1], folders[3]], tmp_path / "out")
+    first = merge([folders[1], folders[3]], tmp_path / "out", partial=True)
     assert (first.shards, first.added, first.missing) == (2, 2, (0, 2))
     second = merge([folders[0], folders[2]], tmp_path / "out")
     assert (second.shards, second.added, second.missing) == (4, 2, ())
@@ -99,7 +99,7 @@ def test_missing_shards_are_told_and_may_come_later(tmp_path, images, extractor)
 
 def test_an_extraction_goes_on_in_a_merged_folder(tmp_path, images, extractor):
     whole = run(images, extractor, tmp_path / "whole")
-    merge(jobs(images, extractor, tmp_path, 3)[:2], tmp_path / "out")
+    merge(jobs(images, extractor, tmp_path, 3)[:2], tmp_path / "out", partial=True)
     run(images, extractor, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -108,7 +108,23 @@ def test_a_shard_that_is_not_whole_is_missing(tmp_path, images, extractor):
     folders = jobs(images, extractor, tmp_path, 2)
     cut = folders[1] / "maps-000003.safetensors"
     cut.write_bytes(cut.read_bytes()[:-1])
-    assert merge(folders, tmp_path / "out").missing == (3,)
+    assert merge(folders, tmp_path / "out", partial=True).missing == (3,)
+
+
+def test_files_that_no_folder_has_are_named_before_anything_is_written(tmp_path, images, extractor):
+    folders = jobs(images, extractor, tmp_path, 4)
+    with pytest.raises(
+        OutputError, match=r"out would be unfinished: 2 of 4 files are missing \(0, 2\)\. .* with --partial"
+    ):
+        merge([folders[1], folders[3]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_the_target_has_are_not_missing(tmp_path, images, extractor):
+    whole = run(images, extractor, tmp_path / "whole")
+    out = run(images, extractor, tmp_path / "out", shard="0/2")
+    merge([run(images, extractor, tmp_path / "job", shard="1/2")], out)
+    assert contents(out) == contents(whole)
 
 
 def test_folders_may_be_merged_into_one_of_them(tmp_path, images, extractor):
@@ -230,8 +246,10 @@ def test_the_command_merges_and_tells_what_is_doubled(tmp_path, images, extracto
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_the_command_tells_what_is_missing_and_exits_with_1(tmp_path, images, extractor):
+def test_the_command_merges_a_part_where_it_is_asked_for(tmp_path, images, extractor):
     one = jobs(images, extractor, tmp_path, 2)[0]
-    done = CliRunner().invoke(app, ["merge", str(one), "--out", str(tmp_path / "out")])
-    assert done.exit_code == 1
+    command = ["merge", str(one), "--out", str(tmp_path / "out")]
+    assert isinstance(CliRunner().invoke(app, command).exception, OutputError)
+    done = CliRunner().invoke(app, [*command, "--partial"])
+    assert done.exit_code == 0
     assert "missing, or not whole: files 1, 3; merge the folders that have them into" in done.output

@@ -115,7 +115,7 @@ def test_images_files_and_errors_are_counted(tmp_path, images, extractor):
 
 
 def test_what_is_still_to_do_is_counted(tmp_path, images, extractor):
-    found = stats(run(images, extractor, tmp_path / "out", shard="0/2"))
+    found = stats(run(images, extractor, tmp_path / "out", shard="0/2"), partial=True)
     assert (found.shards, found.written, found.failed.total(), found.missing) == (2, 3, 1, 3)
 
 

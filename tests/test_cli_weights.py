@@ -113,7 +113,7 @@ def test_convert_to_torchvision_and_back_changes_nothing(run, tmp_path, name, th
         (("convert", "w.pt", "v.pt", "--model", NAME), "tensors differ and none was loaded"),
         (("convert", "good.pt", "v.pt", "--model", NAME, "--to", "caffe"), "no layout 'caffe' is known of this family"),
         (("convert", "good.pt", "v.onnx", "--model", NAME), "expected a file that ends in .safetensors, .pt or .pth"),
-        (("convert", "good.pt", "none/v.pt", "--model", NAME), "cannot write none/v.pt"),
+        (("convert", "good.pt", "w.pt/v.pt", "--model", NAME), "cannot write w.pt/v.pt"),
         (("inspect", "cut.pt"), "cut.pt is not a whole PyTorch file"),
     ],
 )

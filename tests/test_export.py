@@ -10,7 +10,8 @@ from exporting import file as file
 from torch import nn
 
 import featx
-from featx import ContractError, FeatureExtractWrapper, InputError
+from featx import ContractError, FeatureExtractWrapper, InputError, OutputError
+from featx.whole_files import alone, part_name
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -163,6 +164,30 @@ def test_large_weights_are_beside_the_file_and_travel_with_it(tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
     made = featx.load_exported(tmp_path / "large.onnx")
     assert worst(pickle.loads(pickle.dumps(made)), original, images()) < TOLERANCE
+
+
+def test_a_file_that_replaces_one_with_large_weights_takes_their_file_away(tmp_path, monkeypatch):
+    file = tmp_path / "m.onnx"
+    monkeypatch.setattr("featx.runtime.onnx.LARGEST", 0)
+    featx.export(small(), file)
+    monkeypatch.undo()
+    featx.export(small(), file)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert worst(featx.load_exported(file), small(), images()) < TOLERANCE
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / part_name("m.onnx")
+    left.mkdir()
+    (left / "m.onnx").write_bytes(b"half of it")
+    featx.export(small(), tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_two_exports_at_once_to_a_file_are_refused(tmp_path):
+    with alone(tmp_path / "m.onnx"), pytest.raises(OutputError, match=r"another process is writing .*m\.onnx"):
+        featx.export(small(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("runtime", PORTABLE)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -38,9 +39,26 @@ def test_other_endings_are_refused(name, tmp_path):
             call()
 
 
-def test_a_folder_that_does_not_exist_is_said(tmp_path):
-    with pytest.raises(featx.OutputError, match=r"cannot write .*m\.onnx: .*No such file"):
-        featx.export(small(), tmp_path / "no" / "m.onnx")
+def test_a_folder_that_does_not_exist_is_made(tmp_path):
+    featx.export(small(), tmp_path / "a" / "b" / "m.onnx")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("place", ["file/m.onnx", "folder.onnx", "s3://bucket/m.onnx"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_captured(tmp_path, monkeypatch, place):
+    def captured(*_: object) -> None:
+        raise AssertionError("the model was captured")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_module("featx.runtime.export"), "prepare", captured)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(
+        featx.OutputError, match=r"cannot write (file/m|folder)\.onnx: |s3://bucket/m.onnx is an address"
+    ):
+        featx.export(small(), place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_a_file_that_does_not_exist_is_said(tmp_path):

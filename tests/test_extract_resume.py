@@ -142,11 +142,11 @@ def test_two_machines_may_write_the_same_shard_at_once(tmp_path, monkeypatch):
         write_shard(tmp_path, Shard(0, plan, ["level"], ["a"], ["a.png"], [(4, 4)], [None], [[torch.ones(2)]]))
 
     def on_another_machine(_) -> None:
-        monkeypatch.setattr("featx.bulk.shard._to_disk", lambda _: None)
+        monkeypatch.setattr("featx.whole_files.to_disk", lambda _: None)
         monkeypatch.setattr("platform.node", lambda: "another")
         write()
 
-    monkeypatch.setattr("featx.bulk.shard._to_disk", on_another_machine)  # before the first moves its file into place
+    monkeypatch.setattr("featx.whole_files.to_disk", on_another_machine)  # before the first moves its file into place
     write()
     assert read_header(str(tmp_path / shard_name(0)), plan_of("level", 2, 1)).rows == 1
     assert [path.name for path in tmp_path.iterdir()] == [shard_name(0)]

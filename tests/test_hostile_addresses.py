@@ -129,7 +129,7 @@ def test_names_that_no_file_can_have_are_errors_of_featx(name, place, hub, tmp_p
 
 
 def test_a_model_is_not_saved_under_a_name_that_no_folder_can_have(tmp_path):
-    with pytest.raises(featx.OutputError, match="cannot save into"):
+    with pytest.raises(featx.OutputError, match="cannot write"):
         featx.save(featx.create_model("test_efficientnet"), tmp_path / ("a" * 256))
 
 

@@ -2,6 +2,8 @@
 
 from .changes import Sources as Sources
 from .changes import check_sources as check_sources
+from .checksums import Checked as Checked
+from .checksums import check_files as check_files
 from .count import Progress as Progress
 from .count import Summary as Summary
 from .dataset import FeatureDataset as FeatureDataset

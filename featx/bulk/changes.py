@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .completeness import require_complete
 from .dataset import FeatureDataset
 from .header import Header
 from .shard import Stamp, stamp_of
@@ -24,14 +25,18 @@ class Sources:
     unknown: int = 0
 
 
-def check_sources(folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None) -> Sources:
+def check_sources(
+    folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None, *, partial: bool = False
+) -> Sources:
     """Look for the files that a folder's maps were made of; none of them is read, and no map.
 
     A file is another one if its size differs or the time of its last change; of an image in a tar or a table these are
     the tar's or the table's. Paths that are relative are looked for from where the folder was begun. progress: called
-    with the shards done and all there are. Raises OutputError if the folder is none of maps, or one is damaged.
+    with the shards done and all there are. partial: the folder may be unfinished. Raises OutputError if the folder is
+    none of maps or unfinished, or one is damaged.
     """
     dataset, found = FeatureDataset(folder), Sources()
+    require_complete(f"{folder} is unfinished", dataset._meta, dataset._names, partial)
     for done, header in enumerate(dataset._headers, 1):
         for id_, place, stamp in _stamped(header):
             now = None if stamp is None else stamp_of(place)

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import OutputError, shortened
+from ..locks import MOMENT, locked
+from ..whole_files import local, remove_parts
 from .header import Header, number_of, read_header
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
 from .recipe import BEFORE
-from .shard import part_name
 from .systems import names_in
 
 T = TypeVar("T")
 
 INDEX = "index.parquet"
 LONGEST_VALUE = 400  # characters of one in a message
-LOCK_SECONDS = 60  # for what is written in a moment: meta.json and the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def opened(folder: Path, part: Slice, settled: Callable[[], T]) -> Iterator[T]:
     """
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            local(folder).mkdir(parents=True, exist_ok=True)
             with described(folder):
                 done = settled()
                 _lock(stack, folder, part)
@@ -66,60 +66,31 @@ def opened(folder: Path, part: Slice, settled: Callable[[], T]) -> Iterator[T]:
 
 def require_alone(folder: Path) -> None:
     """OutputError if any run writes shards of this folder."""
-    with ExitStack() as stack:
-        for path in folder.glob(".lock-*-of-*"):
-            _take(stack, folder, path.name)
+    for path in folder.glob(".lock-*-of-*"):
+        with locked(path, f"another run is writing to {folder}"):
+            pass
 
 
 def _lock(stack: ExitStack, folder: Path, part: Slice) -> None:
     """Take the lock of this part, then see that nobody holds one of a part that overlaps with it."""
-    _take(stack, folder, _lock_name(part))
+    subject = f"another run is writing to {folder}"
+    stack.enter_context(locked(folder / _lock_name(part), subject))
     others = {path.name for path in folder.glob(".lock-*-of-*")} - {_lock_name(part)}
     for name in others:
         if not name.endswith(f"-of-{part.of}"):
-            with ExitStack() as moment:
-                _take(moment, folder, name)
+            with locked(folder / name, subject):
+                pass
 
 
 def _lock_name(part: Slice) -> str:
     return f".lock-{part.number}-of-{part.of}"
 
 
-def _take(stack: ExitStack, folder: Path, name: str) -> None:
-    from filelock import FileLock, Timeout
-
-    try:
-        stack.enter_context(FileLock(folder / name, timeout=0))
-    except Timeout as error:
-        raise OutputError(
-            f"another run is writing to {folder} ({name} is held): wait for it, or stop it first"
-        ) from error
-    except NotImplementedError as error:
-        raise OutputError(_without_locks(folder)) from error
-
-
-def _without_locks(folder: Path) -> str:
-    return f"the file system of {folder} has no locks, which keep two runs apart: name another"
-
-
 @contextmanager
 def described(folder: Path) -> Iterator[None]:
     """Within the block nobody else reads or writes what the folder says of itself."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise OutputError(
-            f"{folder / '.lock'} has been held for {LOCK_SECONDS} seconds: is another run stuck?"
-        ) from error
-    except NotImplementedError as error:
-        raise OutputError(_without_locks(folder)) from error
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write to {folder}: {error}") from error
+    with locked(folder / ".lock", f"another run is writing {META} or {INDEX} in {folder}", MOMENT):
+        yield
 
 
 def begun(folder: Path, meta: Meta, rows: int | None = None) -> Meta:
@@ -128,8 +99,7 @@ def begun(folder: Path, meta: Meta, rows: int | None = None) -> Meta:
     Called where nobody else describes it. rows: asked for, of a shard; None leaves them to the folder. Raises
     OutputError, showing what differs, if the folder is of another model or other options.
     """
-    for name in (META, NEXT, INDEX):
-        _remove_parts(folder, name)
+    remove_parts(folder, rf"\.({META}|{NEXT}|{INDEX})\..*\.part")  # nobody else writes them now
     found = read_meta(folder)
     if found is None:
         if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
@@ -183,17 +153,8 @@ def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[i
 def sweep(folder: Path, part: Slice) -> None:
     """Remove what runs that were killed left of files they were writing, of the shards of this part."""
 
-    def is_ours(path: Path) -> bool:
-        number = re.search(r"\d+", path.name)
+    def is_ours(name: str) -> bool:
+        number = re.search(r"\d+", name)
         return number is not None and int(number[0]) in part
 
-    _remove_parts(folder, "maps-*", is_ours)
-
-
-def _remove_parts(folder: Path, name: str, is_ours: Callable[[Path], bool] = lambda _: True) -> None:
-    """Remove what any process left of files with such a name; OutputError if that is not allowed."""
-    try:
-        for path in filter(is_ours, folder.glob(part_name(name, "*"))):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error}") from error
+    remove_parts(folder, r"\.maps-.*\.part", is_ours)

@@ -1,20 +1,21 @@
 """Stored maps in the formats of other programs: NumPy's, WebDataset's, Zarr's, and tables of vectors as Parquet."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, MissingPackageError, OutputError
-from .dataset import FeatureDataset
-from .parquet import require_pyarrow
+from ..errors import ArgumentError, MissingPackageError
+from ..whole_files import alone, local, new_file_or_folder, require_new
+from .completeness import require_complete
+from .dataset import FeatureDataset, Features
+from .parquet import cell_text, require_pyarrow
 
 Format = Literal["npy", "webdataset", "zarr", "parquet"]
 TAR_BYTES = 512 * 2**20  # of a tar, about
@@ -28,7 +29,7 @@ Levels = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of a 
 Writer = Callable[[FeatureDataset, Path], None]
 
 
-def convert(folder: str | Path, out: str | Path, format: Format) -> int:
+def convert(folder: str | Path, out: str | Path, format: Format, *, partial: bool = False) -> int:
     """Write the images of a folder of maps, or of an address, in another format to `out`; how many they are.
 
     format:
@@ -36,44 +37,33 @@ def convert(folder: str | Path, out: str | Path, format: Format) -> int:
         "webdataset": tars of about 512 MiB; a sample has LEVEL.npy per level and json with id, width and height.
         "zarr": a group with an array per level as above, and the arrays width and height; ids.json.
         "parquet": one file, a row per image: id, width, height and a list of numbers per level; of vectors only.
+    partial: the folder may be unfinished; images of files that are missing are left out.
 
     bfloat16, which NumPy does not know, becomes float32. All but "webdataset" take maps of one shape only. `out`
-    appears when all of it is written. Raises ArgumentError for another format, and for shapes it cannot hold;
-    OutputError if the folder is none of maps, or `out` exists or cannot be written; MissingPackageError without the
+    appears when all of it is written. Raises ArgumentError for another format, for a folder in which every image
+    failed, and for shapes the format cannot hold; OutputError if the folder is none of maps or unfinished, or `out`
+    exists, is an address, is being written by another process or cannot be written; MissingPackageError without the
     format's package.
     """
     if format not in WRITERS:
         raise ArgumentError(f"format={format!r}: choose one of {tuple(WRITERS)}")
-    dataset, out = FeatureDataset(folder), Path(out)
+    out = local(out)
+    require_new(out)
+    require_package(format)
+    dataset = FeatureDataset(folder)
+    require_complete(f"{dataset.folder} is unfinished", dataset._meta, dataset._names, partial)
     if unsafe := [level for level in dataset.levels if not _is_file_name(level) or level in TAKEN]:
         raise ArgumentError(f"level {unsafe[0]!r} of {dataset.folder} cannot be the name of a file or a column")
-    require_new(out)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        _remove(part)
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if not len(dataset):
+        raise ArgumentError(f"{dataset.folder} has no image that was extracted, so there is nothing to write")
+    with alone(out), new_file_or_folder(out) as part:
         WRITERS[format](dataset, part)
-        os.replace(part, out)
-    except OSError as error:
-        _remove(part)
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {out}: {error}") from error
-    except BaseException:
-        _remove(part)
-        raise
     return len(dataset)
 
 
 def _is_file_name(level: str) -> bool:
     """Whether it can be part of a file's name, which does not lead out of a folder."""
     return level.strip(".") != "" and not set(level) & set('/\\:*?"<>|')
-
-
-def require_new(out: Path) -> None:
-    """OutputError if something is there already."""
-    if os.path.lexists(out):
-        raise OutputError(f"{out} exists: name a new one, or remove it")
 
 
 def require_package(format: Format) -> Any:
@@ -86,21 +76,12 @@ def require_package(format: Format) -> Any:
         ) from error
 
 
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.unlink(missing_ok=True)
-
-
 def _numbers(map_: Tensor) -> np.ndarray:
     return (map_.float() if map_.dtype == torch.bfloat16 else map_).numpy()
 
 
 def _levels(dataset: FeatureDataset, format: Format) -> Levels:
     """Dtype and shape of the rows of each level; ArgumentError if they have several."""
-    if not len(dataset):
-        raise ArgumentError(f"{dataset.folder} has no image that was extracted, so there is nothing to write")
     first = {level: _numbers(map_) for level, map_ in dataset[0].maps.items()}
     for level, numbers in first.items():
         shapes = {header.shape(level, row) for header in dataset._headers for row in range(header.rows)}
@@ -117,31 +98,42 @@ def _levels(dataset: FeatureDataset, format: Format) -> Levels:
 
 
 def _write_npy(dataset: FeatureDataset, out: Path) -> None:
-    levels = _levels(dataset, "npy")
+    """Arrays are written and not mapped: a process that maps a file ends where the disk is full."""
     out.mkdir()
-    arrays = {
-        level: np.lib.format.open_memmap(out / f"{level}.npy", "w+", dtype, (len(dataset), *shape))
-        for level, (dtype, shape) in levels.items()
-    }
-    for row, features in enumerate(_each(dataset)):
-        for level, map_ in features.maps.items():
-            arrays[level][row] = _numbers(map_)
-    for array in arrays.values():
-        array.flush()
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for level, (dtype, shape) in _levels(dataset, "npy").items():
+            files[level] = stack.enter_context((out / f"{level}.npy").open("wb"))
+            header = {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (len(dataset), *shape),
+            }
+            np.lib.format.write_array_header_1_0(files[level], header)
+        for features in _each(dataset):
+            for level, map_ in features.maps.items():
+                files[level].write(_numbers(map_).data)
     _write_ids(dataset, out)
 
 
 def _write_webdataset(dataset: FeatureDataset, out: Path) -> None:
-    """Keys are numbers, since an id may hold dots, which end a key."""
     writing = require_package("webdataset")
     out.mkdir()
-    folder = os.path.abspath(out).replace("%", "%%")  # the pattern is formatted with the tar's number
-    with writing.ShardWriter(f"{folder}/%06d.tar", maxsize=TAR_BYTES, maxcount=2**62, verbose=0) as writer:
-        for row, features in enumerate(_each(dataset)):
-            width, height = features.size
-            maps = {f"{level}.npy": _numbers(map_) for level, map_ in features.maps.items()}
-            facts = {"id": features.id, "width": width, "height": height}
-            writer.write({"__key__": f"{row:09d}", "json": facts, **maps})
+    row = tar = 0
+    while row < len(dataset):
+        nbytes = 0
+        with (out / f"{tar:06d}.tar").open("wb") as file, writing.TarWriter(file) as writer:
+            while row < len(dataset) and nbytes < TAR_BYTES:
+                nbytes += writer.write(_sample(row, dataset[row]))
+                row += 1
+        tar += 1
+
+
+def _sample(row: int, features: Features) -> dict[str, Any]:
+    """What WebDataset stores of an image. Keys are numbers, since an id may hold dots, which end a key."""
+    width, height = features.size
+    maps = {f"{level}.npy": _numbers(map_) for level, map_ in features.maps.items()}
+    return {"__key__": f"{row:09d}", "json": {"id": features.id, "width": width, "height": height}, **maps}
 
 
 def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
@@ -174,11 +166,11 @@ def _write_parquet(dataset: FeatureDataset, out: Path) -> None:
         level: pyarrow.list_(pyarrow.from_numpy_dtype(dtype), shape[0]) for level, (dtype, shape) in levels.items()
     }
     schema = pyarrow.schema([("id", pyarrow.string()), ("width", number), ("height", number), *vectors.items()])
-    with parquet.ParquetWriter(out, schema) as writer:
+    with out.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
         for start in range(0, len(dataset), TABLE_ROWS):
             part = [dataset[row] for row in range(start, min(start + TABLE_ROWS, len(dataset)))]
             widths, heights = zip(*(one.size for one in part), strict=True)
-            columns: list[Any] = [[one.id for one in part], widths, heights]
+            columns: list[Any] = [[cell_text(one.id) for one in part], widths, heights]
             columns = [pyarrow.array(column, type_) for column, type_ in zip(columns, schema.types, strict=False)]
             for level, type_ in vectors.items():
                 values = np.concatenate([_numbers(one.maps[level]) for one in part])

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..whole_files import folder_to_disk
 from .folder import begun, described, differing, headers, require_alone, shards_in
 from .header import Header, number_of
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
-from .shard import rename_whole
 from .sources import Items, Source
 
 Again = Callable[[Header], Iterable[str]]  # ids of a shard's images that are to be done again
@@ -93,7 +93,7 @@ def settle(folder: Path, plan: Plan, items: Items, again: Again, recorded: Mappi
         return work
     write_meta(folder, wanted, NEXT)
     if not len(work.items):
-        rename_whole(folder / NEXT, META)
+        _begin(folder)
     return work
 
 
@@ -106,7 +106,13 @@ def finish(folder: Path) -> None:
         there = {header.number for header in stored(folder, pending)}
         if not there.issuperset(chain.from_iterable(plan.numbers for plan in pending.generations)):
             return
-        rename_whole(folder / NEXT, META)
+        _begin(folder)
+
+
+def _begin(folder: Path) -> None:
+    """Have the folder be of the generation that is written down as the next one."""
+    (folder / NEXT).replace(folder / META)
+    folder_to_disk(folder)
 
 
 def _grown(folder: Path, there: Meta, items: Items, again: Again, recorded: Mapping[str, Any]) -> tuple[Meta, Work]:

@@ -33,8 +33,9 @@ class Place(NamedTuple):
 class Header:
     """What a shard's header says: its number; by row ids, sources, sizes and stamps; failures; places by name.
 
-    version: of the file that it was read from. directory: which relative sources are seen from. stored: by row, the
-    row of the file, where others of the file are left out.
+    version: of the file that it was read from. digest: SHA-256 of what the file holds, in files that have one.
+    directory: which relative sources are seen from. stored: by row, the row of the file, where others of the file are
+    left out.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Header:
     failed: tuple[Failure, ...]
     tensors: dict[str, Place]
     version: Version | None
+    digest: str | None = None
     directory: str = ""
     stored: Sequence[int] | None = None
 
@@ -134,6 +136,7 @@ def _checked(file: ShardFile, number: int, plan: Plan) -> Header:
         tuple(Failure(*Value(one.held, one.path).texts()) for one in said["errors"].each() if _is_failure(one)),
         _tensors(described, len(said["ids"].array()), plan, (8 + length, total)),
         file.version,
+        None if (digest := said.get("digest")) is None else digest.text(),
         plan.directory,
     )
     _require_every_item(header, plan)

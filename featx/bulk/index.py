@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..whole_files import local
 from .folder import INDEX, described
 from .growth import latest, stored
 from .header import Header
 from .meta import Meta, require_meta
-from .parquet import require_pyarrow
+from .parquet import cell_text, require_pyarrow
 from .shard import shard_name, write_whole
 
 ROWS_PER_GROUP = 2**16
@@ -22,7 +23,7 @@ def write_index(folder: str | Path) -> int:
     shard is not there yet are not in it. Raises OutputError if the folder is none of maps or cannot be written,
     MissingPackageError without pyarrow.
     """
-    folder = Path(folder)
+    folder = local(folder)
     pyarrow, parquet = require_pyarrow()
     meta = require_meta(folder)
     levels = [level.name for level in meta.plan.levels]
@@ -39,7 +40,7 @@ def write_index(folder: str | Path) -> int:
     def save(part: Path) -> None:
         nonlocal count
         waiting = []
-        with parquet.ParquetWriter(part, schema) as writer:
+        with part.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
             for header, status in _with_status(folder, require_meta(folder)):
                 waiting.append(pyarrow.table(_columns(header, status, levels), schema))
                 count += waiting[-1].num_rows
@@ -69,13 +70,13 @@ def _columns(header: Header, status: str, levels: list[str]) -> dict[str, list[A
     failed, rows, name = header.failed, range(header.rows), shard_name(header.number)
     nothing = [None] * len(failed)
     return {
-        "id": [*header.ids, *(one.id for one in failed)],
-        "source": [*header.sources, *(one.source for one in failed)],
+        "id": [cell_text(id_) for id_ in (*header.ids, *(one.id for one in failed))],
+        "source": [cell_text(source) for source in (*header.sources, *(one.source for one in failed))],
         "shard": [*[name] * header.rows, *nothing],
         "row": [*map(header.stored_row, rows), *nothing],
         **{f"shape of {level}": [*(header.shape(level, row) for row in rows), *nothing] for level in levels},
         "width": [*(width for width, _ in header.sizes), *nothing],
         "height": [*(height for _, height in header.sizes), *nothing],
         "status": [status] * header.rows + ["failed" if status == "ok" else status] * len(failed),
-        "error": [*[None] * header.rows, *(one.reason for one in failed)],
+        "error": [*[None] * header.rows, *(cell_text(one.reason) for one in failed)],
     }

@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import ArgumentError, OutputError, shortened
+from ..whole_files import local, part_name
+from .completeness import require_complete
 from .folder import Slice, begun, opened, recipe_differences, sweep
 from .growth import current, stored
 from .index import write_index
 from .meta import META, NEXT, Meta, read_meta
 from .parquet import require_pyarrow
-from .shard import part_name, shard_name, write_whole
+from .shard import shard_name, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +36,26 @@ class Merged:
     failed: int
 
 
-def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
+def merge(folders: Iterable[str | Path], out: str | Path, *, partial: bool = False) -> Merged:
     """Join folders that runs with `shard="i/n"` made each for itself; `out` is as one run would have made it.
 
     out: a new folder, or one of the same extraction, such as one of those given, which is added to. Files are hard
     links where the file system has them, and copies elsewhere; the folders given stay as they are. Of a shard that
     several have, the one is taken in which fewest images failed.
 
-    What is missing does not stop it: the same `featx extract` on `out`, or merging again, adds it.
+    partial: files may be missing: the same `featx extract` on `out`, or merging again, adds them.
 
     Raises ArgumentError for no folder, OutputError showing what differs for folders of different recipes or images, for
-    one that holds no maps and if `out` cannot be written, MissingPackageError without pyarrow.
+    one that holds no maps, if no folder has some file and if `out` cannot be written, MissingPackageError without
+    pyarrow.
     """
     require_pyarrow()
-    given, out = _each_once(folders), Path(out)
+    given, out = _each_once(folders), local(out)
     facts = _described(given)
     _require_one_extraction(facts)
     meta = facts[given[0]]
+    found = _candidates([*given, out] if out.is_dir() else given, meta)
+    require_complete(f"{out} would be unfinished", meta, map(shard_name, found), partial)
     recorded = {**meta.recorded, "merged": [str(folder) for folder in given]}
     with opened(out, Slice(), lambda: begun(out, replace(meta, recorded=recorded))) as there:
         _require_one_extraction({given[0]: meta, out: there})
@@ -69,17 +74,6 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> Merged:
         {number: places for number, places in doubled.items() if _are_several(places, number)},
         *_counts(out, meta),
     )
-
-
-def as_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: "0, 3-5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _each_once(folders: Iterable[str | Path]) -> list[Path]:

@@ -109,6 +109,11 @@ class Meta:
     def batch_size(self) -> int | None:
         return self.recorded.get("batch_size")
 
+    @property
+    def shards(self) -> int:
+        """How many shards all generations have."""
+        return sum(len(plan.numbers) for plan in self.generations)
+
     def generation_of(self, shard: int) -> Plan | None:
         """The generation that a shard's number is of."""
         for plan in self.generations:

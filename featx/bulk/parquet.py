@@ -1,4 +1,4 @@
-"""The optional package that reads and writes Parquet."""
+"""The optional package that reads and writes Parquet, and the texts that it takes."""
 
 from typing import Any
 
@@ -15,3 +15,8 @@ def require_pyarrow() -> tuple[Any, Any]:
             "tables of images are Parquet files, which pyarrow reads and writes: pip install 'featx[extract]'"
         ) from error
     return pyarrow, pyarrow.parquet
+
+
+def cell_text(text: str) -> str:
+    r"""A text as a cell of a table holds it: surrogates, which UTF-8 cannot hold, as \udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()

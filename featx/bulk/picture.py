@@ -10,7 +10,10 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, OutputError
 from ..features import FeatureInfo, Levels
 from ..json_checks import Value
+from ..locks import MOMENT
 from ..preprocessing import DataConfig, cropped
+from ..whole_files import alone, local, whole_file
+from .completeness import require_complete
 from .dataset import FeatureDataset, Features
 from .sources import read_file
 from .systems import fetched, is_address, read_whole
@@ -21,18 +24,21 @@ if TYPE_CHECKING:
 GONE = "#808080"  # in place of a picture that cannot be opened any more
 
 
-def save_picture(folder: str | Path, path: Path, count: int = 4) -> None:
+def save_picture(folder: str | Path, path: Path, count: int = 4, *, partial: bool = False) -> None:
     """Write a picture (.png) of `count` images evenly spread over the folder, as the model saw them, and their maps.
 
     Colours are principal components of all of these together, so that they mean the same in each. An image that is not
     where it was is gray. Raises ArgumentError for a count below 1, and for a folder without maps, such as one of
-    vectors; OutputError if the picture cannot be written; MissingPackageError without matplotlib.
+    vectors; OutputError if the folder is unfinished, unless `partial` allows that, and if the picture cannot be
+    written; MissingPackageError without matplotlib.
     """
     if count < 1:
         raise ArgumentError(f"count={count}: expected at least one image")
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: name a picture that ends with .png")
+    path = local(path)
     dataset = FeatureDataset(folder)
+    require_complete(f"{folder} is unfinished", dataset._meta, dataset._names, partial)
     decided = dataset.meta["decided"]
     levels = [level for level in dataset._meta.plan.levels if level.pooling == "none"]
     if not levels or not len(dataset):
@@ -99,8 +105,5 @@ def _save(path: Path, shown: list[Features], pictures: "list[Image]", levels: li
     for figure in figures:
         sheet.paste(figure, (0, top))
         top += figure.height
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with alone(path, MOMENT), whole_file(path) as part:
+        sheet.save(part, "PNG")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, FeatxError
 from ..features import OutIndices
+from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
 from .ahead import end_where_main_is_imported
 from .batch_size import fastest_batch_size
@@ -98,7 +99,7 @@ def extract(
     resources = resources.settled()
     if resources.decoders == "processes":
         end_where_main_is_imported()
-    part, folder = slice_of(shard), Path(out)
+    part, folder = slice_of(shard), local(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs, out=folder)
     extractor, called = extractor_for(model, out_indices, recipe)
     job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)

@@ -3,14 +3,14 @@
 A safetensors file. A level whose rows have one shape is one tensor (rows, ...) named after it; otherwise row r of it is
 a tensor named "level/r". The entry "featx" of its metadata is JSON: `shard`, its number; `plan`, the fingerprint of
 what it belongs to; `levels`; by row `ids`, `sources`, `sizes` (width, height) and `stamps` (bytes and time of last
-change, or null); `errors`, by image that could not be extracted a list of id, source and reason.
+change, or null); `errors`, by image that could not be extracted a list of id, source and reason; `digest`, the SHA-256
+of all of that, of names and shapes of the tensors and of their bytes, which files of earlier versions lack.
 """
 
+import hashlib
 import json
 import os
-import platform
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import OutputError
 from ..json_checks import MOST_VALUES, values_in
+from ..whole_files import whole_file
 
 KEY = "featx"  # one entry, because safetensors writes several in any order
 LONGEST_HEADER = 32 * 2**20  # bytes; that of 4,096 images has about a million
@@ -60,8 +61,8 @@ class Shard:
     def name(self) -> str:
         return shard_name(self.number)
 
-    def metadata(self) -> dict[str, str]:
-        facts = {
+    def metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        facts: dict[str, Any] = {
             "shard": self.number,
             "plan": self.plan,
             "levels": list(self.levels),
@@ -71,7 +72,16 @@ class Shard:
             "stamps": self.stamps,
             "errors": [[one.id, one.source, one.reason] for one in self.failed],
         }
-        return {KEY: json.dumps(facts)}
+        names = sorted(tensors)  # the order that safetensors writes tensors of one dtype in
+        digest = digest_of(facts, {name: tensors[name].shape for name in names})
+        for name in names:
+            digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        return {KEY: json.dumps({**facts, "digest": digest.hexdigest()})}
+
+
+def digest_of(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> "hashlib._Hash":
+    """SHA-256 of what a header says but its digest, to which the bytes after the header are added."""
+    return hashlib.sha256(json.dumps([facts, {name: list(shapes[name]) for name in sorted(shapes)}]).encode())
 
 
 def stamp_of(source: str) -> Stamp | None:
@@ -94,16 +104,6 @@ def shard_name(number: int) -> str:
     return f"maps-{number:06d}.safetensors"
 
 
-def part_name(name: str, writer: str | None = None) -> str:
-    """What a file is called while it is written, by this process if not by another: two may have the same shard.
-
-    A cluster that takes a machine for dead gives its shard to another one, and the first may still write.
-    """
-    if writer is None:
-        writer = f"{re.sub(r'[^A-Za-z0-9]+', '-', platform.node())}-{os.getpid()}"
-    return f".{name}.{writer}.part"
-
-
 def write_shard(folder: Path, shard: Shard) -> int:
     """Write the file, replacing one of that name at once; its bytes. The maps are used up. OutputError if it fails."""
     tensors: dict[str, Tensor] = {}
@@ -113,7 +113,7 @@ def write_shard(folder: Path, shard: Shard) -> int:
             tensors[level] = torch.stack(rows)
         else:
             tensors |= {f"{level}/{number}": row.clone() for number, row in enumerate(rows)}
-    metadata = shard.metadata()
+    metadata = shard.metadata(tensors)
     text = json.dumps({**metadata, **dict.fromkeys(tensors, "." * LONGEST_ENTRY)})
     if len(text) > LONGEST_HEADER or values_in(text) + 9 * len(tensors) > MOST_VALUES:
         raise OutputError(f"{folder / shard.name} would say more than one file may: choose a smaller rows_per_shard")
@@ -121,38 +121,13 @@ def write_shard(folder: Path, shard: Shard) -> int:
     return (folder / shard.name).stat().st_size
 
 
-def write_whole(folder: Path, name: str, save: Any) -> None:
+def write_whole(folder: Path, name: str, save: Callable[[Path], object]) -> None:
     """Have `save` write a file that appears under its name, and on the disk, whole or not at all.
 
     save: called with the path to write to. Raises OutputError if it fails, and leaves nothing then.
     """
-    part = folder / part_name(name)
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # as the user's umask has it; safetensors makes files private
-        save(part)
-        part.chmod(mode)
-        _to_disk(part)
-        rename_whole(part, name)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {folder / name}: {error}") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def rename_whole(path: Path, name: str) -> None:
-    """Give a file that is on the disk another name in its folder, on the disk too, replacing what has it."""
-    path.replace(path.with_name(name))
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        _to_disk(path.parent)
-
-
-def _to_disk(path: Path) -> None:
-    """Ask that a file's content, or a folder's names, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with whole_file(folder / name) as part:
+        try:
+            save(part)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
+from .completeness import require_complete
 from .folder import shards_in
 from .growth import current
 from .header import Header, number_of, read_header
@@ -74,17 +75,19 @@ class Statistics:
         return not self.damaged and not any(level.not_finite for level in self.levels)
 
 
-def stats(folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None) -> Statistics:
+def stats(
+    folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None, *, partial: bool = False
+) -> Statistics:
     """Count and measure what is in a folder of maps, or at an address that fsspec knows; every number is read once.
 
     Sums are in double precision, and memory stays flat. progress: called with the files done and all there are.
-    Raises OutputError if the folder is none of maps.
+    partial: the folder may be unfinished. Raises OutputError if the folder is none of maps, or unfinished.
     """
     folder = os.fspath(folder)
-    meta = require_meta(folder)
+    meta, names = require_meta(folder), shards_in(folder)
+    require_complete(f"{folder} is unfinished", meta, names, partial)
     plan = meta.plan
-    planned = sum(len(generation.numbers) for generation in meta.generations)
-    found = Statistics(plan.decided["model"], plan.dtype, (meta.images, planned))
+    found = Statistics(plan.decided["model"], plan.dtype, (meta.images, meta.shards))
     found.levels = [LevelStatistics(one.name, one.chs, one.reduction, one.pooling) for one in plan.levels]
     moments = [_Moments() for _ in found.levels]
     headers = current(list(_sound(folder, meta, found)), meta)

@@ -22,10 +22,16 @@ Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or
 Target = Annotated[Path, typer.Option("--out", help="Folder to write, or file for parquet; a new one.")]
 
 
+Partial = Annotated[bool, typer.Option("--partial", help="Take what is there of a folder that is unfinished.")]
+
+
 def convert(
-    folder: Source, target: Target, to: Annotated[Formats, typer.Option("--format", help="Format to write.")]
+    folder: Source,
+    target: Target,
+    to: Annotated[Formats, typer.Option("--format", help="Format to write.")],
+    partial: Partial = False,
 ) -> None:
     """Write a folder of maps as NumPy arrays, tars for WebDataset, a Zarr group or, vectors only, a Parquet table."""
     from ..bulk.formats import convert as converted
 
-    tell_converted(target, converted(folder, target, to.value), to.value)
+    tell_converted(target, converted(folder, target, to.value, partial=partial), to.value)

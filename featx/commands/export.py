@@ -40,9 +40,9 @@ def export(
     ] = Precision.float32,
 ) -> None:
     """Write a model's maps to a file that runs without featx's models: ONNX, or compiled code."""
-    from featx.runtime.export import description_in, format_of
+    from featx.runtime.export import description_in, require_target
 
-    format_of(file)  # before minutes go into weights
+    require_target(file)  # before minutes go into weights
     extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
     example = None
     if size is not None or batch_size > 1:

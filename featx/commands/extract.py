@@ -12,6 +12,7 @@ import typer
 
 import featx
 
+from ..whole_files import local
 from .convert import Formats
 from .options import (
     Checkpoint,
@@ -155,7 +156,7 @@ def extract(
     from ..bulk import extract as extracted
     from ..runtime.allocator import keep_freed_memory
 
-    poolings, batch = _poolings(pool), _batch_size(batch_size)
+    poolings, batch, folder = _poolings(pool), _batch_size(batch_size), local(folder)
     pooling = poolings[0] if len(poolings) == 1 else poolings
     recipe = Recipe(
         pooling,
@@ -211,8 +212,14 @@ def extract(
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
     """Write index.parquet of a folder of maps anew, from the headers of its files."""
     from ..bulk import write_index
+    from ..bulk.completeness import as_ranges, missing_shards
+    from ..bulk.folder import shards_in
+    from ..bulk.meta import require_meta
 
     out.print(f"{folder / 'index.parquet'}: {write_index(folder)} images", soft_wrap=True)
+    meta = require_meta(folder)
+    if missing := missing_shards(meta, shards_in(str(folder))):
+        err.print(f"unfinished: files {as_ranges(missing)} of {meta.shards} are missing", soft_wrap=True)
 
 
 def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str], keep_aspect: bool) -> Path | None:

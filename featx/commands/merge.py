@@ -10,15 +10,16 @@ from .options import err, out
 SHOWN = 10
 
 Folders = Annotated[list[Path], typer.Argument(help="Folders that featx extract --shard I/N wrote.", metavar="DIR…")]
+Partial = Annotated[bool, typer.Option("--partial", help="Merge although files are missing still.")]
 Target = Annotated[Path, typer.Option("--out", help="Folder for all of it: a new one, or one to add to.")]
 
 
-def merge(folders: Folders, folder: Target) -> None:
-    """Join folders that jobs made with --shard, each its own. Exits with 1 if a file is missing still."""
-    from ..bulk.merge import as_ranges
+def merge(folders: Folders, folder: Target, partial: Partial = False) -> None:
+    """Join folders that jobs made with --shard, each its own."""
+    from ..bulk.completeness import as_ranges
     from ..bulk.merge import merge as merged
 
-    done = merged(folders, folder)
+    done = merged(folders, folder, partial=partial)
     failed = f", {done.failed} failed" if done.failed else ""
     out.print(
         f"maps of {done.written} images{failed}, {done.shards} files in {folder}, {done.added} of them new",
@@ -35,4 +36,3 @@ def merge(folders: Folders, folder: Target) -> None:
             f"or go on with featx extract --out {folder}",
             soft_wrap=True,
         )
-        raise typer.Exit(1)

@@ -10,6 +10,7 @@ import typer
 import featx
 
 from ..images import find_images
+from ..whole_files import local
 from .looking import DRAW, Chosen, Look, Seeing, What, look
 from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, Values, out, values_of
 
@@ -68,7 +69,7 @@ def show(
     """Draw what models see in photographs: maps, channels, norms, attention, GradCAM, similarity."""
     given = {"--levels": levels, "--blocks": blocks, "--point": point, "--target": target, "--compare": compare}
     _require_taken(what, given)
-    images = find_images(images)
+    images, picture = find_images(images), local(picture)
     _require_place(picture, images)
     values = values_of(pretrained, checkpoint, random_weights)
     if compare and checkpoint:

@@ -16,6 +16,7 @@ from rich.table import Table
 import featx
 
 from ..errors import escaped
+from .convert import Partial
 from .options import err, out
 
 if TYPE_CHECKING:
@@ -27,35 +28,44 @@ Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 Picture = Annotated[Path | None, typer.Option(help="Write a picture (.png) of a few images and their maps.")]
 Files = Annotated[bool, typer.Option("--sources", help="Tell instead which image files changed, or are gone.")]
+Check = Annotated[bool, typer.Option("--check", help="Compare the files instead with their checksums.")]
 Shown = Annotated[int, typer.Option("--images", min=1, help="Images in the picture.")]
 
 
 def stats(
-    folder: Source, json_: AsJson = False, picture: Picture = None, images: Shown = 4, sources: Files = False
+    folder: Source,
+    json_: AsJson = False,
+    picture: Picture = None,
+    images: Shown = 4,
+    sources: Files = False,
+    check: Check = False,
+    partial: Partial = False,
 ) -> None:
     """Count and measure a folder of maps. Exits with 1 if a file is damaged or a number is not finite.
 
-    With --sources, exits with 1 if an image file is another one now, or gone.
+    With --sources, exits with 1 if an image file is another one now, or gone. With --check, exits with 1 if a file's
+    bytes are others than were written.
     """
-    if sources and picture is not None:
-        raise featx.ArgumentError("--sources only looks for image files: draw --picture by a command of its own")
-    found = _sources(folder, json_) if sources else _numbers(folder, json_)
+    if sources + check + (picture is not None) > 1:
+        raise featx.ArgumentError("--sources, --check and --picture exclude each other: call featx stats for each")
+    tell = _sources if sources else _checksums if check else _numbers
+    found = tell(folder, json_, partial)
     if picture is not None:
         from ..bulk.picture import save_picture
 
-        save_picture(folder, picture, images)
+        save_picture(folder, picture, images, partial=partial)
         err.print(f"picture: {picture}", soft_wrap=True)
     if not found:
         raise typer.Exit(1)
 
 
-def _numbers(folder: str, json_: bool) -> bool:
+def _numbers(folder: str, json_: bool, partial: bool) -> bool:
     """Tell what is in the folder; whether it is sound."""
     from ..bulk.stats import as_json
     from ..bulk.stats import stats as measured
 
     with _bar(json_) as progress:
-        found = measured(folder, progress)
+        found = measured(folder, progress, partial=partial)
     if json_:
         sys.stdout.write(json.dumps(as_json(found)) + "\n")
     else:
@@ -63,12 +73,12 @@ def _numbers(folder: str, json_: bool) -> bool:
     return found.sound
 
 
-def _sources(folder: str, json_: bool) -> bool:
+def _sources(folder: str, json_: bool, partial: bool) -> bool:
     """Tell what became of the image files; whether all are as they were, as far as that is known."""
     from ..bulk import check_sources
 
     with _bar(json_) as progress:
-        found = check_sources(folder, progress)
+        found = check_sources(folder, progress, partial=partial)
     if json_:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
     else:
@@ -77,6 +87,20 @@ def _sources(folder: str, json_: bool) -> bool:
         for title, places in (("changed, for extract --retry-changed:", found.changed), ("gone:", found.gone)):
             _tell_some(title, [f"{id_}: {place}" for id_, place in places.items()])
     return not found.changed and not found.gone
+
+
+def _checksums(folder: str, json_: bool, partial: bool) -> bool:
+    """Tell which files hold other bytes than were written; whether none does."""
+    from ..bulk import check_files
+
+    with _bar(json_) as progress:
+        found = check_files(folder, progress, partial=partial)
+    if json_:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    else:
+        out.print(f"files: {found.sound} sound, {len(found.damaged)} damaged, {found.unknown} without a checksum")
+        _tell_some("damaged:", list(found.damaged.values()))
+    return not found.damaged
 
 
 @contextmanager

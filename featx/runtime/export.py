@@ -1,16 +1,15 @@
 """Extractors as files that run without featx's models: ONNX, and packages of AOTInductor."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, MissingPackageError, OutputError, WeightsNotFoundError
+from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared
 from .aot import describe_pt2, read_pt2
@@ -54,7 +53,8 @@ def export(
     path: ending in ".onnx", for ONNX Runtime, OpenVINO and whatever else reads ONNX: its input is called `images`, its
         outputs as the levels, with _ for what is no letter or digit, in ascending order of levels. Or in ".pt2": code
         for this kind of machine, which needs a C++ compiler to be written, and none to be run. Weights of more than
-        1 GiB are beside an ONNX file, in one that ends in ".onnx.data". A file that is there is replaced, at once.
+        1 GiB are beside an ONNX file, in one that ends in ".onnx.data". A file that is there is replaced, at once, with
+        the one beside it. A folder that is not there is made.
     dtype: None keeps the model's. torch.int8 calibrates an ONNX file on `example`; packages compute in any float.
     example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
     dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
@@ -66,23 +66,45 @@ def export(
     Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
     a model that cannot be captured or compiled, or not with such `dynamic`, and OutputError.
     """
-    path = Path(path)
     model = require_extractor(model, "export")
+    path = require_target(path)
     format_ = format_of(path)
     if dynamic not in get_args(Dynamic):
         raise ArgumentError(f"dynamic={dynamic!r}: choose one of {get_args(Dynamic)}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
     require_engine(format_.runtimes[0], model, dtype, example is not None)
-    try:
-        with TemporaryDirectory(dir=path.parent, prefix=".featx-") as folder:
-            written = Path(folder) / path.name
-            _write(model, written, format_, (dtype, example, dynamic))
-            for file in (beside(written), written):  # what the file refers to first
-                if file.exists():
-                    os.replace(file, path.parent / file.name)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with alone(path, also=[beside(path).name]), workspace(path) as folder:
+        written = folder / path.name
+        _write(model, written, format_, (dtype, example, dynamic))
+        _place(written, path)
+
+
+def require_target(path: str | Path) -> Path:
+    """The path of a file to write, whose folder is made.
+
+    Raises:
+        ArgumentError: the path ends in no known format.
+        OutputError: it is an address or a folder, or its folder cannot be made or written.
+    """
+    path = local(path)
+    format_of(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file")
+    with alone(path, also=[beside(path).name]):
+        return path
+
+
+def _place(written: Path, path: Path) -> None:
+    """Move a file to its path, after the one with its weights, if there is one; else remove that of a file before."""
+    weights = beside(written)
+    has_weights = weights.exists()
+    for file in [weights] * has_weights + [written]:
+        to_disk(file)
+        file.replace(path.parent / file.name)
+    if not has_weights:
+        beside(path).unlink(missing_ok=True)
+    folder_to_disk(path.parent)
 
 
 def _write(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import InputError, MissingPackageError, OutputError
 from ..features import FeatureInfo
+from ..locks import MOMENT
+from ..whole_files import alone, local, whole_file
 from .points import Point
 
 if TYPE_CHECKING:
@@ -128,11 +130,9 @@ def as_heat(heat: Tensor) -> Tensor:
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure in the format its name ends with; OutputError if that is unknown or the file cannot be written."""
     require_format(path, sorted(figure.canvas.get_supported_filetypes()))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DOTS_PER_INCH)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    path = local(path)
+    with alone(path, MOMENT), whole_file(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
 
 
 def png_of(figure: "Figure") -> bytes:

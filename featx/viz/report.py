@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import OutputError
 from ..features import Levels
+from ..locks import MOMENT
+from ..whole_files import alone, local, whole_file
 from .panels import png_of
 
 if TYPE_CHECKING:
@@ -57,11 +58,9 @@ def report(title: str, facts: Iterable[str], tables: Mapping[str, Levels], secti
 
 def write_report(page: str, path: Path) -> None:
     """Write a page in UTF-8; OutputError if that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    path = local(path)
+    with alone(path, MOMENT), whole_file(path) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def _table(name: str, levels: Levels) -> str:

@@ -1,11 +1,9 @@
 """Models as folders of safetensors and `config.json`, which timm reads, too, and as repositories on the Hub."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from shutil import copymode
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,29 +13,29 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..empty import without_values
 from ..errors import ArgumentError, OutputError
+from ..whole_files import alone, local, whole_file
 from ..wrappers import FeatureExtractWrapper
 from .hub_format import config_json
+
+PATIENCE = 600.0  # seconds to wait for another process that saves to the same place
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
     """Write a model that `create_model` built into a folder: `model.safetensors` and `config.json`, in timm's format.
 
     `create_model("local-dir:<folder>", pretrained=True)` builds it again, and so does timm's for a classifier whose
-    fields timm has. An extractor is saved with the levels it gives. Files that are there are replaced, each at once.
+    fields timm has. An extractor is saved with the levels it gives. Files that are there are replaced, each at once,
+    when both are written. Of processes that save into one folder at once, one waits for the other.
 
-    Raises ArgumentError for a model that could not be built again, OutputError if the folder cannot be written.
+    Raises ArgumentError for a model that could not be built again, OutputError if the folder is an address or cannot be
+    written.
     """
-    folder = Path(folder)
+    folder = local(folder)
     config = description(model)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(model.state_dict(), folder / "model.safetensors")
-        with TemporaryDirectory(dir=folder) as there:
-            written = Path(there) / "config.json"
-            written.write_text(json.dumps(config, indent=2) + "\n")
-            os.replace(written, folder / "config.json")
-    except OSError as error:
-        raise OutputError(f"cannot save into {folder}: {error}") from error
+    tensors, said = folder / "model.safetensors", folder / "config.json"
+    with alone(tensors, PATIENCE, [said.name]), whole_file(said) as said_part, whole_file(tensors) as part:
+        said_part.write_text(json.dumps(config, indent=2) + "\n")
+        _write_tensors(model.state_dict(), part)
 
 
 def push_to_hub(
@@ -77,27 +75,24 @@ def description(model: nn.Module) -> dict[str, Any]:
 
 def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as the ending of the file says, whole or not at all; OutputError if that cannot be."""
+    path = local(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise OutputError(f"{path}: expected a file that ends in .safetensors, .pt or .pth")
-    try:
-        if path.suffix == ".safetensors":
-            write_tensors(state, path)
-            return
-        with TemporaryDirectory(dir=path.parent) as folder:
-            with (Path(folder) / path.name).open("wb") as file:
-                torch.save(dict(state), file)
-                os.fsync(file.fileno())
-            os.replace(file.name, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: of torch.save on a full disk
-        raise OutputError(f"cannot write {path}: {error}") from error
+    write = _write_tensors if path.suffix == ".safetensors" else _write_pickle
+    with alone(path, PATIENCE), whole_file(path) as part:
+        write(state, part)
 
 
-def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, whole or not at all; tensors that share memory are written once each.
+def _write_pickle(state: Mapping[str, Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # on a full disk
+            raise OSError(str(error)) from error
 
-    It takes the place of a file there only when it is complete and on the disk, also when tensors are mapped from that
-    very file. OSError if it cannot be written.
-    """
+
+def _write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, in which tensors that share memory are written once each; OSError if that cannot be."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -107,18 +102,10 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         if tensor.untyped_storage().data_ptr() in used:
             own[name] = tensor.clone()
         used.add(own[name].untyped_storage().data_ptr())
-    with TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        try:
-            save_file(own, written, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        plain = Path(folder) / "plain"
-        plain.touch()
-        copymode(plain, written)  # safetensors lets the owner alone read what it writes
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(written, path)
+    try:
+        save_file(own, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _require_same_names(model: nn.Module, backbone: Backbone, classes: int) -> None:
