@@ -13,7 +13,7 @@ from featx import ArgumentError, FeatureDataset, MissingPackageError, extract
 from featx.bulk import Recipe, Summary, find_items
 from featx.bulk import arrays as arrays_module
 from featx.bulk import search as search_module
-from featx.bulk.meta import Plan, write_meta
+from featx.bulk.meta import Meta, Plan, write_meta
 from featx.bulk.shard import Failure, Shard, write_shard
 
 CHS = 12
@@ -25,7 +25,7 @@ def written(folder: Path, vectors: np.ndarray, rows: int, dtype: str = "float32"
     levels = [{"name": "deep", "chs": vectors.shape[1], "reduction": 32, "pooling": "mean"}]
     decided = {"levels": levels, "dtype": dtype, "model": "m", "keep_aspect": False, "preprocessing": {}}
     plan = Plan(decided, len(vectors), "", rows)
-    write_meta(folder, plan, {})
+    write_meta(folder, Meta((plan,), plan.items))
     for number in range(plan.shards):
         items = [item for item in plan.items_of(number) if item not in failed]
         maps = [[torch.from_numpy(vectors[item]).to(getattr(torch, dtype)) for item in items]]

@@ -196,6 +196,24 @@ def test_a_folder_grown_ten_times_has_the_rows_of_one_extraction(tmp_path, extra
         assert all(torch.equal(map_, other.maps[level]) for level, map_ in features.maps.items())
 
 
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_arrays_and_neighbours_are_of_the_rows_that_count(tmp_path, extractor, keep_aspect):
+    """Rows between others that were removed, in files that hold maps of one shape or of several."""
+    images, out = add(tmp_path / "in", *range(9)), tmp_path / "out"
+    Image.new("RGB", (80, 40), "teal").save(images / name(1))
+    options = {"rows_per_shard": 5, "keep_aspect": keep_aspect, "pooling": ["none", "mean"]}
+    extract_threes(images, extractor, out, **options)
+    for number in (1, 3, 6):
+        (images / name(number)).unlink()
+    add(images, 80)
+    extract_threes(images, extractor, out, **options)
+    dataset = FeatureDataset(out)
+    for level in dataset.levels:
+        assert np.array_equal(dataset.to_numpy(level), np.stack([one.maps[level].numpy() for one in dataset]))
+    found = FeatureDataset(out, dataset.levels[1:]).nearest(name(4), k=9)
+    assert sorted(one.id for one in found) == names(0, 2, 5, 7, 8, 80)
+
+
 # one generation at any time
 
 

@@ -171,7 +171,7 @@ def test_the_command_takes_the_options(tmp_path):
     assert said["decided"]["allow_truncated"] is True
     assert "color_management" not in said["decided"]
     assert said["recorded"]["max_pixels"] == 9600
-    assert run(tmp_path / "a.jpg", "--out", tmp_path / "few", "--max-pixels", 9599).exit_code == 1
+    assert run(tmp_path / "a.jpg", "--out", tmp_path / "few", "--max-pixels", 9599).exit_code == 2
     assert "more than 9599" in index(tmp_path / "few")[0]["error"]
 
 

@@ -188,8 +188,8 @@ def test_maps_and_class_tokens_are_normed_as_timms_are(tmp_path, images):
         assert decided(tmp_path / f"{number}-cls")["norm"] is True
 
 
-def test_folders_made_before_norms_could_be_chosen_are_gone_on_with(tmp_path, images, classifier):
-    extract(images, classifier, tmp_path, size=SIZE)
+def test_folders_made_before_norms_and_colours_could_be_chosen_are_gone_on_with(tmp_path, images, classifier):
+    extract(images, classifier, tmp_path, size=SIZE, color_management="none")
     known = {"model", "weights", "levels", "dtype", "size", "keep_aspect", "scaled_decode", "runtime", "preprocessing"}
     assert set(decided(tmp_path)) == known
 

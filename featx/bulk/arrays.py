@@ -43,13 +43,24 @@ def rows(dataset: "FeatureDataset", level: str, first: int, last: int) -> np.nda
     while first < last:
         shard = bisect_right(dataset._starts, first) - 1
         start, end = dataset._starts[shard], min(last, dataset._starts[shard + 1])
-        header, (low, high) = dataset._headers[shard], (first - start, end - start - 1)
-        dtype, shape, begin, _ = header.place(level, low)
-        content = dataset._file(shard).read(begin, header.place(level, high).end)
-        block = torch.frombuffer(content, dtype=dtype).reshape(end - first, *shape)
-        parts.append((block.float() if dtype == torch.bfloat16 else block).numpy())
+        block = _rows_of(dataset, shard, level, range(first - start, end - start))
+        parts.append((block.float() if block.dtype == torch.bfloat16 else block).numpy())
         first = end
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _rows_of(dataset: "FeatureDataset", shard: int, level: str, wanted: range) -> torch.Tensor:
+    """Rows of one file, which has others between them where images were removed or extracted again."""
+    header, file = dataset._headers[shard], dataset._file(shard)
+    stored = [header.stored_row(row) for row in wanted]
+    places = [header.place(level, row) for row in wanted]
+    if level not in header.tensors:  # each row is a tensor of its own, somewhere in the file
+        return torch.stack(
+            [torch.frombuffer(file.read(p.start, p.end), dtype=p.dtype).reshape(p.shape) for p in places]
+        )
+    content = file.read(places[0].start, places[-1].end)
+    block = torch.frombuffer(content, dtype=places[0].dtype).reshape(-1, *places[0].shape)
+    return block if len(block) == len(stored) else block[torch.tensor(stored) - stored[0]]
 
 
 def blocks(dataset: "FeatureDataset", level: str) -> Iterator[tuple[int, np.ndarray]]:

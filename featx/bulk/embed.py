@@ -19,7 +19,7 @@ from .engine import shards
 from .extractor import extractor_for
 from .inputs import Input, find_items
 from .meta import Plan
-from .model import Model
+from .model import Model, is_filled
 from .recipe import Fields, Pooling, Recipe, Resources, parted
 from .shard import Failure
 from .sources import Items
@@ -87,6 +87,7 @@ def _vectors(
     items = Items([given], [""])
     decoder, model = decoder_for(extractor, items, recipe), Model(extractor, recipe, resources.device, 1)
     model.batch_size = resources.batch_size or fastest_batch_size(model, decoder.pixels(Image.new("RGB", (96, 64))))
+    model.fills = is_filled(len(items), model.batch_size, recipe)
     made = np.full((len(items), extractor.feature_info[0].chs), np.nan, np.float32)
     failed: list[Failure] = []
     plan = Plan({}, len(items), "", ROWS)

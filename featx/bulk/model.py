@@ -17,6 +17,14 @@ from .recipe import DTYPES, Recipe
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu")
 
 
+def is_filled(images: int, batch_size: int, recipe: Recipe) -> bool:
+    """Whether batches of so many images in all are filled up.
+
+    Not of a few images, which would be slow, nor where they keep their aspect, so that most batches are of few.
+    """
+    return images >= batch_size and not recipe.keep_aspect
+
+
 class Model:
     """An extractor on its device that takes lists of pixels. Several threads may call it at once.
 

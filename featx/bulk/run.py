@@ -27,7 +27,7 @@ from .index import write_index
 from .inputs import Input, find_items
 from .job import Job, ShardReport, Worker
 from .meta import MOST_SHARDS, Plan, read_meta
-from .model import Model
+from .model import Model, is_filled
 from .parquet import require_pyarrow
 from .progress_bar import shown
 from .recipe import Fields, Recipe, Resources, parted
@@ -149,8 +149,7 @@ def plan_job(
     rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
     plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows, column=items.column)
     _require_plan(plan, maps)
-    # A few images would be slow as whole batches, and of those that keep their aspect most batches are of few.
-    fills = len(items) >= batch_size and not recipe.keep_aspect
+    fills = is_filled(len(items), batch_size, recipe)
     return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), fills, model)
 
 
