@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -155,19 +156,17 @@ def test_files_that_are_no_images_are_counted_by_their_endings(photos):
     assert str(find_items(photos).left_out).endswith("1 .05, files of 19 more kinds")
 
 
-def test_images_in_heic_are_counted_with_what_reads_them(photos, monkeypatch):
-    monkeypatch.setattr("featx.bulk.input_search.image_suffixes", lambda: {".png"})
-    (photos / "a.heic").touch()
-    assert str(find_items(photos).left_out) == "1 .heic (pip install 'featx[heic]'), 1 .jpg, 1 .txt"
+def test_images_in_heic_are_images_that_fail_without_what_reads_them(photos, net, tmp_path_factory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (photos / "a.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(20))
+    summary = extract(photos, net, tmp_path_factory.mktemp("out") / "maps")
+    assert "pip install 'featx[heic]'" in summary.failed["a.heic"]
 
 
-def test_without_an_image_the_error_says_what_was_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.bulk.input_search.image_suffixes", lambda: {".png"})
-    for name in ("a.heic", "b.heic", "c.txt"):
+def test_without_an_image_the_error_says_what_was_there(tmp_path):
+    for name in ("a.tgz", "b.tgz", "c.txt"):
         (tmp_path / name).touch()
-    with pytest.raises(
-        ArgumentError, match=r"no image files in .*; left out: 2 \.heic \(pip install 'featx\[heic\]'\), 1 \.t"
-    ):
+    with pytest.raises(ArgumentError, match=r"no image files in .*; left out: 2 \.tgz \(unpack them, .*\), 1 \.t"):
         find_items(tmp_path)
 
 

@@ -9,10 +9,7 @@ from ..errors import escaped
 
 SHOWN_KINDS = 8
 COMPRESSED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
-HINTS = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'featx[heic]'"),
-    **dict.fromkeys(COMPRESSED, "unpack them, or pack them as .tar or .zip"),
-}
+UNPACK = "unpack them, or pack them as .tar or .zip"
 NO_ENDING, SIDECAR, EXCLUDED, TWICE = "without an ending", "sidecars of macOS or Windows", "excluded", "named twice"
 OUTPUT, NO_IMAGES = "outputs of featx", "tables without images"
 LINKS, FOLDERS = "links in tars", "folders that match a pattern without **"
@@ -30,14 +27,14 @@ class LeftOut:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The kinds in a line, with what to do about those that can be had: "5 .heic (pip install …), 3 .txt"."""
+        """The kinds in a line, with what to do about those that can be had: "5 .tgz (unpack them …), 3 .txt"."""
         told = [f"{count:,} {escaped(kind)}{_hint(kind)}" for kind, count in self.kinds.items()]
         more = len(told) - SHOWN_KINDS
         return ", ".join(told if more < 1 else [*told[:SHOWN_KINDS], f"files of {more} more kinds"])
 
 
 def _hint(kind: str) -> str:
-    return f" ({HINTS[kind]})" if kind in HINTS else ""
+    return f" ({UNPACK})" if kind in COMPRESSED else ""
 
 
 def ending_of(name: str) -> str:
