@@ -6,12 +6,32 @@ import tarfile
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor, nn
 
+import featx
 from featx.bulk import Items
 
 COLOURS = {"a.png": "red", "b/c.jpg": "lime", "b/d.png": "blue"}
 RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ALL = {"a.png": RED, "b/c.jpg": LIME, "b/d.png": BLUE}
+
+
+class Mean(nn.Module):
+    """One vector of an image: the means of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.AvgPool2d(8)
+        self.feature_info = [{"chs": 3, "reduction": 8, "name": "mean"}]
+        self.data_config = featx.DataConfig((8, 8), mean=(0, 0, 0), std=(1, 1, 1), crop=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean(x)
+
+
+def mean_of_pixels() -> featx.FeatureExtractWrapper:
+    """Its maps tell the colour of an image."""
+    return featx.FeatureExtractWrapper(Mean()).eval()
 
 
 def png(colour: str | tuple[int, ...]) -> bytes:

@@ -31,6 +31,17 @@ CLOSE = 1e-5
 COLOURS = ["red", "lime", "blue", "white", "orange", "black", "purple"]
 
 
+class Stopped:
+    """Says to stop from the n-th time on that it is asked."""
+
+    def __init__(self, shards: int) -> None:
+        self.left = shards
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
 def direct(extractor: FeatureExtractWrapper, image: Image.Image) -> list[Tensor]:
     """The maps (chs, h, w) of an image, without anything of featx.bulk."""
     with torch.inference_mode():

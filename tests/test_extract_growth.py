@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extracting import extract_threes, index, small_extractor
+from extracting import Stopped, extract_threes, index, small_extractor
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
@@ -73,17 +73,6 @@ def fresh(images: Path, extractor: FeatureExtractWrapper, out: Path) -> dict[str
     shutil.rmtree(out, ignore_errors=True)
     extract_threes(images, extractor, out)
     return maps(out)
-
-
-class Stopped:
-    """Says to stop from the n-th time on that it is asked."""
-
-    def __init__(self, shards: int) -> None:
-        self.left = shards
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 # images that are new, and images that are gone

@@ -13,10 +13,9 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coloured import ALL, BLUE, RED, colours, png, save_photos, save_tar
+from coloured import ALL, BLUE, RED, colours, mean_of_pixels, png, save_photos, save_tar
 from commanding import SMALL
 from commanding import run as run
-from torch import Tensor, nn
 
 import featx
 from featx import ArgumentError, ImageError
@@ -35,22 +34,9 @@ def kinds(items) -> dict[str, int]:
 # outputs of featx
 
 
-class Mean(nn.Module):
-    """One vector of an image: the means of its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = nn.AvgPool2d(8)
-        self.feature_info = [{"chs": 3, "reduction": 8, "name": "mean"}]
-        self.data_config = featx.DataConfig((8, 8), mean=(0, 0, 0), std=(1, 1, 1), crop=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mean(x)
-
-
 @pytest.fixture
 def net() -> featx.FeatureExtractWrapper:
-    return featx.FeatureExtractWrapper(Mean()).eval()
+    return mean_of_pixels()
 
 
 def packed(folder: Path) -> Path:

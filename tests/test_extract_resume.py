@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from extracting import Stopped, plan_of, small_extractor, ten_colours
 from extracting import extract_threes as run
-from extracting import plan_of, small_extractor, ten_colours
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -38,17 +38,6 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def maps(out: Path) -> dict[str, Tensor]:
     return {features.id: features.maps["blocks.5"] for features in FeatureDataset(out)}
-
-
-class Stopped:
-    """Says to stop from the n-th time on that it is asked."""
-
-    def __init__(self, shards: int) -> None:
-        self.left = shards
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

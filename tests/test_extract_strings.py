@@ -7,10 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coloured import BLUE, RED, pixel_of, png, save_photos
+from coloured import BLUE, RED, mean_of_pixels, pixel_of, png, save_photos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 import featx
 from featx import ArgumentError, ImageError
@@ -62,20 +61,7 @@ TEXTS = st.one_of(
 FAST = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-LONG = settings(FAST, max_examples=2000, derandomize=False)
-
-
-class Mean(nn.Module):
-    """One vector of an image: the means of its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = nn.AvgPool2d(8)
-        self.feature_info = [{"chs": 3, "reduction": 8, "name": "mean"}]
-        self.data_config = featx.DataConfig((8, 8), mean=(0, 0, 0), std=(1, 1, 1), crop=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mean(x)
+LONG = settings(FAST, max_examples=2000)
 
 
 @pytest.fixture
@@ -87,7 +73,7 @@ def photos(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def net() -> featx.FeatureExtractWrapper:
-    return featx.FeatureExtractWrapper(Mean()).eval()
+    return mean_of_pixels()
 
 
 def read(items) -> list[tuple[int, ...] | None]:
