@@ -2,7 +2,8 @@
 
 Every number is of a fresh process; the libraries take turns; medians. The file, of random weights, is in the page
 cache. Memory is beyond what the process had after its imports, and is read the Linux way. featx reads files into
-memory; it maps those in the Hub's cache, as it does any other with `mmap=True`.
+memory; it maps those in the Hub's cache, as it does any other with `mmap=True`. A small file is ready sooner by what
+building, reading and checking cost for any: a process's first model imports the families, about a tenth of a second.
 
 python benchmarks/load.py [NAME ...]
 """
