@@ -1,6 +1,7 @@
 """Whatever reads whole folders refuses one that is unfinished, or takes what is there where it is asked to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from featx import OutputError
 from featx.bulk import check_files, check_sources, merge, stats
 from featx.bulk.completeness import missing_shards
 from featx.bulk.formats import Format, convert
+from featx.bulk.meta import Meta
 from featx.bulk.picture import save_picture
 from featx.bulk.shard import shard_name
 from featx.cli import app
@@ -73,9 +75,12 @@ def test_the_command_index_tells_what_is_missing(half):
 
 def test_what_is_missing_is_known_from_names():
     plan = plan_of("a", 3, 1)
-    assert missing_shards(plan, [shard_name(0)]) == []
-    assert missing_shards(plan, []) == [0]
-    assert missing_shards(plan, [shard_name(7)]) == [0]
+    meta = Meta((plan,), 1)
+    assert missing_shards(meta, [shard_name(0)]) == []
+    assert missing_shards(meta, []) == [0]
+    assert missing_shards(meta, [shard_name(7)]) == [0]
+    grown = Meta((replace(plan, items=3, kept=(0, 2)), replace(plan, items=2, first=3)), 4)
+    assert missing_shards(grown, [shard_name(1), shard_name(2), shard_name(3)]) == [0, 4]
 
 
 def test_many_that_are_missing_are_told_in_short(tmp_path):

@@ -50,7 +50,7 @@ def test_a_checkpoint_is_named_as_the_weights(run, tmp_path, photographs, checkp
     words = ("--model", NAME, "--checkpoint", checkpoint, "--size", "64")
     ran = run("extract", photographs, *words, "--out", tmp_path / "out")
     assert ran.status == 0
-    assert f"weights: {checkpoint}\n" in ran.out
+    assert f"weights: {checkpoint}; computed on cpu\n" in ran.out
 
 
 def test_a_checkpoint_that_does_not_exist_is_an_error_that_names_it(run, tmp_path, photographs):
