@@ -39,7 +39,8 @@ def resized_centre(
     """The centre, (width, height) pixels of `crop`, of the image resized to `size`; where that is smaller, `fill`.
 
     Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others; one value in
-    a million, whose sum lies between two, is rounded to the other one. No `fill` is black. A `box` is the part of the image that is resized; its edges are at multiples of 1 / PARTS.
+    a million, whose sum lies between two, is rounded to the other one. No `fill` is black. A `box` is the part of the
+    image that is resized; its edges are at multiples of 1 / PARTS.
     """
     left, top = (_start(whole, part, rounding) for whole, part in zip(size, crop, strict=True))
     if interpolation == "nearest":
