@@ -39,7 +39,7 @@ def test_extract_with_bad_images_exits_with_1_and_names_each_with_its_reason(run
     ran = run("extract", mixed, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 1
     assert ran.out.startswith("maps of 2 images, ")
-    assert "3 images could not be extracted:\n" in ran.out
+    assert "3 images could not be extracted (--retry-failed tries again):\n" in ran.out
     for name, reason in {"empty.png": "the file is empty", "text.jpg": "not an image", "cut.jpg": "truncated"}.items():
         (line,) = [line for line in ran.out.splitlines() if name in line]
         assert line.startswith(f"  {name}: ")
@@ -174,6 +174,6 @@ def test_many_failures_are_counted_and_the_first_are_named(run, tmp_path):
     for number in range(30):
         (tmp_path / f"in/{number:02d}.png").touch()
     ran = run("extract", tmp_path / "in", *SMALL, "--out", tmp_path / "out")
-    assert "30 images could not be extracted:" in ran.out
+    assert "30 images could not be extracted (--retry-failed tries again):" in ran.out
     assert ran.out.count("the file is empty") == 20
     assert f"  … and 10 more: {tmp_path}/out/index.parquet has all of them\n" in ran.out

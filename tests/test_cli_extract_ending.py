@@ -90,7 +90,7 @@ def test_a_run_that_extracts_nothing_exits_as_one_that_could_do_nothing(run, tmp
         path.write_text("no image")
     ran = run("extract", colours, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 2
-    assert "9 images could not be extracted:" in ran.out
+    assert "9 images could not be extracted (--retry-failed tries again):" in ran.out
 
 
 def test_a_folder_made_with_other_options_is_refused_with_the_difference(run, tmp_path, colours):

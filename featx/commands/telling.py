@@ -86,7 +86,7 @@ def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) 
     if summary.removed:
         out.print(f"no longer among the inputs, marked as removed: {_images(summary.removed)}", soft_wrap=True)
     if summary.failed:
-        out.print(f"{_images(len(summary.failed))} could not be extracted:", style="red")
+        out.print(f"{_images(len(summary.failed))} could not be extracted (--retry-failed tries again):", style="red")
         for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
             out.print(f"  {escaped(id_)}: {escaped(reason)}", soft_wrap=True)
         if len(summary.failed) > SHOWN_FAILURES:
