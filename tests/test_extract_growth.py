@@ -427,6 +427,18 @@ def test_inputs_that_share_no_image_with_the_folder_are_refused(tmp_path, extrac
     assert (files(out), (out / "meta.json").read_bytes()) == before
 
 
+def test_more_files_than_there_are_numbers_are_refused(tmp_path, extractor, monkeypatch):
+    images, out = add(tmp_path / "in", *range(6)), tmp_path / "out"
+    extract_threes(images, extractor, out)
+    monkeypatch.setattr("featx.bulk.meta.MOST_SHARDS", 3)
+    before = files(out), (out / "meta.json").read_bytes()
+    add(images, *range(20, 26))
+    with pytest.raises(OutputError, match="would have 4 files of maps, more than 3: name a new folder"):
+        extract_threes(images, extractor, out)
+    assert (files(out), (out / "meta.json").read_bytes()) == before
+    assert not (out / NEXT).exists()
+
+
 def test_another_column_is_refused(tmp_path, extractor):
     add(tmp_path, *range(4))
     lines = ["id,one,two", *(f"{n},{name(n)},{name(3 - n)}" for n in range(4))]

@@ -125,6 +125,8 @@ class Meta:
 def write_meta(folder: Path, meta: Meta, name: str = META) -> None:
     """Write it, whole or not at all. OutputError if that fails, or it would say more than such a file may."""
     plan, *grown = meta.generations
+    if (end := max(one.first + one.shards for one in meta.generations)) > MOST_SHARDS:
+        raise OutputError(f"{folder} would have {end} files of maps, more than {MOST_SHARDS}: name a new folder")
     facts = {
         "format": FORMAT,
         "decided": plan.decided,
