@@ -102,7 +102,7 @@ def _require_one_extraction(facts: Mapping[Path, Meta]) -> None:
     if growing := [str(folder) for folder in facts if read_meta(folder, NEXT) is not None]:
         raise OutputError(
             f"images are being added to {', '.join(shortened(growing))}: run the same featx extract again there, which "
-            "goes on, and merge when it is done"
+            "resumes, and merge when it is done"
         )
 
 
