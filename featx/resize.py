@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
 PARTS = 2**8
+TALL = 100  # rows per column from which on Pillow decides on the order by how many rows are asked for
 
 # Left, upper, right and lower edge of what of an image is resized, in its pixels.
 Box = tuple[float, float, float, float]
@@ -38,13 +39,13 @@ def resized_centre(
 ) -> "Image.Image":
     """The centre, (width, height) pixels of `crop`, of the image resized to `size`; where that is smaller, `fill`.
 
-    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others; one value in
-    a million, whose sum lies between two, is rounded to the other one. No `fill` is black. A `box` is the part of the
-    image that is resized; its edges are at multiples of 1 / PARTS.
+    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others. No `fill`
+    is black. A `box` is the part of the image that is resized; its edges are at multiples of 1 / PARTS.
     """
     left, top = (_start(whole, part, rounding) for whole, part in zip(size, crop, strict=True))
-    if interpolation == "nearest":
-        image, box = resized(image, size, interpolation, box), None  # which adds up steps from the first pixel on
+    # "nearest" adds up steps from the first pixel on, and of tall images Pillow may resize rows before columns.
+    if interpolation == "nearest" or image.height > TALL * image.width:
+        image, box = resized(image, size, interpolation, box), None
     edges = (0, 0, *image.size) if box is None else box
     if image.size != size or edges != (0, 0, *size):
         width, height = edges[2] - edges[0], edges[3] - edges[1]
