@@ -47,7 +47,7 @@ def ahead(pool: Executor, function: Callable[[T], R], given: Iterable[T], steps:
 class DecoderProcesses:
     """Decodes in processes, each of which does one image at a time. Several threads may call it at once.
 
-    An image whose decoder crashes, or takes longer than `timeout` seconds, has failed, and the other images go on.
+    An image fails if its decoder crashes or takes longer than `timeout` seconds; the other images are decoded.
 
     Raises ArgumentError if the processes cannot start.
     """

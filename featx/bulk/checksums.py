@@ -22,7 +22,7 @@ READ = 8 * 2**20  # bytes at once
 class Checked:
     """What became of the files of a folder of maps.
 
-    sound: files whose bytes have their checksum. damaged: by path, files that have another one, or are no whole files
+    sound: files whose bytes have their checksum. damaged: by path, files that have another one, or are not whole files
     of maps, and why. unknown: files without a checksum, which earlier versions wrote.
     """
 
