@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared, smooth_noise
+from .capture import Wish
 from .engines import engine_for, require_engine
-from .graph import Wish
 from .layout import MemoryFormat, layout_for
 from .optimized import OptimizedExtractor, eager
 from .prepare import prepare, require_extractor
 from .rounding import correct_rounding
 
-Runtime = Literal["eager", "onednn", "compile", "aot", "onnxruntime", "openvino"]
-PORTABLE = ("onnxruntime", "openvino")
+Runtime = Literal["eager", "onnxruntime", "openvino"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ENOUGH = 8  # images to know the means of a layer's inputs
 
@@ -35,17 +34,17 @@ def optimize(
     dtype: of the weights and the maps; None keeps the model's. Of a lower precision, `agreement` of what is returned
         says by level how similar the maps of `example` are to the original's.
     memory_format: "auto", "channels_last" or "contiguous"; of the weights, the images, which are converted, and the
-        maps. "auto" is what was measured to be faster for such a model and the batch of `example`.
-    runtime: "eager" is PyTorch as it is, anywhere. "onednn" captures the operations and runs them on oneDNN's kernels,
-        with activations and residual sums in them, on CPUs, in float32 or bfloat16; it takes batches of any size, and
-        where the model asks for the sizes of maps, only images of the size of `example`, or of the model's own size.
-        "onnxruntime" and "openvino" run the graph in those libraries, on CPUs; "compile" and "aot" compile it,
-        "compile" for every shape of images when it is met. `featx.runtime.runtimes()` says which can be used here.
+        maps of `eager`. "auto" is what was measured to be faster for such a model and the batch of `example`. The maps
+        of other runtimes are contiguous.
+    runtime: "eager" is PyTorch as it is, anywhere. "onnxruntime" and "openvino" capture the operations and run them in
+        those libraries, on CPUs; they take batches of any size, and where the model's code depends on the size of
+        images, only those of the size of `example`, or of the model's own size. `featx.runtime.runtimes()` says which
+        can be used here.
     example: images (N, in_chans, H, W) as they will be given; None expects batches of several. torch.int8 is calibrated
         on them.
 
     What is returned has run on `example`, or on noise, beside `model`: on two numbers of images, and on two more sizes
-    where it takes them. "compile" alone runs on `example` only, if it is given.
+    where it takes them.
 
     Raises ArgumentError for arguments that are none of these, for a model in training mode and where the runtime cannot
     be used, MissingPackageError for what it needs, InputError for an example that the model does not take, and
@@ -55,19 +54,15 @@ def optimize(
     model = require_extractor(model, "optimize")
     _require(model, dtype, runtime, example)
     optimized, seen = prepare(model, example)
-    batch = len(example) if example is not None and runtime != "onednn" else 16
-    if memory_format == "auto" and runtime in PORTABLE:
-        memory_format = "contiguous"  # they have layouts of their own
-    layout = layout_for(memory_format, optimized, batch)
+    layout = layout_for(memory_format, optimized, 16 if example is None else len(example))
     given, computes = seen.images.dtype, dtype or seen.images.dtype
     if computes.is_floating_point and computes.itemsize < given.itemsize:
         correct_rounding(optimized, smooth_noise(seen.images) if example is None else example[:ENOUGH], computes)
     if runtime == "eager":
         made = eager(optimized, dtype, layout)
     else:
-        made = engine_for(runtime, optimized, seen, Wish(computes, layout, example, runtime in PORTABLE))
-    if runtime != "compile" or example is not None:  # which compiles for every shape, when it is met
-        made.agreement = compared(made, model, seen.images, example, computes)
+        made = engine_for(runtime, optimized, seen, Wish(computes, example))
+    made.agreement = compared(made, model, seen.images, example, computes)
     return made
 
 

@@ -18,14 +18,9 @@ class OptimizedExtractor(FeatureExtractWrapper):
     It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
 
     agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
-    capture: what wrote the model's operations down: "recorder", which is featx's own, or "torch.export"; None where
-        PyTorch runs the modules themselves.
-    fallbacks: the captures that were tried before that one and failed, each with the reason.
     """
 
     agreement: dict[str, float] | None = None
-    capture: str | None = None
-    fallbacks: tuple[str, ...] = ()
 
     def __init__(
         self, extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format

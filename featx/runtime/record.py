@@ -35,12 +35,22 @@ class UnrecordedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation. In its arguments, tensors are `Made` and `Own`. returned: what it returned, without values."""
+    """An operation. In its arguments, tensors are `Made` and `Own`.
+
+    returned: what it returned, without values. also_changed: other views of the memory that it wrote to.
+    """
 
     operation: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     returned: tuple[Tensor, ...]
+    also_changed: tuple[Made, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether it returns a sequence of tensors."""
+        declared = self.operation._schema.returns
+        return len(declared) > 1 or not isinstance(declared[0].type, torch.TensorType)
 
 
 @dataclass
@@ -83,7 +93,7 @@ class _Operations(TorchDispatchMode):
     def __init__(self, made: Recording, model: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.made, self.within, self.sides = made, False, list[Side]()
-        self._own = {id(tensor): Own(path) for path, tensor in _tensors_of(model)}
+        self._own = {id(tensor): Own(path) for path, tensor in tensors_of(model)}
         self._made: dict[int, tuple[Callable[[], Any], Made]] = {}
         self._name(images, Made(-1))
 
@@ -98,19 +108,27 @@ class _Operations(TorchDispatchMode):
 
     def keep(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Write it down; UnrecordedError if to repeat it could give something else."""
-        names = [argument.name for argument in operation._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        writes = [argument.name for argument in operation._schema.arguments if _is_written(argument)]
-        changed = any(id(given.get(name)) in self._own for name in writes)
-        random = torch.Tag.nondeterministic_seeded in operation.tags and given.get("dropout_p", operation) != 0
-        if changed or random or operation.overloadpacket in (*VALUES, *ADDRESSES):
+        arguments = operation._schema.arguments
+        names = [argument.name for argument in arguments]
+        given = {argument.name: argument.default_value for argument in arguments}
+        given |= {**dict(zip(names, args, strict=False)), **kwargs}
+        written = [given[argument.name] for argument in arguments if _is_written(argument)]
+        changed = any(id(tensor) in self._own for tensor in written)
+        if changed or _is_random(operation, given) or operation.overloadpacket in (*VALUES, *ADDRESSES):
             raise UnrecordedError(f"{operation} may give something else when it is repeated")
         outputs = (output,) if isinstance(output, Tensor) else tuple(output)
         args, kwargs = self._named((args, kwargs))
-        step = Step(operation, args, kwargs, tuple(map(_without_values, outputs)))
+        others = tuple(name for tensor in written if isinstance(tensor, Tensor) for name in self._views(tensor))
         for place, tensor in enumerate(outputs):
             self._name(tensor, Made(len(self.made.steps), None if isinstance(output, Tensor) else place))
-        self.made.steps.append(step)
+        self.made.steps.append(Step(operation, args, kwargs, tuple(map(_without_values, outputs)), others))
+
+    def _views(self, written: Tensor) -> Iterator[Made]:
+        """What other tensors in the same memory are called."""
+        for alive, name in self._made.values():
+            tensor = alive()
+            if tensor is not None and tensor is not written and _storage(tensor) == _storage(written):
+                yield name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -220,6 +238,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_random(operation: Any, given: dict[str, Any]) -> bool:
+    """Whether it draws numbers; dropout does not, where its probability is 0 or it is told not to train."""
+    return (
+        torch.Tag.nondeterministic_seeded in operation.tags
+        and given.get("dropout_p", 1) != 0
+        and given.get("train", True) is not False
+    )
+
+
+def _storage(tensor: Tensor) -> int:
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()._cdata
+
+
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
@@ -229,7 +261,7 @@ def _without_values(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a module has as an attribute, by its path."""
     for prefix, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
