@@ -62,6 +62,8 @@ class OnnxGraph:
 
         name = f"{self.scope}/{kind}_{len(self.nodes)}" if self.scope else f"{kind}_{len(self.nodes)}"
         given = [one.name if isinstance(one, Value) else one or "" for one in operands]
+        while given and not given[-1]:
+            given.pop()  # ONNX Runtime crashes on some operations with an empty one at the end
         made = [f"{name}:{place}" if outputs > 1 else name for place in range(outputs)]
         stated = {key: value for key, value in attributes.items() if value is not None}
         self.nodes.append(helper.make_node(kind, given, made, name=name, **stated))

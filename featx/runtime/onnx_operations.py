@@ -62,7 +62,7 @@ def _binary(kind: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any) -
     return graph.add(kind, *alike(graph, x, other))
 
 
-def _sum_of_two(kind: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any, *, alpha: Scalar = 1) -> str:
+def _sum_of_two(kind: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any, alpha: Scalar = 1) -> str:
     if alpha == 1:
         return graph.add(kind, *alike(graph, x, other))
     first, second, factor = alike(graph, x, other, alpha)
@@ -207,30 +207,28 @@ def _batch_norm(
 def _layer_norm(
     graph: OnnxGraph, _: list[Value], x: Value, shape: Numbers, weight: Value | None, bias: Value | None, eps: float
 ) -> list[str]:
-    scale = weight or graph.constant(torch.ones(tuple(shape)))
-    return [graph.add("LayerNormalization", x, scale, bias, axis=-len(shape), epsilon=eps)]
+    scale, shift = weight or graph.constant(torch.ones(shape)), bias or graph.constant(torch.zeros(shape))
+    return [graph.add("LayerNormalization", x, scale, shift, axis=-len(shape), epsilon=eps)]
 
 
 def _group_norm(
     graph: OnnxGraph,
     _: list[Value],
     x: Value,
+    groups: int,
     weight: Value | None,
     bias: Value | None,
-    batch: Any,
-    chs: int,
-    cells: Any,
-    groups: int,
     eps: float,
-) -> list[str]:
+    cudnn_enabled: bool,
+) -> str:
     ones, zeros = graph.constant(torch.ones(groups)), graph.constant(torch.zeros(groups))
     grouped = graph.add("Reshape", x, graph.ints([0, groups, -1]))
     normed = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
     y = graph.add("Reshape", normed, graph.add("Shape", x))
     for kind, factor in (("Mul", weight), ("Add", bias)):
         if factor is not None:
-            y = graph.add(kind, y, graph.add("Reshape", factor, graph.ints([chs, *[1] * (x.ndim - 2)])))
-    return [y]
+            y = graph.add(kind, y, graph.add("Reshape", factor, graph.ints([-1, *[1] * (x.ndim - 2)])))
+    return y
 
 
 def _rms_norm(
@@ -354,6 +352,7 @@ OPERATIONS: dict[str, Translation] = {
     "add": partial(_sum_of_two, "Add"),
     "sub": partial(_sum_of_two, "Sub"),
     "rsub": _rsub,
+    "floor_divide": partial(_div, rounding_mode="floor"),
     "div": _div,
     "pow": _pow,
     "rsqrt": _rsqrt,
@@ -377,7 +376,7 @@ OPERATIONS: dict[str, Translation] = {
     "native_batch_norm": _batch_norm,
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "_native_batch_norm_legit"), _batch_norm),
     "native_layer_norm": _layer_norm,
-    "native_group_norm": _group_norm,
+    "group_norm": _group_norm,
     "_fused_rms_norm": _rms_norm,
     "_softmax": _softmax,
     "scaled_dot_product_attention": _attention,

@@ -73,8 +73,9 @@ class _Translator:
         made = self._made(call.number) if several else [self._value(Made(call.number), "")]
         if translate is None:
             raise UntranslatedError(f"{call.operation} has no translation to ONNX")
+        args, kwargs = _by_schema(call)
         try:
-            found = translate(self.graph, made, *self._filled(call.args), **self._filled(call.kwargs))
+            found = translate(self.graph, made, *self._filled(args), **self._filled(kwargs))
         except UntranslatedError as error:
             raise UntranslatedError(f"{call.operation}: {error} has no translation to ONNX") from error
         names = [found] if isinstance(found, str) else found
@@ -134,3 +135,14 @@ class _Translator:
         for node in self.graph.nodes:
             for names in (node.input, node.output):
                 names[:] = [renamed.get(name, name) for name in names]
+
+
+def _by_schema(call: Call) -> tuple[list[Any], dict[str, Any]]:
+    """All arguments of a call: in their order, and by name those that can only be given so and were."""
+    arguments = call.operation._schema.arguments
+    ordered = [argument for argument in arguments if not argument.kwarg_only]
+    given = {**dict(zip((argument.name for argument in ordered), call.args, strict=False)), **call.kwargs}
+    positional = [given.get(argument.name, argument.default_value) for argument in ordered]
+    return positional, {
+        argument.name: given[argument.name] for argument in arguments if argument.kwarg_only and argument.name in given
+    }

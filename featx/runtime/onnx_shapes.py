@@ -60,6 +60,19 @@ def _expand(graph: OnnxGraph, _: list[Value], x: Value, sizes: Target, *, implic
     )
 
 
+def _expand_as(graph: OnnxGraph, _: list[Value], x: Value, other: Value) -> str:
+    return graph.add("Expand", x, graph.add("Shape", other))
+
+
+def _view_as(graph: OnnxGraph, _: list[Value], x: Value, other: Value) -> str:
+    return graph.add("Reshape", x, graph.add("Shape", other))
+
+
+def _arange(graph: OnnxGraph, made: list[Value], *bounds: Any, **__: Any) -> str:
+    start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
+    return graph.add("Range", *(as_dtype(graph, bound, made[0].dtype) for bound in (start, end, step)))
+
+
 def _select(graph: OnnxGraph, _: list[Value], x: Value, axis: int, index: int) -> str:
     return graph.add("Gather", x, graph.constant(torch.tensor(index)), axis=axis)
 
@@ -142,6 +155,16 @@ def _embedding(graph: OnnxGraph, _: list[Value], weight: Value, index: Value, *_
 
 def _gather(graph: OnnxGraph, _: list[Value], x: Value, axis: int, index: Value, *, sparse_grad: bool = False) -> str:
     return graph.add("GatherElements", x, index, axis=axis)
+
+
+def _unfold(graph: OnnxGraph, made: list[Value], x: Value, axis: int, size: int, step: int) -> str:
+    """Windows along an axis, as a new last axis."""
+    axis %= x.ndim
+    require(x.axes[axis][0] == x.axes[axis][1], "windows along an axis of any length")
+    starts = torch.arange(made[0].shape[axis]) * step
+    windows = graph.add("Gather", x, graph.constant(starts[:, None] + torch.arange(size)), axis=axis)
+    order = [one for one in range(x.ndim + 1) if one != axis + 1]
+    return graph.add("Transpose", windows, perm=[*order, axis + 1])
 
 
 def _pads(x: Value, padding: Numbers) -> list[int]:
@@ -241,6 +264,9 @@ SHAPES: dict[str, Translation] = {
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "expand": _expand,
+    "expand_as": _expand_as,
+    "view_as": _view_as,
+    "arange": _arange,
     "select": _select,
     "unbind": _unbind,
     "slice": _slice,
@@ -256,6 +282,7 @@ SHAPES: dict[str, Translation] = {
     "index": _index,
     "embedding": _embedding,
     "gather": _gather,
+    "unfold": _unfold,
     "constant_pad_nd": _constant_pad,
     "reflection_pad2d": _reflection_pad,
     "replication_pad2d": _replication_pad,

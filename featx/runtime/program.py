@@ -75,7 +75,11 @@ def program_of(model: nn.Module, images: Tensor, sizes: bool) -> Program:
             return _merged(model, first, again, any_size=True)
         except UnrecordedError:
             pass  # its code decides on sizes, or computes with them
-    return _merged(model, first, record(model, images[[0, 1, 0]]), any_size=False)
+    three = images[[0, 1, 0]]
+    try:
+        return _merged(model, first, record(model, three), any_size=False)
+    except UnrecordedError:  # its code may keep what a forward computes for images of a size
+        return _merged(model, record(model, images), record(model, three), any_size=False)
 
 
 def _of_another_size(model: nn.Module, images: Tensor, first: Recording) -> Recording | None:
@@ -106,12 +110,14 @@ def _axes(one: Step, other: Step) -> Iterator[Axes]:
 def _merged(model: nn.Module, first: Recording, again: Recording, any_size: bool) -> Program:
     """Both recordings as one program; UnrecordedError if they are not of one."""
     operations = [[step.operation for step in recording.steps] for recording in (first, again)]
-    if operations[0] != operations[1] or first.returned != again.returned or first.asked != again.asked:
+    same = operations[0] == operations[1] and first.returned == again.returned and first.asked == again.asked
+    if not same or not _alike(first.literals, again.literals):
         raise UnrecordedError("other images take other operations")
     batches = len(first.images), len(again.images)
     image_axes = tuple(zip(first.images.shape, again.images.shape, strict=True))
     made = _Maker(Program([], {}, {Made(-1): image_axes}, {Made(-1): first.images.dtype}, first.returned, any_size))
     made.program.constants.update((Own(path), tensor.detach()) for path, tensor in tensors_of(model))
+    made.program.constants.update(first.literals)
     for number, (one, other) in enumerate(zip(first.steps, again.steps, strict=True)):
         given = [
             (step.args, step.kwargs) if any_size else _without_sides((step.args, step.kwargs)) for step in (one, other)
@@ -119,6 +125,13 @@ def _merged(model: nn.Module, first: Recording, again: Recording, any_size: bool
         made.add(Call(number, one.operation, *_common(*given, batches)), one, list(_axes(one, other)))
     made.require_current(first.returned)
     return _without_unused(made.program)
+
+
+def _alike(one: dict[Own, Tensor], other: dict[Own, Tensor]) -> bool:
+    """Whether these are the same tensors."""
+    return list(one) == list(other) and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
 def _without_sides(given: Any) -> Any:

@@ -57,12 +57,14 @@ class Step:
 class Recording:
     """The steps of a forward of `images`, and what it returned.
 
+    literals: tensors that the code makes of Python's numbers.
     asked: lengths of axes, or of all axes but the first of a tensor, that its code decided on or computed with.
     """
 
     images: Tensor
     steps: list[Step] = field(default_factory=list)
     returned: list[Made | Own] = field(default_factory=list)
+    literals: dict[Own, Tensor] = field(default_factory=dict)
     asked: dict[Made | SideOf, Any] = field(default_factory=dict)
 
 
@@ -93,7 +95,9 @@ class _Operations(TorchDispatchMode):
     def __init__(self, made: Recording, model: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.made, self.within, self.sides = made, False, list[Side]()
-        self._own = {id(tensor): Own(path) for path, tensor in tensors_of(model)}
+        own = list(tensors_of(model))
+        self._kept = [tensor for _, tensor in own]  # else another tensor could get the identity of one that is replaced
+        self._own = {id(tensor): Own(path) for path, tensor in own}
         self._made: dict[int, tuple[Callable[[], Any], Made]] = {}
         self._name(images, Made(-1))
 
@@ -133,9 +137,16 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         output = passed_on(func, *args, **(kwargs or {}))
-        if not self.within:
+        if func is aten.lift_fresh.default and id(args[0]) not in self._made:
+            self._keep_literal(output)
+        elif not self.within:
             self.keep(func, args, kwargs or {}, output)
         return output
+
+    def _keep_literal(self, tensor: Tensor) -> None:
+        name = Own(f"literal_{len(self.made.literals)}")
+        self.made.literals[name] = tensor
+        self._own[id(tensor)] = name
 
     def _name(self, tensor: Tensor, name: Made) -> None:
         self._made[id(tensor)] = ref(tensor), name
@@ -262,8 +273,13 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a module has as an attribute, by its path."""
+    """Every tensor that a module has as an attribute, or in a sequence or dictionary that is one, by its path."""
     for prefix, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            path = f"{prefix}.{name}" if prefix else name
             if isinstance(value, Tensor):
-                yield f"{prefix}.{name}" if prefix else name, value
+                yield path, value
+            elif isinstance(value, dict | list | tuple) and not name.startswith("_"):
+                for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(inner, Tensor):
+                        yield f"{path}[{key}]", inner
