@@ -7,11 +7,9 @@ from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
-from featx.runtime import runtimes
 
 TOLERANCE = 1e-4  # of the largest value: other kernels sum in another order
 PORTABLE = ["onnxruntime", "openvino"]
-needs_compiler = pytest.mark.skipif(runtimes()["aot"] is not None, reason="no C++ compiler")
 
 
 class Small(nn.Module):

@@ -14,7 +14,6 @@ from featx import ContractError, FeatureExtractWrapper, InputError, OutputError
 from featx.whole_files import alone, part_name
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 

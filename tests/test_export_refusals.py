@@ -17,7 +17,6 @@ from featx.runtime.description import KEY
 from featx.runtime.onnx import read_onnx
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.usefixtures("tolerant_of_torch")
@@ -32,10 +31,10 @@ def test_a_file_is_loaded_without_the_models_code(file):
     assert printed.strip() == "['a_0', 'a.0'] []"
 
 
-@pytest.mark.parametrize("name", ["model.onx", "model", "model.pt"])
+@pytest.mark.parametrize("name", ["model.onx", "model", "model.pt2"])
 def test_other_endings_are_refused(name, tmp_path):
     for call in (lambda: featx.export(small(), tmp_path / name), lambda: featx.load_exported(tmp_path / name)):
-        with pytest.raises(ArgumentError, match=r"expected a file that ends in \.onnx or \.pt2"):
+        with pytest.raises(ArgumentError, match=r"expected a file that ends in \.onnx"):
             call()
 
 
@@ -68,10 +67,9 @@ def test_a_file_that_does_not_exist_is_said(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x0a\x50", b"no protobuf at all"])
 def test_files_that_are_damaged_are_refused(content, tmp_path):
-    for name in ("m.onnx", "m.pt2"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"m\.(onnx|pt2)"):
-            featx.load_exported(tmp_path / name)
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.onnx"):
+        featx.load_exported(tmp_path / "m.onnx")
 
 
 def test_a_file_of_another_program_is_refused(file, tmp_path):
@@ -86,15 +84,11 @@ def test_a_file_of_another_program_is_refused(file, tmp_path):
     ("key", "value"),
     [
         ("version", 99),
-        ("conditions", [["__import__", "os"]]),
-        ("conditions", [["Add"]]),
-        ("conditions", [["FloorDiv", 1]]),
-        ("free", []),
-        ("conditions", ["unknown"]),
+        ("free", ["0"]),
+        ("free", [4]),
         ("levels", [[1, 2]]),
         ("out_indices", [7]),
         ("output", "tuple"),
-        ("layout", "nhwc"),
         ("dtype", "int3"),
         ("shape", [1]),
     ],
@@ -122,7 +116,7 @@ def test_what_onnx_runtime_cannot_compute_in_is_refused(arguments, message):
 
 @pytest.mark.parametrize("runtime", PORTABLE)
 def test_a_model_elsewhere_than_on_the_cpu_is_refused(runtime):
-    with pytest.raises(ArgumentError, match=r"it runs on cpu, and the model is on \['meta'\]"):
+    with pytest.raises(ArgumentError, match=r"it runs on CPUs, and the model is on \['meta'\]"):
         featx.optimize(small().to("meta"), runtime=runtime)
 
 
@@ -157,8 +151,8 @@ def test_unknown_arguments_of_export_are_refused(arguments, message, tmp_path):
 
 
 def test_another_runtime_than_the_files_is_refused(file):
-    with pytest.raises(ArgumentError, match=r"runtime='aot': \.onnx files run on onnxruntime or openvino"):
-        featx.load_exported(file, runtime="aot")
+    with pytest.raises(ArgumentError, match=r"runtime='eager': \.onnx files run on onnxruntime or openvino"):
+        featx.load_exported(file, runtime="eager")
 
 
 def test_missing_packages_are_said(file, monkeypatch):

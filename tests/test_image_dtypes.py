@@ -24,9 +24,9 @@ MODELS = pytest.mark.parametrize(
         lambda: built("timm/test_resnet", features_only=True),
         lambda: featx.tap(built(), ["blocks.1"]),
         lambda: featx.optimize(built(features_only=True), runtime="eager"),
-        lambda: featx.optimize(built(features_only=True), runtime="onednn"),
+        lambda: featx.optimize(built(features_only=True), runtime="onnxruntime"),
     ],
-    ids=["classifier", "extractor", "bridged", "tapped", "eager", "onednn"],
+    ids=["classifier", "extractor", "bridged", "tapped", "eager", "onnxruntime"],
 )
 
 

@@ -49,7 +49,7 @@ LAYERS = {
 REDUCTIONS = {
     "means": lambda net, x: x - x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True) * x.mean(),
     "sums and extremes": lambda net, x: x.sum(1, keepdim=True) + x.amax(1, keepdim=True) - x.amin(1, keepdim=True),
-    "lengths": lambda net, x: F.normalize(x, dim=1) + torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
+    "lengths": lambda net, x: x + torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
     "variances": lambda net, x: x.var(1, keepdim=True) + x.var(1, correction=0, keepdim=True),
     "pools": lambda net, x: F.max_pool2d(x, 3, 2, 1) + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "pools that round up": lambda net, x: F.max_pool2d(x, 2, 2, ceil_mode=True),
@@ -78,6 +78,7 @@ SHAPES = {
     ),
 }
 OF_ONE_SIZE = {
+    "unit lengths": lambda net, x: F.normalize(x, dim=1),
     "steps": lambda net, x: x[:, ::2, 1::3],
     "cubic": lambda net, x: F.interpolate(x, (20, 13), mode="bicubic"),
     "windows": lambda net, x: x.unfold(2, 5, 3).sum(-1).unfold(3, 4, 4).amax(-1),

@@ -1,7 +1,6 @@
 """Whose error it is: what other code raises is refused, what featx's own code raises surfaces."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 import featx
 from featx import ContractError, FeatureExtractWrapper, InputError
 from featx.bridges import timm_cut
-from featx.runtime.description import describe, from_json, to_json
-from featx.runtime.taken import Taken
 from featx.wrappers.refusals import HOSTS, ThirdPartyError, passed_on, third_party
 from featx.wrappers.shortcuts import RULES
 
@@ -55,13 +52,9 @@ def transformers_model() -> FeatureExtractWrapper:
     return FeatureExtractWrapper(transformers.ViTModel(config).eval(), [0])
 
 
-def onednn() -> None:
+def captured() -> None:
     model = featx.create_model("test_efficientnet", features_only=True, out_indices=[1]).eval()
-    featx.optimize(model, runtime="onednn", example=torch.rand(2, 3, 64, 64))
-
-
-def by_export() -> None:
-    featx.optimize(FeatureExtractWrapper(Counting()).eval(), runtime="onednn", example=torch.rand(2, 3, 64, 64))
+    featx.optimize(model, runtime="onnxruntime", example=torch.rand(2, 3, 64, 64))
 
 
 def verify() -> None:
@@ -96,18 +89,17 @@ OWN: list[tuple[str, Callable[[], object]]] = [
     ("featx.bridges.transformers_pyramid.Reading.__call__", transformers_model),
     ("featx.bridges.transformers_trim.computation", transformers_model),
     ("featx.bridges.transformers_trim.PassThrough.forward", transformers_model),
-    ("featx.runtime.watch._Record.__torch_dispatch__", onednn),
-    ("featx.runtime.watch._tensors", onednn),
-    ("featx.runtime.record._Operations.__torch_dispatch__", onednn),
-    ("featx.runtime.record._Operations.keep", onednn),
-    ("featx.runtime.record._Functions.__torch_function__", onednn),
-    ("featx.runtime.record._Functions._side", by_export),
-    ("featx.runtime.record.written_as", onednn),
-    ("featx.runtime.recorded._merged", onednn),
-    ("featx.runtime.recorded._common", onednn),
-    ("featx.runtime.recorded._graph", onednn),
-    ("featx.runtime.capture.module_of", by_export),
-    ("featx.runtime.capture.taken", by_export),
+    ("featx.runtime.watch._Record.__torch_dispatch__", captured),
+    ("featx.runtime.watch._tensors", captured),
+    ("featx.runtime.record._Operations.__torch_dispatch__", captured),
+    ("featx.runtime.record._Operations.keep", captured),
+    ("featx.runtime.record._Functions.__torch_function__", captured),
+    ("featx.runtime.record._Functions._side", captured),
+    ("featx.runtime.record.written_as", captured),
+    ("featx.runtime.program._merged", captured),
+    ("featx.runtime.program._common", captured),
+    ("featx.runtime.onnx_program._by_schema", captured),
+    ("featx.runtime.onnx_program._Translator._add", captured),
 ]
 
 
@@ -140,20 +132,6 @@ class Raising(nn.Module):
         if x.shape[2] != self.takes:
             raise self.error
         return self.conv(x)
-
-
-class Counting(nn.Module):
-    """Its forward asks for what the recorder's shapes lack, so that torch.export captures it."""
-
-    feature_info = ({"chs": 4, "reduction": 1, "name": "scaled"},)
-    is_rewritten = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scaled = nn.Conv2d(3, 4, 1)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        return [self.scaled(x) * x.shape[1:].numel()]
 
 
 ERRORS = [
@@ -325,29 +303,3 @@ def test_entries_of_containers_of_other_classes_can_be_tapped():
     model, x = randomise(Containing()), images(2, 3, 64, 96)
     (map_,) = run(featx.tap(model, [featx.Tap("pair", key="map")]), x)
     assert torch.equal(map_, model.pair(x)["map"])
-
-
-# captures
-
-
-def test_an_extractor_says_what_captured_it_and_what_failed_before():
-    example = torch.rand(2, 3, 64, 64)
-    model = FeatureExtractWrapper(Counting()).eval()
-    assert featx.optimize(model, example=example).capture is None
-    fallen = featx.optimize(model, runtime="onednn", example=example)
-    assert fallen.capture == "torch.export"
-    recorder, any_size = fallen.fallbacks
-    assert recorder.startswith("recorder: its forward fails while it is written down: 'tuple' object has no attribute")
-    assert any_size == "torch.export: an axis that should be free has the length 64"
-    plain = featx.create_model("test_efficientnet", features_only=True, out_indices=[0]).eval()
-    recorded = featx.optimize(plain, runtime="onednn", example=example)
-    assert (recorded.capture, recorded.fallbacks) == ("recorder", ())
-
-
-def test_files_say_what_captured_them():
-    extractor = FeatureExtractWrapper(Counting())
-    said = describe(extractor, Taken((1, 3, 64, 64), {}, ()), (torch.float32, torch.float32), "contiguous")
-    assert from_json(to_json(said), "a file").fallbacks == ()
-    captured = replace(said, capture="torch.export", fallbacks=("torch.export: it decides on a size",))
-    read = from_json(to_json(captured), "a file")
-    assert (read.capture, read.fallbacks) == (captured.capture, captured.fallbacks)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import featx
 from featx.runtime.rounding import correct_rounding
 
 SIDE = 24
@@ -62,33 +61,3 @@ def test_weights_that_are_computed_are_left_alone():
     before = made.get_parameter("bias").clone()
     correct_rounding(made, given("convolution"), torch.bfloat16)
     assert torch.equal(made.get_parameter("bias"), before)
-
-
-class Offset(nn.Module):
-    """Large biases with fractions, which a later layer takes away again: what is left depends on the fractions."""
-
-    feature_info = ({"chs": 8, "reduction": 1, "name": "second"},)
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        with torch.no_grad():
-            self.first.weight.fill_(0.0)
-            self.first.bias.copy_(torch.arange(8) + 0.1)
-            self.second.weight.copy_(torch.eye(8)[:, :, None, None])
-            self.second.bias.copy_(-self.first.bias.bfloat16())
-
-    def forward(self, x):
-        return self.second(self.first(x))
-
-
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16")
-def test_onednn_adds_biases_in_full_precision():
-    model = Offset().eval()
-    with torch.no_grad():
-        model.second.bias.add_(0.001)  # which bfloat16 does not hold beside 7
-        made = featx.optimize(
-            featx.FeatureExtractWrapper(model), runtime="onednn", dtype=torch.bfloat16, example=torch.zeros(2, 3, 8, 8)
-        )
-        (found,) = made(torch.zeros(1, 3, 8, 8))
-    assert torch.allclose(found.float(), torch.full_like(found, 0.001).float(), rtol=0.01)

@@ -6,14 +6,18 @@ import pickle
 import pytest
 import torch
 from conftest import images, random_extractor
-from exporting import needs_compiler, small
+from exporting import small
 from torch import nn
 
 import featx
-from featx.runtime import onednn, runtimes
+from featx.runtime import runtimes
 from featx.runtime.agreement import compared
+from featx.runtime.onnx import OnnxRuntimeEngine
+from featx.runtime.openvino import OpenVinoEngine, computes_bfloat16
 
-RUNTIMES = [pytest.param(name, marks=needs_compiler if name in ("compile", "aot") else ()) for name in runtimes()]
+RUNTIMES = [
+    pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=f"{why}")) for name, why in runtimes().items()
+]
 X = images(2, 3, 32, 32)
 
 
@@ -51,8 +55,7 @@ def test_autocast_changes_nothing_that_was_built_for_a_dtype(runtime, built):
 
 
 @torch.no_grad()
-# but for the code that "compile" makes, which every process compiles anew
-@pytest.mark.parametrize("runtime", [one for one in RUNTIMES if one.values != ("compile",)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_spawned_process_gets_the_same_maps(runtime, built):
     expected = built(runtime)(X)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -67,7 +70,7 @@ def maps_of(pickled, x):
         return pickle.dumps(pickle.loads(pickled)(x))
 
 
-@pytest.mark.parametrize("runtime", [one for one in RUNTIMES if one.values != ("compile",)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_model_whose_weights_are_not_finite_is_refused(runtime):
     model = small()
     model.a[0].weight.data[0, 0, 0, 0] = torch.nan
@@ -82,14 +85,14 @@ class Wrong(nn.Module):
         super().__init__()
         self.when, self.change = when, change
 
-    def patch(self, monkeypatch):
-        run = onednn.OnednnEngine.__call__
+    def patch(self, monkeypatch, kind=OnnxRuntimeEngine):
+        run = kind.__call__
 
         def call(engine, x):
             maps = run(engine, x)
             return [self.change(map_) for map_ in maps] if self.when(x) else maps
 
-        monkeypatch.setattr(onednn.OnednnEngine, "__call__", call)
+        monkeypatch.setattr(kind, "__call__", call)
 
 
 def refuse(_):
@@ -113,13 +116,14 @@ def refuse(_):
 def test_what_computes_something_else_is_not_returned(when, change, message, monkeypatch):
     Wrong(when, change).patch(monkeypatch)
     with pytest.raises(featx.ContractError, match=message):
-        featx.optimize(small(), runtime="onednn")
+        featx.optimize(small(), runtime="onnxruntime")
 
 
+@pytest.mark.skipif(runtimes()["openvino"] is not None or not computes_bfloat16(), reason="no bfloat16")
 def test_a_lower_precision_that_is_worse_at_another_size_is_not_returned(monkeypatch):
-    Wrong(lambda x: x.shape[2] % 2 == 1, lambda map_: map_.flip(1)).patch(monkeypatch)
+    Wrong(lambda x: x.shape[2] % 2 == 1, lambda map_: map_.flip(1)).patch(monkeypatch, OpenVinoEngine)
     with pytest.raises(featx.ContractError, match="has a cosine similarity of"):
-        featx.optimize(small(), runtime="onednn", dtype=torch.bfloat16)
+        featx.optimize(small(), runtime="openvino", dtype=torch.bfloat16)
 
 
 def test_what_was_built_for_one_batch_and_size_runs_on_that():
@@ -133,18 +137,6 @@ def test_what_was_built_for_one_batch_and_size_runs_on_that():
 @pytest.mark.parametrize("name", ["timm/resnet33ts", "timm/seresnet33ts", "timm/eca_resnet33ts"])
 def test_activations_other_than_relu_follow_sums(name):
     model = random_extractor(name)
-    made = featx.optimize(model, runtime="onednn", example=images(1, 3, 64, 64))
+    made = featx.optimize(model, runtime="onnxruntime", example=images(1, 3, 64, 64))
     for got, expected in zip(made(images(3, 3, 64, 64)), model(images(3, 3, 64, 64)), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-
-
-@needs_compiler
-@pytest.mark.sweep
-def test_a_package_for_every_size_takes_odd_sides(tmp_path):
-    """Pools that round up, as in the shortcuts of resnet10t."""
-    model = random_extractor("resnet10t", out_indices=[2, 3])
-    featx.export(model, tmp_path / "model.pt2", dynamic="size")
-    made = featx.load_exported(tmp_path / "model.pt2")
-    for shape in ((1, 3, 65, 99), (3, 3, 96, 64), (1, 3, 33, 47), (2, 3, 176, 177)):
-        for got, expected in zip(made(images(*shape)), model(images(*shape)), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

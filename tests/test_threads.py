@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import COPIES, VARIANTS, assert_same, images, one_per_family, random_extractor, randomise
-from exporting import needs_compiler
 from tapped import Branches, Tokens
 from test_bridge_torchvision import narrow_swin, narrow_vit
 from torch import Tensor, nn
@@ -198,13 +197,7 @@ def test_pipelines():
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
-@pytest.mark.parametrize(
-    "runtime",
-    [
-        pytest.param(name, marks=[needs_compiler, pytest.mark.sweep]) if name in ("aot", "compile") else name
-        for name in runtimes()
-    ],
-)
+@pytest.mark.parametrize("runtime", runtimes())
 def test_optimized_extractors(runtime):
     extractor = random_extractor("test_efficientnet", out_indices=[3, 1])
     faster = featx.optimize(extractor, runtime=runtime, example=batches()[0])

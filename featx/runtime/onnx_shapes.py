@@ -1,6 +1,7 @@
 """What ATen operations are in ONNX that move, cut, pool and resize. See `onnx_operations` for how they are written."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,16 @@ def _expand(graph: OnnxGraph, _: list[Value], x: Value, sizes: Target, *, implic
     return graph.add(
         "Expand", x, graph.ints([1 if size == -1 and not isinstance(size, Length) else size for size in sizes])
     )
+
+
+def _filled(value: float, graph: OnnxGraph, made: list[Value], sizes: Target, *_: Any, **__: Any) -> str:
+    return graph.add("Expand", graph.scalar(value, made[0].dtype), graph.ints(sizes))
+
+
+def _new_filled(
+    value: float, graph: OnnxGraph, made: list[Value], _: Value, sizes: Target, *__: Any, **___: Any
+) -> str:
+    return _filled(value, graph, made, sizes)
 
 
 def _expand_as(graph: OnnxGraph, _: list[Value], x: Value, other: Value) -> str:
@@ -264,6 +275,8 @@ SHAPES: dict[str, Translation] = {
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "expand": _expand,
+    **{name: partial(_filled, value) for name, value in (("zeros", 0), ("empty", 0), ("ones", 1))},
+    **{name: partial(_new_filled, value) for name, value in (("new_zeros", 0), ("new_empty", 0), ("new_ones", 1))},
     "expand_as": _expand_as,
     "view_as": _view_as,
     "arange": _arange,
