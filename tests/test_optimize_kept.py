@@ -197,3 +197,13 @@ def test_it_works_on_a_gpu_whether_moved_before_or_after(name):
         with torch.no_grad():
             for ours, reference in zip(optimized(images().cuda()), original(images()), strict=True):
                 assert relative_difference(ours.cpu(), reference) < 1e-2  # TensorFloat-32
+
+
+@pytest.mark.usefixtures("tolerant_of_torch")
+def test_pytorchs_compiler_and_exporter_take_an_optimised_extractor():
+    faster = featx.optimize(random_extractor("test_efficientnet"))
+    x = images(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = faster(x)
+        assert_same(torch.compile(faster, fullgraph=True, backend="eager")(x), expected)
+    assert_same(torch.export.export(faster, (x,), strict=False).module()(x), expected)
