@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from featx.runtime.onnx_program import onnx_model
 from featx.runtime.program import PerImage, Program, program_of
@@ -31,10 +32,6 @@ def run(program: Program, x: Tensor) -> list[Tensor]:
     known: dict[Any, Any] = {**program.constants, Made(-1): x}
 
     def filled(given: Any) -> Any:
-        if isinstance(given, tuple | list):
-            return type(given)(filled(one) for one in given)
-        if isinstance(given, dict):
-            return {name: filled(value) for name, value in given.items()}
         if isinstance(given, SideOf):
             return known[given.tensor].shape[given.axis]
         if isinstance(given, PerImage):
@@ -43,7 +40,8 @@ def run(program: Program, x: Tensor) -> list[Tensor]:
 
     for call in program.calls:
         target = {"view": torch.ops.aten.reshape.default}.get(call.operation.overloadpacket.__name__, call.operation)
-        returned = target(*filled(call.args), **filled(call.kwargs))
+        args, kwargs = tree_map(filled, (call.args, call.kwargs))
+        returned = target(*args, **kwargs)
         if isinstance(returned, Tensor):
             known[Made(call.number)] = returned
         else:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
-from .onnx_graph import IR_VERSION, OPSET, OnnxGraph, Value, element_type
+from .onnx_graph import IR_VERSION, OPSET, Length, OnnxGraph, Value, element_type
 from .onnx_operations import OPERATIONS, UntranslatedError
 from .onnx_shapes import SHAPES
 from .program import Call, PerImage, Program
-from .side import Made, Own, SideOf
+from .side import Made, Name, Own, SideOf
 
 IMAGES = "images"
 TRANSLATIONS = {**OPERATIONS, **SHAPES}
@@ -41,7 +42,7 @@ def onnx_model(program: Program, outputs: Sequence[str], shape: Sequence[int | N
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="featx")
 
 
-def _output_axes(program: Program, made: Made | Own, name: str, shape: Sequence[int | None]) -> list[int | str]:
+def _output_axes(program: Program, made: Name, name: str, shape: Sequence[int | None]) -> list[int | str]:
     """Lengths of an output's axes, and names for those that depend on the images."""
     if not isinstance(made, Made):
         return list(program.constants[made].shape)
@@ -57,7 +58,7 @@ class _Translator:
 
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, OnnxGraph()
-        self._names: dict[Made, str] = {Made(-1): IMAGES}
+        self._names: dict[Name, str] = {Made(-1): IMAGES}
 
     def translated(self, outputs: Sequence[str]) -> OnnxGraph:
         for call in self.program.calls:
@@ -73,9 +74,9 @@ class _Translator:
         made = self._made(call.number) if several else [self._value(Made(call.number), "")]
         if translate is None:
             raise UntranslatedError(f"{call.operation} has no translation to ONNX")
-        args, kwargs = _by_schema(call)
+        args, kwargs = tree_map(self._filled, _by_schema(call))
         try:
-            found = translate(self.graph, made, *self._filled(args), **self._filled(kwargs))
+            found = translate(self.graph, made, *args, **kwargs)
         except UntranslatedError as error:
             raise UntranslatedError(f"{call.operation}: {error} has no translation to ONNX") from error
         names = [found] if isinstance(found, str) else found
@@ -87,7 +88,7 @@ class _Translator:
             made.append(self._value(Made(number, len(made)), ""))
         return made
 
-    def _value(self, made: Made, name: str) -> Value:
+    def _value(self, made: Any, name: str) -> Value:
         return Value(name, self.program.axes[made], self.program.dtypes[made])
 
     def _scope(self, call: Call) -> str:
@@ -96,30 +97,26 @@ class _Translator:
         return own.removeprefix("extractor.").rpartition(".")[0]
 
     def _filled(self, given: Any) -> Any:
-        """Arguments with values in them."""
-        if isinstance(given, tuple | list):
-            return [self._filled(one) for one in given]
-        if isinstance(given, dict):
-            return {name: self._filled(value) for name, value in given.items()}
+        """The value of an argument."""
         if isinstance(given, Made | Own):
-            return self._constant(given) if given in self.program.constants else self._value(given, self._names[given])
+            name = self._names.get(given)
+            return self._constant(given) if name is None else self._value(given, name)
         if isinstance(given, SideOf):
             return self.graph.length(self._names[given.tensor], given.axis)
-        if isinstance(given, PerImage):
-            return self._per_image(given)
-        return given
+        return self._per_image(given) if isinstance(given, PerImage) else given
 
-    def _constant(self, given: Made | Own) -> Value:
+    def _constant(self, given: Name) -> Value:
         tensor = self.program.constants[given]
-        named = given.path.removeprefix("extractor.") if isinstance(given, Own) else None
-        name = self.graph.constant(tensor, named or f"computed_{given.step}_{given.place or 0}")
+        if isinstance(given, Made):
+            named = f"computed_{given.step}_{given.place or 0}"
+        else:
+            named = given.path.removeprefix("extractor.")
+        name = self.graph.constant(tensor, named)
         return Value(name, tuple((length, length) for length in tensor.shape), tensor.dtype, tensor)
 
-    def _per_image(self, given: PerImage) -> Any:
+    def _per_image(self, given: PerImage) -> Length:
         images = self.graph.length(IMAGES, 0)
-        if given.times == 1:
-            return images
-        return type(images)(self.graph.add("Mul", images, self.graph.ints([given.times])))
+        return images if given.times == 1 else Length(self.graph.add("Mul", images, self.graph.ints([given.times])))
 
     def _name_outputs(self, outputs: Sequence[str]) -> None:
         """Have what the program returns called so."""
@@ -127,7 +124,7 @@ class _Translator:
 
         renamed: dict[str, str] = {}
         for output, made in zip(outputs, self.program.returned, strict=True):
-            own = self._constant(made).name if made in self.program.constants else self._names[made]
+            own = self._names.get(made) or self._constant(made).name
             if own in renamed or own == IMAGES or own in self.graph.initializers:
                 self.graph.nodes.append(helper.make_node("Identity", [own], [output], name=f"output/{output}"))
             else:

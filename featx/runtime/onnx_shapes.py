@@ -209,7 +209,7 @@ def _max_pool(
     ceil_mode: bool = False,
 ) -> list[str]:
     sizes = pair(kernel)
-    stated = {"strides": pair(stride) or sizes, "pads": pair(padding) * 2, "dilations": pair(dilation)}
+    stated: dict[str, Any] = {"strides": pair(stride) or sizes, "pads": pair(padding) * 2, "dilations": pair(dilation)}
     return [graph.add("MaxPool", x, kernel_shape=sizes, ceil_mode=int(ceil_mode), **stated)]
 
 
@@ -226,7 +226,7 @@ def _avg_pool(
 ) -> str:
     require(divisor is None, "an average with a divisor of its own")
     sizes = pair(kernel)
-    stated = {"strides": pair(stride) or sizes, "pads": pair(padding) * 2, "ceil_mode": int(ceil_mode)}
+    stated: dict[str, Any] = {"strides": pair(stride) or sizes, "pads": pair(padding) * 2, "ceil_mode": int(ceil_mode)}
     return graph.add("AveragePool", x, kernel_shape=sizes, count_include_pad=int(count_include_pad), **stated)
 
 

@@ -4,15 +4,16 @@ What is alike in both is constant, what grows with the number of images is compu
 alone is computed once, and where anything else differs nothing is guessed: there is no program.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .record import Recording, Step, UnrecordedError, record, tensors_of
-from .side import Made, Own, SideOf
+from .side import Made, Name, Own, SideOf
 
 aten = torch.ops.aten
 
@@ -50,10 +51,10 @@ class Program:
     """
 
     calls: list[Call]
-    constants: dict[Made | Own, Tensor]
+    constants: dict[Name, Tensor]
     axes: dict[Made, Axes]
     dtypes: dict[Made, torch.dtype]
-    returned: list[Made | Own]
+    returned: list[Name]
     any_size: bool
 
 
@@ -119,27 +120,23 @@ def _merged(model: nn.Module, first: Recording, again: Recording, any_size: bool
     made.program.constants.update((Own(path), tensor.detach()) for path, tensor in tensors_of(model))
     made.program.constants.update(first.literals)
     for number, (one, other) in enumerate(zip(first.steps, again.steps, strict=True)):
-        given = [
-            (step.args, step.kwargs) if any_size else _without_sides((step.args, step.kwargs)) for step in (one, other)
-        ]
-        made.add(Call(number, one.operation, *_common(*given, batches)), one, list(_axes(one, other)))
+        ours, theirs = (one.args, one.kwargs), (other.args, other.kwargs)
+        if not any_size:
+            ours, theirs = tree_map(_number, ours), tree_map(_number, theirs)
+        made.add(Call(number, one.operation, *_common(ours, theirs, batches)), one, list(_axes(one, other)))
     made.require_current(first.returned)
     return _without_unused(made.program)
 
 
-def _alike(one: dict[Own, Tensor], other: dict[Own, Tensor]) -> bool:
+def _alike(one: Mapping[Name, Tensor], other: Mapping[Name, Tensor]) -> bool:
     """Whether these are the same tensors."""
     return list(one) == list(other) and all(
         tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
     )
 
 
-def _without_sides(given: Any) -> Any:
-    """Arguments whose lengths of axes are numbers."""
-    if isinstance(given, tuple | list):
-        return type(given)(_without_sides(one) for one in given)
-    if isinstance(given, dict):
-        return {name: _without_sides(value) for name, value in given.items()}
+def _number(given: Any) -> Any:
+    """An argument, or the number that it is where it is the length of an axis."""
     return given.length if isinstance(given, SideOf) else given
 
 
@@ -163,7 +160,7 @@ class _Maker:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._stale: set[Made | Own] = set()
+        self._stale: set[Name] = set()
 
     def add(self, call: Call, step: Step, axes: list[Axes]) -> None:
         """Add a call, or what it returns. step: its first recording. axes: of the tensors that it returns."""
@@ -171,7 +168,7 @@ class _Maker:
         names = [Made(call.number, place if several else None) for place in range(len(step.returned))]
         constant = self._computed(call)
         if constant is None:
-            self.require_current(list(parts_of((call.args, call.kwargs), Made)))
+            self.require_current(parts_of((call.args, call.kwargs), Made))
             self._stale.update(step.also_changed)
             self.program.calls.append(call)
         else:
@@ -179,7 +176,7 @@ class _Maker:
         for name, lengths, tensor in zip(names, axes, step.returned, strict=True):
             self.program.axes[name], self.program.dtypes[name] = lengths, tensor.dtype
 
-    def require_current(self, names: list[Made | Own]) -> None:
+    def require_current(self, names: Iterable[Name]) -> None:
         """UnrecordedError if one of these tensors was changed through another view of its memory."""
         if not self._stale.isdisjoint(names):
             raise UnrecordedError("a tensor is read after another view of it was written to")
@@ -189,33 +186,22 @@ class _Maker:
         args, kwargs = call.args, call.kwargs
         if call.operation.overloadpacket in SHAPES_ONLY and isinstance(args[0], Made):
             args = (torch.empty(0, dtype=self.program.dtypes[args[0]]), *args[1:])
-        if any(True for _ in parts_of((args, kwargs), SideOf | PerImage)):
+        if parts_of((args, kwargs), SideOf | PerImage):
             return None
         if not all(name in self.program.constants for name in parts_of((args, kwargs), Made | Own)):
             return None
-        args, kwargs = self._filled(args), self._filled(kwargs)
+        args, kwargs = tree_map(self._content, (args, kwargs))
         with torch.inference_mode(False), torch.no_grad():
             returned = call.operation(*args, **kwargs)
         return [returned] if isinstance(returned, Tensor) else list(returned)
 
-    def _filled(self, given: Any) -> Any:
-        """Arguments with the content of their tensors."""
-        if isinstance(given, tuple | list):
-            return type(given)(self._filled(one) for one in given)
-        if isinstance(given, dict):
-            return {name: self._filled(value) for name, value in given.items()}
+    def _content(self, given: Any) -> Any:
         return self.program.constants[given] if isinstance(given, Made | Own) else given
 
 
-def parts_of(given: Any, kind: Any) -> Iterator[Any]:
+def parts_of(given: Any, kind: Any) -> list[Any]:
     """What there is of a kind in arguments."""
-    if isinstance(given, tuple | list):
-        for one in given:
-            yield from parts_of(one, kind)
-    elif isinstance(given, dict):
-        yield from parts_of(list(given.values()), kind)
-    elif isinstance(given, kind):
-        yield given
+    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, kind)]
 
 
 def _without_unused(program: Program) -> Program:

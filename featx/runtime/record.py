@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..wrappers.refusals import REFUSED, passed_on, third_party
-from .side import Made, Own, Side, SideOf
+from .side import Made, Name, Own, Side, SideOf
 from .whole import written_as
 
 aten = torch.ops.aten
@@ -63,8 +63,8 @@ class Recording:
 
     images: Tensor
     steps: list[Step] = field(default_factory=list)
-    returned: list[Made | Own] = field(default_factory=list)
-    literals: dict[Own, Tensor] = field(default_factory=dict)
+    returned: list[Name] = field(default_factory=list)
+    literals: dict[Name, Tensor] = field(default_factory=dict)
     asked: dict[Made | SideOf, Any] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ class _Operations(TorchDispatchMode):
         self._made: dict[int, tuple[Callable[[], Any], Made]] = {}
         self._name(images, Made(-1))
 
-    def known(self, tensor: Tensor) -> Made | Own:
+    def known(self, tensor: Tensor) -> Name:
         """What the tensor is called; UnrecordedError if no step made it."""
         if id(tensor) in self._own:
             return self._own[id(tensor)]

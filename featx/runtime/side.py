@@ -1,4 +1,4 @@
-"""What recordings call tensors, and lengths of axes that know what they are called."""
+"""Symbolic references to recorded tensors and to the lengths of their axes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +20,9 @@ class Own:
     """A tensor of the model, by its path."""
 
     path: str
+
+
+Name = Made | Own
 
 
 @dataclass(frozen=True, slots=True)
