@@ -243,3 +243,21 @@ def test_a_training_step_of_a_model_keeps_less_than_timms(name, less):
     x = torch.randn(2, 3, 96, 96)
     before, after = (kept(lambda model=model: model(x), model.parameters()) for model in (theirs, ours))
     assert before / after > less
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "mobilenetv3_small_050", "test_efficientnet"])
+def test_gradients_of_a_model_are_timms(name):
+    import timm
+
+    theirs, ours = (library.create_model(name, drop_rate=0.0).double().train() for library in (timm, featx))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for model in (theirs, ours):
+        model(x).square().mean().backward()
+    expected = dict(theirs.named_parameters())
+    for path, parameter in ours.named_parameters():
+        grad = expected[path].grad
+        # relative to the largest one of a tensor; beside others that cancel, rounding is all there is
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-8, atol=float(grad.abs().max()) * 1e-8 + 1e-14)
+    for path, buffer in ours.named_buffers():
+        assert torch.equal(buffer, theirs.get_buffer(path))
