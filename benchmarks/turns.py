@@ -1,4 +1,4 @@
-"""Forwards in processor time, each way in a process of its own, the ways taking turns.
+"""Forwards, or what else models do, in processor time, each way in a process of its own, the ways taking turns.
 
 A process of its own, because the C library's memory would be shared otherwise, and a forward takes up to half its time
 for memory that the kernel has to fill with zeros: which it needs depends on what the other ways left behind. Turns, so
@@ -8,9 +8,10 @@ that what else runs on the machine harms all ways alike.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from random import Random
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from time import process_time
 
@@ -30,13 +31,23 @@ FEWEST_TURNS, MOST_TURNS = 2, 12  # of each generation, after one that is not co
 WANTED_SECONDS = 1.2  # of forwards in the turns of a generation, in so far as their number allows
 
 
+@torch.inference_mode()
+def forward(model: nn.Module, x: Tensor) -> None:
+    model(x)
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a way runs: the model, the images it is given, and the CPU seconds it took to make it for use."""
+    """What a way runs: the model, the images it is given, and the CPU seconds it took to make it for use.
+
+    run: what is timed. memory: MiB that this is measured to take, called once after all turns.
+    """
 
     model: nn.Module
     x: Tensor
     seconds: float = 0.0
+    run: Callable[[nn.Module, Tensor], object] = forward
+    memory: Callable[[nn.Module, Tensor], float] | None = None
 
 
 Ways = Mapping[str, Callable[[], Made]]
@@ -44,11 +55,16 @@ Ways = Mapping[str, Callable[[], Made]]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Median CPU seconds of a forward, CPU seconds to make the model for use, and its number of parameters."""
+    """Median CPU seconds of a forward, CPU seconds to make the model for use, its number of parameters, and MiB.
+
+    MiB of tensors, as the way measures them, and by how much the process grew since the model was made.
+    """
 
     forward: float
     making: float
     parameters: int
+    memory: float = 0.0
+    resident: float = 0.0
 
 
 def timed(*cases: Ways, generations: int = GENERATIONS) -> list[dict[str, Taken]]:
@@ -61,7 +77,11 @@ def timed(*cases: Ways, generations: int = GENERATIONS) -> list[dict[str, Taken]
 
 
 def _middle(taken: list[Taken]) -> Taken:
-    return Taken(median(one.forward for one in taken), taken[0].making, taken[0].parameters)
+    return replace(
+        taken[0],
+        forward=median(one.forward for one in taken),
+        resident=median(one.resident for one in taken),
+    )
 
 
 def _generation(cases: Sequence[Ways]) -> list[dict[str, Taken]]:
@@ -80,10 +100,12 @@ def _turns(pools: Mapping[str, ProcessPoolExecutor], ways: Ways) -> dict[str, Ta
         shuffle(order)
         for way in order:
             taken[way] += pools[way].submit(_run).result()
-    return {way: Taken(median(taken[way]), *made[way]) for way in ways}
+    memory = {way: pools[way].submit(_memory).result() for way in ways}
+    return {way: Taken(median(taken[way]), *made[way], *memory[way]) for way in ways}
 
 
 _here: dict[str, Made] = {}
+_grown: list[float] = []  # peak memory of the process, when its model was made
 
 
 def _make(make: Callable[[], Made]) -> tuple[float, int]:
@@ -91,14 +113,24 @@ def _make(make: Callable[[], Made]) -> tuple[float, int]:
     torch.set_flush_denormal(True)  # random weights make values so small that some processors take ten times as long
     _here.clear()
     _here["made"] = made = make()
+    _grown[:] = [_peak()]
     return made.seconds, sum(parameter.numel() for parameter in made.model.parameters())
 
 
-@torch.inference_mode()
+def _peak() -> float:
+    """MiB of the most memory that the process has had."""
+    return getrusage(RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _memory() -> tuple[float, float]:
+    made, resident = _here["made"], _peak() - _grown[0]
+    return made.memory(made.model, made.x) if made.memory else 0.0, resident
+
+
 def _run() -> list[float]:
     made, taken = _here["made"], []
     while sum(taken) < SECONDS:
         start = process_time()
-        made.model(made.x)
+        made.run(made.model, made.x)
         taken.append(process_time() - start)
     return taken

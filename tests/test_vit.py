@@ -155,6 +155,15 @@ def test_without_antialias_the_positions_are_blips():
 
 
 @torch.no_grad()
+def test_images_of_whole_patches_are_not_copied():
+    model = featx.create_model("vit_wee_patch16_reg1_gap_256", features_only=True, out_indices=[0]).eval()
+    given: list[torch.Tensor] = []
+    model.get_submodule("patch_embed.proj").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    x = images(1, 3, 64, 64)
+    model(x)
+    assert given[0].data_ptr() == x.data_ptr()
+
+
 def test_partly_covered_patches_are_filled_with_zeros():
     extractor = randomise(featx.create_model(TINY, features_only=True, out_indices=[1]))
     x = images(1, 3, 97, 161)

@@ -218,7 +218,9 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.backbone(x)
         below, right = (-x.shape[axis] % self.patch for axis in (-2, -1))
-        return self.proj(F.pad(x, (0, right, 0, below)))
+        # padding by nothing would copy; a side that torch.export or a tracer leaves open is no int
+        whole = isinstance(below, int) and isinstance(right, int) and below == right == 0
+        return self.proj(x if whole else F.pad(x, (0, right, 0, below)))
 
 
 class TokenPool(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .normed import normed
+from .normed import activated
 from .steps import Step
 
 OVERWRITING = (nn.ReLU, nn.SiLU, nn.Hardswish)  # activations that can
@@ -27,4 +27,4 @@ class ConvNorm(nn.Module):
         self.act = act(inplace=True) if act in OVERWRITING else act()  # nothing else reads what the norm returns
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(normed(self.conv, self.bn, x))
+        return activated(self.conv, self.bn, self.act, x)

@@ -15,7 +15,7 @@ from ...features import FeatureInfo, Levels
 from .attention import SqueezeExcite
 from .drop_path import drop_path, require_rate
 from .initial import init_by_fan_out, uniform_by_fan_out
-from .normed import normed
+from .normed import activated, normed
 from .padding import even_conv, same_conv
 from .rounding import round_chs
 from .steps import Step, plan_steps
@@ -127,7 +127,7 @@ class ConvNormAct(MobileBlock):
         self.act1 = activation(row, style)
 
     def transform(self, x: Tensor) -> Tensor:
-        return self.act1(normed(self.conv, self.bn1, x))
+        return activated(self.conv, self.bn1, self.act1, x)
 
 
 class DepthwiseSeparable(MobileBlock):
@@ -143,7 +143,8 @@ class DepthwiseSeparable(MobileBlock):
         self.bn2 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        return normed(self.conv_pw, self.bn2, self.se(self.act1(normed(self.conv_dw, self.bn1, x))))
+        x = activated(self.conv_dw, self.bn1, self.act1, x)
+        return normed(self.conv_pw, self.bn2, self.se(x))
 
 
 class InvertedResidual(MobileBlock):
@@ -163,8 +164,8 @@ class InvertedResidual(MobileBlock):
         self.bn3 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        x = self.act1(normed(self.conv_pw, self.bn1, x))
-        x = self.se(self.act2(normed(self.conv_dw, self.bn2, x)))
+        x = activated(self.conv_pw, self.bn1, self.act1, x)
+        x = self.se(activated(self.conv_dw, self.bn2, self.act2, x))
         return normed(self.conv_pwl, self.bn3, x)
 
 
@@ -182,7 +183,8 @@ class FusedInvertedResidual(MobileBlock):
         self.bn2 = style.norm(row.chs)
 
     def transform(self, x: Tensor) -> Tensor:
-        return normed(self.conv_pwl, self.bn2, self.se(self.act1(normed(self.conv_exp, self.bn1, x))))
+        x = activated(self.conv_exp, self.bn1, self.act1, x)
+        return normed(self.conv_pwl, self.bn2, self.se(x))
 
 
 def activation(row: Row, style: MobileStyle) -> nn.Module:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from .norm_act import norm_act
+
 
 def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """norm(conv(x)), where conv is a convolution, or ends with one.
@@ -21,6 +23,11 @@ def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     out = y, y.new_empty(0), y.new_empty(0)
     torch.native_batch_norm(y, norm.weight, norm.bias, *stats, False, 0.0, norm.eps, out=out)
     return y
+
+
+def activated(conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """act(norm(conv(x))) as `normed` in inference, and as `norm_act` in training."""
+    return norm_act(norm, act, conv(x)) if norm.training else act(normed(conv, norm, x))
 
 
 class ConvNorms(nn.Sequential):
