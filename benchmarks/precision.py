@@ -43,6 +43,7 @@ def main() -> None:
     print(f"{machine()}\n\n| | {' | '.join(names)} |\n|---{'|---' * len(LOWER)}|")
     for name in sys.argv[1:] or NETWORKS:
         model = NETWORKS[name]()
+        assert isinstance(model, featx.FeatureExtractWrapper)
         calibration, judged = (photographs(model, names, SIZE) for names in (CALIBRATION, JUDGED))
         made = {(runtime, dtype): _made(model, runtime, dtype, calibration) for runtime, dtype in LOWER}
         exact = {runtime: _made(model, runtime, torch.float32, calibration) for runtime, _ in LOWER}
