@@ -31,6 +31,8 @@ def make_quantisable(path: Path, images: Sequence[Any], largest: int) -> None:
     norms = list(_norms(model.graph, stored))
     layers = [node for node in model.graph.node if node.op_type == "Conv" and len(node.input) == 3]
     layers = [layer for layer in layers if layer.input[1] in stored and layer.input[2] in stored]
+    if not layers and not norms:
+        return
     measuring = _measuring(model, [layer.input[0] for layer in layers], [norm.output[0] for norm, _ in norms])
     _write(measuring, path.with_name(f"{path.name}.measuring"))
     means, peaks = _measured(path.with_name(f"{path.name}.measuring"), images)
