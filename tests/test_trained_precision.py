@@ -187,3 +187,17 @@ def test_a_file_that_agrees_less_than_asked_for_is_not_written(tmp_path):
 def test_a_min_agreement_that_nothing_can_be_measured_by_is_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         featx.optimize(small(), **arguments)
+
+
+def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from featx.runtime.quantisable import make_quantisable
+
+    model = Small()
+    for layer in (model.first, model.second, model.third):
+        layer.bias = None
+    extractor = featx.FeatureExtractWrapper(model.eval())
+    featx.export(extractor, tmp_path / "m.onnx", example=noise())
+    before = (tmp_path / "m.onnx").read_bytes()
+    make_quantisable(tmp_path / "m.onnx", [noise(1).numpy()], 127)
+    assert (tmp_path / "m.onnx").read_bytes() == before
