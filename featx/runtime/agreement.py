@@ -13,7 +13,34 @@ from .watch import copy_of
 
 WRONG = 1e-3  # of the largest value: what other kernels and orders of summation do stays below 1e-4
 ALIKE = 0.9  # cosine similarity where values of 16 bits or another device round otherwise
+LOWER = (torch.int8, torch.bfloat16, torch.float16)  # precisions that maps are measured in, not proved
 WORSE = 0.25  # what a lower precision may lose in cosine similarity from one size of images to another
+
+
+def require_min_agreement(least: float | None, computes: torch.dtype | None) -> None:
+    """Raise ArgumentError for a `min_agreement` that is none, or that nothing is compared with in this precision."""
+    if least is None:
+        return
+    if isinstance(least, bool) or not isinstance(least, float | int) or not 0 < least <= 1:
+        raise ArgumentError(f"min_agreement={least!r}: expected a cosine similarity above 0 and up to 1, such as 0.99")
+    if computes not in LOWER:
+        raise ArgumentError(
+            f"min_agreement={least} is for a lower precision than float32: pass dtype=torch.bfloat16 or torch.int8 "
+            "with it, or leave it out, because maps in the model's own precision are always compared with its own"
+        )
+
+
+def require_agreement(found: dict[str, float] | None, least: float | None) -> None:
+    """Raise ContractError if the map of a level is less similar to the model's than was asked for."""
+    if least is None or found is None:
+        return
+    name = min(found, key=lambda level: found[level])
+    if found[name] < least:
+        raise ContractError(
+            f"the map {name} has a cosine similarity of {found[name]:.5f} to the model's, and min_agreement={least} "
+            "was asked for: pass more or other images as example=, which int8 is calibrated on, or choose "
+            "dtype=torch.bfloat16 or torch.float32"
+        )
 
 
 @torch.no_grad()

