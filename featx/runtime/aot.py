@@ -92,7 +92,8 @@ class AotEngine(FileEngine):
     runtime = "aot"
     hides_nan = True
 
-    def load(self) -> None:
+    def load(self, streams: int = 1) -> None:
+        del streams
         from torch._inductor import aoti_load_package
 
         self._require_machine()

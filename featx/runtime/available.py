@@ -1,15 +1,15 @@
-"""Which runtimes can be used on this machine, and what the others lack."""
+"""Which runtimes can be used on this machine, in which versions, and what the others lack."""
 
-import os
-import shutil
-import sys
+import platform
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-# oneDNN's, as PyTorch's own compiler calls them.
-KERNELS = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise", "_reorder_convolution_weight")
 # The packages that a runtime needs besides torch; a runtime's extra has its name, but for ONNX Runtime's.
 WRITING = ("onnx", "onnxscript")
 PACKAGES = {"onnxruntime": (*WRITING, "onnxruntime"), "openvino": (*WRITING, "openvino")}
@@ -19,15 +19,9 @@ EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 def runtimes() -> dict[str, str | None]:
     """The runtimes of `optimize` by name: None if one can be used here, else what is missing and how to get it.
 
-    Nothing is imported or compiled to find out.
+    Nothing is imported to find out.
     """
-    return {
-        "eager": None,
-        "onednn": _lacks_onednn(),
-        "compile": lacks_compiler(),
-        "aot": lacks_compiler(),
-        **{name: lacks_packages(name) for name in PACKAGES},
-    }
+    return {"eager": None, **{name: lacks_packages(name) for name in PACKAGES}}
 
 
 def lacks_packages(runtime: str, packages: Sequence[str] = ()) -> str | None:
@@ -39,16 +33,19 @@ def lacks_packages(runtime: str, packages: Sequence[str] = ()) -> str | None:
     return f"it needs {' and '.join(absent)}: pip install 'featx[{EXTRAS[runtime]}]'" if absent else None
 
 
-def lacks_compiler() -> str | None:
-    """What PyTorch's compiler needs and this machine lacks; None if it is there."""
-    wanted = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(wanted):
-        return None
-    return f"it needs a C++ compiler, and there is no {wanted}: install one, or name yours in the environment's CXX"
+@cache
+def version(package: str) -> str:
+    """The version of a package that is installed; nothing if it does not say."""
+    try:
+        return version_of(package)
+    except PackageNotFoundError:
+        return ""
 
 
-def _lacks_onednn() -> str | None:
-    there = all(hasattr(torch.ops.mkldnn, name) for name in KERNELS)
-    if there and torch.backends.mkldnn.is_available():
-        return None
-    return "this build of PyTorch lacks oneDNN's kernels (torch.backends.mkldnn): install one that has them"
+@cache
+def processor() -> str:
+    """The model of this machine's processor, and the instructions that PyTorch uses of it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    named = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return f"{next(named, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"

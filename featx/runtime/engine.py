@@ -80,8 +80,11 @@ class FileEngine(Engine):
             raise CheckpointError(f"{self.path} cannot be read any more: {error}") from error
 
     @abstractmethod
-    def load(self) -> None:
-        """Make ready what computes; CheckpointError if the file cannot be used."""
+    def load(self, streams: int = 1) -> None:
+        """Make ready what computes, on as many threads as torch has; CheckpointError if the file cannot be used.
+
+        streams: how many threads will call it at once, which then share those.
+        """
 
     def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
         """CheckpointError if a graph takes and returns something else than its description says."""
@@ -197,6 +200,17 @@ class EngineExtractor(OptimizedExtractor):
         pyramid = self._inner
         assert isinstance(pyramid, EnginePyramid)
         return pyramid.engine
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return self._engine.runtime
+
+    def serve(self, streams: int) -> None:
+        """Make it ready for so many threads that call it at once and share the threads of torch, in place."""
+        engine = self._engine
+        if isinstance(engine, FileEngine):
+            engine.load(streams)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)

@@ -26,7 +26,7 @@ class OpenVinoEngine(FileEngine):
     runtime = "openvino"
     hides_nan = True
 
-    def load(self) -> None:
+    def load(self, streams: int = 1) -> None:
         import openvino
 
         if self.said.computes not in PRECISIONS:
@@ -34,7 +34,7 @@ class OpenVinoEngine(FileEngine):
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.said.computes],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
+            **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
         }
         try:
             core = openvino.Core()

@@ -1,6 +1,8 @@
 """The extractor that `optimize` returns."""
 
-from typing import Any, Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch import Tensor
 from ..image_checks import dtypes_of
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
+
+if TYPE_CHECKING:
+    from .auto import Choice
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
@@ -21,11 +26,18 @@ class OptimizedExtractor(FeatureExtractWrapper):
     capture: what wrote the model's operations down: "recorder", which is featx's own, or "torch.export"; None where
         PyTorch runs the modules themselves.
     fallbacks: the captures that were tried before that one and failed, each with the reason.
+    choice: what runtime="auto" measured; None if the runtime was named.
     """
 
     agreement: dict[str, float] | None = None
     capture: str | None = None
     fallbacks: tuple[str, ...] = ()
+    choice: Choice | None = None
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: "eager", "onnxruntime" or "openvino"; as `runtime=` it makes the same again."""
+        return "eager"
 
     def __init__(
         self, extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format
