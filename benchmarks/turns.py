@@ -8,7 +8,7 @@ that what else runs on the machine harms all ways alike.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from random import Random
 from statistics import median
@@ -32,11 +32,12 @@ WANTED_SECONDS = 1.2  # of forwards in the turns of a generation, in so far as t
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a way runs: the model, the images it is given, and the CPU seconds it took to make it for use."""
+    """What a way runs: the model, the images it is given, the CPU seconds it took to make it for use, its runtime."""
 
     model: nn.Module
     x: Tensor
     seconds: float = 0.0
+    runtime: str = ""
 
 
 Ways = Mapping[str, Callable[[], Made]]
@@ -44,11 +45,12 @@ Ways = Mapping[str, Callable[[], Made]]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Median CPU seconds of a forward, CPU seconds to make the model for use, and its number of parameters."""
+    """Median CPU seconds of a forward, CPU seconds to make the model for use, its number of parameters, its runtime."""
 
     forward: float
     making: float
     parameters: int
+    runtime: str = ""
 
 
 def timed(*cases: Ways, generations: int = GENERATIONS) -> list[dict[str, Taken]]:
@@ -61,7 +63,7 @@ def timed(*cases: Ways, generations: int = GENERATIONS) -> list[dict[str, Taken]
 
 
 def _middle(taken: list[Taken]) -> Taken:
-    return Taken(median(one.forward for one in taken), taken[0].making, taken[0].parameters)
+    return replace(taken[0], forward=median(one.forward for one in taken))
 
 
 def _generation(cases: Sequence[Ways]) -> list[dict[str, Taken]]:
@@ -86,12 +88,12 @@ def _turns(pools: Mapping[str, ProcessPoolExecutor], ways: Ways) -> dict[str, Ta
 _here: dict[str, Made] = {}
 
 
-def _make(make: Callable[[], Made]) -> tuple[float, int]:
+def _make(make: Callable[[], Made]) -> tuple[float, int, str]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # random weights make values so small that some processors take ten times as long
     _here.clear()
     _here["made"] = made = make()
-    return made.seconds, sum(parameter.numel() for parameter in made.model.parameters())
+    return made.seconds, sum(parameter.numel() for parameter in made.model.parameters()), made.runtime
 
 
 @torch.inference_mode()

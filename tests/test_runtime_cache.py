@@ -174,6 +174,7 @@ class Net(nn.Module):
     feature_info = ({"chs": 4, "reduction": 2, "name": "a.0"}, {"chs": 8, "reduction": 4, "name": "a_0"})
     is_rewritten = True
     in_chans = 3
+    data_config = featx.DataConfig(size=(32, 32), mean=(0.1, 0.2, 0.3))
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,12 +234,17 @@ def test_what_is_found_is_what_was_built(make, monkeypatch):
         assert type(other(x)) is type(original(x))
         assert [getattr(other, fact) for fact in FACTS] == [getattr(built, fact) for fact in FACTS]
         assert other._inner.said == built._inner.said
-        assert other._inner.size_rule == built._inner.size_rule
+        assert [*sizes(other)] == [*sizes(built)] == [*sizes(original)]
         assert all(map(torch.equal, maps_in(other(x)), maps_in(built(x))))
     for ours, true in zip(maps_in(found(x)), maps_in(original(x)), strict=True):
         assert relative_difference(ours, true) < 1e-4
     told = {refusal(one) for one in (built, found, original)}
     assert len(told) == 1
+
+
+def sizes(extractor: FeatureExtractWrapper):
+    """What its rule of sizes says."""
+    return (extractor._source.size_rule(side, reduction) for side in (64, 65, 95) for reduction in (4, 32))
 
 
 def refusal(extractor: FeatureExtractWrapper) -> str:
@@ -263,7 +269,9 @@ def test_a_graph_serves_both_runtimes_and_is_compared_on_each(monkeypatch):
     featx.optimize(net(), runtime="onnxruntime", example=X)
     forbid(monkeypatch, "write", "prepare")
     compared, asked = graph_files.compared, []
-    monkeypatch.setattr(graph_files, "compared", lambda made, *rest: asked.append(made.runtime) or compared(made, *rest))
+    monkeypatch.setattr(
+        graph_files, "compared", lambda made, *rest: asked.append(made.runtime) or compared(made, *rest)
+    )
     for _ in range(2):
         featx.optimize(net(), runtime="openvino", example=X)
     assert asked == ["openvino"]

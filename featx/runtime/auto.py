@@ -58,7 +58,7 @@ def fastest(request: Request) -> OptimizedExtractor:
     if known is not None:
         return _with(known, built(known.runtime, request))
     made, failed = _all_built(possible, request)
-    choice = _measured(made, images, {**refused, **failed})
+    choice = choose(made, images, {**refused, **failed})
     keep_facts(request.cache, key, asdict(choice))
     return _with(choice, made[choice.runtime])
 
@@ -107,7 +107,11 @@ def _all_built(possible: list[str], request: Request) -> tuple[dict[str, Optimiz
     return made, {name: str(error) for name, error in failed.items()}
 
 
-def _measured(made: Made, images: Tensor, refused: Mapping[str, str]) -> Choice:
+def choose(made: Made, images: Tensor, refused: Mapping[str, str]) -> Choice:
+    """The fastest of extractors, which are by runtime, on images as will be given.
+
+    refused: why there are no others, which the choice says.
+    """
     threads, size = torch.get_num_threads(), (images.shape[2], images.shape[3])
     if len(made) == 1:
         return Choice(next(iter(made)), {}, refused, threads, len(images), size)
