@@ -216,7 +216,7 @@ def pipeline() -> FeatureExtractWrapper:
     return randomise(Pipeline(source, FPN(source.feature_info, 8)))
 
 
-FACTS = ("feature_info", "in_chans", "data_config", "size_divisor", "agreement", "capture", "fallbacks", "load_report")
+FACTS = ("feature_info", "in_chans", "data_config", "size_divisor", "agreement", "load_report")
 MODELS = [net, timm_net, torchvision_net, transformers_net, native_tokens, pipeline]
 
 

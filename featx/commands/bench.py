@@ -126,8 +126,6 @@ def _show(name: str, rows: "Sequence[Row]") -> None:
     out.print(table)
     for refusal in dict.fromkeys(f"refused: {row.runtime}: {row.refused}" for row in rows if row.refused is not None):
         out.print(refusal, soft_wrap=True)
-    for row in {row.runtime: row for row in rows if row.fallbacks}.values():
-        out.print(f"{row.runtime}: captured by {row.capture}, after {'; '.join(row.fallbacks)}", soft_wrap=True)
 
 
 def _numbers(row: "Row") -> list[str]:

@@ -12,7 +12,7 @@ import featx
 from .options import Checkpoint, OutIndices, Precision, Pretrained, RandomWeights, Size, build, err, out
 
 Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
-File = Annotated[Path, typer.Argument(help="File to write: .onnx, or .pt2 for compiled code.", metavar="FILE")]
+File = Annotated[Path, typer.Argument(help="File to write, which ends in .onnx.", metavar="FILE")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once, where the number is fixed.")]
 
 
@@ -35,12 +35,11 @@ def export(
     size: Size = None,
     batch_size: Batch = 1,
     dynamic: Annotated[Dynamic, typer.Option(help="Axes that are left free; what the model allows.")] = Dynamic.auto,
-    dtype: Annotated[
-        Precision, typer.Option(help="Type of the weights and maps; not of ONNX files.")
-    ] = Precision.float32,
+    dtype: Annotated[Precision, typer.Option(help="What the file is computed in.")] = Precision.float32,
 ) -> None:
-    """Write a model's maps to a file that runs without featx's models: ONNX, or compiled code."""
-    from featx.runtime.export import description_in, require_target
+    """Write a model's maps to a file that runs without featx's models: ONNX."""
+    from featx.runtime.export import require_target
+    from featx.runtime.onnx import read_onnx
 
     require_target(file)  # before minutes go into weights
     extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
@@ -53,6 +52,6 @@ def export(
     err.print("capturing and writing …")
     featx.export(extractor, file, dtype=getattr(torch, dtype), example=example, dynamic=dynamic.value)
     out.print(f"{file}: {len(extractor.feature_info)} maps, weights: {weights}", soft_wrap=True)
-    agreement = description_in(file).agreement
+    agreement = read_onnx(file).agreement
     if agreement:
         out.print(f"cosine similarity with the maps in float32: at least {min(agreement.values()):.4f}")

@@ -46,8 +46,7 @@ class Row:
     grew in a forward, None where that cannot be seen. difference: the largest from the model as it comes, relative to
     its largest value; cosine: in a lower precision, the least similarity of a level's maps instead. ready: seconds of
     processor time to make it without a cache. chosen: whether runtime="auto" takes it among those measured. refused:
-    why the runtime cannot run the model; nothing was measured then. capture: what captured the model's operations, and
-    fallbacks: what failed to before, as an optimised extractor says it.
+    why the runtime cannot run the model; nothing was measured then.
     """
 
     model: str
@@ -63,8 +62,6 @@ class Row:
     ready: float | None = None
     chosen: bool = False
     refused: str | None = None
-    capture: str | None = None
-    fallbacks: tuple[str, ...] = ()
 
 
 def measure(task: Task, runtimes: list[Runtime], telling: Callable[[str], None]) -> list[Row]:
@@ -106,7 +103,6 @@ def _made(model: Extractor, x: Tensor, task: Task, runtime: Runtime, row: Row) -
         row.refused = str(error)
         return None
     row.ready = process_time() - start
-    row.capture, row.fallbacks = made.capture, made.fallbacks
     row.cosine = None if made.agreement is None else min(made.agreement.values())
     return made
 

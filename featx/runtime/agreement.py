@@ -73,7 +73,7 @@ def compared(
 def takes(made: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
     """Whether what was built says that it takes images (N, C, H, W) of that shape."""
     said = getattr(made._inner, "said", None)
-    return said is None or said.taken is None or shape in said.taken
+    return said is None or shape in said.taken
 
 
 def _others(made: FeatureExtractWrapper, model: FeatureExtractWrapper, first: Tensor) -> Iterator[Tensor]:

@@ -53,7 +53,7 @@ def fastest(request: Request) -> OptimizedExtractor:
     possible, refused = _possible(request)
     images = _images(request)
     facts = [(name, version(name)) for name in possible]
-    key = request.run_key("choice", facts, torch.get_num_threads(), tuple(images.shape))
+    key = request.run_key("choice", facts, torch.get_num_threads(), tuple(images.shape), request.memory_format)
     known = _choice_in(facts_in(request.cache, key), possible)
     if known is not None:
         return _with(known, built(known.runtime, request))

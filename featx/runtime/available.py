@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 # The packages that a runtime needs besides torch; a runtime's extra has its name, but for ONNX Runtime's.
-WRITING = ("onnx", "onnxscript")
-PACKAGES = {"onnxruntime": (*WRITING, "onnxruntime"), "openvino": (*WRITING, "openvino")}
+PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 

@@ -1,47 +1,39 @@
-"""The operations that compute an extractor's maps, as a graph that runs without the model's code."""
+"""The program that computes an extractor's maps, which runs without the model's code, and what is said of it."""
 
-import threading
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.graph import CodeGen
+from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.refusals import REFUSED, third_party
+from .description import Description, Taken, describe
+from .program import Program, program_of
 from .record import UnrecordedError
-from .recorded import recorded
-from .taken import Axis, InexpressibleError, Taken, taken
 from .watch import Seen
 
-# Operations of models that are captured for images of any size. For others, such as those that attend to patches,
-# PyTorch may take minutes to find which sizes the graph is right for.
-SIZELESS = {
-    *("convolution", "native_batch_norm", "empty", "clone", "cat", "copy_", "mean", "_adaptive_avg_pool2d"),
-    *("add", "add_", "mul", "mul_", "sub", "div", "clamp", "max_pool2d_with_indices", "avg_pool2d"),
-    *("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu"),
-    *("hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "upsample_nearest2d", "slice", "detach", "alias"),
-    *("permute", "transpose", "t", "view", "_unsafe_view", "unsqueeze", "squeeze", "native_layer_norm", "addmm", "sum"),
-    *("_softmax", "new_zeros", "new_empty"),
-}
-
-# torch.export and torch.compile patch modules of PyTorch while they trace: one thread at a time.
-TRACING = threading.RLock()
-
-SIDES = {0: "n", 2: "h", 3: "w"}  # axes that may be free, and what their lengths are called
+Dynamic = Literal["auto", "size", "batch", "none"]
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A graph from images to maps, the images it is right for, and how it was captured (see Description)."""
+class Wish:
+    """What a file with an extractor's graph should be.
 
-    graph: fx.GraphModule
-    taken: Taken
-    capture: str
-    fallbacks: tuple[str, ...] = ()
+    computes: the dtype, torch.int8 included; weights are stored in float32, and a runtime computes in what it is told.
+    example: images as will be given, or None.
+    dynamic: which images it takes beside those: "batch" any number of them, "size" of other sizes, too, "none" no
+        others; "auto" what the model allows.
+    """
+
+    computes: torch.dtype
+    example: Tensor | None
+    dynamic: Dynamic = "auto"
+
+    @property
+    def maps(self) -> torch.dtype:
+        """Of the maps that a user gets."""
+        return torch.float32 if self.computes is torch.int8 else self.computes
 
 
 class MapsOf(nn.Module):
@@ -58,62 +50,28 @@ class MapsOf(nn.Module):
         return tuple(pyramid.forward_maps(x, levels))
 
 
-def capture(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor) -> Captured:
-    """The graph for images like these two, in any number, and of any size if that is found quickly.
+def capture(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> tuple[Program, Description]:
+    """The program of an extractor, whose weights become float32, and the description of the images it takes.
 
-    Where the user gave an example, one for its size alone will do. Raises ContractError for a model that torch.export
-    cannot capture, which is asked where recording what the model does is not enough.
+    Raises:
+        ContractError: the forward cannot be captured, or not for such images.
     """
+    to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
+    to(dtype=torch.float32, memory_format=torch.contiguous_format)
+    images = seen.images[:1].float().expand(2, -1, -1, -1).contiguous()
+    sizes = wish.dynamic in ("auto", "size") and extractor._inner.fixed_size is None
+    kind = type(extractor._source).__name__
     try:
-        graph, any_size = recorded(MapsOf(extractor), images, extractor._inner.fixed_size is None)
+        program = program_of(MapsOf(extractor), images, sizes)
     except UnrecordedError as error:
-        return _by_export(extractor, seen, images, f"recorder: {error}")
-    if any_size or seen.example or not sizeless(seen):
-        free = {axis: Axis(name, 1, None) for axis, name in SIDES.items() if any_size or axis == 0}
-        return Captured(graph, Taken(tuple(images.shape), free, ()), "recorder")
-    return _by_export(extractor, seen, images, "recorder: its graph is for images of one size alone")
-
-
-def _by_export(extractor: FeatureExtractWrapper, seen: Seen, images: Tensor, why: str) -> Captured:
-    import torch.export
-
-    free = torch.export.Dim.AUTO  # as far as the model leaves it free
-    errors: list[Exception] = []
-    for axes in ((0, 2, 3), (0,), ()) if sizeless(seen) else ((0,), ()):
-        try:
-            program = exported(MapsOf(extractor), images, {"x": dict.fromkeys(axes, free)} if axes else None)
-            fallbacks = (why, *(f"torch.export: {first_line(error)}" for error in errors))
-            return Captured(module_of(program), taken(program, images.shape), "torch.export", fallbacks)
-        except (*REFUSED, InexpressibleError) as error:
-            errors.append(error)
-    raise ContractError(
-        f"{type(extractor._source).__name__} cannot be captured by torch.export ({first_line(errors[0])}): use "
-        "runtime='eager'"
-    ) from errors[0]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says; its class if it says nothing."""
-    return f"{error}".strip().partition("\n")[0] or type(error).__name__
-
-
-def sizeless(seen: Seen) -> bool:
-    """Whether the model can be captured for images of any size in little time."""
-    return {operation.kind._schema.name.removeprefix("aten::") for operation in seen.operations} <= SIZELESS
-
-
-def exported(model: nn.Module, images: Tensor, dynamic: Any) -> Any:
-    """The model's torch.export.ExportedProgram, in inference. dynamic: the axes of its input that are free, if any.
-
-    Raises ThirdPartyError if PyTorch cannot make one.
-    """
-    with TRACING, torch.inference_mode(False), torch.no_grad():
-        return third_party(torch.export.export, model, (images,), dynamic_shapes=dynamic, strict=False)
-
-
-def module_of(program: Any) -> fx.GraphModule:
-    """The program's graph on the program's own tensors, without checks of the input, which are made outside."""
-    has_checks = "check_guards" in signature(program.module).parameters  # since PyTorch 2.9
-    unlifted = program.module(check_guards=False) if has_checks else program.module()
-    unlifted.graph.set_codegen(CodeGen())  # a tensor in, tensors out
-    return fx.GraphModule(unlifted, unlifted.graph)  # which can be copied, and put in eval mode
+        raise ContractError(f"{kind} cannot be captured ({error}): use runtime='eager'") from error
+    if wish.dynamic == "size" and not program.any_size:
+        raise ContractError(
+            f"{kind} cannot be captured with dynamic='size', because its code depends on the size of images: choose "
+            "dynamic='auto'"
+        )
+    free = () if wish.dynamic == "none" else (0, 2, 3) if program.any_size else (0,)
+    number = 1 if wish.example is None else len(wish.example)
+    taken = Taken((number, *images.shape[1:]), frozenset(free))
+    computes = f"{wish.computes}".removeprefix("torch.")
+    return program, describe(extractor, taken, wish.maps, computes)

@@ -1,6 +1,7 @@
 """What a file with a graph says of it, so that the graph alone is an extractor again."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,28 +11,38 @@ from ..features import FeatureInfo, Levels
 from ..json_checks import JsonError, Value, parsed
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
-from .layout import LAYOUTS
-from .taken import Axis, Taken, is_condition
 
 KEY = "featx"  # of the description in a file's metadata
-VERSION = 1
+VERSION = 2
 DTYPES = {f"{dtype}".removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 DTYPES |= {"float64": torch.float64}
 OUTPUTS = ("list", "dict", "tokens")
 LARGEST = 2**20  # of channels, strides and pixels
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The images that a graph is right for. shape: (N, C, H, W). free: the axes that may have any other length."""
+
+    shape: tuple[int, ...]
+    free: frozenset[int]
+
+    def __contains__(self, shape: Sequence[int]) -> bool:
+        return all(axis in self.free or length == self.shape[axis] for axis, length in enumerate(shape))
+
+    def __str__(self) -> str:
+        batch = "any batch of" if 0 in self.free else f"batches of {self.shape[0]}"
+        size = "" if {2, 3} <= self.free else f" of {self.shape[2]}x{self.shape[3]} pixels"
+        return f"{batch} images{size or ' of most sizes'}"
+
+
 @dataclass(frozen=True)
 class Description:
     """An extractor without its tensors and its code.
 
-    levels: those returned, in order. output: "list", "dict" or "tokens". taken: images the graph is right for, None if
-        it is made anew for others. smallest: the shortest side of images, in pixels.
-    dtype: of the maps. computes: "float32", "bfloat16", …, or "int8". layout: "contiguous" or "channels_last".
-    agreement: with the original's maps, by level.
-    machine: what the graph was compiled for, None if it runs anywhere.
-    capture: what wrote the operations down, "recorder" (featx's own) or "torch.export"; None if that is not known.
-    fallbacks: the captures that were tried before and failed, each with the reason.
+    levels: those returned, in order. output: "list", "dict" or "tokens". taken: images the graph is right for.
+    dtype: of the maps. computes: "float32", "bfloat16" or "int8". agreement: with the original's maps, by level.
+    smallest: the shortest side of images, in pixels.
     """
 
     levels: Levels
@@ -40,14 +51,10 @@ class Description:
     size_divisor: int
     fixed_size: tuple[int, int] | None
     data_config: DataConfig | None
-    taken: Taken | None
+    taken: Taken
     dtype: torch.dtype
     computes: str
-    layout: str
     agreement: dict[str, float] | None = None
-    machine: dict[str, str] | None = None
-    capture: str | None = None
-    fallbacks: tuple[str, ...] = ()
     smallest: int | None = None
 
     def tensors(self) -> list[str]:
@@ -60,10 +67,8 @@ class Description:
         return [part for name in safe for part in (f"{name}_tokens", name)] if self.output == "tokens" else safe
 
 
-def describe(
-    extractor: FeatureExtractWrapper, taken: Taken | None, dtypes: tuple[torch.dtype, torch.dtype], layout: str
-) -> Description:
-    """The description of a graph of the extractor's. dtypes: of the maps, and what it computes in."""
+def describe(extractor: FeatureExtractWrapper, taken: Taken, maps: torch.dtype, computes: str) -> Description:
+    """The description of a graph of the extractor's. maps: their dtype. computes: see `Description`."""
     return Description(
         extractor.feature_info,
         extractor._output,
@@ -72,9 +77,8 @@ def describe(
         extractor._inner.fixed_size,
         extractor.data_config,
         taken,
-        dtypes[0],
-        f"{dtypes[1]}".removeprefix("torch."),
-        layout,
+        maps,
+        computes,
         smallest=extractor._smallest,
     )
 
@@ -87,7 +91,6 @@ def ascending(levels: Levels) -> list[int]:
 def to_json(said: Description) -> str:
     every = [[row["num_chs"], row["reduction"], row["module"]] for row in said.levels.info]
     fields = {name: value for name, value in vars(said).items() if name not in ("levels", "dtype", "taken")}
-    assert said.taken is not None
     config = None if said.data_config is None else asdict(said.data_config)
     return json.dumps(
         {
@@ -98,8 +101,7 @@ def to_json(said: Description) -> str:
             "data_config": config,
             "dtype": f"{said.dtype}".removeprefix("torch."),
             "shape": said.taken.shape,
-            "free": {f"{at}": [axis.name, axis.least, axis.most] for at, axis in said.taken.free.items()},
-            "conditions": said.taken.conditions,
+            "free": sorted(said.taken.free),
         }
     )
 
@@ -122,7 +124,7 @@ def _read(said: Value) -> Description:
     in_chans, fixed = _number(said, "in_chans"), said.get("fixed_size")
     if in_chans not in (None, taken.shape[1]):
         raise said["in_chans"].mismatch(f"{taken.shape[1]}, as its shape says")
-    agreement, machine, capture, fallbacks = map(said.get, ("agreement", "machine", "capture", "fallbacks"))
+    agreement = said.get("agreement")
     return Description(
         levels,
         said["output"].text(OUTPUTS),
@@ -132,13 +134,9 @@ def _read(said: Value) -> Description:
         None if config is None else DataConfig.from_json(config),
         taken,
         DTYPES[said["dtype"].text(DTYPES)],
-        said["computes"].text((*DTYPES, "int8")),
-        said["layout"].text(LAYOUTS),
+        said["computes"].text(("float32", "bfloat16", "int8")),
         None if agreement is None else {name: agreement[name].real() for name in agreement.object()},
-        None if machine is None else {name: machine[name].text() for name in machine.object()},
-        None if capture is None else capture.text(),
-        () if fallbacks is None else tuple(fallbacks.texts()),
-        _number(said, "smallest"),  # which files of earlier versions lack
+        _number(said, "smallest"),
     )
 
 
@@ -163,18 +161,8 @@ def _levels(said: Value) -> Levels:
 
 
 def _taken(said: Value) -> Taken:
-    shape = said["shape"].numbers(1, LARGEST, 4)
-    free: dict[int, Axis] = {}
-    for at in said["free"].object():
-        if at not in ("0", "1", "2", "3") or len(said["free"][at].array()) != 3:
-            raise said["free"].mismatch("axes from 0 to 3, each with a name and two bounds")
-        name, least, most = said["free"][at].each()
-        free[int(at)] = Axis(name.text(), least.number(), None if most.held is None else most.number())
-    names = {axis.name for axis in free.values()}
-    conditions = said["conditions"]
-    if not all(is_condition(condition, names) for condition in conditions.array()):
-        raise conditions.mismatch("conditions on the lengths of free axes")
-    return Taken(tuple(shape), free, tuple(conditions.array()))
+    shape, free = said["shape"].numbers(1, LARGEST, 4), said["free"].numbers(0, 3)
+    return Taken(tuple(shape), frozenset(free))
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -149,7 +149,7 @@ class EnginePyramid(Pyramid):
         return ()
 
     def _run(self, x: Tensor) -> list[Tensor]:
-        if self.said.taken is not None and tuple(x.shape) not in self.said.taken:
+        if tuple(x.shape) not in self.said.taken:
             raise InputError(
                 f"this was built by runtime={self.engine.runtime!r} for {self.said.taken}, got {x.shape[0]} of "
                 f"{x.shape[2]}x{x.shape[3]}, which its graph is not right for: resize them, or build it again with "
@@ -184,7 +184,6 @@ class EngineExtractor(OptimizedExtractor):
         self,
         engine: Engine,
         said: Description,
-        layout: torch.memory_format,
         source: FeatureExtractWrapper | None = None,
     ) -> None:
         pyramid = EnginePyramid(engine, said, source).eval()
@@ -192,8 +191,8 @@ class EngineExtractor(OptimizedExtractor):
         output: Any = said.output
         wrapper = FeatureExtractWrapper(pyramid, order, output=output)
         wrapper.feature_info = said.levels
-        super().__init__(wrapper, engine.dtype, layout)
-        self.agreement, self.capture, self.fallbacks = said.agreement, said.capture, said.fallbacks
+        super().__init__(wrapper, engine.dtype, torch.contiguous_format)
+        self.agreement = said.agreement
 
     @property
     def _engine(self) -> Engine:

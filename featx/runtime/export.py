@@ -1,9 +1,8 @@
-"""Extractors as files that run without featx's models: ONNX, and packages of AOTInductor."""
+"""Extractors as ONNX files, which run without featx's models."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +11,16 @@ from ..errors import ArgumentError, MissingPackageError, OutputError, WeightsNot
 from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared
-from .aot import describe_pt2, read_pt2
 from .available import lacks_packages
-from .description import Description
+from .capture import Dynamic, Wish
 from .engine import EngineExtractor, beside
 from .engines import ENGINES, require_engine, write
-from .graph import Dynamic, Wish
-from .layout import LAYOUTS, layout_for
 from .onnx import describe_onnx, read_onnx
 from .prepare import prepare, require_extractor
 
-FileRuntime = Literal["onnxruntime", "openvino", "aot"]
-
-
-class Format(NamedTuple):
-    """What reads and describes files of a format, and which runtimes run them, the first by default."""
-
-    read: Callable[[Path], Description]
-    describe: Callable[[Path, Description], None]
-    runtimes: tuple[FileRuntime, ...]
-
-
-FORMATS = {
-    ".onnx": Format(read_onnx, describe_onnx, ("onnxruntime", "openvino")),
-    ".pt2": Format(read_pt2, describe_pt2, ("aot",)),
-}
+FileRuntime = Literal["onnxruntime", "openvino"]
+FILE_RUNTIMES: tuple[FileRuntime, ...] = get_args(FileRuntime)
+SUFFIX = ".onnx"
 
 
 def export(
@@ -51,32 +35,30 @@ def export(
 
     model: an extractor in eval mode, native or bridged, or a Pipeline; it stays as it is.
     path: ending in ".onnx", for ONNX Runtime, OpenVINO and whatever else reads ONNX: its input is called `images`, its
-        outputs as the levels, with _ for what is no letter or digit, in ascending order of levels. Or in ".pt2": code
-        for this kind of machine, which needs a C++ compiler to be written, and none to be run. Weights of more than
-        1 GiB are beside an ONNX file, in one that ends in ".onnx.data". A file that is there is replaced, at once, with
-        the one beside it. A folder that is not there is made.
-    dtype: None keeps the model's. torch.int8 calibrates an ONNX file on `example`; packages compute in any float.
+        outputs as the levels, with _ for what is no letter or digit, in ascending order of levels. Weights of more than
+        1 GiB are beside it, in a file that ends in ".onnx.data". A file that is there is replaced, at once, with the
+        one beside it. A folder that is not there is made.
+    dtype: None is float32. torch.int8 calibrates on `example`.
     example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
     dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
-        "auto" is what the model allows without being slower or taking minutes.
+        "auto" is what the model allows.
 
     Maps of the file are compared with the model's before it is put in place; in a lower precision, `agreement` of what
     is loaded says how similar they are.
 
     Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
-    a model that cannot be captured or compiled, or not with such `dynamic`, and OutputError.
+    a model that cannot be captured, or not with such `dynamic`, and OutputError.
     """
     model = require_extractor(model, "export")
     path = require_target(path)
-    format_ = format_of(path)
     if dynamic not in get_args(Dynamic):
         raise ArgumentError(f"dynamic={dynamic!r}: choose one of {get_args(Dynamic)}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
-    require_engine(format_.runtimes[0], model, dtype, example is not None)
+    require_engine(FILE_RUNTIMES[0], model, dtype, example is not None)
     with alone(path, also=[beside(path).name]), workspace(path) as folder:
         written = folder / path.name
-        _write(model, written, format_, (dtype, example, dynamic))
+        _write(model, written, (dtype, example, dynamic))
         _place(written, path)
 
 
@@ -84,11 +66,11 @@ def require_target(path: str | Path) -> Path:
     """The path of a file to write, whose folder is made.
 
     Raises:
-        ArgumentError: the path ends in no known format.
+        ArgumentError: the path does not end in .onnx.
         OutputError: it is an address or a folder, or its folder cannot be made or written.
     """
     path = local(path)
-    format_of(path)
+    _require_suffix(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file")
     with alone(path, also=[beside(path).name]):
@@ -107,63 +89,43 @@ def _place(written: Path, path: Path) -> None:
     folder_to_disk(path.parent)
 
 
-def _write(
-    model: FeatureExtractWrapper,
-    path: Path,
-    format_: Format,
-    asked: tuple[torch.dtype | None, Tensor | None, Dynamic],
-) -> None:
+def _write(model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic]) -> None:
     dtype, example, dynamic = asked
     extractor, seen = prepare(model, example)
-    given, portable = seen.images.dtype, path.suffix == ".onnx"
-    layout = layout_for("contiguous" if portable else "auto", extractor, 16 if example is None else len(example))
-    said = write(extractor, seen, Wish(dtype or given, layout, example, portable, dynamic), path)
-    engine = ENGINES[format_.runtimes[0]](path, said)
-    made = EngineExtractor(engine, said, layout)
-    format_.describe(path, replace(said, agreement=compared(made, model, seen.images, example, dtype or given)))
+    computes = dtype or seen.images.dtype
+    said = write(extractor, seen, Wish(computes, example, dynamic), path)
+    made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
+    describe_onnx(path, replace(said, agreement=compared(made, model, seen.images, example, computes)))
 
 
 def load_exported(path: str | Path, *, runtime: FileRuntime | None = None) -> EngineExtractor:
     """The extractor in a file that `export` wrote; neither the model's code nor its package is needed.
 
-    path: ONNX files are data, and safe to load from anywhere. Packages (".pt2") are machine code, which runs:
-        load those that you trust.
-    runtime: of ONNX files, "onnxruntime" or "openvino"; None takes the first of them that is installed.
+    path: of an ONNX file, which is data, and safe to load from anywhere.
+    runtime: "onnxruntime" or "openvino"; None takes the first of them that is installed.
 
     It has `feature_info`, `data_config` and `size_divisor`, and returns what the original did: a list, dict or tokens,
     in the order that was asked for. Threads are as many as torch has now.
 
-    Raises ArgumentError, WeightsNotFoundError, CheckpointError for a file that `export` did not write, or for another
-    kind of machine, and MissingPackageError.
+    Raises ArgumentError, WeightsNotFoundError, CheckpointError for a file that `export` did not write, and
+    MissingPackageError.
     """
     path = Path(path)
-    format_ = format_of(path)
-    if runtime is not None and runtime not in format_.runtimes:
-        raise ArgumentError(f"runtime={runtime!r}: {path.suffix} files run on {' or '.join(format_.runtimes)}")
+    _require_suffix(path)
+    if runtime not in (None, *FILE_RUNTIMES):
+        raise ArgumentError(f"runtime={runtime!r}: {SUFFIX} files run on {' or '.join(FILE_RUNTIMES)}")
     if not path.is_file():
         raise WeightsNotFoundError(f"there is no file {path}")
-    said = format_.read(path)
-    chosen = runtime or _installed(format_)
-    lacking = None if chosen == "aot" else lacks_packages(chosen, (chosen,))
+    said = read_onnx(path)
+    installed = [name for name in FILE_RUNTIMES if not lacks_packages(name, (name,))]
+    chosen = runtime or next(iter(installed), FILE_RUNTIMES[0])
+    lacking = lacks_packages(chosen, (chosen,))
     if lacking:
         raise MissingPackageError(f"{path} cannot be run by {chosen}: {lacking}")
-    return EngineExtractor(ENGINES[chosen](path, said), said, LAYOUTS[said.layout])
+    return EngineExtractor(ENGINES[chosen](path, said), said)
 
 
-def description_in(path: Path) -> Description:
-    """What a file that `export` wrote says of itself; CheckpointError for others."""
-    return format_of(path).read(path)
-
-
-def _installed(format_: Format) -> FileRuntime:
-    for name in format_.runtimes:
-        if name == "aot" or not lacks_packages(name, (name,)):
-            return name
-    return format_.runtimes[0]
-
-
-def format_of(path: Path) -> Format:
-    """The format that the file's name ends in; ArgumentError if none does."""
-    if path.suffix not in FORMATS:
-        raise ArgumentError(f"{path}: expected a file that ends in {' or '.join(FORMATS)}")
-    return FORMATS[path.suffix]
+def _require_suffix(path: Path) -> None:
+    """ArgumentError unless the file's name ends as ONNX files do."""
+    if path.suffix != SUFFIX:
+        raise ArgumentError(f"{path}: expected a file that ends in {SUFFIX}")

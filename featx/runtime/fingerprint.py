@@ -23,7 +23,7 @@ from ..wrappers import FeatureExtractWrapper
 from ..wrappers.order import channels_of
 from ..wrappers.refusals import REFUSED, passed_on, third_party
 from .agreement import smooth_noise
-from .available import WRITING, version
+from .available import version
 from .watch import copy_of, own_size
 
 # Packages whose code their version identifies; of other modules' classes the source does.
@@ -108,7 +108,7 @@ def _source(kind: type) -> str:
 def _versions(extractor: FeatureExtractWrapper) -> list[str]:
     """Versions of what the modules are of and of what writes graphs."""
     used = {type(module).__module__.partition(".")[0] for module in extractor.modules()} & set(RELEASED)
-    told = [f"{name} {version(name)}" for name in sorted({*used, "torch", "featx", *WRITING})]
+    told = [f"{name} {version(name)}" for name in sorted({*used, "torch", "featx", "onnx"})]
     return [*told, sys.version.partition(" ")[0], _own_code()]
 
 

@@ -1,6 +1,6 @@
 """Folds batch norms into the convolutions before them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,15 @@ def _in_turn(call: Call, x: Any) -> tuple[str, ...] | None:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, pair: Pair) -> None:
-    """Fold the norm of the pair into its convolution, in place; what the norm's module did besides stays."""
-    conv: Any = model.get_submodule(pair.conv)
-    norm: Any = model.get_submodule(pair.norm)
+def fold(model: nn.Module, found: Iterable[Pair]) -> None:
+    """Fold the norm of each pair into its convolution, in place; what a norm's module did besides stays."""
+    modules = dict(model.named_modules())
+    left = {pair.norm: _folded(modules[pair.conv], modules[pair.norm], pair) for pair in found}
+    replace(model, left)
+
+
+def _folded(conv: Any, norm: Any, pair: Pair) -> nn.Module:
+    """Fold one, and return what is left of the norm."""
     weight, bias = conv.weight, conv.bias
     mean, variance = (_exact(getattr(norm, name)) for name in STATISTICS)
     scale = torch.rsqrt(variance + pair.eps)
@@ -104,7 +109,7 @@ def fold(model: nn.Module, pair: Pair) -> None:
     left: nn.Module = nn.Sequential() if pair.after else nn.Identity()
     for name in pair.after:
         left.add_module(name, norm.get_submodule(name))
-    replace(model, pair.norm, left)
+    return left
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -115,12 +120,14 @@ HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_
 HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
-def replace(model: nn.Module, path: str, by: nn.Module) -> None:
-    """Put a module in the place of another, wherever it is registered, in place; it takes over the other's hooks."""
-    old = model.get_submodule(path)
-    by.train(old.training)
-    vars(by).update({name: vars(old)[name] for name in HOOKS})
-    for parent in list(model.modules()):
+def replace(model: nn.Module, by_path: Mapping[str, nn.Module]) -> None:
+    """Put modules in the places of others, wherever these are registered, in place; they take over their hooks."""
+    modules = dict(model.named_modules())
+    instead = {modules[path]: module for path, module in by_path.items()}
+    for old, new in instead.items():
+        new.train(old.training)
+        vars(new).update({name: vars(old)[name] for name in HOOKS})
+    for parent in modules.values():
         for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = by
+            if child in instead:
+                parent._modules[name] = instead[child]

@@ -15,12 +15,11 @@ from ..wrappers.order import channels_of
 from .agreement import compared, smooth_noise
 from .available import processor, version
 from .cache import Cache
-from .description import Description
+from .capture import Wish
 from .engine import EngineExtractor, OwnFolder
 from .engines import ENGINES, write
 from .fingerprint import digest_of, fingerprint
-from .graph import Wish
-from .layout import LAYOUTS, MemoryFormat, layout_for
+from .layout import MemoryFormat
 from .onnx import describe_onnx, read_onnx
 from .prepare import prepare
 from .rounding import correct_rounding
@@ -69,9 +68,8 @@ class Request:
         made = None if self.cache is None else fingerprint(self.model, self.example)
         if made is None:
             return None
-        shape = None if self.example is None else tuple(self.example.shape)
         images = digest_of(self.example) if self.is_lower and self.example is not None else None
-        return _key(made, self.computes, self.memory_format, shape, images)
+        return _key(made, self.computes, images)
 
     def graph_key(self, runtime: str) -> str | None:
         """The key of the graph. Those in int8 are for a runtime and a processor."""
@@ -102,7 +100,7 @@ def on_runtime(runtime: str, request: Request) -> EngineExtractor:
     folder = _graph(runtime, request)
     path = folder.path / MODEL
     said = read_onnx(path)
-    made = EngineExtractor(ENGINES[runtime](path, said, folder), said, LAYOUTS[said.layout], request.model)
+    made = EngineExtractor(ENGINES[runtime](path, said, folder), said, request.model)
     made.agreement = _agreement(made, runtime, request)
     return made
 
@@ -126,12 +124,9 @@ def _written(request: Request) -> OwnFolder:
     """A new folder with the graph."""
     extractor, seen = prepare(request.model, request.example)
     corrected(extractor, request)
-    asked = "contiguous" if request.memory_format == "auto" else request.memory_format  # they have layouts of their own
-    wish = Wish(request.computes, layout_for(asked, extractor, 1), request.example, portable=True)
     folder = OwnFolder()
     path = folder.path / MODEL
-    said: Description = write(extractor, seen, wish, path)
-    describe_onnx(path, said)
+    describe_onnx(path, write(extractor, seen, Wish(request.computes, request.example), path))
     return folder
 
 

@@ -17,14 +17,16 @@ def drop_idle(model: FeatureExtractWrapper, seen: Seen) -> None:
 
     `seen` is a forward of the model, before norms were folded. Levels and modules with hooks stay.
     """
-    for path, module in seen.model.named_modules():
-        made = seen.calls.get(module, [])
-        if only_training(module) and all(len(call.given) == 1 and call.output is call.given[0] for call in made):
-            replace(model, path, nn.Identity())
+    idle = [module for module in seen.model.modules() if only_training(module) and _returns_its_input(module, seen)]
+    replace(model, {seen.path(module): nn.Identity() for module in idle})
     levels = {level.name for level in model.feature_info}
     for module in seen.calls:
         if type(module) is nn.Sequential and _runs_itself(module, seen):
             _shorten(model.get_submodule(seen.path(module)), seen.path(module), levels)
+
+
+def _returns_its_input(module: nn.Module, seen: Seen) -> bool:
+    return all(len(call.given) == 1 and call.output is call.given[0] for call in seen.calls.get(module, []))
 
 
 def only_training(module: nn.Module) -> bool:

@@ -1,8 +1,6 @@
 """ONNX: files of graphs, with a description in their metadata, and ONNX Runtime to run them."""
 
 import hashlib
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,9 +15,9 @@ from ..errors import CheckpointError, in_short
 from ..weights.protobuf import BYTES, VARINT, Data, Span, fields
 from .description import KEY, Description, from_json, to_json
 from .engine import FileEngine, beside
-from .graph import Graph
+from .onnx_program import onnx_model
+from .program import Program
 
-AXES = {0: "batch", 2: "height", 3: "width"}
 LARGEST = 1 << 30  # bytes of weights in one file: protobuf ends at twice that
 # Fields of ONNX's ModelProto by number, and how they are written.
 MODEL = {1: (VARINT,), 5: (VARINT,), **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), (BYTES,))}
@@ -28,24 +26,18 @@ DIGEST = f"{KEY}.sha256"  # of all other fields of the file and of the weights b
 LARGEST_FILE = 2**31  # bytes, which protobuf has no more of
 
 
-def write_onnx(graph: Graph, path: Path) -> None:
-    """Write the graph, its input named `images`, its outputs as the description says, with weights beside if large."""
+def write_onnx(program: Program, said: Description, path: Path) -> None:
+    """Write the program, its input named `images`, its outputs as the description says, with weights beside if large.
+
+    Raises:
+        UntranslatedError: an operation has no translation to ONNX.
+    """
     import onnx
 
-    nbytes = sum(tensor.nbytes for tensor in graph.program.state_dict.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        made: Any = torch.onnx.export(
-            graph.program,
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=graph.said.tensors(),
-        )
-        made.save(path, external_data=nbytes > LARGEST)
-    model = onnx.load(path, load_external_data=False)
-    _name_axes(model.graph, graph.said)
-    onnx.save_model(model, path)
+    shape = [None if axis in said.taken.free else length for axis, length in enumerate(said.taken.shape)]
+    model = onnx_model(program, said.tensors(), shape)
+    large = sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST
+    onnx.save_model(model, path, save_as_external_data=large, location=beside(path).name, size_threshold=0)
 
 
 def describe_onnx(path: Path, said: Description) -> None:
@@ -60,16 +52,6 @@ def describe_onnx(path: Path, said: Description) -> None:
     onnx.helper.set_model_props(last, {DIGEST: _digest(path, path.read_bytes(), beside(path).exists()).decode()})
     with path.open("ab") as file:
         file.write(last.SerializeToString())
-
-
-def _name_axes(graph: Any, said: Description) -> None:
-    """Name free axes for what they are, wherever the exporter wrote symbols of its own."""
-    assert said.taken is not None
-    names = {axis.name: AXES[position] for position, axis in reversed(said.taken.free.items())}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:
-                axis.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), axis.dim_param)
 
 
 def read_onnx(path: Path) -> Description:

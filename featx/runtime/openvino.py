@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, in_short
 from .engine import FileEngine
+from .onnx_program import IMAGES
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
@@ -41,7 +42,7 @@ class OpenVinoEngine(FileEngine):
             core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
             self._compiled: Any = core.compile_model(self.path, "CPU", settings)
             self._require_names(
-                *([one.any_name for one in ports] for ports in (self._compiled.inputs, self._compiled.outputs))
+                _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
             )
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
@@ -57,3 +58,10 @@ class OpenVinoEngine(FileEngine):
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
         return [torch.from_numpy(array.copy()) for array in found.values()]  # the request writes over them
+
+
+def _names(ports: Sequence[Any], expected: Sequence[str]) -> list[str]:
+    """A name of each port, which may have several: the expected one, if it is among them."""
+    fits = len(ports) == len(expected)
+    wanted = expected if fits else [""] * len(ports)
+    return [name if name in port.names else port.any_name for port, name in zip(ports, wanted, strict=True)]

@@ -36,7 +36,8 @@ def optimize(
         dtype: Of the weights and the maps; None keeps the model's. `agreement` of what is returned says by level how
             similar maps in a lower precision are to the original's.
         memory_format: "auto", "channels_last" or "contiguous": of the weights, the images, which are converted, and the
-            maps. "auto" is what was measured to be faster for such a model and the batch of `example`.
+            maps of `eager`. "auto" is what was measured to be faster for such a model and the batch of `example`. The
+            maps of other runtimes are contiguous.
         runtime: "eager" is PyTorch, on any device. "onnxruntime" and "openvino" run the model's graph in those
             libraries, on CPUs. "auto" measures all that are installed and can run the model, for up to three seconds,
             and takes the fastest; `choice` of what is returned has the figures. `featx.runtime.runtimes()` says which

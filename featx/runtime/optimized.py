@@ -23,15 +23,10 @@ class OptimizedExtractor(FeatureExtractWrapper):
     It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
 
     agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
-    capture: what wrote the model's operations down: "recorder", which is featx's own, or "torch.export"; None where
-        PyTorch runs the modules themselves.
-    fallbacks: the captures that were tried before that one and failed, each with the reason.
     choice: what runtime="auto" measured; None if the runtime was named.
     """
 
     agreement: dict[str, float] | None = None
-    capture: str | None = None
-    fallbacks: tuple[str, ...] = ()
     choice: Choice | None = None
 
     @property

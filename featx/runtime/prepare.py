@@ -26,8 +26,7 @@ def prepare(model: FeatureExtractWrapper, example: Tensor | None) -> Prepared:
     extractor = copy_of(model).eval()
     reparameterise(extractor)
     seen = watch(extractor, example)
-    for pair in pairs(seen):
-        fold(extractor, pair)
+    fold(extractor, pairs(seen))
     drop_idle(extractor, seen)
     return Prepared(extractor, seen)
 

@@ -35,24 +35,36 @@ class UnrecordedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation. In its arguments, tensors are `Made` and `Own`. returned: what it returned, without values."""
+    """An operation. In its arguments, tensors are `Made` and `Own`.
+
+    returned: what it returned, without values. also_changed: other views of the memory that it wrote to.
+    """
 
     operation: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     returned: tuple[Tensor, ...]
+    also_changed: tuple[Made, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether it returns a sequence of tensors."""
+        declared = self.operation._schema.returns
+        return len(declared) > 1 or not isinstance(declared[0].type, torch.TensorType)
 
 
 @dataclass
 class Recording:
     """The steps of a forward of `images`, and what it returned.
 
+    literals: tensors that the code makes of Python's numbers.
     asked: lengths of axes, or of all axes but the first of a tensor, that its code decided on or computed with.
     """
 
     images: Tensor
     steps: list[Step] = field(default_factory=list)
     returned: list[Made | Own] = field(default_factory=list)
+    literals: dict[Own, Tensor] = field(default_factory=dict)
     asked: dict[Made | SideOf, Any] = field(default_factory=dict)
 
 
@@ -83,7 +95,9 @@ class _Operations(TorchDispatchMode):
     def __init__(self, made: Recording, model: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.made, self.within, self.sides = made, False, list[Side]()
-        self._own = {id(tensor): Own(path) for path, tensor in _tensors_of(model)}
+        own = list(tensors_of(model))
+        self._kept = [tensor for _, tensor in own]  # else another tensor could get the identity of one that is replaced
+        self._own = {id(tensor): Own(path) for path, tensor in own}
         self._made: dict[int, tuple[Callable[[], Any], Made]] = {}
         self._name(images, Made(-1))
 
@@ -98,26 +112,41 @@ class _Operations(TorchDispatchMode):
 
     def keep(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Write it down; UnrecordedError if to repeat it could give something else."""
-        names = [argument.name for argument in operation._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        writes = [argument.name for argument in operation._schema.arguments if _is_written(argument)]
-        changed = any(id(given.get(name)) in self._own for name in writes)
-        random = torch.Tag.nondeterministic_seeded in operation.tags and given.get("dropout_p", operation) != 0
-        if changed or random or operation.overloadpacket in (*VALUES, *ADDRESSES):
+        arguments = operation._schema.arguments
+        names = [argument.name for argument in arguments]
+        given = {argument.name: argument.default_value for argument in arguments}
+        given |= {**dict(zip(names, args, strict=False)), **kwargs}
+        written = [given[argument.name] for argument in arguments if _is_written(argument)]
+        changed = any(id(tensor) in self._own for tensor in written)
+        if changed or _is_random(operation, given) or operation.overloadpacket in (*VALUES, *ADDRESSES):
             raise UnrecordedError(f"{operation} may give something else when it is repeated")
         outputs = (output,) if isinstance(output, Tensor) else tuple(output)
         args, kwargs = self._named((args, kwargs))
-        step = Step(operation, args, kwargs, tuple(map(_without_values, outputs)))
+        others = tuple(name for tensor in written if isinstance(tensor, Tensor) for name in self._views(tensor))
         for place, tensor in enumerate(outputs):
             self._name(tensor, Made(len(self.made.steps), None if isinstance(output, Tensor) else place))
-        self.made.steps.append(step)
+        self.made.steps.append(Step(operation, args, kwargs, tuple(map(_without_values, outputs)), others))
+
+    def _views(self, written: Tensor) -> Iterator[Made]:
+        """What other tensors in the same memory are called."""
+        for alive, name in self._made.values():
+            tensor = alive()
+            if tensor is not None and tensor is not written and _storage(tensor) == _storage(written):
+                yield name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         output = passed_on(func, *args, **(kwargs or {}))
-        if not self.within:
+        if func is aten.lift_fresh.default and id(args[0]) not in self._made:
+            self._keep_literal(output)
+        elif not self.within:
             self.keep(func, args, kwargs or {}, output)
         return output
+
+    def _keep_literal(self, tensor: Tensor) -> None:
+        name = Own(f"literal_{len(self.made.literals)}")
+        self.made.literals[name] = tensor
+        self._own[id(tensor)] = name
 
     def _name(self, tensor: Tensor, name: Made) -> None:
         self._made[id(tensor)] = ref(tensor), name
@@ -220,6 +249,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_random(operation: Any, given: dict[str, Any]) -> bool:
+    """Whether it draws numbers; dropout does not, where its probability is 0 or it is told not to train."""
+    return (
+        torch.Tag.nondeterministic_seeded in operation.tags
+        and given.get("dropout_p", 1) != 0
+        and given.get("train", True) is not False
+    )
+
+
+def _storage(tensor: Tensor) -> int:
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()._cdata
+
+
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
@@ -229,9 +272,14 @@ def _without_values(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a module has as an attribute, by its path."""
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a module has as an attribute, or in a sequence or dictionary that is one, by its path."""
     for prefix, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            path = f"{prefix}.{name}" if prefix else name
             if isinstance(value, Tensor):
-                yield f"{prefix}.{name}" if prefix else name, value
+                yield path, value
+            elif isinstance(value, dict | list | tuple) and not name.startswith("_"):
+                for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(inner, Tensor):
+                        yield f"{path}[{key}]", inner

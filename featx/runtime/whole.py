@@ -16,7 +16,10 @@ WHOLE: dict[Any, Any] = {
     torch.matmul: aten.matmul.default,
     torch.Tensor.matmul: aten.matmul.default,
     torch.Tensor.__matmul__: aten.matmul.default,
+    F.group_norm: aten.group_norm.default,
     torch.Tensor.unflatten: aten.unflatten.int,
+    torch.Tensor.expand_as: aten.expand_as.default,
+    torch.Tensor.view_as: aten.view_as.default,
     torch.flatten: aten.flatten.using_ints,
     torch.Tensor.flatten: aten.flatten.using_ints,
 }
@@ -31,13 +34,29 @@ def written_as(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Writ
     return None if func not in WHOLE or words else (WHOLE[func], args, kwargs)
 
 
-def _nearest(x: Tensor, /, **given: Any) -> Written | None:
-    """Of `interpolate`, cells repeated by a factor."""
-    stated = {name: value for name, value in given.items() if value and (name, value) != ("mode", "nearest")}
-    if x.ndim != 4 or list(stated) != ["scale_factor"]:
+RESIZING: dict[str, Any] = {
+    "nearest": aten.upsample_nearest2d.vec,
+    "bilinear": aten.upsample_bilinear2d.vec,
+    "bicubic": aten.upsample_bicubic2d.vec,
+}
+
+
+def _interpolated(
+    x: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Written | None:
+    """Of `interpolate`, maps to a size or by factors; its parts compute with sizes."""
+    if x.ndim != 4 or mode not in RESIZING or antialias or recompute_scale_factor:
         return None
-    factor = given["scale_factor"]
-    return aten.upsample_nearest2d.vec, (x, None, [factor, factor] if isinstance(factor, float) else list(factor)), {}
+    sizes = [size] * 2 if isinstance(size, int) else size
+    factors = [float(scale_factor)] * 2 if isinstance(scale_factor, int | float) else scale_factor
+    corners = () if mode == "nearest" else (bool(align_corners),)
+    return RESIZING[mode], (x, sizes, *corners, factors), {}
 
 
 def _pooled(x: Tensor, output_size: Any) -> Written | None:
@@ -46,4 +65,4 @@ def _pooled(x: Tensor, output_size: Any) -> Written | None:
     return None if None in size else (aten.adaptive_avg_pool2d.default, (x, size), {})
 
 
-CHECKED: dict[Any, Callable[..., Written | None]] = {F.interpolate: _nearest, F.adaptive_avg_pool2d: _pooled}
+CHECKED: dict[Any, Callable[..., Written | None]] = {F.interpolate: _interpolated, F.adaptive_avg_pool2d: _pooled}

@@ -1,4 +1,4 @@
-"""Graphs recorded from forwards: right for every size and batch they are given out for, and none where they are not."""
+"""Programs of forwards: right for every size and batch they are given out for, and none where they are not."""
 
 import subprocess
 import sys
@@ -6,43 +6,31 @@ import sys
 import pytest
 import torch
 from conftest import SMALL, randomise
-from torch import Tensor, nn
+from programs import Then, run
+from torch import nn
 from torch.nn import functional as F
 
 import featx
 from featx.runtime.capture import MapsOf
+from featx.runtime.program import program_of
 from featx.runtime.record import UnrecordedError
-from featx.runtime.recorded import recorded
 
 SHAPE = (2, 3, 64, 64)
 # Families whose code computes paddings, patches or positions from the sizes of maps.
 OF_ONE_SIZE = ("tf_", "mobilevit", "vit_")
 
 
-class Net(nn.Module):
-    """A convolution, and what a test does with its map."""
-
-    def __init__(self, then):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.then = nn.Conv2d(3, 8, 3, 2, 1), then
-        self.register_buffer("kept", torch.zeros(8, 1, 1))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.then(self, self.conv(x)),)
-
-
-def graph_of(then):
-    return recorded(Net(then), torch.randn(SHAPE), sizes=True)
+def program(then):
+    return program_of(Then(then), torch.randn(SHAPE), sizes=True)
 
 
 def assert_alike(then, *shapes) -> None:
-    """The graph and the network give the same, to the last digit."""
-    net, found = Net(then), graph_of(then)
+    """The program and the network give the same, to the last digit."""
+    net, found = Then(then), program(then)
     for shape in shapes:
         x = torch.randn(shape)
         with torch.no_grad():
-            assert torch.equal(found[0](x)[0], net(x)[0])
+            assert torch.equal(run(found, x)[0], net(x)[0])
 
 
 OF_ANY_SIZE = {
@@ -63,7 +51,7 @@ OF_ANY_SIZE = {
 
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in OF_ANY_SIZE.items()])
 def test_a_graph_of_any_size_is_right_for_sizes_it_has_not_seen(then):
-    assert graph_of(then)[1]
+    assert program(then).any_size
     assert_alike(then, (2, 3, 64, 64), (1, 3, 64, 64), (7, 3, 161, 35), (3, 3, 33, 150))
 
 
@@ -77,22 +65,29 @@ OF_OWN_SIZE = {
     "asks by method": lambda net, x: x.relu() if x.size(-1) > 20 else x,
     "halves a side": lambda net, x: x[:, :, : x.shape[2] // 2],
     "splits a side": lambda net, x: x.chunk(2, dim=2)[0],
-    "writes into a part": lambda net, x: x.clone().__setitem__((slice(None), slice(None), slice(0, 70)), 1.0) or x,
+    "keeps what it computed for a size": lambda net, x: x + kept_of(net, x.shape[2]),
 }
+
+
+def kept_of(net, side):
+    """Ramps, computed when images of that size come for the first time, as some attention biases are."""
+    if not hasattr(net, "ramp") or len(net.ramp) != side:
+        net.ramp = torch.linspace(0, 1, side)
+    return net.ramp
 
 
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in OF_OWN_SIZE.items()])
 def test_a_graph_whose_code_asks_for_sizes_is_for_its_own(then):
-    assert not graph_of(then)[1]
+    assert not program(then).any_size
     assert_alike(then, (2, 3, 64, 64), (1, 3, 64, 64), (5, 3, 64, 64))
 
 
 def test_a_graph_of_maps_of_one_cell_is_for_its_own_size():
     """A side of one cell fits to any other: what is added here is as large as the map at this size alone."""
-    net = Net(lambda net, x: net.conv2(x) + net.pool(x))
+    net = Then(lambda net, x: net.conv2(x) + net.pool(x))
     net.conv2, net.pool = nn.Conv2d(8, 8, 2, 2), nn.AdaptiveAvgPool2d(1)
-    found = recorded(net, torch.randn(2, 3, 4, 4), sizes=True)
-    assert not found[1]
+    found = program_of(net, torch.randn(2, 3, 4, 4), sizes=True)
+    assert not found.any_size
 
 
 NOT_REPEATED = {
@@ -105,6 +100,7 @@ NOT_REPEATED = {
     "drops": lambda net, x: F.dropout(x, training=True),
     "changes a buffer": lambda net, x: x + net.kept.add_(1),
     "takes a tensor from elsewhere": lambda net, x: x + ELSEWHERE,
+    "writes into a part that is read": lambda net, x: x.__setitem__((slice(None), 0), 1.0) or x,
     "decides on the number of images": lambda net, x: x.relu() if x.shape[0] == 7 else x,
 }
 ELSEWHERE = torch.ones(8, 1, 1)
@@ -113,30 +109,58 @@ ELSEWHERE = torch.ones(8, 1, 1)
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in NOT_REPEATED.items()])
 def test_there_is_no_graph_of_what_would_not_be_repeated(then):
     with pytest.raises(UnrecordedError):
-        graph_of(then)
+        program(then)
 
 
 def test_a_size_the_model_does_not_take_leaves_the_graph_to_its_own():
-    net = Net(lambda net, x: net.linear(x.flatten(1)))
+    net = Then(lambda net, x: net.linear(x.flatten(1)))
     net.linear = nn.Linear(8 * 32 * 32, 4)
-    found = recorded(net, torch.randn(SHAPE), sizes=True)
-    assert not found[1]
+    found = program_of(net, torch.randn(SHAPE), sizes=True)
+    assert not found.any_size
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_graph_of_a_variant_computes_the_same(name):
     model = MapsOf(randomise(featx.create_model(name, features_only=True)))
     own = model.extractor._inner.fixed_size
-    graph, any_size = recorded(model, torch.randn(2, 3, *(own or (96, 96))), sizes=own is None)
-    assert any_size is not name.startswith(OF_ONE_SIZE)
-    for shape in [(1, 3, 161, 97), (3, 3, 64, 160)] if any_size else [(1, 3, *(own or (96, 96)))]:
+    found = program_of(model, torch.randn(2, 3, *(own or (96, 96))), sizes=own is None)
+    assert found.any_size is not name.startswith(OF_ONE_SIZE)
+    for shape in [(1, 3, 161, 97), (3, 3, 64, 160)] if found.any_size else [(1, 3, *(own or (96, 96)))]:
         x = torch.randn(shape)
         with torch.no_grad():
-            for found, expected in zip(graph(x), model(x), strict=True):
-                assert torch.equal(found, expected)
+            for ours, expected in zip(run(found, x), model(x), strict=True):
+                assert torch.equal(ours, expected)
 
 
-def test_onednn_gets_ready_without_pytorchs_compiler():
+def kinds(found) -> list[str]:
+    return [call.operation.overloadpacket.__name__ for call in found.calls]
+
+
+def test_what_no_image_changes_is_computed_once():
+    found = program(lambda net, x: x * (net.conv.weight.mean((1, 2, 3)) * 2 + torch.zeros(8).fill_(1.0))[:, None, None])
+    assert kinds(found) == ["conv2d", "mul"]
+
+
+def test_what_no_image_changes_may_be_written_into():
+    def then(net, x):
+        mask = torch.zeros(8, 1, 1)
+        mask[2:4] = 1.0
+        return x * mask
+
+    found = program(then)
+    assert kinds(found) == ["conv2d", "mul"]
+    assert_alike(then, SHAPE)
+
+
+def test_what_nothing_reads_is_left_out():
+    assert kinds(program(lambda net, x: (x.exp(), x.relu())[1])) == ["conv2d", "relu"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_is_ready_without_pytorchs_compiler_and_exporter(runtime):
+    pytest.importorskip("onnx")
+    pytest.importorskip(runtime)
     code = "import featx, sys; m = featx.create_model('resnet18', features_only=True).eval(); "
-    code += "featx.optimize(m, runtime='onednn'); assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    code += f"featx.optimize(m, runtime={runtime!r}); "
+    code += "assert not {'torch._dynamo', 'sympy', 'onnxscript', 'torch.onnx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,70 @@
+"""Runs programs in PyTorch and in ONNX Runtime, to compare them with the modules that they were recorded from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featx.runtime.onnx_program import onnx_model
+from featx.runtime.program import PerImage, Program, program_of
+from featx.runtime.side import Made, Own, SideOf
+
+
+class Then(nn.Module):
+    """A convolution, and what a test does with its map."""
+
+    def __init__(self, then, **modules):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.then = nn.Conv2d(3, 8, 3, 2, 1), then
+        self.register_buffer("kept", torch.zeros(8, 1, 1))
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.then(self, self.conv(x)),)
+
+
+@torch.no_grad()
+def run(program: Program, x: Tensor) -> list[Tensor]:
+    """What the program returns, by PyTorch's own operations."""
+    known: dict[Any, Any] = {**program.constants, Made(-1): x}
+
+    def filled(given: Any) -> Any:
+        if isinstance(given, tuple | list):
+            return type(given)(filled(one) for one in given)
+        if isinstance(given, dict):
+            return {name: filled(value) for name, value in given.items()}
+        if isinstance(given, SideOf):
+            return known[given.tensor].shape[given.axis]
+        if isinstance(given, PerImage):
+            return given.times * len(x)
+        return known[given] if isinstance(given, Made | Own) else given
+
+    for call in program.calls:
+        target = {"view": torch.ops.aten.reshape.default}.get(call.operation.overloadpacket.__name__, call.operation)
+        returned = target(*filled(call.args), **filled(call.kwargs))
+        if isinstance(returned, Tensor):
+            known[Made(call.number)] = returned
+        else:
+            known.update({Made(call.number, place): tensor for place, tensor in enumerate(returned)})
+    return [known[name] for name in program.returned]
+
+
+def in_onnx_runtime(model: nn.Module, *shapes: tuple[int, ...], sizes: bool = True) -> list[tuple[Tensor, Tensor]]:
+    """For images of each shape, what ONNX Runtime computes of the model's program, and what the model does."""
+    import onnx
+    import onnxruntime
+
+    program = program_of(model, torch.randn(2, *shapes[0][1:]), sizes)
+    free = (None, 3, None, None) if program.any_size else (None, *shapes[0][1:])
+    made = onnx_model(program, ["y"], free)
+    onnx.checker.check_model(made, full_check=True)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    pairs = []
+    for shape in shapes:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            (expected,) = model(x)
+        pairs.append((torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), expected))
+    return pairs
