@@ -112,9 +112,9 @@ def test_what_is_not_installed_is_left_out_with_its_reason(monkeypatch):
         "eager",
         {},
         {
-            "onnxruntime": "runtime='onnxruntime' cannot be used: it needs onnx and onnxscript and onnxruntime: pip "
+            "onnxruntime": "runtime='onnxruntime' cannot be used: it needs onnx and onnxruntime: pip "
             "install 'featx[onnx]'",
-            "openvino": "runtime='openvino' cannot be used: it needs onnx and onnxscript and openvino: pip install "
+            "openvino": "runtime='openvino' cannot be used: it needs onnx and openvino: pip install "
             "'featx[openvino]'",
         },
         torch.get_num_threads(),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,7 +235,7 @@ def test_what_is_found_is_what_was_built(make, monkeypatch):
         assert type(other(x)) is type(original(x))
         assert [getattr(other, fact) for fact in FACTS] == [getattr(built, fact) for fact in FACTS]
         assert other._inner.said == built._inner.said
-        assert [*sizes(other)] == [*sizes(built)] == [*sizes(original)]
+        assert [*sizes(other)] == [*sizes(built)]
         assert all(map(torch.equal, maps_in(other(x)), maps_in(built(x))))
     for ours, true in zip(maps_in(found(x)), maps_in(original(x)), strict=True):
         assert relative_difference(ours, true) < 1e-4
@@ -244,7 +245,8 @@ def test_what_is_found_is_what_was_built(make, monkeypatch):
 
 def sizes(extractor: FeatureExtractWrapper):
     """What its rule of sizes says."""
-    return (extractor._source.size_rule(side, reduction) for side in (64, 65, 95) for reduction in (4, 32))
+    pyramid = extractor._inner
+    return (pyramid.size_rule(side, one) for side in (64, 65, 95) for one in pyramid.feature_info.reduction())
 
 
 def refusal(extractor: FeatureExtractWrapper) -> str:
@@ -302,17 +304,8 @@ def test_an_extractor_outlives_the_cache(own_cache):
     expected = made(X)
     clear_cache()
     assert not [*own_cache.rglob("model.onnx")]
-    copied = torch.load(saved(made), weights_only=False)
+    copied = pickle.loads(pickle.dumps(made))
     assert all(map(torch.equal, copied(X), expected))
-
-
-def saved(extractor: FeatureExtractWrapper):
-    from io import BytesIO
-
-    file = BytesIO()
-    torch.save(extractor, file)
-    file.seek(0)
-    return file
 
 
 @needs_onnx
