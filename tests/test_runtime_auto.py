@@ -114,8 +114,7 @@ def test_what_is_not_installed_is_left_out_with_its_reason(monkeypatch):
         {
             "onnxruntime": "runtime='onnxruntime' cannot be used: it needs onnx and onnxruntime: pip "
             "install 'featx[onnx]'",
-            "openvino": "runtime='openvino' cannot be used: it needs onnx and openvino: pip install "
-            "'featx[openvino]'",
+            "openvino": "runtime='openvino' cannot be used: it needs onnx and openvino: pip install 'featx[openvino]'",
         },
         torch.get_num_threads(),
         6,

@@ -15,7 +15,7 @@ from torch import nn
 import featx
 from featx import FeatureExtractWrapper
 from featx.necks import FPN, Pipeline
-from featx.runtime import cache, clear_cache, graph_files, runtimes
+from featx.runtime import cache, clear_cache, graph_files, openvino, runtimes
 from featx.runtime.cache import Cache, cache_at, default_folder
 from featx.wrappers.extractor import maps_in
 
@@ -277,6 +277,27 @@ def test_a_graph_serves_both_runtimes_and_is_compared_on_each(monkeypatch):
     for _ in range(2):
         featx.optimize(net(), runtime="openvino", example=X)
     assert asked == ["openvino"]
+
+
+@needs_openvino
+def test_what_openvino_compiled_is_for_this_number_of_threads_alone(monkeypatch, own_cache):
+    built = featx.optimize(net(), runtime="openvino", example=X)
+    forbid(monkeypatch, "write", "prepare", "compared")
+    with monkeypatch.context() as patch:
+        patch.setattr("openvino.Core.compile_model", lambda *_: pytest.fail("it was in the cache"))
+        found = featx.optimize(net(), runtime="openvino", example=X)
+    assert all(map(torch.equal, found(X), built(X)))
+    monkeypatch.undo()
+    monkeypatch.setenv("FEATX_CACHE", str(own_cache))
+    torch.set_num_threads(torch.get_num_threads() + 1)  # as the fixture of threads takes back
+    compiled, compile_model = [], openvino.OpenVinoEngine.keep_compiled
+    monkeypatch.setattr(
+        openvino.OpenVinoEngine,
+        "keep_compiled",
+        lambda self, folder: compiled.append(1) or compile_model(self, folder),
+    )
+    featx.optimize(net(), runtime="openvino", example=X)
+    assert compiled == [1]
 
 
 @needs_onnx

@@ -23,7 +23,7 @@ from .engine import OwnFolder
 MOST_BYTES = 5 * 2**30  # of a cache; the entries that were used least recently go first
 SECONDS = 600.0  # to wait for a process that builds the same
 ENTRY = "entry.json"
-FILES = ("model.onnx", "model.onnx.data", "facts.json")  # that entries may have
+FILES = ("model.onnx", "model.onnx.data", "model.blob", "facts.json")  # that entries may have
 Place = bool | str | os.PathLike[str] | None
 
 

@@ -57,6 +57,9 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
+COMPILED = "model.blob"  # in an engine's own folder: its graph, compiled for a processor and a number of threads
+
+
 class FileEngine(Engine):
     """An engine that another library makes of a file. It is pickled with the bytes of the file.
 
@@ -85,6 +88,9 @@ class FileEngine(Engine):
 
         streams: how many threads will call it at once, which then share those.
         """
+
+    def keep_compiled(self, folder: Path) -> None:
+        """Write what spares compiling the graph again to a folder; nothing where compiling takes no time."""
 
     def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
         """CheckpointError if a graph takes and returns something else than its description says."""

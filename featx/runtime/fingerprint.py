@@ -166,6 +166,11 @@ def _program(extractor: FeatureExtractWrapper, size: tuple[int, int], required: 
     return [f"{size}", *program.lines, program.written(returned)]
 
 
+@cache
+def _operation(func: Any) -> str:
+    return str(func)
+
+
 class _Program(TorchDispatchMode):
     """Writes operations down. own: names of the model's tensors by identity."""
 
@@ -183,9 +188,10 @@ class _Program(TorchDispatchMode):
         del types
         given = self.written((args, kwargs or {}))  # before an operation in place changes them
         output = passed_on(func, *args, **(kwargs or {}))
-        self.lines.append(f"{func}{given}")
-        for number, tensor in enumerate(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
-            self._made[id(tensor)] = weakref.ref(tensor), f"%{len(self.lines)}.{number}"
+        self.lines.append(f"{_operation(func)}{given}")
+        for number, tensor in enumerate([output] if isinstance(output, Tensor) else tree_leaves(output)):
+            if isinstance(tensor, Tensor):
+                self._made[id(tensor)] = weakref.ref(tensor), f"%{len(self.lines)}.{number}"
         return output
 
     def written(self, value: Any) -> str:

@@ -16,7 +16,7 @@ from .agreement import compared, smooth_noise
 from .available import processor, version
 from .cache import Cache
 from .capture import Wish
-from .engine import EngineExtractor, OwnFolder
+from .engine import COMPILED, EngineExtractor, OwnFolder
 from .engines import ENGINES, write
 from .fingerprint import digest_of, fingerprint
 from .layout import MemoryFormat
@@ -98,10 +98,22 @@ def on_runtime(runtime: str, request: Request) -> EngineExtractor:
     Raises ContractError for a model that cannot be captured, or whose maps the runtime computes otherwise.
     """
     folder = _graph(runtime, request)
+    key = request.run_key("run", runtime, version(runtime), torch.get_num_threads())
+    known = None if request.cache is None or key is None else request.cache.find(key)
+    if known is not None and (known.path / COMPILED).exists():
+        (known.path / COMPILED).replace(folder.path / COMPILED)
     path = folder.path / MODEL
     said = read_onnx(path)
-    made = EngineExtractor(ENGINES[runtime](path, said, folder), said, request.model)
-    made.agreement = _agreement(made, runtime, request)
+    engine = ENGINES[runtime](path, said, folder)
+    made = EngineExtractor(engine, said, request.model)
+    if known is not None:
+        made.agreement = json.loads((known.path / FACTS).read_bytes())["agreement"]
+        return made
+    made.agreement = compared(made, request.model, request.like, request.example, request.computes)
+    if request.cache is not None and key is not None:
+        own = OwnFolder()
+        engine.keep_compiled(own.path)
+        _keep(request.cache, key, own, {"agreement": made.agreement})
     return made
 
 
@@ -130,21 +142,6 @@ def _written(request: Request) -> OwnFolder:
     return folder
 
 
-def _agreement(made: EngineExtractor, runtime: str, request: Request) -> dict[str, float] | None:
-    """How similar maps are to the model's in a lower precision, compared now unless the cache says that they were."""
-    key = request.run_key("compared", runtime, version(runtime))
-    known = facts_in(request.cache, key)
-    if known is not None:
-        try:
-            stated = known.get("agreement")
-            return None if stated is None else {name: stated[name].real() for name in stated.object()}
-        except JsonError:  # of another version of featx
-            pass
-    found = compared(made, request.model, request.like, request.example, request.computes)
-    keep_facts(request.cache, key, {"agreement": found})
-    return found
-
-
 def facts_in(cache: Cache | None, key: str | None) -> Value | None:
     """The facts that the cache has under a key; None if it has none."""
     found = None if cache is None or key is None else cache.find(key)
@@ -157,6 +154,10 @@ def facts_in(cache: Cache | None, key: str | None) -> Value | None:
 def keep_facts(cache: Cache | None, key: str | None, facts: dict[str, Any]) -> None:
     """Keep facts under a key, if there is a cache."""
     if cache is not None and key is not None:
-        folder = OwnFolder()
-        (folder.path / FACTS).write_text(json.dumps(facts))
-        cache.keep(key, folder.path)
+        _keep(cache, key, OwnFolder(), facts)
+
+
+def _keep(cache: Cache, key: str, folder: OwnFolder, facts: dict[str, Any]) -> None:
+    """Keep the files of a folder with facts about them."""
+    (folder.path / FACTS).write_text(json.dumps(facts))
+    cache.keep(key, folder.path)
