@@ -48,6 +48,7 @@ def of_another(package: str, name: str, batch: int) -> Made:
 
 
 def of_featx(name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
+    torch.manual_seed(0)  # the same weights in every process, as caches know them
     return Made(featx.create_model(name, features_only=True, out_indices=levels).eval(), images(name, batch, size))
 
 
