@@ -2,38 +2,29 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
 from elsewhere import elsewhere
-from torch import Tensor, nn
+from torch import Tensor
 from turns import Made
 
 import featx
 
-
-def _where_computed(ways: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Without those in bfloat16 where the processor does not compute in it."""
-    mkldnn: Any = torch.ops.mkldnn
-    lacking = not mkldnn._is_mkldnn_bf16_supported()
-    return {way: options for way, options in ways.items() if not (lacking and options.get("dtype") is torch.bfloat16)}
-
-
-OPTIMIZED = _where_computed(
-    {
-        "optimize": {},
-        "onednn": {"runtime": "onednn"},
-        "onednn bf16": {"runtime": "onednn", "dtype": torch.bfloat16},
-    }
-)
-PORTABLE = _where_computed(
-    {
-        "onnxruntime": {"runtime": "onnxruntime"},
-        "openvino": {"runtime": "openvino"},
-        "openvino bf16": {"runtime": "openvino", "dtype": torch.bfloat16},
-    }
-)
+OPTIMIZED: dict[str, dict[str, Any]] = {"optimize": {}}
+RUNTIMES: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "onnxruntime": {"runtime": "onnxruntime"},
+    "openvino": {"runtime": "openvino"},
+    "auto": {"runtime": "auto"},
+}
+BFLOAT16: dict[str, dict[str, Any]] = {
+    f"{runtime} bf16": {"runtime": runtime, "dtype": torch.bfloat16} for runtime in ("eager", "openvino", "auto")
+}
+IMPORTED = ("onnx", "onnxscript", "onnxruntime", "openvino")  # before anything is timed
 
 
 def images(name: str, batch: int, size: int | None) -> Tensor:
@@ -57,17 +48,25 @@ def of_another(package: str, name: str, batch: int) -> Made:
 
 
 def of_featx(name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
+    torch.manual_seed(0)  # the same weights in every process, as caches know them
     return Made(featx.create_model(name, features_only=True, out_indices=levels).eval(), images(name, batch, size))
 
 
-def optimized(way: str, name: str, batch: int, size: int | None = None, levels: tuple[int, ...] | None = None) -> Made:
-    plain = of_featx(name, batch, size, levels)
+def optimized(way: str, cache: str | None, *case: Any) -> Made:
+    """case: name, batch, and perhaps size and levels. cache: a folder; None is no cache."""
+    plain = of_featx(*case)
+    options = {**OPTIMIZED, **RUNTIMES, **BFLOAT16}[way]
+    if options:
+        for package in IMPORTED:
+            import_module(package)
     start = process_time()
-    model: nn.Module = featx.optimize(plain.model, example=plain.x, **{**OPTIMIZED, **PORTABLE}[way])
-    return Made(model, plain.x, process_time() - start)
+    model = featx.optimize(plain.model, example=plain.x, cache=Path(cache, way) if cache else False, **options)
+    return Made(model, plain.x, process_time() - start, model.runtime)
 
 
-def ways(*case: Any, optimizations: tuple[str, ...] = tuple(OPTIMIZED)) -> dict[str, Callable[[], Made]]:
+def ways(
+    *case: Any, optimizations: tuple[str, ...] = tuple(OPTIMIZED), cache: str | None = None
+) -> dict[str, Callable[[], Made]]:
     """timm's, featx's and the optimised ones. case: name, batch, and perhaps size and levels."""
     made: dict[str, Callable[[], Made]] = {"timm": partial(of_timm, *case), "featx": partial(of_featx, *case)}
-    return made | {way: partial(optimized, way, *case) for way in optimizations}
+    return made | {way: partial(optimized, way, cache, *case) for way in optimizations}

@@ -4,9 +4,10 @@ JPEGs of two sizes, made from the photographs of scikit-image; the deepest map o
 contestant runs in processes of its own, taking turns; what is told is the median, and how far the maps of the first
 images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
 memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
-of a machine that does nothing else. Every row includes what a run begins and ends with: looking at the inputs, making
-the runtime ready, telling the weights apart, writing the index. The loops do nothing once, so that they
-are as fast on fewer images: they have half of them, transformers' pipeline an eighth.
+of a machine that does nothing else. Rates are of the steady state: from an eighth of the images on to the last. What a
+run begins and ends with is told apart in seconds by the clock: looking at the inputs, making the runtime ready, telling
+the weights apart, writing the index. The runtime is in the cache, where a run before has left it. The loops are as fast
+on fewer images: they have half of them, transformers' pipeline an eighth.
 
 python benchmarks/extract.py [--model resnet50] [--images 1024] [--repeats 1] [--timm-inference SCRIPT]
 
@@ -68,12 +69,17 @@ TRANSFORMERS = "transformers' pipeline, its own ResNet-50, deepest map only"
 PLAIN = "plain loop: PIL + timm, one image at a time"
 LOADER = "DataLoader (2 workers) + timm"
 FEWER = {TRANSFORMERS: 8, PLAIN: 2, LOADER: 2}  # contestants that have one of so many images
-MODEL_LIMIT, DECODING_LIMIT = "limit: the model alone (onednn)", "limit: decoding alone"
+MODEL_LIMIT, DECODING_LIMIT = "limit: the model alone (auto)", "limit: decoding alone"
 
 
 def featx_with(**options: object) -> str:
     stated = "".join(f", {name}={value!r}" for name, value in options.items())
-    return f"{FEATX}\nbegin()\nfeatx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}{stated})"
+    return f"""
+{FEATX}
+begin()
+told = lambda progress: tick(progress.written)
+featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, progress=told{stated})
+"""
 
 
 CONTESTANTS = {
@@ -86,6 +92,7 @@ with torch.inference_mode():
     for number, file in enumerate(FILES):
         maps = model(prepare(Image.open(file).convert('RGB'))[None])
         {SAVE}
+        tick(number + 1)
 """,
     LOADER: f"""
 {TIMM}
@@ -97,6 +104,7 @@ with torch.inference_mode():
     for number, x in enumerate(torch.utils.data.DataLoader(Files(), batch_size={BATCH}, num_workers=2)):
         maps = model(x)
         {SAVE}
+        tick((number + 1) * {BATCH})
 """,
     TRANSFORMERS: f"""
 import torch, numpy as np
@@ -106,23 +114,26 @@ extract = pipeline('image-feature-extraction', model=model, image_processor=Conv
 begin()
 for number, found in enumerate(extract((file for file in FILES), batch_size={BATCH}, return_tensors=True)):
     np.save(OUT + f'/{{number:06d}}.npy', found.numpy())
+    tick(number + 1)
 """,
     "featx": featx_with(),
-    "featx, onednn": featx_with(runtime="onednn"),
-    "featx, onednn, scaled decode": featx_with(runtime="onednn", scaled_decode=True),
+    "featx, auto": featx_with(runtime="auto"),
+    "featx, auto, scaled decode": featx_with(runtime="auto", scaled_decode=True),
     MODEL_LIMIT: f"""
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 {FEATX}
-from featx.bulk.model import Model; from featx.bulk.recipe import Recipe, usable_cores
+from featx.bulk.model import Model; from featx.bulk.recipe import Recipe, Resources, usable_cores
 cores = usable_cores()
+torch.set_num_threads(cores)
+made = Model(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
 torch.set_num_threads(1)
-made = Model(model, Recipe(runtime='onednn'), 'cpu', {BATCH})
 images = [np.random.default_rng(i).integers(0, 256, (*model.data_config.size, 3), np.uint8) for i in range({BATCH})]
 made(images)
 begin()
 with ThreadPoolExecutor(cores) as pool:
-    list(pool.map(lambda _: made(images) and None, range(len(FILES) // {BATCH})))
+    for number, _ in enumerate(pool.map(lambda _: made(images) and None, range(len(FILES) // {BATCH}))):
+        tick((number + 1) * {BATCH})
 """,
     DECODING_LIMIT: """
 import featx
@@ -134,7 +145,8 @@ decoder = decoder_for(featx.create_model(NAME, features_only=True).eval(), find_
 decoder(0)
 begin()
 with ThreadPoolExecutor(usable_cores()) as pool:
-    list(pool.map(lambda i: decoder(i) and None, range(len(FILES))))
+    for number, _ in enumerate(pool.map(lambda i: decoder(i) and None, range(len(FILES)))):
+        tick(number + 1)
 """,
 }
 
@@ -148,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     print(machine().replace("one thread used", "all of them used"))
     print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
-    print("images a second (seconds of processor an image; difference of maps)\n")
+    print("images a second, steady (seconds before and after; of the processor an image; difference of maps)\n")
     contestants = {**CONTESTANTS, **inference(options.timm_inference)}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(options.model, Path(folder))
@@ -177,10 +189,15 @@ def inference(script: str | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds by the clock, and of the processor with those of children; the deepest maps of the first images."""
+    """One run of a contestant.
+
+    wall, busy: seconds by the clock, and of the processor with those of children. rate: images a second of the steady
+    state. maps: the deepest of the first images.
+    """
 
     wall: float
     busy: float
+    rate: float
     maps: np.ndarray | None
 
 
@@ -191,15 +208,18 @@ def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Run
         cells = []
         for size in SIZES:
             made = runs[contestant, size]
-            wall, busy = median(one.wall for one in made), median(one.busy for one in made)
+            rate, wall, busy = (median(getattr(one, what) for one in made) for what in ("rate", "wall", "busy"))
             count = images_of(contestant, images)
-            rates[contestant, size] = count / wall
+            rates[contestant, size] = rate
             told = difference(made[0].maps, runs[PLAIN, size][0].maps)
-            cells.append(f"{count / wall:.1f} ({busy / count:.3f}{told})")
+            cells.append(f"{rate:.1f} ({wall - count / rate:.1f}; {busy / count:.3f}{told})")
         print(f"| {contestant} | {' | '.join(cells)} |")
     limits = [[rates[limit, size] for limit in (MODEL_LIMIT, DECODING_LIMIT)] for size in SIZES]
     print(f"| limit: the lesser of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
-    print(f"| limit: their sum | {' | '.join(f'{1 / sum(1 / one for one in pair):.1f}' for pair in limits)} |")
+    both = {size: 1 / sum(1 / one for one in pair) for size, pair in zip(SIZES, limits, strict=True)}
+    print(f"| limit: their sum | {' | '.join(f'{rate:.1f}' for rate in both.values())} |")
+    shares = (f"{rates['featx, auto', size] / rate:.0%}" for size, rate in both.items())
+    print(f"| featx, auto, of their sum | {' | '.join(shares)} |")
 
 
 def images_of(contestant: str, images: int) -> int:
@@ -220,8 +240,10 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
         clock = (
             "def now(): t = os.times(); return time.perf_counter(), sum(t[:4])\n"
             "def begin(): global START; START = now()\n"
+            "TICKS = [(0, 0.0)]\n"
+            "def tick(done): TICKS.append((done, time.perf_counter() - START[0]))\n"
         )
-        end = "\nimport json; print(json.dumps([b - a for a, b in zip(START, now())]))"
+        end = "\nimport json; print(json.dumps([*(b - a for a, b in zip(START, now())), TICKS]))"
         text = f"{facts}\n{START}\n{clock}\nif __name__ == '__main__':\n" + "\n".join(
             f"    {line}" for line in (code + end).splitlines()
         )
@@ -230,8 +252,16 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
         done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=os.environ)
         if done.returncode:
             raise SystemExit(done.stderr)
-        wall, busy = json.loads(done.stdout.splitlines()[-1])
-        return Run(wall, busy, first_maps(Path(out)))
+        wall, busy, ticks = json.loads(done.stdout.splitlines()[-1])
+        return Run(wall, busy, steady(ticks, count, wall), first_maps(Path(out)))
+
+
+def steady(ticks: list[tuple[int, float]], count: int, wall: float) -> float:
+    """Images a second from an eighth of them on; over the whole run of a contestant that tells nothing on its way."""
+    if len(ticks) == 1:
+        return count / wall
+    first = next(tick for tick in ticks if tick[0] >= count / 8)
+    return (ticks[-1][0] - first[0]) / (ticks[-1][1] - first[1])
 
 
 def first_maps(out: Path) -> np.ndarray | None:

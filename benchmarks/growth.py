@@ -13,7 +13,7 @@ from turns import timed
 
 NAMES = ("mobilenetv3_large_100", "resnet50")
 CASES = ((1, 224), (4, 224), (16, 224), (32, 224), (1, 448), (1, 896))  # batches and sizes
-WAYS = ("timm", "featx", "optimize", "onednn")
+WAYS = ("timm", "featx", "optimize", "auto")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from turns import timed
 
 NAMES = ("efficientnet_b0", "mobilenetv3_large_100", "resnet50", "convnext_tiny", "vit_small_patch16_224")
 LEVELS, BATCH = (0, 1), 4
-WAYS = ("featx", "optimize", "onednn")
+WAYS = ("featx", "optimize", "auto")
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def forward(model: nn.Module, x: Tensor) -> None:
 class Made:
     """What a way runs: the model, the images it is given, and the CPU seconds it took to make it for use.
 
-    run: what is timed. memory: MiB that this is measured to take, called once after all turns.
+    run: what is timed. memory: MiB that this is measured to take, called once after all turns. runtime: its name.
     """
 
     model: nn.Module
@@ -48,6 +48,7 @@ class Made:
     seconds: float = 0.0
     run: Callable[[nn.Module, Tensor], object] = forward
     memory: Callable[[nn.Module, Tensor], float] | None = None
+    runtime: str = ""
 
 
 Ways = Mapping[str, Callable[[], Made]]
@@ -55,14 +56,15 @@ Ways = Mapping[str, Callable[[], Made]]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Median CPU seconds of a forward, CPU seconds to make the model for use, its number of parameters, and MiB.
+    """Median CPU seconds of a forward, CPU seconds to make the model for use, its number of parameters, its runtime.
 
-    MiB of tensors, as the way measures them, and by how much the process grew since the model was made.
+    memory: MiB of tensors, as the way measures them. resident: by how many MiB the process grew since it was made.
     """
 
     forward: float
     making: float
     parameters: int
+    runtime: str = ""
     memory: float = 0.0
     resident: float = 0.0
 
@@ -108,13 +110,13 @@ _here: dict[str, Made] = {}
 _grown: list[float] = []  # peak memory of the process, when its model was made
 
 
-def _make(make: Callable[[], Made]) -> tuple[float, int]:
+def _make(make: Callable[[], Made]) -> tuple[float, int, str]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # random weights make values so small that some processors take ten times as long
     _here.clear()
     _here["made"] = made = make()
     _grown[:] = [_peak()]
-    return made.seconds, sum(parameter.numel() for parameter in made.model.parameters())
+    return made.seconds, sum(parameter.numel() for parameter in made.model.parameters()), made.runtime
 
 
 def _peak() -> float:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import huggingface_hub
 import pytest
@@ -185,6 +186,14 @@ def default_streams(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every test has a cache of runtimes of its own: what it builds is built, and the user's stays as it is."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{uuid4().hex}"
+    monkeypatch.setenv("FEATX_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from commanding import run as run
 import featx
 from featx.commands.bench import advice
 from featx.commands.measuring import Row, Task, measure
+from featx.runtime import runtimes
 
 NAME = "test_efficientnet"
+needs_onnx = pytest.mark.skipif(runtimes()["onnxruntime"] is not None, reason="no ONNX Runtime")
 
 pytestmark = pytest.mark.usefixtures("tolerant_of_torch", "this_process")
 
@@ -29,20 +31,23 @@ def small(name=NAME, dtype=torch.float32, batch=2):
     return Task(name, batch, 32, torch.device("cpu"), dtype)
 
 
+@needs_onnx
 def test_every_runtime_is_measured_against_the_model_as_it_comes():
     told = []
-    plain, eager, onednn = measure(small(), ["eager", "onednn"], told.append)
-    assert [row.runtime for row in (plain, eager, onednn)] == ["as it comes", "eager", "onednn"]
+    plain, eager, other = measure(small(), ["eager", "onnxruntime"], told.append)
+    assert [row.runtime for row in (plain, eager, other)] == ["as it comes", "eager", "onnxruntime"]
+    assert [row.chosen for row in (plain, eager, other)].count(True) == 1
+    assert not plain.chosen
     assert plain.ratio == 1
     assert plain.difference is None
-    for row in (eager, onednn):
+    for row in (eager, other):
         assert row.seconds > 0
         assert row.images_per_second == pytest.approx(2 / row.seconds)
         assert row.ratio == pytest.approx(plain.seconds / row.seconds)
         assert 0 <= row.difference < 1e-4
         assert row.cosine is None
         assert row.ready > 0
-    assert told == [f"{NAME}, batch 2: {what} …" for what in ("making eager", "making onednn", "measuring")]
+    assert told == [f"{NAME}, batch 2: {what} …" for what in ("making eager", "making onnxruntime", "measuring")]
 
 
 def test_in_a_lower_precision_the_similarity_of_maps_is_told_instead_of_their_difference():
@@ -56,12 +61,12 @@ def test_a_model_that_a_runtime_refuses_is_told_and_the_others_are_measured(monk
     optimize = featx.optimize
 
     def refusing(model, *, runtime, **options):
-        if runtime == "onednn":
+        if runtime == "openvino":
             raise featx.ContractError("it cannot be captured")
         return optimize(model, runtime=runtime, **options)
 
     monkeypatch.setattr(featx, "optimize", refusing, raising=False)
-    _, refused, eager = measure(small(), ["onednn", "eager"], lambda _: None)
+    _, refused, eager = measure(small(), ["openvino", "eager"], lambda _: None)
     assert refused.refused == "it cannot be captured"
     assert refused.seconds is None
     assert eager.seconds is not None
@@ -95,27 +100,38 @@ def test_what_is_not_installed_is_named_with_how_to_get_it(run, monkeypatch):
     assert "not measured: openvino: it needs openvino: pip install" in ran.out
 
 
-def rows_of(ratios, dtype="float32"):
+def rows_of(ratios, chosen, dtype="float32"):
+    """Rows of batches of 1, 2, …: ratios by way, and the way that is chosen for each batch."""
     return [
-        Row("m", batch, way, dtype, ratio=ratio) for way, both in ratios.items() for batch, ratio in enumerate(both)
+        Row("m", batch, way, dtype, ratio=ratio, chosen=chosen[batch - 1] == way)
+        for way, both in ratios.items()
+        for batch, ratio in enumerate(both, 1)
     ]
 
 
-def test_the_advice_is_the_runtime_that_is_the_fastest_over_all_batches():
-    told = advice("m", rows_of({"as it comes": [1, 1], "eager": [2.0, 1.0], "onednn": [1.5, 1.6]}))
-    assert told == "m: 1.55 times as fast with featx.optimize(model, runtime='onednn', example=images)"
+RATIOS = {"as it comes": [1, 1], "eager": [2.0, 1.0], "openvino": [1.5, 1.6]}
+
+
+def test_the_advice_is_what_auto_takes():
+    told = advice("m", rows_of(RATIOS, ["openvino", "openvino"]))
+    assert told == "m: 1.55 times as fast with featx.optimize(model, runtime='openvino', example=images)"
+
+
+def test_the_advice_is_auto_where_it_takes_another_runtime_for_other_batches():
+    assert advice("m", rows_of(RATIOS, ["eager", "openvino"])) == (
+        "m: 1.79 times as fast with featx.optimize(model, runtime='auto', example=images), which takes eager for "
+        "batches of 1, openvino for batches of 2"
+    )
 
 
 def test_the_advice_names_the_dtype_where_it_is_lower():
-    told = advice("m", rows_of({"as it comes": [1]}) + rows_of({"onednn": [3.0]}, "bfloat16"))
-    assert told.endswith("featx.optimize(model, runtime='onednn', dtype=torch.bfloat16, example=images)")
+    told = advice("m", rows_of({"as it comes": [1]}, [""]) + rows_of({"openvino": [3.0]}, ["openvino"], "bfloat16"))
+    assert told.endswith("featx.optimize(model, runtime='openvino', dtype=torch.bfloat16, example=images)")
 
 
-@pytest.mark.parametrize(
-    "ratios", [{"as it comes": [1], "eager": [1.02]}, {"as it comes": [1, 1], "eager": [1.9, None]}]
-)
-def test_where_nothing_is_gained_or_not_everywhere_possible_the_model_is_used_as_it_comes(ratios):
-    assert "use it as it comes" in advice("m", rows_of(ratios))
+@pytest.mark.parametrize("chosen", [["eager", "eager"], ["", ""]])
+def test_where_nothing_is_gained_or_can_be_used_the_model_is_used_as_it_comes(chosen):
+    assert "use it as it comes" in advice("m", rows_of({"as it comes": [1, 1], "eager": [1.02, 1.04]}, chosen))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +139,7 @@ def test_where_nothing_is_gained_or_not_everywhere_possible_the_model_is_used_as
     [
         (["--batch", "1,x"], "--batch 1,x: expected numbers of images separated by commas"),
         (["--batch", "0"], "--batch 0: expected numbers of images"),
-        (["--runtimes", "eager,tensorrt"], "no tensorrt; choose among eager, onednn"),
+        (["--runtimes", "eager,tensorrt"], "no tensorrt; choose among eager, onnxruntime"),
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "meta"], "--device meta: choose cpu, or cuda where PyTorch sees a GPU"),
     ],

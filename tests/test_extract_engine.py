@@ -156,7 +156,7 @@ def test_processes_change_no_bit(tmp_path, images, extractor):
     assert one == other
 
 
-@pytest.mark.parametrize("runtime", ["eager", pytest.param("onednn", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("onnxruntime", marks=pytest.mark.sweep)])
 def test_runtimes_give_the_same_maps(tmp_path, images, extractor, runtime):
     extract(images, extractor, tmp_path, size=SIZE, batch_size=2, runtime=runtime, streams=2)
     for id_, maps in stored(tmp_path).items():
@@ -167,7 +167,9 @@ def test_runtimes_give_the_same_maps(tmp_path, images, extractor, runtime):
 # sizes
 
 
-@pytest.mark.parametrize(("runtime", "tolerance"), [("eager", CLOSE), ("onednn", 1e-4)])
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"), [("eager", CLOSE), pytest.param("openvino", 1e-4, marks=pytest.mark.sweep)]
+)
 def test_whole_images_keep_their_aspect(tmp_path, images, extractor, runtime, tolerance):
     extract(images, extractor, tmp_path, size=SIZE, keep_aspect=True, batch_size=2, runtime=runtime)
     for id_, maps in stored(tmp_path).items():
@@ -187,9 +189,9 @@ def test_whole_images_have_sides_that_the_model_takes(tmp_path, images):
 def test_whole_images_are_refused_where_a_runtime_takes_one_size(tmp_path, images):
     model = randomise(featx.create_model("mobilevit_xxs", features_only=True, out_indices=[0, 3]))
     with pytest.raises(
-        ArgumentError, match="keep_aspect: runtime='onednn' runs this model on images of one size alone"
+        ArgumentError, match="keep_aspect: runtime='onnxruntime' runs this model on images of one size alone"
     ):
-        extract(images, model, tmp_path / "out", size=64, keep_aspect=True, runtime="onednn")
+        extract(images, model, tmp_path / "out", size=64, keep_aspect=True, runtime="onnxruntime")
     extract(images, model, tmp_path / "out", size=64, keep_aspect=True, runtime="eager")  # nothing was left there
 
 

@@ -85,7 +85,7 @@ def _vectors(
     extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources, given: "Gathered", errors: str
 ) -> np.ndarray:
     items = Items([given], [""])
-    decoder, model = decoder_for(extractor, items, recipe), Model(extractor, recipe, resources.device, 1)
+    decoder, model = decoder_for(extractor, items, recipe), Model(extractor, recipe, resources)
     model.batch_size = resources.batch_size or fastest_batch_size(model, decoder.pixels(Image.new("RGB", (96, 64))))
     model.fills = is_filled(len(items), model.batch_size, recipe)
     made = np.full((len(items), extractor.feature_info[0].chs), np.nan, np.float32)

@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-import torch
 from torch import Tensor
 
 from .ahead import DecoderProcesses, ahead
 from .decode import Decoded, Decoder
 from .meta import Plan
-from .model import Model
+from .model import Model, threads_of_a_stream
 from .recipe import Resources
 from .shard import Failure, Shard
 
@@ -72,14 +71,13 @@ def _decoding(decoder: Decoder, resources: Resources, items: Iterable[int], batc
 @contextmanager
 def _threads(resources: Resources) -> Iterator[ThreadPoolExecutor]:
     """Threads for the model, which share the cores PyTorch may use."""
-    streams, before = resources.streams or 1, torch.get_num_threads()
-    torch.set_num_threads(max(1, before // streams))
+    streams = resources.streams or 1
     pool = ThreadPoolExecutor(streams, "model")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+    with threads_of_a_stream(streams):
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _batches(plan: Plan, shard: int, decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:

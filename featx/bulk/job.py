@@ -52,7 +52,7 @@ class Worker:
         self._decoder = decoder_for(job.extractor, job.items, job.recipe, job.resources.max_pixels)
         batch_size = job.resources.batch_size
         assert batch_size is not None
-        self._model = job.model or Model(job.extractor, job.recipe, job.resources.device, batch_size)
+        self._model = job.model or Model(job.extractor, job.recipe, job.resources)
         self._model.batch_size, self._model.fills = batch_size, job.fills
 
     def extract_shard(self, number: int) -> ShardReport:

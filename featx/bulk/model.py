@@ -1,6 +1,7 @@
 """The model's part: pixels in, what is stored of every level out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -10,10 +11,16 @@ from torch import Tensor
 
 from ..errors import ArgumentError, FeatxError, InputError
 from ..preprocessing import DataConfig
+from ..runtime import optimize
+from ..runtime.agreement import smooth_noise, takes
+from ..runtime.engine import EngineExtractor
+from ..runtime.optimize import Runtime as Optimized
+from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper
 from .pooling import pooled
-from .recipe import DTYPES, Recipe
+from .recipe import DTYPES, Recipe, Resources
 
+MANY = 16  # images at once, where their number is yet to be measured
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu")
 
 
@@ -28,17 +35,19 @@ def is_filled(images: int, batch_size: int, recipe: Recipe) -> bool:
 class Model:
     """An extractor on its device that takes lists of pixels. Several threads may call it at once.
 
-    batch_size: images at once at most; halved, for good, when memory runs out. fills: whether batches of fewer are
+    runtime: what runs it, never "auto". batch_size: images at once at most, halved, for good, when memory runs out; one
+    until it is measured. fills: whether batches of fewer are
     filled up with copies. Numbers may differ in the last digits with the size of a batch, so that those of an image
     then do not depend on which others there are.
     """
 
     fills = False
 
-    def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, device: str, batch_size: int) -> None:
-        self.device, self.batch_size = torch.device(device), batch_size
+    def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources) -> None:
+        self.device, self.batch_size = torch.device(resources.device), resources.batch_size or 1
         self.dtype, self.poolings = DTYPES[str(recipe.dtype)], recipe.poolings(len(extractor.feature_info))
-        self.extractor = _on(self.device, _faster(extractor, recipe))
+        self.extractor = _faster(_on(self.device, extractor), recipe, resources)
+        self.runtime = self.extractor.runtime if isinstance(self.extractor, OptimizedExtractor) else "plain"
         config = extractor.data_config or DataConfig()
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
@@ -94,24 +103,46 @@ class Model:
         return numbers.flip(1) if self._is_bgr else numbers
 
 
-def _faster(extractor: FeatureExtractWrapper, recipe: Recipe) -> FeatureExtractWrapper:
-    if recipe.runtime == "plain":
+def _faster(extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources) -> FeatureExtractWrapper:
+    """The extractor as the recipe wants it run, on as many batches at once as there are streams."""
+    runtime, streams = recipe.runtime, resources.streams or 1
+    if runtime == "plain":
         return extractor
-    from ..runtime import optimize
-
     config = extractor.data_config or DataConfig()
-    height, width = (recipe.size, recipe.size) if recipe.size else config.size
-    images = torch.zeros(2, extractor.in_chans or 3, height, width)
-    if not recipe.keep_aspect:
-        return optimize(extractor, runtime=recipe.runtime, example=images)
-    faster = optimize(extractor, runtime=recipe.runtime)
-    try:
-        faster(images[:1].repeat(1, 1, 1, 2))
-    except InputError as error:
-        raise ArgumentError(
-            f"keep_aspect: runtime={recipe.runtime!r} runs this model on images of one size alone: choose 'eager'"
-        ) from error
+    size = (recipe.size, recipe.size) if recipe.size else config.size
+    shape = (resources.batch_size or MANY, extractor.in_chans or 3, *size)
+    with threads_of_a_stream(streams):
+        if recipe.keep_aspect:
+            faster = _of_any_size(extractor, runtime, shape)
+        else:
+            images = smooth_noise(torch.empty(shape, device=resources.device))
+            faster = optimize(extractor, runtime=runtime, example=images)
+    if isinstance(faster, EngineExtractor) and streams > 1:
+        faster.serve(streams)
     return faster
+
+
+def _of_any_size(
+    extractor: FeatureExtractWrapper, runtime: Optimized, shape: tuple[int, int, int, int]
+) -> OptimizedExtractor:
+    """ArgumentError if the runtime that was asked for takes images of one size alone."""
+    faster = optimize(extractor, runtime=runtime)
+    if takes(faster, (*shape[:3], 2 * shape[3])):
+        return faster
+    if runtime == "auto":
+        return optimize(extractor, runtime="eager")
+    raise ArgumentError(f"keep_aspect: runtime={runtime!r} runs this model on images of one size alone: choose 'eager'")
+
+
+@contextmanager
+def threads_of_a_stream(streams: int) -> Iterator[None]:
+    """Within the block PyTorch uses the share of its threads that each of so many batches at once has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // streams))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on(device: torch.device, extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:

@@ -27,6 +27,10 @@ from .systems import is_address
 from .tables import Table
 
 MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
+ON_GPUS = (
+    "plain",
+    "eager",
+)  # runtimes; another one is what "auto" takes on the driver's machine, which may have no GPU
 RETRIES = 10  # of a shard whose actor died, and of an actor; Ray would go on for ever, and from 2.64 on takes no number
 OBJECTS = 512 * 2**20  # bytes that a cluster of our own keeps beside the model; only numbers of shards are passed
 
@@ -88,6 +92,11 @@ class OnRay:
     def _outcomes(self, ray: Any, job: Job, numbers: Sequence[int]) -> Outcomes:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         device = self._device(nodes)
+        if device == "cuda" and job.recipe.runtime not in ON_GPUS:
+            raise ArgumentError(
+                f"runtime={job.recipe.runtime!r} runs on CPUs, and the actors would use GPUs: name a new folder and "
+                "runtime='eager', or pass OnRay(device='cpu')"
+            )
         cpus, fitting = self._place(nodes, device)
         most = min(len(numbers), self.actors or len(numbers))
         held = ray.put(replace(job, folder=Path(os.path.abspath(job.folder)), model=None))

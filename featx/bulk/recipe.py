@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..spelling import closest
 
 Pooling = Literal["none", "mean", "max", "gem", "cls", "pre_logits"]
-Runtime = Literal["plain", "eager", "onednn"]
+Runtime = Literal["plain", "eager", "onnxruntime", "openvino", "auto"]
 # Fields of a Recipe with the values that folders go by which were made before there were these fields. They are left
 # out of what is decided, so that such a folder is one of the same extraction still.
 BEFORE: Mapping[str, object] = {"color_management": "none", "allow_truncated": False}
@@ -40,7 +40,8 @@ class Recipe:
     size: pixels of the square that images are resized and cropped to; None is what the weights expect.
     keep_aspect: the whole image at its own aspect instead, its shorter side resized to `size`.
     scaled_decode: JPEGs may be decoded at a half, a quarter or an eighth where at least twice the pixels needed remain.
-    runtime: "plain" is the model as it is; "eager" and "onednn" are those of `featx.optimize`.
+    runtime: "plain" is the model as it is; "eager", "onnxruntime" and "openvino" are those of `featx.optimize`. "auto"
+        is the one that a folder was begun with, and in a new folder the fastest on this machine, which is recorded.
     color_management: "srgb" converts images with an ICC profile of other colours to sRGB; "none" takes their numbers as
         they are stored, as torchvision and timm do.
     allow_truncated: a JPEG that is cut short is the part that is there, and gray below it, and has not failed.

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, ContractError, FeatxError
+from ..errors import ArgumentError, ContractError, FeatxError, OutputError
 from ..features import OutIndices
 from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
@@ -21,7 +21,7 @@ from .decode import decoder_for
 from .engine import Seen
 from .extractor import extractor_for
 from .folder import Slice, opened, sweep
-from .growth import finish, settle
+from .growth import Work, finish, settle
 from .identity import decided, environment
 from .index import write_index
 from .inputs import Input, find_items
@@ -30,7 +30,7 @@ from .meta import MOST_SHARDS, Plan, read_meta
 from .model import Model, is_filled
 from .parquet import require_pyarrow
 from .progress_bar import shown
-from .recipe import Fields, Recipe, Resources, parted
+from .recipe import Fields, Recipe, Resources, Runtime, parted
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20
@@ -102,11 +102,17 @@ def extract(
     part, folder = slice_of(shard), local(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs, out=folder)
     extractor, called = extractor_for(model, out_indices, recipe)
-    job = plan_job(folder, items, extractor, name or called, recipe, resources, rows_per_shard)
+    plan = partial(plan_job, folder, items, extractor, name or called, recipe, resources, rows_per_shard)
+    job = plan()
     described = {**(recorded or {}), **environment(), **asdict(job.resources)}
     redo = again(retry_failed, retry_changed)
-    settled = partial(settle, folder, job.plan, items, redo, described, rows_per_shard)
-    with shown(progress) as tell, opened(folder, part, settled) as work:
+
+    def settled() -> tuple[Job, Work]:
+        same = recipe.runtime != "auto" or runtime_in(folder) in (None, job.recipe.runtime)
+        mine = job if same else plan()  # another job has begun the folder meanwhile, on the runtime of its machine
+        return mine, settle(folder, mine.plan, items, redo, described, rows_per_shard)
+
+    with shown(progress) as tell, opened(folder, part, settled) as (job, work):
         job = replace(job, plan=work.plan, items=work.items)
         sweep(folder, part)
         count = Count(job, part, work, max_errors, tell)
@@ -143,7 +149,11 @@ def plan_job(
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ArgumentError(f"rows_per_shard={rows_per_shard}: expected a positive number of images")
     image = decoder_for(extractor, items, recipe).example()
-    model = Model(extractor, recipe, resources.device, 1)
+    if recipe.runtime == "auto":
+        recipe = replace(recipe, runtime=runtime_in(folder) or "auto")
+    model = Model(extractor, recipe, replace(resources, batch_size=resources.batch_size or _batch_size_in(folder)))
+    model.batch_size = 1
+    recipe = replace(recipe, runtime=model.runtime)
     maps, _ = model([image])
     batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
     rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
@@ -180,6 +190,24 @@ def _rows(nbytes: int, batch_size: int) -> int:
     """Rows of a shard whose rows have so many bytes: whole batches, if more than one fits."""
     rows = min(max(1, SHARD_BYTES // nbytes), MOST_ROWS)
     return rows - rows % batch_size if rows > batch_size else rows
+
+
+def runtime_in(folder: Path) -> Runtime | None:
+    """The runtime that a folder was begun with; None if it is new.
+
+    Raises:
+        OutputError: this version of featx has no such runtime.
+    """
+    found = read_meta(folder)
+    stated = None if found is None else found.plan.decided.get("runtime", "plain")
+    for runtime in get_args(Runtime):
+        if runtime == stated:
+            return runtime
+    if stated is not None:
+        raise OutputError(
+            f"{folder} was made with runtime={stated!r}, which this version of featx has not: name a new folder"
+        )
+    return None
 
 
 def _batch_size_in(folder: Path) -> int | None:

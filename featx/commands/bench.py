@@ -2,11 +2,9 @@
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -105,7 +103,9 @@ def _choose(text: str | None) -> tuple[list[Any], dict[str, str]]:
 
 
 def _machine(place: torch.device, kept: str | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"featx": featx.__version__, "torch": torch.__version__, "processor": _processor()}
+    from featx.runtime.available import processor
+
+    facts: dict[str, Any] = {"featx": featx.__version__, "torch": torch.__version__, "processor": processor()}
     if place.type == "cuda":
         facts["GPU"] = torch.cuda.get_device_name(place)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -117,12 +117,6 @@ def _machine(place: torch.device, kept: str | None) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _show(name: str, rows: "Sequence[Row]") -> None:
     table = Table(title=name, box=SIMPLE, pad_edge=False, collapse_padding=True)
     for column in ("batch", "runtime", "dtype", "ms", "images/s", "ratio", "MiB", "difference", "ready s"):
@@ -132,8 +126,6 @@ def _show(name: str, rows: "Sequence[Row]") -> None:
     out.print(table)
     for refusal in dict.fromkeys(f"refused: {row.runtime}: {row.refused}" for row in rows if row.refused is not None):
         out.print(refusal, soft_wrap=True)
-    for row in {row.runtime: row for row in rows if row.fallbacks}.values():
-        out.print(f"{row.runtime}: captured by {row.capture}, after {'; '.join(row.fallbacks)}", soft_wrap=True)
 
 
 def _numbers(row: "Row") -> list[str]:
@@ -148,13 +140,13 @@ def _text(number: float | None, form: str) -> str:
 
 
 def advice(name: str, rows: "Sequence[Row]") -> str:
-    """Which runtime to use for a model, by the geometric mean of its ratios, and the line of Python that does."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        ratios.setdefault((row.runtime, row.dtype), []).append(row.ratio or 0.0)
-    means = {way: prod(of_batches) ** (1 / len(of_batches)) for way, of_batches in ratios.items()}
-    (runtime, dtype), mean = max(means.items(), key=lambda item: item[1])
-    if mean < NOTABLE:
+    """What runtime="auto" takes for a model, by the geometric mean of its ratios, and the line of Python to use."""
+    chosen = [row for row in rows if row.chosen]
+    mean = prod(row.ratio or 0.0 for row in chosen) ** (1 / max(1, len(chosen)))
+    if not chosen or mean < NOTABLE:
         return f"{name}: use it as it comes; no runtime is {NOTABLE} times as fast here"
-    lower = "" if dtype == "float32" else f", dtype=torch.{dtype}"
-    return f"{name}: {mean:.2f} times as fast with featx.optimize(model, runtime={runtime!r}{lower}, example=images)"
+    lower = "" if chosen[0].dtype == "float32" else f", dtype=torch.{chosen[0].dtype}"
+    taken = dict.fromkeys(row.runtime for row in chosen)
+    line = f"featx.optimize(model, runtime={next(iter(taken)) if len(taken) == 1 else 'auto'!r}{lower}, example=images)"
+    by_batch = ", ".join(f"{row.runtime} for batches of {row.batch}" for row in chosen)
+    return f"{name}: {mean:.2f} times as fast with {line}" + (f", which takes {by_batch}" if len(taken) > 1 else "")

@@ -15,7 +15,9 @@ from torch import Tensor
 import featx
 from featx.runtime.agreement import smooth_noise
 from featx.runtime.allocator import return_freed_memory
+from featx.runtime.auto import choose
 from featx.runtime.optimize import Runtime
+from featx.runtime.optimized import OptimizedExtractor
 from featx.wrappers.extractor import maps_in
 
 AS_IT_COMES = "as it comes"
@@ -43,8 +45,8 @@ class Row:
     seconds: of a forward, the median. ratio: to the model as it comes; above 1 is faster. mebibytes: by which memory
     grew in a forward, None where that cannot be seen. difference: the largest from the model as it comes, relative to
     its largest value; cosine: in a lower precision, the least similarity of a level's maps instead. ready: seconds of
-    processor time to make it. refused: why the runtime cannot run the model; nothing was measured then. capture: what
-    captured the model's operations, and fallbacks: what failed to before, as an optimised extractor says it.
+    processor time to make it without a cache. chosen: whether runtime="auto" takes it among those measured. refused:
+    why the runtime cannot run the model; nothing was measured then.
     """
 
     model: str
@@ -58,9 +60,8 @@ class Row:
     difference: float | None = None
     cosine: float | None = None
     ready: float | None = None
+    chosen: bool = False
     refused: str | None = None
-    capture: str | None = None
-    fallbacks: tuple[str, ...] = ()
 
 
 def measure(task: Task, runtimes: list[Runtime], telling: Callable[[str], None]) -> list[Row]:
@@ -69,14 +70,18 @@ def measure(task: Task, runtimes: list[Runtime], telling: Callable[[str], None])
     model = featx.create_model(task.name, features_only=True, device=task.device).eval()
     x = _images(model, task)
     rows = [Row(task.name, task.batch, AS_IT_COMES, _word(torch.float32))]
-    ways: list[tuple[Row, Extractor]] = [(rows[0], model)]
+    optimized: dict[str, OptimizedExtractor] = {}
     for runtime in runtimes:
         telling(f"{task.name}, batch {task.batch}: making {runtime} …")
         rows.append(Row(task.name, task.batch, runtime, _word(task.dtype)))
         made = _made(model, x, task, runtime, rows[-1])
         if made is not None:
-            ways.append((rows[-1], made))
+            optimized[runtime] = made
     telling(f"{task.name}, batch {task.batch}: measuring …")
+    chosen = choose(optimized, x, {}).runtime if optimized else None
+    for row in rows:
+        row.chosen = row.runtime == chosen
+    ways = [(row, optimized.get(row.runtime, model)) for row in rows if row.refused is None]
     with torch.inference_mode():
         _compare(ways, x)
         _take_turns(ways, x)
@@ -89,16 +94,15 @@ def _images(model: Extractor, task: Task) -> Tensor:
     return smooth_noise(torch.empty(task.batch, model.in_chans or 3, height, width, device=task.device))
 
 
-def _made(model: Extractor, x: Tensor, task: Task, runtime: Runtime, row: Row) -> Extractor | None:
+def _made(model: Extractor, x: Tensor, task: Task, runtime: Runtime, row: Row) -> OptimizedExtractor | None:
     start = process_time()
     dtype = None if task.dtype is torch.float32 else task.dtype
     try:
-        made = featx.optimize(model, runtime=runtime, dtype=dtype, example=x)
+        made = featx.optimize(model, runtime=runtime, dtype=dtype, example=x, cache=False)
     except featx.FeatxError as error:
         row.refused = str(error)
         return None
     row.ready = process_time() - start
-    row.capture, row.fallbacks = made.capture, made.fallbacks
     row.cosine = None if made.agreement is None else min(made.agreement.values())
     return made
 

@@ -57,6 +57,9 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
+COMPILED = "model.blob"  # in an engine's own folder: its graph, compiled for a processor and a number of threads
+
+
 class FileEngine(Engine):
     """An engine that another library makes of a file. It is pickled with the bytes of the file.
 
@@ -80,8 +83,14 @@ class FileEngine(Engine):
             raise CheckpointError(f"{self.path} cannot be read any more: {error}") from error
 
     @abstractmethod
-    def load(self) -> None:
-        """Make ready what computes; CheckpointError if the file cannot be used."""
+    def load(self, streams: int = 1) -> None:
+        """Make ready what computes, on as many threads as torch has; CheckpointError if the file cannot be used.
+
+        streams: how many threads will call it at once, which then share those.
+        """
+
+    def keep_compiled(self, folder: Path) -> None:
+        """Write what spares compiling the graph again to a folder; nothing where compiling takes no time."""
 
     def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
         """CheckpointError if a graph takes and returns something else than its description says."""
@@ -196,6 +205,17 @@ class EngineExtractor(OptimizedExtractor):
         pyramid = self._inner
         assert isinstance(pyramid, EnginePyramid)
         return pyramid.engine
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return self._engine.runtime
+
+    def serve(self, streams: int) -> None:
+        """Make it ready for so many threads that call it at once and share the threads of torch, in place."""
+        engine = self._engine
+        if isinstance(engine, FileEngine):
+            engine.load(streams)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)

@@ -12,7 +12,7 @@ from ..wrappers import FeatureExtractWrapper
 from .available import runtimes
 from .capture import Wish, capture
 from .description import Description
-from .engine import EngineExtractor, FileEngine, OwnFolder
+from .engine import FileEngine
 from .onnx import OnnxRuntimeEngine, write_onnx
 from .onnx_operations import UntranslatedError
 from .openvino import OpenVinoEngine, computes_bfloat16
@@ -61,17 +61,6 @@ def _problem(runtime: str, model: nn.Module, dtype: torch.dtype | None, calibrat
     if wanted is torch.int8 and not calibrated:
         return "int8 is calibrated on images: pass example=, several that are like those to come"
     return None
-
-
-def engine_for(runtime: str, extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> EngineExtractor:
-    """The extractor, which has been prepared, on an engine; it is used up.
-
-    Raises ContractError for a model that cannot be captured.
-    """
-    folder = OwnFolder()
-    path = folder.path / "model.onnx"
-    said = write(extractor, seen, wish, path)
-    return EngineExtractor(ENGINES[runtime](path, said, folder), said, extractor)
 
 
 def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) -> Description:

@@ -124,11 +124,11 @@ class OnnxRuntimeEngine(FileEngine):
 
     runtime = "onnxruntime"
 
-    def load(self) -> None:
+    def load(self, streams: int = 1) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = max(1, torch.get_num_threads() - streams + 1)  # of a pool, with its callers
         options.log_severity_level = 3  # errors, which are raised, too
         weights = [_content(self.path.parent / name) for name in self.beside]  # which it would map from the file
         if weights:

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, in_short
-from .engine import FileEngine
+from .engine import COMPILED, FileEngine
 from .onnx_program import IMAGES
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
@@ -27,7 +28,10 @@ class OpenVinoEngine(FileEngine):
     runtime = "openvino"
     hides_nan = True
 
-    def load(self) -> None:
+    def keep_compiled(self, folder: Path) -> None:
+        (folder / COMPILED).write_bytes(self._compiled.export_model().getvalue())
+
+    def load(self, streams: int = 1) -> None:
         import openvino
 
         if self.said.computes not in PRECISIONS:
@@ -35,12 +39,16 @@ class OpenVinoEngine(FileEngine):
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.said.computes],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
+            **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
         }
         try:
             core = openvino.Core()
             core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
-            self._compiled: Any = core.compile_model(self.path, "CPU", settings)
+            compiled = None if self._folder is None or streams > 1 else self._folder.path / COMPILED
+            if compiled is not None and compiled.is_file():
+                self._compiled: Any = core.import_model(compiled.read_bytes(), "CPU", settings)
+            else:
+                self._compiled = core.compile_model(self.path, "CPU", settings)
             self._require_names(
                 _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
             )

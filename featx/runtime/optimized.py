@@ -1,6 +1,8 @@
 """The extractor that `optimize` returns."""
 
-from typing import Any, Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch import Tensor
 from ..image_checks import dtypes_of
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
+
+if TYPE_CHECKING:
+    from .auto import Choice
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
@@ -18,9 +23,16 @@ class OptimizedExtractor(FeatureExtractWrapper):
     It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
 
     agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
+    choice: what runtime="auto" measured; None if the runtime was named.
     """
 
     agreement: dict[str, float] | None = None
+    choice: Choice | None = None
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: "eager", "onnxruntime" or "openvino"; as `runtime=` it makes the same again."""
+        return "eager"
 
     def __init__(
         self, extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format

@@ -1,0 +1,208 @@
+"""What identifies an extractor's forward: its weights, its code, and the operations that it was seen to run.
+
+Weights and class names do not: two models of the same weights may differ in a stride, an activation or a function that
+neither of them holds. So the operations of a forward are written down, with all their arguments, at the size asked for
+and at an odd one, where rules of rounding and padding show.
+"""
+
+import hashlib
+import inspect
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..wrappers import FeatureExtractWrapper
+from ..wrappers.order import channels_of
+from ..wrappers.refusals import REFUSED, passed_on, third_party
+from .agreement import smooth_noise
+from .available import version
+from .watch import copy_of, own_size
+
+# Packages whose code their version identifies; of other modules' classes the source does.
+RELEASED = ("featx", "torch", "torchvision", "timm", "transformers")
+PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class UnidentifiedError(Exception):
+    """A forward that nothing identifies, such as one of a class without source."""
+
+
+def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str | None:
+    """SHA-256 of all that decides an extractor's maps of images like the example; None if that cannot be told.
+
+    example: images (N, in_chans, H, W), of which the shape counts; None stands for the size that the weights expect.
+    """
+    twin = copy_of(extractor, shares=True)
+    size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
+    digest = hashlib.sha256()
+    try:
+        for fact in (_facts(extractor), [*_code(twin)], _versions(twin)):
+            digest.update(f"{fact}\n".encode())
+        _add_weights(digest, twin)
+        for number, sides in enumerate((size, *_odd(extractor))):
+            digest.update("\n".join(_program(twin, sides, required=not number)).encode())
+    except UnidentifiedError:
+        return None
+    return digest.hexdigest()
+
+
+def _facts(extractor: FeatureExtractWrapper) -> list[object]:
+    """What the extractor says of itself."""
+    rules = (extractor.size_divisor, extractor._inner.fixed_size, extractor._smallest, extractor.in_chans)
+    levels = extractor.feature_info
+    return [list(levels.info), levels.out_indices, extractor._output, rules, extractor.data_config]
+
+
+def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
+    """The class and the plain attributes of every module, then the source of classes that no release identifies."""
+    kinds: dict[type, None] = {}
+    for path, module in extractor.named_modules():
+        kinds.update(dict.fromkeys(type(module).__mro__))
+        yield path, _name(type(module)), [*_plain_attributes(module)]
+    for inner in _inner_modules(extractor):
+        kinds.update(dict.fromkeys(type(inner).__mro__))
+        yield _name(type(inner)), [*_plain_attributes(inner)]
+    for kind in kinds:
+        if kind.__module__.partition(".")[0] not in (*RELEASED, "builtins", "abc", "typing", "collections"):
+            yield _name(kind), _source(kind)
+
+
+def _inner_modules(extractor: FeatureExtractWrapper) -> Iterator[nn.Module]:
+    """What the extractor stands in for, which is no child of it."""
+    inner: Any = extractor
+    while (held := vars(inner).get("_held")) is not None:
+        (inner,) = held
+        yield inner
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _plain_attributes(module: nn.Module) -> Iterator[str]:
+    for name, value in sorted(vars(module).items()):
+        leaves = [] if name in OF_EVERY_MODULE else tree_leaves(value)
+        if leaves and all(type(leaf) in PLAIN for leaf in leaves):
+            yield f"{name}={value!r}"
+
+
+def _source(kind: type) -> str:
+    """The file that a class is written in, or its own source where that is no file, as in notebooks."""
+    try:
+        file = Path(inspect.getfile(kind))
+        text = file.read_bytes() if file.is_file() else inspect.getsource(kind).encode()
+    except (OSError, TypeError) as error:
+        raise UnidentifiedError(f"{_name(kind)} has no source") from error
+    return hashlib.sha256(text).hexdigest()
+
+
+def _versions(extractor: FeatureExtractWrapper) -> list[str]:
+    """Versions of what the modules are of and of what writes graphs."""
+    used = {type(module).__module__.partition(".")[0] for module in extractor.modules()} & set(RELEASED)
+    told = [f"{name} {version(name)}" for name in sorted({*used, "torch", "featx", "onnx"})]
+    return [*told, sys.version.partition(" ")[0], _own_code()]
+
+
+@cache
+def _own_code() -> str:
+    """SHA-256 of this package's code, which decides what is written, and changes between releases too."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's values, dtype and shape."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    _add_values(digest, tensor)
+    return digest.hexdigest()
+
+
+def _add_values(digest: Any, tensor: Tensor) -> None:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout is not torch.strided:
+        raise UnidentifiedError(f"a {type(tensor).__name__} has no values to read")
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _add_weights(digest: Any, extractor: FeatureExtractWrapper) -> None:
+    for name, tensor in _named_tensors(extractor).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}\n".encode())
+        _add_values(digest, tensor)
+
+
+def _named_tensors(extractor: FeatureExtractWrapper) -> dict[str, Tensor]:
+    return dict(sorted([*extractor.named_parameters(), *extractor.named_buffers()]))
+
+
+def _odd(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
+    """A small size of odd sides, if the extractor takes several sizes."""
+    if extractor._inner.fixed_size is None:
+        cell, step = max(extractor._smallest, *extractor.feature_info.reduction()), extractor.size_divisor
+        yield -(-(2 * cell + 1) // step) * step, -(-(3 * cell + 3) // step) * step
+
+
+def _program(extractor: FeatureExtractWrapper, size: tuple[int, int], required: bool) -> list[str]:
+    """The operations of a forward, a line each; one line if the extractor refuses the size and it is not required."""
+    weight = next(extractor.parameters())
+    image = smooth_noise(torch.empty(1, channels_of(extractor), *size, dtype=weight.dtype, device=weight.device))
+    program = _Program({id(tensor): name for name, tensor in _named_tensors(extractor).items()}, image)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), program:
+            returned = third_party(extractor, image)
+    except REFUSED as error:
+        if required:
+            raise UnidentifiedError("it does not run") from error
+        return [f"{size} refused"]
+    return [f"{size}", *program.lines, program.written(returned)]
+
+
+@cache
+def _operation(func: Any) -> str:
+    return str(func)
+
+
+class _Program(TorchDispatchMode):
+    """Writes operations down. own: names of the model's tensors by identity."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """What PyTorch asks before it imports its compiler, for seconds, to keep it away from such a mode."""
+        return False
+
+    def __init__(self, own: Mapping[int, str], image: Tensor) -> None:
+        super().__init__()
+        self._own, self._made = own, {id(image): (weakref.ref(image), "image")}
+        self.lines: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        given = self.written((args, kwargs or {}))  # before an operation in place changes them
+        output = passed_on(func, *args, **(kwargs or {}))
+        self.lines.append(f"{_operation(func)}{given}")
+        for number, tensor in enumerate([output] if isinstance(output, Tensor) else tree_leaves(output)):
+            if isinstance(tensor, Tensor):
+                self._made[id(tensor)] = weakref.ref(tensor), f"%{len(self.lines)}.{number}"
+        return output
+
+    def written(self, value: Any) -> str:
+        """Arguments as text, tensors as what made them, or as their values."""
+        if isinstance(value, Tensor):
+            made, name = self._made.get(id(value), (lambda: None, ""))
+            return name if made() is value else self._own.get(id(value)) or digest_of(value)
+        if isinstance(value, list | tuple):
+            return f"({', '.join(map(self.written, value))})"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{key}: {self.written(one)}' for key, one in value.items())}}}"
+        if not isinstance(value, PLAIN):
+            raise UnidentifiedError(f"an operation was given a {type(value).__name__}")
+        return repr(value)

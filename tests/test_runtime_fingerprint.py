@@ -1,0 +1,181 @@
+"""What identifies a forward: everything that changes maps changes it, and nothing else does."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import images, random_extractor, randomise
+from torch import nn
+
+from featx import DataConfig, FeatureExtractWrapper
+from featx.runtime.fingerprint import fingerprint
+
+ACTIVATION = [F.relu]  # what a module of its own would be known by, and a function is not
+
+
+class Net(nn.Module):
+    """Its weights are the same whatever it does with them."""
+
+    is_rewritten = True
+    in_chans = 3
+
+    def __init__(self, **how) -> None:
+        super().__init__()
+        self.feature_info = [{"chs": 4, "reduction": 4, "name": "conv"}, {"chs": 4, "reduction": 8, "name": "last"}]
+        self.conv, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.register_buffer("table", torch.ones(1), persistent=False)
+        randomise(self)
+        self.how = {"padding": "zeros", "divisor": 4, "shift": torch.zeros(1), "scale": 1.0, **how}
+
+    def forward_features(self, x):
+        height, width = x.shape[2:]
+        divisor = self.how["divisor"]
+        x = F.pad(x, (0, -width % divisor, 0, -height % divisor))
+        x = ACTIVATION[0](self.conv(x) * self.table * self.how["scale"]) + self.how["shift"]
+        x = F.max_pool2d(x, 2)
+        return [x, self.last(x)]
+
+
+def net(**how) -> Net:
+    torch.manual_seed(0)
+    return Net(**how).eval()
+
+
+def of(model: nn.Module, example=None, **arguments) -> str | None:
+    return fingerprint(FeatureExtractWrapper(model, **arguments), example)
+
+
+def test_models_that_are_alike_have_the_same():
+    assert of(net()) == of(net())
+    one, other = (fingerprint(random_extractor("mobilevit_xxs"), None) for _ in range(2))
+    assert one == other
+
+
+def heavier(model):
+    model.conv.weight.data[0, 0, 0, 0] += 1e-3
+
+
+def strided(model):
+    model.last.stride = (1, 1)
+
+
+def padded(model):
+    model.conv.padding_mode = "reflect"
+
+
+def buffered(model):
+    model.table.mul_(2)
+
+
+def described(model):
+    model.data_config = DataConfig(size=(224, 224), mean=(0.0, 0.0, 0.0))
+
+
+def renamed(model):
+    model.feature_info[0]["name"] = "conv.0"
+
+
+def hooked(model):
+    model.conv.register_forward_hook(lambda _module, _given, output: output + 1)
+
+
+def patched(model):
+    forward = model.forward_features
+    model.forward_features = lambda x: [map_ * 2 for map_ in forward(x)]
+
+
+@pytest.mark.parametrize("change", [heavier, strided, padded, buffered, described, renamed, hooked, patched])
+def test_what_changes_maps_or_what_is_said_of_them_changes_it(change):
+    model = net()
+    before = of(model)
+    change(model)
+    assert of(model) not in (None, before)
+
+
+@pytest.mark.parametrize("how", [{"scale": 1.5}, {"shift": torch.ones(1)}, {"divisor": 32}])
+def test_what_no_module_holds_changes_it(how):
+    assert of(net(**how)) != of(net())  # 224 pixels are a multiple of 32: an odd size tells
+
+
+def test_a_function_that_is_another_one_changes_it(monkeypatch):
+    before = of(net())
+    monkeypatch.setitem(globals(), "ACTIVATION", [F.silu])
+    assert of(net()) != before
+
+
+def test_the_levels_and_the_kind_of_output_change_it():
+    ways = [{}, {"out_indices": [1, 0]}, {"out_indices": [1]}, {"output": "dict"}, {"output": "tokens"}]
+    assert len({of(net(), **way) for way in ways}) == len(ways)
+
+
+def test_the_size_of_the_images_changes_it_and_their_number_does_not():
+    assert of(net(), images(1, 3, 64, 64)) == of(net(), images(5, 3, 64, 64, seed=1))
+    assert of(net(), images(1, 3, 64, 64)) != of(net(), images(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_options_of_published_families_change_it(name):
+    plain = random_extractor(name)
+    other = random_extractor(name, output_stride=16) if name == "resnet18" else random_extractor(name, in_chans=1)
+    assert fingerprint(plain, None) != fingerprint(other, None)
+
+
+def test_other_preprocessing_changes_it():
+    one, other = random_extractor("mobilenetv3_small_050"), random_extractor("mobilenetv3_small_050")
+    other._source.data_config = replace(other._source.data_config, channel_order="bgr")
+    assert fingerprint(one, None) != fingerprint(other, None)
+
+
+def test_the_code_of_this_package_and_the_versions_of_others_change_it(monkeypatch):
+    before = of(net())
+    with monkeypatch.context() as patch:
+        patch.setattr("featx.runtime.fingerprint._own_code", lambda: "changed")
+        assert of(net()) != before
+    monkeypatch.setattr("featx.runtime.fingerprint.version", lambda package: "0.0")
+    assert of(net()) != before
+
+
+def test_a_class_without_source_is_not_identified():
+    made: dict = {"__name__": "made"}
+    exec("from torch import nn\nclass Made(nn.Conv2d): pass", made)
+    model = net()
+    model.last = made["Made"](4, 4, 3, 2, 1)
+    assert of(model.eval()) is None
+
+
+def test_an_edited_class_has_another(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (tmp_path / f"edited{number}.py").write_text(
+            f"from torch import nn\nclass Conv(nn.Conv2d):\n    def unused(self): return {number}\n"
+        )
+        module = __import__(f"edited{number}")
+        monkeypatch.setattr(module.Conv, "__module__", "edited")
+        model = net()
+        model.last.__class__ = module.Conv
+        monkeypatch.setattr("inspect.getfile", lambda kind, number=number: _file(tmp_path, kind, number))
+        found.append(of(model))
+    assert None not in found
+    assert found[0] != found[1]
+
+
+def _file(folder, kind, number):
+    return str(folder / f"edited{number}.py") if kind.__module__ == "edited" else __file__
+
+
+def test_tensors_without_values_are_not_identified():
+    model = net()
+    model.how["shift"] = torch.zeros(1, device="meta")
+    assert of(model) is None
+
+
+def test_another_process_finds_the_same():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_of_net) == _of_net()
+
+
+def _of_net() -> str | None:
+    return of(net())
