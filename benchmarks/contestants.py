@@ -61,7 +61,7 @@ def optimized(way: str, cache: str | None, *case: Any) -> Made:
             import_module(package)
     start = process_time()
     model = featx.optimize(plain.model, example=plain.x, cache=Path(cache, way) if cache else False, **options)
-    return Made(model, plain.x, process_time() - start, model.runtime)
+    return Made(model, plain.x, process_time() - start, runtime=model.runtime)
 
 
 def ways(

@@ -69,7 +69,7 @@ def chosen(taken: Mapping[str, Taken], optimizations: tuple[str, ...]) -> str:
 def line(name: str, batch: int, taken: Mapping[str, Taken], later: Mapping[str, float], row: Cells) -> str:
     """A row of the table."""
     cells = [f"{ratio:.2f}" for ratio in row.values()]
-    cells.append(taken[next(reversed(later))].runtime)
+    cells.append(taken[list(later)[-1]].runtime)
     cells.append(", ".join(f"{way} {taken[way].making:.1f}" for way in later))
     cells.append(", ".join(f"{way} {seconds:.1f}" for way, seconds in later.items()))
     return f"| {name} | {batch} | {taken['timm'].forward * 1e3:.0f} | {' | '.join(cells)} |"
