@@ -342,7 +342,8 @@ def test_without_a_cache_nothing_is_kept(own_cache, tmp_path):
 def test_threads_that_build_the_same_get_the_same(monkeypatch):
     write, written = graph_files.write, []
     monkeypatch.setattr(graph_files, "write", lambda *words: written.append(1) or write(*words))
+    models = [net() for _ in range(3)]  # one after another: the seed is the process's
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda _: featx.optimize(net(), runtime="onnxruntime", example=X), range(3)))
+        made = list(pool.map(lambda model: featx.optimize(model, runtime="onnxruntime", example=X), models))
     assert len(written) == 1
     assert all(torch.equal(one(X)[1], made[0](X)[1]) for one in made)
