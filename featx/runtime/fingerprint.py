@@ -8,27 +8,29 @@ and at an odd one, where rules of rounding and padding show.
 import hashlib
 import inspect
 import sys
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.order import channels_of
-from ..wrappers.refusals import REFUSED, passed_on, third_party
 from .agreement import smooth_noise
 from .available import version
+from .capture import MapsOf
+from .record import UnrecordedError, record, stood_in_for, tensors_of
+from .side import Made, Own, SideOf
 from .watch import copy_of, own_size
 
 # Packages whose code their version identifies; of other modules' classes the source does.
 RELEASED = ("featx", "torch", "torchvision", "timm", "transformers")
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+PLAIN += (Made, Own, SideOf)
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -49,7 +51,7 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
             digest.update(f"{fact}\n".encode())
         _add_weights(digest, twin)
         for number, sides in enumerate((size, *_odd(extractor))):
-            digest.update("\n".join(_program(twin, sides, required=not number)).encode())
+            digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
     except UnidentifiedError:
         return None
     return digest.hexdigest()
@@ -68,20 +70,12 @@ def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
     for path, module in extractor.named_modules():
         kinds.update(dict.fromkeys(type(module).__mro__))
         yield path, _name(type(module)), [*_plain_attributes(module)]
-    for inner in _inner_modules(extractor):
+    for inner in stood_in_for(extractor):
         kinds.update(dict.fromkeys(type(inner).__mro__))
         yield _name(type(inner)), [*_plain_attributes(inner)]
     for kind in kinds:
         if kind.__module__.partition(".")[0] not in (*RELEASED, "builtins", "abc", "typing", "collections"):
             yield _name(kind), _source(kind)
-
-
-def _inner_modules(extractor: FeatureExtractWrapper) -> Iterator[nn.Module]:
-    """What the extractor stands in for, which is no child of it."""
-    inner: Any = extractor
-    while (held := vars(inner).get("_held")) is not None:
-        (inner,) = held
-        yield inner
 
 
 def _name(kind: type) -> str:
@@ -135,13 +129,9 @@ def _add_values(digest: Any, tensor: Tensor) -> None:
 
 
 def _add_weights(digest: Any, extractor: FeatureExtractWrapper) -> None:
-    for name, tensor in _named_tensors(extractor).items():
+    for name, tensor in sorted(tensors_of(extractor), key=itemgetter(0)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}\n".encode())
         _add_values(digest, tensor)
-
-
-def _named_tensors(extractor: FeatureExtractWrapper) -> dict[str, Tensor]:
-    return dict(sorted([*extractor.named_parameters(), *extractor.named_buffers()]))
 
 
 def _odd(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
@@ -151,58 +141,19 @@ def _odd(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
         yield -(-(2 * cell + 1) // step) * step, -(-(3 * cell + 3) // step) * step
 
 
-def _program(extractor: FeatureExtractWrapper, size: tuple[int, int], required: bool) -> list[str]:
+def _operations(extractor: FeatureExtractWrapper, size: tuple[int, int], required: bool) -> list[str]:
     """The operations of a forward, a line each; one line if the extractor refuses the size and it is not required."""
     weight = next(extractor.parameters())
     image = smooth_noise(torch.empty(1, channels_of(extractor), *size, dtype=weight.dtype, device=weight.device))
-    program = _Program({id(tensor): name for name, tensor in _named_tensors(extractor).items()}, image)
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), program:
-            returned = third_party(extractor, image)
-    except REFUSED as error:
+        recording = record(MapsOf(extractor), image)
+    except UnrecordedError as error:
         if required:
-            raise UnidentifiedError("it does not run") from error
+            raise UnidentifiedError(f"{error}") from error
         return [f"{size} refused"]
-    return [f"{size}", *program.lines, program.written(returned)]
-
-
-@cache
-def _operation(func: Any) -> str:
-    return str(func)
-
-
-class _Program(TorchDispatchMode):
-    """Writes operations down. own: names of the model's tensors by identity."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """What PyTorch asks before it imports its compiler, for seconds, to keep it away from such a mode."""
-        return False
-
-    def __init__(self, own: Mapping[int, str], image: Tensor) -> None:
-        super().__init__()
-        self._own, self._made = own, {id(image): (weakref.ref(image), "image")}
-        self.lines: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        given = self.written((args, kwargs or {}))  # before an operation in place changes them
-        output = passed_on(func, *args, **(kwargs or {}))
-        self.lines.append(f"{_operation(func)}{given}")
-        for number, tensor in enumerate([output] if isinstance(output, Tensor) else tree_leaves(output)):
-            if isinstance(tensor, Tensor):
-                self._made[id(tensor)] = weakref.ref(tensor), f"%{len(self.lines)}.{number}"
-        return output
-
-    def written(self, value: Any) -> str:
-        """Arguments as text, tensors as what made them, or as their values."""
-        if isinstance(value, Tensor):
-            made, name = self._made.get(id(value), (lambda: None, ""))
-            return name if made() is value else self._own.get(id(value)) or digest_of(value)
-        if isinstance(value, list | tuple):
-            return f"({', '.join(map(self.written, value))})"
-        if isinstance(value, dict):
-            return f"{{{', '.join(f'{key}: {self.written(one)}' for key, one in value.items())}}}"
-        if not isinstance(value, PLAIN):
-            raise UnidentifiedError(f"an operation was given a {type(value).__name__}")
-        return repr(value)
+    lines = [f"{size}", *map(digest_of, recording.literals.values())]
+    for step in recording.steps:
+        if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((step.args, step.kwargs))):
+            raise UnidentifiedError(f"{step.operation} was given what has no text")
+        lines.append(f"{step.operation}{step.args}{step.kwargs}")
+    return [*lines, f"{recording.returned}"]

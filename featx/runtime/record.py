@@ -275,11 +275,20 @@ def _without_values(tensor: Tensor) -> Tensor:
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a module has as an attribute, or in a sequence or dictionary that is one, by its path."""
     for prefix, module in model.named_modules():
-        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            path = f"{prefix}.{name}" if prefix else name
-            if isinstance(value, Tensor):
-                yield path, value
-            elif isinstance(value, dict | list | tuple) and not name.startswith("_"):
-                for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                    if isinstance(inner, Tensor):
-                        yield f"{path}[{key}]", inner
+        for kept in (module, *stood_in_for(module)):
+            for name, value in (*kept._parameters.items(), *kept._buffers.items(), *vars(kept).items()):
+                path = f"{prefix}.{name}" if prefix else name
+                if isinstance(value, Tensor):
+                    yield path, value
+                elif isinstance(value, dict | list | tuple) and not name.startswith("_"):
+                    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                        if isinstance(inner, Tensor):
+                            yield f"{path}[{key}]", inner
+
+
+def stood_in_for(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that an extractor runs in the place of, which are no children of it."""
+    inner: Any = module
+    while (held := vars(inner).get("_held")) is not None:
+        (inner,) = held
+        yield inner
