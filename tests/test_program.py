@@ -132,6 +132,34 @@ def test_the_graph_of_a_variant_computes_the_same(name):
                 assert torch.equal(ours, expected)
 
 
+def test_tensors_in_dictionaries_and_lists_are_the_models():
+    net = Then(lambda net, x: x * net.tables["first"] + net.shifts[0])
+    net.tables, net.shifts = {"first": torch.rand(8, 1, 1)}, [torch.rand(8, 1, 1)]
+    found = program_of(net, torch.randn(SHAPE), sizes=True)
+    x = torch.randn(3, 3, 33, 47)
+    with torch.no_grad():
+        assert torch.equal(run(found, x)[0], net(x)[0])
+
+
+def test_a_tensor_that_is_replaced_while_the_model_runs_leaves_no_trace():
+    """Another tensor may get the identity of one that nothing holds any more."""
+
+    def then(net, x):
+        net.kept = None
+        made = torch.zeros(8, 1, 1)
+        made += 1
+        net.kept = made
+        return x + made
+
+    found = program(then)
+    assert kinds(found) == ["conv2d", "add"]
+
+
+def test_numbers_that_become_tensors_are_constant_if_they_are_the_same():
+    assert_alike(lambda net, x: x * torch.tensor([1.0, 2.0] * 4)[:, None, None], (2, 3, 64, 64), (3, 3, 33, 150))
+    assert not program(lambda net, x: x * torch.tensor(x.shape[2] * 1.0)).any_size
+
+
 def kinds(found) -> list[str]:
     return [call.operation.overloadpacket.__name__ for call in found.calls]
 

@@ -13,7 +13,7 @@ from .available import runtimes
 from .capture import Wish, capture
 from .description import Description
 from .engine import FileEngine
-from .onnx import OnnxRuntimeEngine, write_onnx
+from .onnx import OnnxRuntimeEngine, describe_onnx, write_onnx
 from .onnx_operations import UntranslatedError
 from .openvino import OpenVinoEngine, computes_bfloat16
 from .quantise import quantise
@@ -81,4 +81,5 @@ def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) 
         for file in list(path.parent.iterdir()):
             if file.name.startswith(floating.name):
                 file.unlink()
+        describe_onnx(path, said)
     return said

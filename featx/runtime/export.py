@@ -105,7 +105,8 @@ def _write(
     said = write(extractor, seen, Wish(computes, example, dynamic), path)
     made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
     said = replace(said, agreement=compared(made, model, seen.images, example, computes))
-    describe_onnx(path, said)
+    if said.agreement is not None:
+        describe_onnx(path, said)
     return said
 
 

@@ -20,7 +20,7 @@ from .engine import COMPILED, EngineExtractor, OwnFolder
 from .engines import ENGINES, write
 from .fingerprint import digest_of, fingerprint
 from .layout import MemoryFormat
-from .onnx import describe_onnx, read_onnx
+from .onnx import read_onnx
 from .prepare import prepare
 from .rounding import correct_rounding
 from .watch import own_size
@@ -104,7 +104,7 @@ def on_runtime(runtime: str, request: Request) -> EngineExtractor:
     if known is not None and (known.path / COMPILED).exists():
         (known.path / COMPILED).replace(folder.path / COMPILED)
     path = folder.path / MODEL
-    said = read_onnx(path)
+    said = read_onnx(path, is_whole=True)  # it was just written, or the cache has compared its digest
     engine = ENGINES[runtime](path, said, folder)
     made = EngineExtractor(engine, said, request.model)
     if known is not None:
@@ -139,7 +139,7 @@ def _written(request: Request) -> OwnFolder:
     corrected(extractor, request)
     folder = OwnFolder()
     path = folder.path / MODEL
-    describe_onnx(path, write(extractor, seen, Wish(request.computes, request.example), path))
+    write(extractor, seen, Wish(request.computes, request.example), path)
     return folder
 
 

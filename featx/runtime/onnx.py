@@ -36,34 +36,43 @@ def write_onnx(program: Program, said: Description, path: Path) -> None:
 
     shape = [None if axis in said.taken.free else length for axis, length in enumerate(said.taken.shape)]
     model = onnx_model(program, said.tensors(), shape)
-    large = sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST
-    onnx.save_model(model, path, save_as_external_data=large, location=beside(path).name, size_threshold=0)
+    if sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST:
+        onnx.convert_model_to_external_data(model, location=beside(path).name, size_threshold=0)
+        onnx.external_data_helper.write_external_data_tensors(model, str(path.parent))
+    _write_described(model, said, path)
 
 
 def describe_onnx(path: Path, said: Description) -> None:
     """Put a description into the metadata of the file, in place of any that is there."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    _write_described(onnx.load(path, load_external_data=False), said, path)
+
+
+def _write_described(model: Any, said: Description, path: Path) -> None:
+    """Write a model with a description and the digest of it all."""
+    import onnx
+
     kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != DIGEST}
     onnx.helper.set_model_props(model, {**kept, KEY: to_json(said)})
-    onnx.save_model(model, path)
+    data = model.SerializeToString()
     last = onnx.ModelProto()  # a message that another one is appended to has the fields of both
-    onnx.helper.set_model_props(last, {DIGEST: _digest(path, path.read_bytes(), beside(path).exists()).decode()})
-    with path.open("ab") as file:
+    onnx.helper.set_model_props(last, {DIGEST: _digest(path, data, beside(path).exists()).decode()})
+    with path.open("wb") as file:
+        file.write(data)
         file.write(last.SerializeToString())
 
 
-def read_onnx(path: Path) -> Description:
+def read_onnx(path: Path, is_whole: bool = False) -> Description:
     """The description in a file that `featx.export` wrote; nothing else of the file is looked at, but for damage.
 
-    Raises CheckpointError if it has none, or is damaged.
+    is_whole: whether it is known not to be damaged. Raises CheckpointError if it has no description, or is damaged.
     """
     data = _content(path)
     try:
         found = dict(_entry(data, span) for number, span in _fields(data, (0, len(data)), MODEL) if number == METADATA)
         stated = found.get(DIGEST.encode())  # which files of earlier versions lack
-        damaged = stated is not None and stated != _digest(path, data, b" " in stated)
+        damaged = not is_whole and stated is not None and stated != _digest(path, data, b" " in stated)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
     if KEY.encode() not in found:
