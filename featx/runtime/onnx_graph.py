@@ -48,7 +48,7 @@ class OnnxGraph:
     """Nodes and initializers. scope: the module whose operation is being added; nodes are named for it."""
 
     nodes: list[Any] = field(default_factory=list)
-    initializers: dict[str, Any] = field(default_factory=dict)
+    initializers: dict[str, Tensor] = field(default_factory=dict)
     scope: str = ""
     _small: dict[Any, str] = field(default_factory=dict)
 
@@ -71,8 +71,6 @@ class OnnxGraph:
 
     def constant(self, tensor: Tensor, name: str | None = None) -> str:
         """The name of an initializer with this content."""
-        from onnx import numpy_helper
-
         key = (tensor.dtype, tuple(tensor.shape), tuple(tensor.flatten().tolist())) if tensor.numel() <= SMALL else None
         if name is None and key in self._small:
             return self._small[key]
@@ -80,7 +78,7 @@ class OnnxGraph:
         if key is not None and name is None:
             self._small[key] = chosen
         if chosen not in self.initializers:
-            self.initializers[chosen] = numpy_helper.from_array(tensor.detach().contiguous().numpy(), chosen)
+            self.initializers[chosen] = tensor.detach().contiguous()
         return chosen
 
     def ints(self, values: Target) -> str:

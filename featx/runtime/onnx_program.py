@@ -37,9 +37,13 @@ def onnx_model(program: Program, outputs: Sequence[str], shape: Sequence[int | N
         helper.make_tensor_value_info(name, element_type(torch.float32), _output_axes(program, made, name, shape))
         for name, made in zip(outputs, program.returned, strict=True)
     ]
-    made = helper.make_graph(graph.nodes, "featx", [images], returned, list(graph.initializers.values()))
+    made = helper.make_graph(graph.nodes, "featx", [images], returned)
     opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="featx")
+    model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="featx")
+    for name, tensor in graph.initializers.items():  # added here, because each of the calls above copies what it gets
+        kind, content = element_type(tensor.dtype), tensor.numpy().tobytes()
+        model.graph.initializer.add(name=name, dims=tensor.shape, data_type=kind, raw_data=content)
+    return model
 
 
 def _output_axes(program: Program, made: Name, name: str, shape: Sequence[int | None]) -> list[int | str]:
