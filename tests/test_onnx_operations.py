@@ -68,6 +68,8 @@ SHAPES = {
     "repeats": lambda net, x: x.repeat(1, 2, 1, 1) + x.repeat(1, 2, 1, 1).exp(),
     "paddings": lambda net, x: F.pad(x, (1, 2, 0, 1), value=0.5) + F.pad(x, (1, 2, 1, 0), mode="reflect"),
     "edges": lambda net, x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "places": lambda net, x: x.relu().cumsum(2) - (x.new_ones(1, 1, *x.shape[2:])).cumsum(3),
+    "views to sizes": lambda net, x: x.flatten(2).sigmoid().view(x.shape[0], -1, x.shape[2], x.shape[3]),
     "tables": lambda net, x: x * net.table[torch.tensor([0, 2, 1, 3, 3, 2, 1, 0])][:, None, None],
     "chosen channels": lambda net, x: x.index_select(1, torch.tensor([3, 1])) + x[:, 2:3],
     "nearest": lambda net, x: F.interpolate(x, scale_factor=2.0),

@@ -13,8 +13,12 @@ END = 2**63 - 1  # of a slice that goes on to the end
 Size = int | Length
 
 
-def _reshape(graph: OnnxGraph, made: list[Value], x: Value, *_: Any) -> str:
-    """The target is known from both recordings: numbers, axes that stay where they are, and one that takes the rest."""
+def _reshape(graph: OnnxGraph, made: list[Value], x: Value, *given: Any) -> str:
+    """The target is known from both recordings: numbers, axes that stay where they are, and one that takes the rest.
+
+    Where more axes than one take the rest, they are as long as an axis of x, or as the operation was given.
+    """
+    asked = dict(enumerate(given[0])) if given and isinstance(given[0], list) else {}
     target: list[Size] = []
     for axis, lengths in enumerate(made[0].axes):
         if lengths[0] == lengths[1]:
@@ -23,6 +27,8 @@ def _reshape(graph: OnnxGraph, made: list[Value], x: Value, *_: Any) -> str:
             target.append(0)  # as it is
         elif -1 not in target:
             target.append(-1)
+        elif isinstance(length := asked.get(axis), Length):
+            target.append(length)
         else:
             require(lengths in x.axes, "a view whose sizes are computed")
             target.append(graph.length(x, x.axes.index(lengths)))
@@ -121,6 +127,10 @@ def _split(graph: OnnxGraph, made: list[Value], x: Value, _: Any, axis: int = 0)
         return [x.name]
     sizes = graph.ints([part.shape[axis] for part in made])
     return graph.names("Split", x, sizes, outputs=len(made), axis=axis)
+
+
+def _cumsum(graph: OnnxGraph, made: list[Value], x: Value, axis: int, *, dtype: torch.dtype | None = None) -> str:
+    return graph.add("CumSum", as_dtype(graph, x, made[0].dtype), graph.constant(torch.tensor(axis % x.ndim)))
 
 
 def _roll(graph: OnnxGraph, made: list[Value], x: Value, shifts: Numbers, axes: Numbers = ()) -> str:
@@ -287,6 +297,7 @@ SHAPES: dict[str, Translation] = {
     "stack": _stack,
     "split": _split,
     "split_with_sizes": _split,
+    "cumsum": _cumsum,
     "roll": _roll,
     "flip": _flip,
     "repeat": _repeat,
