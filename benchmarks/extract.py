@@ -212,7 +212,7 @@ def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Run
             count = images_of(contestant, images)
             rates[contestant, size] = rate
             told = difference(made[0].maps, runs[PLAIN, size][0].maps)
-            cells.append(f"{rate:.1f} ({wall - count / rate:.1f}; {busy / count:.3f}{told})")
+            cells.append(f"{rate:.1f} ({max(wall - count / rate, 0.0):.1f}; {busy / count:.3f}{told})")
         print(f"| {contestant} | {' | '.join(cells)} |")
     limits = [[rates[limit, size] for limit in (MODEL_LIMIT, DECODING_LIMIT)] for size in SIZES]
     print(f"| limit: the lesser of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
