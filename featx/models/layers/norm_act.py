@@ -60,8 +60,9 @@ class _NormAct(torch.autograd.Function):
             y = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
             found = iter(torch.autograd.grad(forward(y), inputs, grad, create_graph=True))
             return *(next(found) if needed else None for needed in wanted), None, None
-        variance = rstd.pow(-2).sub_(ctx.eps)
-        y, _, _ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, ctx.eps)
+        # with statistics that change nothing, so that y is the same to the last digit
+        ones = torch.ones_like(rstd)
+        y, _, _ = torch.native_batch_norm(x, rstd * weight, bias, mean, ones, False, 0.0, 0.0)
         grad = backward(grad, y)
         grads = aten.native_batch_norm_backward(grad, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
         return *(one if needed else None for one, needed in zip(grads, wanted, strict=True)), None, None
