@@ -43,6 +43,10 @@ LAYERS = {
     "linear layers": lambda net, x: net.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "attention": lambda net, x: attended(x),
     "attention with a scale": lambda net, x: attended(x, scale=0.3),
+    "products that are added": lambda net, x: torch.addcmul(x, x.sin(), x.cos(), value=0.5),
+    "batches of products": lambda net, x: torch.baddbmm(
+        x.flatten(0, 1), x.flatten(0, 1), x.flatten(0, 1).exp().mT @ x.flatten(0, 1), beta=0.5, alpha=2
+    ),
     "products": lambda net, x: x.flatten(2).transpose(1, 2) @ x.flatten(2),
     "softmax": lambda net, x: x.softmax(1) + x.flatten(2).softmax(-1).view_as(x),
 }

@@ -14,7 +14,7 @@ from featx import ArgumentError, ContractError, FeatureExtractWrapper, InputErro
 FAST = ["resnet18", "mobilenetv3_small_050", "repvgg_a0", "timm/test_byobnet", "torchvision/resnet18"]
 BRIDGED = [
     *("timm/test_vit", "timm/densenet121", "timm/mobileone_s0", "torchvision/mobilenet_v3_small", "timm/levit_128"),
-    *("timm/convit_tiny", "timm/halonet26t", "timm/swin_tiny_patch4_window7_224", "timm/xcit_nano_12_p8_224"),
+    *("timm/convit_tiny", "timm/swin_tiny_patch4_window7_224", "timm/xcit_nano_12_p8_224"),
     *("timm/resnet33ts", "timm/seresnet33ts", "timm/eca_resnet33ts", "torchvision/swin_t", "timm/test_maxvit"),
 ]
 REST = [name for name in SMALL if name not in FAST] + BRIDGED

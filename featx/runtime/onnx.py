@@ -32,13 +32,13 @@ def write_onnx(program: Program, said: Description, path: Path) -> None:
     Raises:
         UntranslatedError: an operation has no translation to ONNX.
     """
-    import onnx
+    from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
 
     shape = [None if axis in said.taken.free else length for axis, length in enumerate(said.taken.shape)]
     model = onnx_model(program, said.tensors(), shape)
     if sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST:
-        onnx.convert_model_to_external_data(model, location=beside(path).name, size_threshold=0)
-        onnx.external_data_helper.write_external_data_tensors(model, str(path.parent))
+        convert_model_to_external_data(model, location=beside(path).name, size_threshold=0)
+        write_external_data_tensors(model, str(path.parent))
     _write_described(model, said, path)
 
 

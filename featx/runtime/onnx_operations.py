@@ -1,4 +1,4 @@
-"""What ATen operations are in ONNX: layers, arithmetic and reductions. Those on shapes are in `onnx_shapes`.
+"""What ATen operations are in ONNX: layers and arithmetic. Those that move or reduce are in `onnx_shapes`.
 
 Every function takes the graph to add to, what the operation returned as it was recorded, and the operation's arguments
 in ATen's order, and returns the name of the result, or the names where there are several.
@@ -6,7 +6,6 @@ in ATen's order, and returns the name of the result, or the names where there ar
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -187,6 +186,21 @@ def _addmm(
     return graph.add("Gemm", a, b, bias, alpha=float(alpha), beta=float(beta))
 
 
+def _addcmul(graph: OnnxGraph, made: list[Value], x: Value, a: Value, b: Value, *, value: Scalar = 1) -> str:
+    return graph.add("Add", x, _scaled(graph, graph.add("Mul", a, b), value, made[0].dtype))
+
+
+def _baddbmm(
+    graph: OnnxGraph, made: list[Value], bias: Value, a: Value, b: Value, *, beta: Scalar = 1, alpha: Scalar = 1
+) -> str:
+    product = _scaled(graph, graph.add("MatMul", a, b), alpha, made[0].dtype)
+    return graph.add("Add", _scaled(graph, bias.name, beta, made[0].dtype), product)
+
+
+def _scaled(graph: OnnxGraph, x: str, factor: Scalar, dtype: torch.dtype) -> str:
+    return x if factor == 1 else graph.add("Mul", x, graph.scalar(factor, dtype))
+
+
 def _batch_norm(
     graph: OnnxGraph,
     _: list[Value],
@@ -270,40 +284,6 @@ def _attention(
     return graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
 
 
-def _reduce(
-    kind: str,
-    graph: OnnxGraph,
-    made: list[Value],
-    x: Value,
-    dims: Numbers | int | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> str:
-    given = x if dtype in (None, x.dtype) else graph.cast(x, dtype or x.dtype)
-    axes = None if dims is None or dims == [] else graph.ints([dims] if isinstance(dims, int) else dims)
-    return graph.add(kind, given, axes, keepdims=int(keepdim))
-
-
-def _norm(
-    graph: OnnxGraph, made: list[Value], x: Value, order: Scalar | None = 2, *rest: Any, dtype: Any = None
-) -> str:
-    kinds = {1: "ReduceL1", 2: "ReduceL2", None: "ReduceL2"}
-    require(order in kinds and dtype in (None, x.dtype), f"a norm of order {order}")
-    return _reduce(kinds[order], graph, made, x, *rest)
-
-
-def _variance(
-    graph: OnnxGraph, made: list[Value], x: Value, dims: Any = None, *, correction: Any = None, keepdim: bool = False
-) -> str:
-    over = list(range(x.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    require(all(x.axes[axis][0] == x.axes[axis][1] for axis in over), "a variance over axes of any length")
-    count, axes = prod(x.shape[axis] for axis in over), graph.ints(over)
-    apart = graph.add("Sub", x, graph.add("ReduceMean", x, axes))
-    mean = graph.add("ReduceMean", graph.add("Mul", apart, apart), axes, keepdims=int(keepdim))
-    return graph.add("Mul", mean, graph.scalar(count / (count - (1 if correction is None else correction)), x.dtype))
-
-
 def _where(graph: OnnxGraph, made: list[Value], condition: Value, x: Any, other: Any) -> str:
     return graph.add("Where", condition, *(as_dtype(graph, one, made[0].dtype) for one in (x, other)))
 
@@ -343,12 +323,10 @@ BINARY = {
     "bmm": "MatMul",
     "mm": "MatMul",
 }
-REDUCTIONS = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}
 # By the name of the operation, without the underscore at the end of those that write over what they are given.
 OPERATIONS: dict[str, Translation] = {
     **{name: partial(_unary, kind) for name, kind in UNARY.items()},
     **{name: partial(_binary, kind) for name, kind in BINARY.items()},
-    **{name: partial(_reduce, kind) for name, kind in REDUCTIONS.items()},
     "add": partial(_sum_of_two, "Add"),
     "sub": partial(_sum_of_two, "Sub"),
     "rsub": _rsub,
@@ -373,6 +351,8 @@ OPERATIONS: dict[str, Translation] = {
     "conv3d": _conv,
     "linear": _linear,
     "addmm": _addmm,
+    "addcmul": _addcmul,
+    "baddbmm": _baddbmm,
     "native_batch_norm": _batch_norm,
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "_native_batch_norm_legit"), _batch_norm),
     "native_layer_norm": _layer_norm,
@@ -380,9 +360,6 @@ OPERATIONS: dict[str, Translation] = {
     "_fused_rms_norm": _rms_norm,
     "_softmax": _softmax,
     "scaled_dot_product_attention": _attention,
-    "linalg_vector_norm": _norm,
-    "norm": _norm,
-    "var": _variance,
     "where": _where,
     "masked_fill": _masked_fill,
     "_to_copy": _to,

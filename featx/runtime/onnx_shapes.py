@@ -1,13 +1,14 @@
-"""What ATen operations are in ONNX that move, cut, pool and resize. See `onnx_operations` for how they are written."""
+"""What ATen operations are in ONNX that move, cut, reduce, pool and resize, written as in `onnx_operations`."""
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 
 from .onnx_graph import Length, OnnxGraph, Target, Value
-from .onnx_operations import Numbers, Translation, as_dtype, pair, require
+from .onnx_operations import Numbers, Scalar, Translation, as_dtype, pair, require
 
 END = 2**63 - 1  # of a slice that goes on to the end
 Size = int | Length
@@ -250,6 +251,40 @@ def _adaptive_pool(graph: OnnxGraph, _: list[Value], x: Value, sizes: Numbers) -
     return graph.add("AveragePool", x, kernel_shape=kernel, strides=kernel)
 
 
+def _reduce(
+    kind: str,
+    graph: OnnxGraph,
+    made: list[Value],
+    x: Value,
+    dims: Numbers | int | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> str:
+    given = x if dtype in (None, x.dtype) else graph.cast(x, dtype or x.dtype)
+    axes = None if dims is None or dims == [] else graph.ints([dims] if isinstance(dims, int) else dims)
+    return graph.add(kind, given, axes, keepdims=int(keepdim))
+
+
+def _norm(
+    graph: OnnxGraph, made: list[Value], x: Value, order: Scalar | None = 2, *rest: Any, dtype: Any = None
+) -> str:
+    kinds = {1: "ReduceL1", 2: "ReduceL2", None: "ReduceL2"}
+    require(order in kinds and dtype in (None, x.dtype), f"a norm of order {order}")
+    return _reduce(kinds[order], graph, made, x, *rest)
+
+
+def _variance(
+    graph: OnnxGraph, made: list[Value], x: Value, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> str:
+    over = list(range(x.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    require(all(x.axes[axis][0] == x.axes[axis][1] for axis in over), "a variance over axes of any length")
+    count, axes = prod(x.shape[axis] for axis in over), graph.ints(over)
+    apart = graph.add("Sub", x, graph.add("ReduceMean", x, axes))
+    mean = graph.add("ReduceMean", graph.add("Mul", apart, apart), axes, keepdims=int(keepdim))
+    return graph.add("Mul", mean, graph.scalar(count / (count - (1 if correction is None else correction)), x.dtype))
+
+
 def _resize(graph: OnnxGraph, x: Value, sizes: Target | None, scales: Sequence[float] | None, **how: Any) -> str:
     """By factors, or to a size."""
     if sizes is None:
@@ -277,7 +312,12 @@ def _interpolated(mode: str, antialias: bool) -> Translation:
     return translate
 
 
+REDUCTIONS = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}
 SHAPES: dict[str, Translation] = {
+    **{name: partial(_reduce, kind) for name, kind in REDUCTIONS.items()},
+    "linalg_vector_norm": _norm,
+    "norm": _norm,
+    "var": _variance,
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten"), _reshape),
     "permute": _permute,
     "transpose": _transpose,
