@@ -151,6 +151,7 @@ def test_what_is_no_extractor_is_refused():
     [
         ({"runtime": "tensorrt"}, "runtime='tensorrt': choose one of"),
         ({"memory_format": "nhwc"}, "memory_format='nhwc': choose 'auto' or one of"),
+        ({"memory_format": "nhwc", "runtime": "onnxruntime"}, "memory_format='nhwc': choose 'auto' or one of"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8: choose one of"),
         ({"dtype": "bf16"}, "dtype='bf16': expected a torch.dtype"),
     ],

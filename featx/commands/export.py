@@ -9,7 +9,7 @@ import typer
 
 import featx
 
-from .options import Checkpoint, OutIndices, Precision, Pretrained, RandomWeights, Size, build, err, out
+from .options import Checkpoint, OutIndices, Pretrained, RandomWeights, Size, build, err, out
 
 Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
 File = Annotated[Path, typer.Argument(help="File to write, which ends in .onnx.", metavar="FILE")]
@@ -35,11 +35,9 @@ def export(
     size: Size = None,
     batch_size: Batch = 1,
     dynamic: Annotated[Dynamic, typer.Option(help="Axes that are left free; what the model allows.")] = Dynamic.auto,
-    dtype: Annotated[Precision, typer.Option(help="What the file is computed in.")] = Precision.float32,
 ) -> None:
     """Write a model's maps to a file that runs without featx's models: ONNX."""
     from featx.runtime.export import require_target
-    from featx.runtime.onnx import read_onnx
 
     require_target(file)  # before minutes go into weights
     extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
@@ -50,8 +48,5 @@ def export(
         generator = torch.Generator().manual_seed(0)
         example = torch.rand(batch_size, extractor.in_chans or 3, height, width, generator=generator)
     err.print("capturing and writing …")
-    featx.export(extractor, file, dtype=getattr(torch, dtype), example=example, dynamic=dynamic.value)
+    featx.export(extractor, file, example=example, dynamic=dynamic.value)
     out.print(f"{file}: {len(extractor.feature_info)} maps, weights: {weights}", soft_wrap=True)
-    agreement = read_onnx(file).agreement
-    if agreement:
-        out.print(f"cosine similarity with the maps in float32: at least {min(agreement.values()):.4f}")

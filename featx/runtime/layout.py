@@ -17,17 +17,16 @@ SMALL_BATCH = 4
 SLOWER_IN_CHANNELS_LAST = ("SplitAttn",)
 
 
-def layout_for(asked: object, model: nn.Module, batch: int) -> torch.memory_format:
-    """The memory format asked for, or the better one for so many images; ArgumentError if none has that name."""
-    if isinstance(asked, str) and asked in LAYOUTS:
-        return LAYOUTS[asked]
-    if asked != "auto":
+def require_memory_format(asked: object) -> None:
+    """Raise ArgumentError if it is none."""
+    if asked not in ("auto", *LAYOUTS):
         raise ArgumentError(f"memory_format={asked!r}: choose 'auto' or one of {list(LAYOUTS)}")
+
+
+def layout_for(asked: MemoryFormat, model: nn.Module, batch: int) -> torch.memory_format:
+    """The memory format asked for, or the better one for so many images."""
+    if asked in LAYOUTS:
+        return LAYOUTS[asked]
     blocks = {type(module).__name__ for module in model.modules()}
     slower = batch < SMALL_BATCH and not blocks.isdisjoint(SLOWER_IN_CHANNELS_LAST)
     return LAYOUTS["contiguous" if slower else "channels_last"]
-
-
-def layout_name(layout: torch.memory_format) -> str:
-    """The name of a memory format that has one."""
-    return next(name for name, named in LAYOUTS.items() if named is layout)

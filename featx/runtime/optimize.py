@@ -11,7 +11,7 @@ from .auto import fastest
 from .builds import EAGER, built, require_buildable
 from .cache import Place, cache_at
 from .graph_files import Request
-from .layout import MemoryFormat
+from .layout import MemoryFormat, require_memory_format
 from .optimized import OptimizedExtractor
 from .prepare import require_extractor
 
@@ -66,6 +66,7 @@ def optimize(
         raise ArgumentError(f"runtime={runtime!r}: choose one of {get_args(Runtime)}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ArgumentError(f"dtype={dtype!r}: expected a torch.dtype, or None to keep the model's")
+    require_memory_format(memory_format)
     require_min_agreement(min_agreement, dtype)
     request = Request(model, dtype, memory_format, example, cache_at(cache), min_agreement)
     if example is not None:

@@ -44,7 +44,7 @@ class Call:
 class Seen:
     """A forward of `model`, which has the modules of what is to be optimised, under the same names.
 
-    images: one, of the size that the extractor will be given. example: whether that is a user's.
+    images: one, of the size that the extractor will be given.
     """
 
     model: nn.Module
@@ -52,7 +52,6 @@ class Seen:
     calls: dict[nn.Module, list[Call]]
     returned: list[Tensor]
     images: Tensor
-    example: bool = False
 
     def __post_init__(self) -> None:
         self._paths = {module: path for path, module in self.model.named_modules()}
@@ -88,7 +87,7 @@ def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> Seen:
     if the model does not run.
     """
     if example is not None:
-        return replace(_tried(extractor, example[:1]), example=True)
+        return _tried(extractor, example[:1])
     images = _black(extractor, own_size(extractor))
     if extractor._inner.fixed_size is None and own_size(extractor) > SMALL:
         try:
