@@ -1,6 +1,7 @@
 """Extractors on ONNX Runtime and OpenVINO: the original's maps, for the images that their graph is right for."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import featx
 from featx import ArgumentError, ContractError, FeatureExtractWrapper, InputError
+from featx.runtime.openvino import OpenVinoEngine
 
 FAST = ["resnet18", "mobilenetv3_small_050", "repvgg_a0", "timm/test_byobnet", "torchvision/resnet18"]
 BRIDGED = [
@@ -106,6 +108,36 @@ def test_a_map_that_is_changed_through_a_view_is_refused():
     original = FeatureExtractWrapper(Overwritten("view of a map that is read").eval())
     with pytest.raises(ContractError, match=r"another view of it was written to\): use runtime='eager'"):
         featx.optimize(original, runtime="onnxruntime", example=images(2, 3, 16, 24))
+
+
+@pytest.mark.skipif("openvino" not in PORTABLE, reason="needs openvino")
+def test_openvino_compiles_for_the_example_and_once_more_for_all_other_shapes(monkeypatch):
+    model = randomise(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
+    compiled, compile_graph = [], OpenVinoEngine._compile
+    monkeypatch.setattr(
+        OpenVinoEngine, "_compile", lambda engine, graph: compiled.append(graph) or compile_graph(engine, graph)
+    )
+    engine = featx.optimize(model, runtime="openvino", example=images(4, 3, 64, 96), cache=False)
+    assert len(compiled) == 2  # both were compared with the model
+    loaded = copy.copy(engine)
+    loaded._engine.load()
+    batches = [images(4, 3, 64, 96), *(images(number, 3, 96, 64) for number in (1, 2, 3, 4))]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        found = list(pool.map(loaded, batches))
+    assert len(compiled) == 4
+    for maps, batch in zip(found, batches, strict=True):
+        assert all(relative_difference(*pair) < TOLERANCE for pair in zip(maps, model(batch), strict=True))
+
+
+@pytest.mark.skipif("openvino" not in PORTABLE, reason="needs openvino")
+def test_the_batch_of_the_example_is_compared_where_it_is_compiled_for(monkeypatch):
+    model = randomise(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
+    call = OpenVinoEngine.__call__
+    monkeypatch.setattr(
+        OpenVinoEngine, "__call__", lambda engine, x: [map_ * (1 + (len(x) == 4)) for map_ in call(engine, x)]
+    )
+    with pytest.raises(ContractError, match=r"differs by .* for 4 of 64x64 pixels"):
+        featx.optimize(model, runtime="openvino", example=images(4, 3, 64, 64), cache=False)
 
 
 @pytest.mark.parametrize("copied", COPIES)

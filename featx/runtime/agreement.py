@@ -88,6 +88,10 @@ def compared(
         if not map_.isfinite().all():
             raise ArgumentError(f"the model's own map {name} holds values that are not finite: look at its weights")
     found = _checked(made, model, first, expected, computes, None)
+    number = len(first if example is None else example)
+    if number > len(first) and _is_of_shape(made):
+        repeated = [map_.expand(number, -1, -1, -1) for map_ in expected]
+        _checked(made, model, first.expand(number, -1, -1, -1), repeated, computes, found)
     for images in _others(made, model, first):
         try:
             expected = maps_in(model(images))
@@ -101,6 +105,10 @@ def takes(made: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
     """Whether what was built says that it takes images (N, C, H, W) of that shape."""
     said = getattr(made._inner, "said", None)
     return said is None or shape in said.taken
+
+
+def _is_of_shape(made: FeatureExtractWrapper) -> bool:
+    return getattr(getattr(made._inner, "engine", None), "is_of_shape", False)
 
 
 def _others(made: FeatureExtractWrapper, model: FeatureExtractWrapper, first: Tensor) -> Iterator[Tensor]:

@@ -24,11 +24,12 @@ class Engine(ABC):
     """Computes what a graph returns. Nothing ever changes one, so copies are the engine itself.
 
     runtime: its name. device, dtype: of the images it takes. hides_nan: some of its kernels for
-        CPUs make numbers of NaN.
+        CPUs make numbers of NaN. is_of_shape: images of the example's shape run another program than others do.
     """
 
     runtime: str
     hides_nan = False
+    is_of_shape = False
     device = torch.device("cpu")
     dtype = torch.float32
 

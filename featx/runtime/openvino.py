@@ -1,7 +1,8 @@
 """The `openvino` runtime: graphs in ONNX files on the CPU."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ def computes_bfloat16() -> bool:
 
 
 class OpenVinoEngine(FileEngine):
-    """A model compiled by OpenVINO, with as many threads as torch has when it is made, and a request per thread."""
+    """A graph compiled by OpenVINO, with as many threads as torch has when it is made, and requests of each thread.
+
+    It is compiled for the shape of the example, which is faster, and once more for all other shapes when one comes.
+    """
 
     runtime = "openvino"
     hides_nan = True
+    is_of_shape = True
 
     def keep_compiled(self, folder: Path) -> None:
         (folder / COMPILED).write_bytes(self._compiled.export_model().getvalue())
@@ -36,36 +41,62 @@ class OpenVinoEngine(FileEngine):
 
         if self.said.computes not in PRECISIONS:
             raise CheckpointError(f"{self.path} computes in {self.said.computes}: OpenVINO in {', '.join(PRECISIONS)}")
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.said.computes],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
         }
-        try:
-            core = openvino.Core()
-            core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
-            compiled = None if self._folder is None or streams > 1 else self._folder.path / COMPILED
-            if compiled is not None and compiled.is_file():
-                self._compiled: Any = core.import_model(compiled.read_bytes(), "CPU", settings)
-            else:
-                self._compiled = core.compile_model(self.path, "CPU", settings)
-            self._require_names(
-                _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
-            )
-        except RuntimeError as error:
-            raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
+        self._core: Any = openvino.Core()
+        self._core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
+        self._graph: Any = None
+        self._for_others: Any = None
+        self._lock = threading.Lock()
         self._requests = threading.local()
+        kept = None if self._folder is None or streams > 1 else self._folder.path / COMPILED
+        with self._refusals():
+            if kept is not None and kept.is_file():
+                self._compiled: Any = self._core.import_model(kept.read_bytes(), "CPU", self._settings)
+            else:
+                self._graph = self._core.read_model(self.path)
+                one_shape = self._graph.clone()
+                one_shape.reshape(list(self.said.taken.shape))
+                self._compiled = self._compile(one_shape)
+        self._require_names(
+            _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
+        )
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            request = self._requests.own = self._compiled.create_infer_request()
+        is_usual = tuple(x.shape) == self.said.taken.shape
         images = x.detach().contiguous().numpy()
+        with self._refusals():
+            found = self._request(is_usual).infer([images], share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(array.copy()) for array in found.values()]  # the request writes over them
+
+    def _request(self, is_usual: bool) -> Any:
+        """This thread's own request, for the shape of the example or for others."""
+        own = vars(self._requests)
+        if is_usual not in own:
+            own[is_usual] = (self._compiled if is_usual else self._compiled_for_others()).create_infer_request()
+        return own[is_usual]
+
+    def _compiled_for_others(self) -> Any:
+        with self._lock:
+            if self._for_others is None:
+                # read anew where a compiled one was kept: in a folder that is this engine's own
+                self._for_others = self._compile(self._graph or self._core.read_model(self.path))
+                self._graph = None
+            return self._for_others
+
+    def _compile(self, graph: Any) -> Any:
+        return self._core.compile_model(graph, "CPU", self._settings)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Within the block what OpenVINO raises is a CheckpointError."""
         try:
-            found = request.infer([images], share_inputs=True, share_outputs=True)
+            yield
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot run {self.path}: {in_short(error)}") from error
-        return [torch.from_numpy(array.copy()) for array in found.values()]  # the request writes over them
 
 
 def _names(ports: Sequence[Any], expected: Sequence[str]) -> list[str]:
