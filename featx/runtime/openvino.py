@@ -74,7 +74,7 @@ class OpenVinoEngine(FileEngine):
 
     def _request(self, is_usual: bool) -> Any:
         """This thread's own request, for the shape of the example or for others."""
-        own = vars(self._requests)
+        own: Any = vars(self._requests)
         if is_usual not in own:
             own[is_usual] = (self._compiled if is_usual else self._compiled_for_others()).create_infer_request()
         return own[is_usual]
