@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from conftest import images, random_extractor, randomise
 from torch import nn
 
+import featx
 from featx import DataConfig, FeatureExtractWrapper
 from featx.runtime.fingerprint import fingerprint
+from featx.runtime.record import record
 
 ACTIVATION = [F.relu]  # what a module of its own would be known by, and a function is not
 
@@ -109,6 +111,54 @@ def test_a_function_that_is_another_one_changes_it(monkeypatch):
     before = of(net())
     monkeypatch.setitem(globals(), "ACTIVATION", [F.silu])
     assert of(net()) != before
+
+
+def test_a_released_class_is_identified_by_its_attributes_alone(monkeypatch):
+    monkeypatch.setattr("featx.runtime.fingerprint.record", None)
+    model = featx.create_model("resnet18", features_only=True).eval()
+    known = fingerprint(model, None)
+    assert known is not None
+    model.layer1[0].conv1.dilation = (2, 2)
+    assert fingerprint(model, None) not in (known, None)
+
+
+def a_forward(model):
+    model.layer1[0].forward = model.layer1[0].conv1.forward
+
+
+def a_function(model):
+    model.layer1[0].act1 = Activation(lambda x: x)
+
+
+def tensors(model):
+    model.layer1[0]._shifts = [torch.ones(1)]
+
+
+def a_hook(model):
+    model.layer1[0].register_forward_hook(lambda *_: None)
+
+
+class Activation(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+@pytest.mark.parametrize("change", [a_forward, a_function, tensors, a_hook])
+def test_what_no_release_identifies_is_recorded(change, monkeypatch):
+    recorded = []
+    monkeypatch.setattr("featx.runtime.fingerprint.record", lambda *given: recorded.append(given) or record(*given))
+    model = featx.create_model("resnet18", features_only=True).eval()
+    change(model)
+    assert fingerprint(model, None) is not None
+    assert len(recorded) == 2
+
+
+def test_a_method_that_was_replaced_is_recorded(monkeypatch):
+    model = featx.create_model("resnet18", features_only=True).eval()
+    known, block = fingerprint(model, None), type(model.layer1[0])
+    monkeypatch.setattr(block, "forward", lambda self, x: self.conv1(x))
+    assert fingerprint(model, None) not in (known, None)
 
 
 def test_the_levels_and_the_kind_of_output_change_it():

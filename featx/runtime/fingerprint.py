@@ -1,25 +1,31 @@
 """What identifies an extractor's forward: its weights, its code, and the operations that it was seen to run.
 
 Weights and class names do not: two models of the same weights may differ in a stride, an activation or a function that
-neither of them holds. So the operations of a forward are written down, with all their arguments, at the size asked for
-and at an odd one, where rules of rounding and padding show.
+neither of them holds. Where every class and attribute is of a released package, these and the package's version say it
+all. Else the operations of a forward are recorded, with all their arguments, at the size asked for and at an odd one,
+where rules of rounding and padding show.
 """
 
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.order import channels_of
+from ..wrappers.rounding import SizeRule
 from .agreement import smooth_noise
 from .available import version
 from .capture import MapsOf
@@ -46,12 +52,16 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
     twin = copy_of(extractor, shares=True)
     size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
     digest = hashlib.sha256()
+    modules = [inner for module in twin.modules() for inner in (module, *stood_in_for(module))]
     try:
         for fact in (_facts(extractor), [*_code(twin)], _versions(twin)):
             digest.update(f"{fact}\n".encode())
         _add_weights(digest, twin)
-        for number, sides in enumerate((size, *_odd(extractor))):
-            digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
+        if _are_released(modules):
+            digest.update(f"{size}".encode())
+        else:
+            for number, sides in enumerate((size, *_odd(extractor))):
+                digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
     except UnidentifiedError:
         return None
     return digest.hexdigest()
@@ -65,28 +75,77 @@ def _facts(extractor: FeatureExtractWrapper) -> list[object]:
 
 
 def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
-    """The class and the plain attributes of every module, then the source of classes that no release identifies."""
+    """The class and the attributes of every module, then the source of classes that no release identifies."""
     kinds: dict[type, None] = {}
     for path, module in extractor.named_modules():
-        kinds.update(dict.fromkeys(type(module).__mro__))
-        yield path, _name(type(module)), [*_plain_attributes(module)]
-    for inner in stood_in_for(extractor):
-        kinds.update(dict.fromkeys(type(inner).__mro__))
-        yield _name(type(inner)), [*_plain_attributes(inner)]
+        for inner in (module, *stood_in_for(module)):
+            kinds.update(dict.fromkeys(type(inner).__mro__))
+            yield path, _name(type(inner)), [text for text in _attributes(inner) if text is not None]
     for kind in kinds:
-        if kind.__module__.partition(".")[0] not in (*RELEASED, "builtins", "abc", "typing", "collections"):
+        if _package(kind) not in (*RELEASED, "builtins", "abc", "typing", "collections"):
             yield _name(kind), _source(kind)
+
+
+def _are_released(modules: list[nn.Module]) -> bool:
+    """Whether all classes and attributes are of released packages, so that nothing else can be in the forward."""
+    kinds = {kind for module in modules for kind in type(module).__mro__}
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    return not hooked and all(map(_is_published, kinds)) and all(None not in _attributes(one) for one in modules)
+
+
+def _is_published(kind: type) -> bool:
+    """Whether a class and its methods are code of a released package, or of Python."""
+    methods = [value for value in vars(kind).values() if isinstance(value, FunctionType)]
+    return all(_text(part) is not None for part in (kind, *methods))
+
+
+def _package(part: Any) -> str:
+    return (part.__module__ or "").partition(".")[0]
 
 
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _plain_attributes(module: nn.Module) -> Iterator[str]:
+def _attributes(module: nn.Module) -> Iterator[str | None]:
+    """The attributes of a module that other modules have not, as text; None for one that has no text."""
     for name, value in sorted(vars(module).items()):
-        leaves = [] if name in OF_EVERY_MODULE else tree_leaves(value)
-        if leaves and all(type(leaf) in PLAIN for leaf in leaves):
-            yield f"{name}={value!r}"
+        if name not in OF_EVERY_MODULE and name != "_held":  # which is a module of its own
+            text = "a tensor" if isinstance(value, Tensor) else _text(value)  # which counts with the weights
+            yield None if text is None else f"{name}={text}"
+
+
+def _text(value: Any) -> str | None:
+    """What a value is, as text; None where that may leave something out."""
+    if type(value) in PLAIN:
+        return repr(value)
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        known = _package(value) in (*RELEASED, *sys.stdlib_module_names) and "<" not in value.__qualname__
+        return f"{value.__module__}.{value.__qualname__}" if known else None
+    parts = _parts(value)
+    texts = None if parts is None else [_text(part) for part in parts]
+    return None if texts is None or None in texts else f"{_name(type(value))}{texts}"
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What a value of a plain kind consists of; None for other kinds."""
+    if isinstance(value, SizeRule):
+        return []  # it follows from the model
+    if isinstance(value, Enum):
+        return [value.name]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, Levels):
+        return [list(value.info), value.out_indices]
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, Mapping):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if is_dataclass(value) and _package(type(value)) == "featx":
+        return [getattr(value, field.name) for field in fields(value)]
+    return None
 
 
 def _source(kind: type) -> str:
