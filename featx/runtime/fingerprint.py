@@ -49,17 +49,17 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
 
     example: images (N, in_chans, H, W), of which the shape counts; None stands for the size that the weights expect.
     """
-    twin = copy_of(extractor, shares=True)
-    size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
     digest = hashlib.sha256()
-    modules = [inner for module in twin.modules() for inner in (module, *stood_in_for(module))]
+    size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
+    modules = [inner for module in extractor.modules() for inner in (module, *stood_in_for(module))]
     try:
-        for fact in (_facts(extractor), [*_code(twin)], _versions(twin)):
+        for fact in (_facts(extractor), [*_code(extractor)], _versions(extractor)):
             digest.update(f"{fact}\n".encode())
-        _add_weights(digest, twin)
+        _add_weights(digest, extractor)
         if _are_released(modules):
             digest.update(f"{size}".encode())
         else:
+            twin = copy_of(extractor, shares=True)  # which no capture of attention sees
             for number, sides in enumerate((size, *_odd(extractor))):
                 digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
     except UnidentifiedError:
