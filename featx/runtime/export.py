@@ -16,7 +16,7 @@ from .capture import Dynamic, Wish
 from .description import Description
 from .engine import EngineExtractor, beside
 from .engines import ENGINES, require_engine, write
-from .onnx import describe_onnx, read_onnx
+from .onnx import describe_onnx, read_onnx, seal
 from .prepare import prepare, require_extractor
 
 FileRuntime = Literal["onnxruntime", "openvino"]
@@ -66,6 +66,7 @@ def export(
         written = folder / path.name
         said = _write(model, written, (dtype, example, dynamic))
         require_agreement(said.agreement, min_agreement)
+        seal(written)
         _place(written, path)
 
 

@@ -104,7 +104,7 @@ def on_runtime(runtime: str, request: Request) -> EngineExtractor:
     if known is not None and (known.path / COMPILED).exists():
         (known.path / COMPILED).replace(folder.path / COMPILED)
     path = folder.path / MODEL
-    said = read_onnx(path, is_whole=True)  # it was just written, or the cache has compared its digest
+    said = read_onnx(path)
     engine = ENGINES[runtime](path, said, folder)
     made = EngineExtractor(engine, said, request.model)
     if known is not None:

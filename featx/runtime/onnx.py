@@ -50,29 +50,34 @@ def describe_onnx(path: Path, said: Description) -> None:
 
 
 def _write_described(model: Any, said: Description, path: Path) -> None:
-    """Write a model with a description and the digest of it all."""
     import onnx
 
     kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != DIGEST}
     onnx.helper.set_model_props(model, {**kept, KEY: to_json(said)})
-    data = model.SerializeToString()
+    path.write_bytes(model.SerializeToString())
+
+
+def seal(path: Path) -> None:
+    """Add to the file's metadata the digest of it all, by which `read_onnx` tells damage."""
+    import onnx
+
     last = onnx.ModelProto()  # a message that another one is appended to has the fields of both
-    onnx.helper.set_model_props(last, {DIGEST: _digest(path, data, beside(path).exists()).decode()})
-    with path.open("wb") as file:
-        file.write(data)
+    digest = _digest(path, path.read_bytes(), beside(path).exists())
+    onnx.helper.set_model_props(last, {DIGEST: digest.decode()})
+    with path.open("ab") as file:
         file.write(last.SerializeToString())
 
 
-def read_onnx(path: Path, is_whole: bool = False) -> Description:
+def read_onnx(path: Path) -> Description:
     """The description in a file that `featx.export` wrote; nothing else of the file is looked at, but for damage.
 
-    is_whole: whether it is known not to be damaged. Raises CheckpointError if it has no description, or is damaged.
+    Raises CheckpointError if it has no description, or is damaged.
     """
     data = _content(path)
     try:
         found = dict(_entry(data, span) for number, span in _fields(data, (0, len(data)), MODEL) if number == METADATA)
-        stated = found.get(DIGEST.encode())  # which files of earlier versions lack
-        damaged = not is_whole and stated is not None and stated != _digest(path, data, b" " in stated)
+        stated = found.get(DIGEST.encode())  # which files that `seal` has not closed lack
+        damaged = stated is not None and stated != _digest(path, data, b" " in stated)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no whole ONNX file: {error}") from error
     if KEY.encode() not in found:
