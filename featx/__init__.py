@@ -30,11 +30,11 @@ from .registry import list_models as list_models
 from .registry import register_model as register_model
 from .report import LoadReport as LoadReport
 from .tap import tap as tap
+from .tracing.map_layout import Tap as Tap
 from .weights import load_weights as load_weights
 from .weights import push_to_hub as push_to_hub
 from .weights import save as save
 from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
-from .wrappers.form import Tap as Tap
 
 if TYPE_CHECKING:
     from .bulk import FeatureDataset as FeatureDataset

@@ -11,10 +11,10 @@ from .backbone import Backbone
 from .errors import ContractError, InputError, shortened
 from .features import Levels
 from .place_proof import misplaced, proof_sizes
+from .tracing.copies import structural_copy, without_values
+from .tracing.execution_order import channels_of, meta_images, run_on_meta
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import maps_in
-from .wrappers.flow import structural_copy, without_values
-from .wrappers.order import channels_of, meta_images, run_on_meta
 
 Size = tuple[int, int]
 Shapes = list[tuple[int, ...]]

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .arguments import require_sides
 from .features import FeatureInfo
+from .tracing.execution_order import meta_images, run_on_meta
 from .wrappers import FeatureExtractWrapper
-from .wrappers.order import meta_images, run_on_meta
 
 
 @dataclass(frozen=True, slots=True)

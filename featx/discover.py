@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from .arguments import require_module, require_sides, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
-from .wrappers.flow import bits
-from .wrappers.form import Form, Size, Tap
-from .wrappers.order import meta_images
-from .wrappers.survey import Survey, survey
+from .tracing.execution_order import meta_images
+from .tracing.map_layout import Form, Size, Tap
+from .tracing.module_trace import Survey, bits, survey
 from .wrappers.tapped import form_of
 
 # The share of a model's modules and parameters that is a part of a block, and not a stage.

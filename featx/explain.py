@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, ContractError, InputError
 from .level_module import level_module
-from .wrappers.flow import structural_copy
+from .tracing.copies import structural_copy
 
 Grid = tuple[int, int]
 REGISTRIES = ("_parameters", "_buffers")  # of a module, whose tensors a copy shares anyway

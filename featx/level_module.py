@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from .backbone import Backbone, Pyramid
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
+from .tracing.map_layout import AXES, Form, Tap, described
+from .tracing.module_trace import survey
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import as_pyramid
-from .wrappers.form import AXES, Form, Tap, described
-from .wrappers.survey import survey
 from .wrappers.tapped import form_of
 
 

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import ContractError, InputError
 from .features import FeatureInfo
+from .tracing.execution_order import channels_of, meta_images, run_on_meta
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import maps_in
-from .wrappers.order import channels_of, meta_images, run_on_meta
 
 Size = tuple[int, int]
 Cell = tuple[int, int]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from .arguments import require_module, require_texts
 from .discover import Proposal
 from .errors import ArgumentError
+from .tracing.map_layout import Tap as Tap
+from .tracing.module_trace import survey
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
-from .wrappers.form import Tap as Tap
-from .wrappers.survey import survey
 from .wrappers.tapped import Tapped
 
 PATHS = "paths of modules"

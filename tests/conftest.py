@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import featx
 from featx import FeatureExtractWrapper, registry
 from featx.features import as_levels
+from featx.tracing.meta_kernels import Shortcuts
 from featx.weights.checkpoint import Reading, open_checkpoint
-from featx.wrappers.shortcuts import Shortcuts
 
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
 SMALL = [

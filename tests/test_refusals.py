@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import featx
 from featx import ContractError, FeatureExtractWrapper, InputError
-from featx.bridges import timm_cut
-from featx.wrappers.refusals import HOSTS, ThirdPartyError, passed_on, third_party
-from featx.wrappers.shortcuts import RULES
+from featx.tracing.meta_kernels import RULES
+from featx.tracing.placeholders import LinearPlaceholder
+from featx.tracing.third_party_errors import HOSTS, ThirdPartyError, passed_on, third_party
 
 aten = torch.ops.aten
 
@@ -63,32 +63,33 @@ def verify() -> None:
 
 # Every helper that runs while other code does, or that a trial of other code calls, and a public call that reaches it.
 OWN: list[tuple[str, Callable[[], object]]] = [
-    ("featx.wrappers.flow._Flow.__torch_dispatch__", tap),
-    ("featx.wrappers.flow._Flow.mark", tap),
-    ("featx.wrappers.flow._Enter.__call__", tap),
-    ("featx.wrappers.flow._Leave.__call__", tap),
-    ("featx.wrappers.flow.quickly", tap),
-    ("featx.wrappers.flow._tensors", tap),
-    ("featx.wrappers.survey.observe", tap),
+    ("featx.tracing.module_trace._Flow.__torch_dispatch__", tap),
+    ("featx.tracing.module_trace._Flow.mark", tap),
+    ("featx.tracing.module_trace._Enter.__call__", tap),
+    ("featx.tracing.module_trace._Leave.__call__", tap),
+    ("featx.tracing.module_trace.quickly", tap),
+    ("featx.tracing.module_trace._operands", tap),
+    ("featx.tracing.copies._tensors", tap),
+    ("featx.tracing.module_trace.observe", tap),
     ("featx.wrappers.tapped.skip", tap),
     ("featx.wrappers.tapped.form_of", tap),
-    ("featx.wrappers.skip.Skipped.forward", tap),
-    ("featx.wrappers.skip._zeros", tap),
-    ("featx.wrappers.order.Shortcuts.__torch_dispatch__", verify),
+    ("featx.tracing.placeholders.Placeholder.forward", tap),
+    ("featx.tracing.placeholders._zeros", tap),
+    ("featx.tracing.execution_order.Shortcuts.__torch_dispatch__", verify),
     ("featx.wrappers.chain.require_map", verify),
     ("featx.bridges.timm_levels.tried", timm_level),
     ("featx.bridges.timm_levels._run", timm_level),
-    ("featx.bridges.timm_cut._needs", timm_level),
-    ("featx.bridges.timm_cut.tried", timm_level),
+    ("featx.tracing.pruning.computation_of", timm_level),
+    ("featx.tracing.pruning.unreached", timm_level),
     ("featx.bridges.timm_pyramid.tried", timm_size),
     ("featx.bridges.timm_pyramid.intermediates", timm_size),
     ("featx.bridges.timm_pyramid.roundings", timm_rule),
-    ("featx.bridges.timm_copies._image_for", timm_rule),
+    ("featx.bridges.timm_intermediates.images_for", timm_rule),
     ("featx.bridges.transformers_pyramid.as_map", transformers_model),
     ("featx.bridges.transformers_pyramid.read_on_meta", transformers_model),
     ("featx.bridges.transformers_pyramid.Reading.__call__", transformers_model),
-    ("featx.bridges.transformers_trim.computation", transformers_model),
-    ("featx.bridges.transformers_trim.PassThrough.forward", transformers_model),
+    ("featx.tracing.computation.computation", transformers_model),
+    ("featx.tracing.placeholders.PassThrough.forward", transformers_model),
     ("featx.runtime.watch._Record.__torch_dispatch__", captured),
     ("featx.runtime.watch._tensors", captured),
     ("featx.runtime.record._Operations.__torch_dispatch__", captured),
@@ -218,7 +219,7 @@ def test_hosts_are_modules_of_featx():
 
 def test_a_stand_in_of_a_linear_layer_refuses_what_is_no_tensor():
     with pytest.raises(ContractError, match="called with a tuple"):
-        timm_cut.Blank(3)((torch.zeros(1),))
+        LinearPlaceholder(3)((torch.zeros(1),))
 
 
 def hooked(extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:

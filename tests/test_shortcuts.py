@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from featx.wrappers.shortcuts import RULES, Shortcuts
+from featx.tracing.meta_kernels import RULES, Shortcuts
 
 MAP, TOKENS, CHS = (2, 8, 5, 7), (2, 6, 8), (8,)
 

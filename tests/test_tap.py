@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import featx
 from featx.tap import tap
-from featx.wrappers.shapes import sides
+from featx.tracing.placeholders import sides
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 56)])

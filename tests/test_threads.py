@@ -19,8 +19,8 @@ from featx.attention import capture_attention
 from featx.bridges import torchvision as of_torchvision
 from featx.necks import FPN, Pipeline
 from featx.runtime import runtimes
+from featx.tracing.map_layout import Tap
 from featx.wrappers.chain import Chain
-from featx.wrappers.form import Tap
 from featx.wrappers.tapped import Tapped
 
 THREADS, CALLS = 4, 3

@@ -83,7 +83,7 @@ def _resize_previous(block: nn.Module, given: tuple[Tensor | None, ...]) -> tupl
 
 def _prefix_tokens(source: FeatureExtractWrapper) -> int:
     """How many there are of them, for images of the size the source is for."""
-    from ..wrappers.order import meta_images, run_on_meta
+    from ..tracing.execution_order import meta_images, run_on_meta
 
     if source._output != "tokens":
         raise ArgumentError("DPT takes tokens: create the source with output='tokens'")

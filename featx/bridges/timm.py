@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..image_checks import Sides
 from ..spelling import closest
-from ..wrappers.refusals import passed_on
+from ..tracing.third_party_errors import passed_on
 from .timm_pyramid import TimmPyramid
 from .timm_sizes import any_size, arguments_for, takes
 

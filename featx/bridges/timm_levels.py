@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from ..wrappers.refusals import REFUSED
-from .timm_copies import sharing, tried, with_graph, without_values
+from ..tracing.copies import meta_twin, structural_copy
+from ..tracing.third_party_errors import REFUSED
+from .timm_intermediates import tried
 
 Size = tuple[int, int]
 Maker = tuple[str, int]  # path of a module, position in what it returns
@@ -47,7 +49,8 @@ class Run:
     makers: tuple[tuple[Maker, ...], ...]
 
 
-@with_graph
+@torch.inference_mode(False)
+@torch.enable_grad()
 def measure(model: nn.Module) -> Measured:
     """Run the model without computing at its own size and at a wider one, and compare with what timm declares.
 
@@ -80,7 +83,7 @@ def declared_by(model: nn.Module) -> list[FeatureInfo]:
 
 def _run_somehow(model: nn.Module, size: Size, count: int) -> tuple[nn.Module, Run]:
     """A copy that runs, without values if it does so, and its run."""
-    twin = without_values(model)
+    twin = meta_twin(model)
     run = _attempt(twin, size, count)
     if isinstance(run, Run):
         return twin, run
@@ -90,7 +93,7 @@ def _run_somehow(model: nn.Module, size: Size, count: int) -> tuple[nn.Module, R
             f"{type(model).__name__} does not run on images of {height}x{width} without values ({run}), so that its "
             "maps cannot be measured on the meta device: build it on a real one"
         ) from run
-    twin = sharing(model).eval()
+    twin = structural_copy(model).eval()
     run = _attempt(twin, size, count)
     if isinstance(run, Run):
         return twin, run

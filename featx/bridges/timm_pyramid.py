@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ArgumentError, ContractError, InputError, in_short
 from ..preprocessing import DataConfig, from_hub
-from ..wrappers.accepted_sizes import acceptable, divisor_of
-from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks
-from ..wrappers.rounding import Rounding, SizeRule, roundings
+from ..tracing.copies import meta_twin, structural_copy
+from ..tracing.pruning import trimmed
+from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
+from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks
 from ..wrappers.transparent import Transparent
-from .timm_copies import intermediates, sharing, tried, without_values
-from .timm_cut import cut
+from .timm_intermediates import images_for, intermediates, tried
 from .timm_levels import Measured, measure
 from .timm_sizes import buildable
 
@@ -52,7 +52,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
 
     def _roundings(self) -> dict[int, Rounding]:
         once = self.measured.fixed or not self.measured.on_meta
-        shapes = partial(_shapes, without_values(self._inner), self._kept.out_indices)
+        shapes = partial(_shapes, meta_twin(self._inner), self._kept.out_indices)
         return roundings(shapes, self._kept.reduction(), self.measured.size, once)
 
     @cached_property
@@ -61,7 +61,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         return 1 if self.measured.fixed or not self.measured.on_meta else divisor_of(self._takes, self.measured.size)
 
     def _takes(self, size: tuple[int, int]) -> bool:
-        return bool(_shapes(without_values(self._inner), self._kept.out_indices, size))
+        return bool(_shapes(meta_twin(self._inner), self._kept.out_indices, size))
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return self._run(x, levels)
@@ -74,12 +74,15 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
 
     def cut(self, levels: Sequence[int]) -> Self:
         """A pyramid of the same parameters that ends at the deepest of `levels`, which ascend."""
-        copied: Any = sharing(self._inner)
-        if self.maps_are_normed:
-            copied.prune_intermediate_layers(list(levels), prune_norm=False, prune_head=True)
-        else:
-            cut(copied, levels, self.measured.size, self.measured.on_meta)
-        return type(self)(copied, self.measured, levels, self.maps_are_normed)
+        copied: Any = structural_copy(self._inner)
+        copied.prune_intermediate_layers(list(levels), prune_norm=not self.maps_are_normed, prune_head=True)
+        excess: tuple[str, ...] = ()
+        if self.measured.on_meta:  # timm leaves what leads to no map asked for, such as branches of an HRNet
+            read = partial(intermediates, levels=levels, norm=self.maps_are_normed)
+            copied, excess = trimmed(copied, read, images_for(copied, self.measured.size))
+        pyramid = type(self)(copied, self.measured, levels, self.maps_are_normed)
+        pyramid.excess = excess
+        return pyramid
 
     def normed(self) -> Self:
         """As in Pyramid: timm's `forward_intermediates(norm=True)`, of vision transformers."""
@@ -117,7 +120,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         if not self._takes((height, width)):
             return self._takes(self.measured.size)
         # some look up a table of positions: without values, no index is out of range
-        alone = sharing(self._inner)
+        alone = structural_copy(self._inner)
         drop_hooks(alone)
         black = partial(_shapes, alone, levels)
         return isinstance(error, IndexError) and not black((height, width)) and bool(black(self.measured.size))

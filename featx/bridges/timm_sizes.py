@@ -10,9 +10,10 @@ from torch import nn
 
 from ..errors import ArgumentError, in_short
 from ..image_checks import Sides, image_sides
-from ..wrappers.accepted_sizes import nearest
-from ..wrappers.refusals import ThirdPartyError, passed_on, third_party
-from .timm_copies import tried, without_values
+from ..tracing.copies import meta_twin
+from ..tracing.size_rules import nearest
+from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
+from .timm_intermediates import tried
 from .timm_levels import declared_by, fits
 
 # With these, transformers that are written for images of one size take any; timm leaves them out by default.
@@ -152,7 +153,7 @@ def _refusal(name: str, given: Mapping[str, Any], create: Create, size: tuple[in
 
 def _problem(model: nn.Module, size: tuple[int, int]) -> str:
     """Why the model takes no images of that size; nothing if it does."""
-    levels, twin = declared_by(model), without_values(model)
+    levels, twin = declared_by(model), meta_twin(model)
     try:
         maps = tried(twin, size, range(len(levels)))
     except ThirdPartyError as error:

@@ -22,13 +22,13 @@ from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModel
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig, share
 from ..spelling import closest
+from ..tracing.copies import structural_copy, without_values
+from ..tracing.map_layout import Size
+from ..tracing.module_trace import survey
+from ..tracing.size_rules import SizeRule
+from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import Place, input_channels
 from ..wrappers.chain import Chain
-from ..wrappers.flow import structural_copy, without_values
-from ..wrappers.form import Size
-from ..wrappers.refusals import ThirdPartyError, passed_on, third_party
-from ..wrappers.rounding import SizeRule
-from ..wrappers.survey import survey
 from ..wrappers.tapped import Tapped, measured_roundings
 
 # Arguments of the builders that published weights need, by the start of a model's name, from the weights' facts.

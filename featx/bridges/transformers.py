@@ -15,7 +15,7 @@ from torch import float32, nn
 
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..spelling import closest
-from ..wrappers.refusals import ThirdPartyError, third_party
+from ..tracing.third_party_errors import ThirdPartyError, third_party
 from .transformers_data import data_config
 from .transformers_pyramid import TransformersPyramid, as_pyramid
 

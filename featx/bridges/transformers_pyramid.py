@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
-from ..wrappers.accepted_sizes import acceptable, divisor_of
-from ..wrappers.order import channels_of
-from ..wrappers.refusals import REFUSED, ThirdPartyError, drop_hooks, third_party
-from ..wrappers.rounding import Rounding, SizeRule, roundings
+from ..tracing.computation import read_on_meta
+from ..tracing.copies import structural_copy
+from ..tracing.execution_order import channels_of
+from ..tracing.pruning import trimmed
+from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
+from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.transparent import Transparent
 from .transformers_levels import Shape, Size, as_map, shape_of
 from .transformers_places import ENTRIES, problem_with, put_in_place, size_divisor
-from .transformers_trim import read_on_meta, shared_copy, trimmed
 
 Inputs = Callable[[Any, Tensor], dict[str, Any]]
 
@@ -98,10 +99,10 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
 
     def _map_shapes(self, size: Size) -> list[tuple[int, ...]]:
         """Of the offered maps for images of that size; none if the model refuses it, whatever hooks users put on it."""
-        x, model = _images(self._inner, size), shared_copy(self._inner)
+        x, model = _images(self._inner, size), structural_copy(self._inner)
         drop_hooks(model, keep=(Recorded,))
         try:
-            tensors, _ = read_on_meta(model, self._reading, x)
+            tensors = read_on_meta(model, self._reading, x)
             return [
                 tuple(as_map(tensor, self._shapes[i], x).shape)
                 for i, tensor in zip(self._offered, tensors, strict=True)
@@ -149,7 +150,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
 
     def cut(self, levels: Sequence[int]) -> TransformersPyramid:
         """This pyramid for `levels` alone."""
-        copied, reading = shared_copy(self._inner), self._reading
+        copied, reading = structural_copy(self._inner), self._reading
         positions = [self._offered.index(level) for level in levels]
         if reading.entry == "feature_maps":
             tower: Any = copied.get_submodule(reading.tower)
@@ -165,7 +166,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
 
 def as_pyramid(model: nn.Module) -> TransformersPyramid:
     """The maps of any model of transformers that has an image backbone or encoder in it; ContractError if none has."""
-    copied: Any = shared_copy(model).train().eval()  # LeViT forgets here what it keeps of its last run
+    copied: Any = structural_copy(model).train().eval()  # LeViT forgets here what it keeps of its last run
     tower = _tower(copied)
     part: Any = copied.get_submodule(tower)
     record(part)
@@ -248,11 +249,11 @@ def _names(model: nn.Module, reading: Reading) -> list[str]:
             kept.append(first)  # alive, so that no other tensor gets its id
             makers[id(first)] = path
 
-    traced = shared_copy(model)
+    traced = structural_copy(model)
     for path, module in traced.named_modules():
         if path and path != reading.tower:
             module.register_forward_hook(lambda _, __, output, path=path: note(path, output))
-    tensors, _ = read_on_meta(traced, reading, _images(model, _size(model)))
+    tensors = read_on_meta(traced, reading, _images(model, _size(model)))
     return [makers.get(id(tensor), f"hidden_states.{i}") for i, tensor in enumerate(tensors)]
 
 
@@ -269,7 +270,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
     for factor in (1, 2):
         size = (height * factor, width * factor)
         try:
-            tensors, _ = read_on_meta(model, reading, _images(model, size))
+            tensors = read_on_meta(model, reading, _images(model, size))
         except REFUSED as error:
             if not seen:
                 raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
@@ -285,7 +286,7 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
 
 def _offers(model: nn.Module, reading: Reading) -> bool:
     try:
-        maps, _ = read_on_meta(model, reading, _images(model, _size(model)))
+        maps = read_on_meta(model, reading, _images(model, _size(model)))
     except REFUSED:  # it has no norms for some of the stages
         return False
     tower: Any = model.get_submodule(reading.tower)

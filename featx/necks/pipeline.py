@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from ..backbone import Backbone, Pyramid
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
+from ..tracing.execution_order import meta_images, run_on_meta
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
-from ..wrappers.order import meta_images, run_on_meta
 from .base import Neck
 
 

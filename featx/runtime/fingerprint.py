@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..features import Levels
+from ..tracing.execution_order import channels_of
+from ..tracing.size_rules import SizeRule
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.order import channels_of
-from ..wrappers.rounding import SizeRule
 from .agreement import smooth_noise
 from .available import version
 from .capture import MapsOf
@@ -96,11 +96,18 @@ def _are_released(modules: list[nn.Module]) -> bool:
 def _is_published(kind: type) -> bool:
     """Whether a class and its methods are code of a released package, or of Python."""
     methods = [value for value in vars(kind).values() if isinstance(value, FunctionType)]
-    return all(_text(part) is not None for part in (kind, *methods))
+    return _text(kind) is not None and all(map(_is_known, methods))
+
+
+def _is_known(part: Any) -> bool:
+    """Whether a class or function is code of a released package, or of Python."""
+    return _package(part) in (*RELEASED, *sys.stdlib_module_names)
 
 
 def _package(part: Any) -> str:
-    return (part.__module__ or "").partition(".")[0]
+    """The package that the code is in, whatever a function says of itself that replaces another."""
+    module = part.__globals__["__name__"] if isinstance(part, FunctionType) else part.__module__
+    return (module or "").partition(".")[0]
 
 
 def _name(kind: type) -> str:
@@ -120,8 +127,8 @@ def _text(value: Any) -> str | None:
     if type(value) in PLAIN:
         return repr(value)
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
-        known = _package(value) in (*RELEASED, *sys.stdlib_module_names) and "<" not in value.__qualname__
-        return f"{value.__module__}.{value.__qualname__}" if known else None
+        is_named = _is_known(value) and "<" not in value.__qualname__
+        return f"{value.__module__}.{value.__qualname__}" if is_named else None
     parts = _parts(value)
     texts = None if parts is None else [_text(part) for part in parts]
     return None if texts is None or None in texts else f"{_name(type(value))}{texts}"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..json_checks import JsonError, Value, parsed
+from ..tracing.execution_order import channels_of
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.order import channels_of
 from .agreement import compared, smooth_noise
 from .available import processor, version
 from .cache import Cache

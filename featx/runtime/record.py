@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..wrappers.refusals import REFUSED, passed_on, third_party
+from ..tracing.third_party_errors import REFUSED, passed_on, third_party
 from .side import Made, Name, Own, Side, SideOf
 from .whole import written_as
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..wrappers.refusals import passed_on
+from ..tracing.third_party_errors import passed_on
 
 
 @dataclass(frozen=True, slots=True)

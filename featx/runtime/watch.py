@@ -1,6 +1,5 @@
 """What the operations of one forward read, and in which module each ran: seen on a copy."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..bridges.timm_copies import CACHES
 from ..errors import ContractError
+from ..tracing.copies import structural_copy
+from ..tracing.execution_order import channels_of
+from ..tracing.third_party_errors import REFUSED, passed_on, third_party
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.order import channels_of
-from ..wrappers.refusals import REFUSED, passed_on, third_party
 
 # The side of an image that shows as much as a larger one.
 SMALL = (128, 128)
@@ -120,15 +119,12 @@ def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
 
 def copy_of(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
     """A copy whose tensors want no gradient: its own, or those of the extractor if it `shares` them."""
-    memo: dict[int, Any] = {}
-    for module in extractor.modules():
-        for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
-            if isinstance(tensor, Tensor):
-                values = tensor.detach() if shares else tensor.detach().clone()
-                kept = nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
-                memo.setdefault(id(tensor), kept)
-        memo.update((id(cache), {}) for name in CACHES if (cache := vars(module).get(name)) is not None)
-    return copy.deepcopy(extractor, memo)
+
+    def unwanting(tensor: Tensor) -> Tensor:
+        values = tensor.detach() if shares else tensor.detach().clone()
+        return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
+    return structural_copy(extractor, unwanting)
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..arguments import require_texts
 from ..errors import ArgumentError, ContractError, names_in
-from ..wrappers.flow import structural_copy, without_values
-from ..wrappers.order import meta_images, run_on_meta
+from ..tracing.copies import structural_copy, without_values
+from ..tracing.execution_order import meta_images, run_on_meta
 from .parts import backbone_in
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..preprocessing import transform_whole
+from ..tracing.size_rules import nearest
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.accepted_sizes import nearest
 
 if TYPE_CHECKING:
     from PIL.Image import Image

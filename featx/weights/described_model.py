@@ -15,7 +15,7 @@ from ..backbone import Backbone
 from ..empty import without_values
 from ..errors import CheckpointError, FeatxError, in_short, names_in
 from ..registry import Variant
-from ..wrappers.shortcuts import Shortcuts
+from ..tracing.meta_kernels import Shortcuts
 from .values import is_plain
 
 MOST_MODULES = 20_000  # of a network; the largest here has four thousand

@@ -10,8 +10,8 @@ from ..errors import ContractError
 from ..features import FeatureInfo, Levels, as_levels
 from ..image_checks import check_size
 from ..models.layers.normed import last_conv, normed
-from .form import Form
-from .order import prove_order
+from ..tracing.execution_order import prove_order
+from ..tracing.map_layout import Form
 from .transparent import Transparent
 
 torch.fx.wrap("require_map")  # a symbolic tracer calls it as a whole

@@ -15,13 +15,13 @@ from ..features import FeatureInfo, Levels
 from ..image_checks import check_size
 from ..preprocessing import DataConfig
 from ..spelling import closest
-from .flow import Run, bits, call, structural_copy, without_values
-from .form import Form, Size, Tap, described, forms
-from .refusals import REFUSED, third_party
-from .rounding import Rounding, SizeRule, roundings
-from .shortcuts import Shortcuts
-from .skip import largest, skip, unneeded
-from .survey import Survey, survey
+from ..tracing.copies import structural_copy, without_values
+from ..tracing.map_layout import Form, Size, Tap, described, forms
+from ..tracing.meta_kernels import Shortcuts
+from ..tracing.module_trace import Run, Survey, bits, call, survey
+from ..tracing.pruning import largest, skip, unneeded
+from ..tracing.size_rules import Rounding, SizeRule, roundings
+from ..tracing.third_party_errors import REFUSED, third_party
 from .transparent import Transparent
 
 

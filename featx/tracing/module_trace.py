@@ -1,22 +1,27 @@
-"""What each module of a model returns and depends on, seen on a copy without values while the model stays untouched."""
+"""What each module of a model returns and depends on, traced on a copy without values."""
 
-import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ContractError
-from .refusals import ThirdPartyError, passed_on, third_party
-from .shortcuts import quickly
+from ..arguments import wrong
+from ..errors import ContractError, InputError
+from .copies import structural_copy, with_own_buffers, without_values
+from .execution_order import meta_images
+from .meta_kernels import quickly
+from .third_party_errors import REFUSED, passed_on, third_party
 
-Module = TypeVar("Module", bound=nn.Module)
+# Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
+GROWTH = (672, 1344)
+
+# Added to see what happens to sides that are multiples of nothing.
+ODD = (71, 33)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
     does not run.
     """
     meta = images.is_meta
-    twin = structural_copy(model, without_values if meta else _shared).train(training)
+    twin = structural_copy(model, without_values if meta else with_own_buffers).train(training)
     run, flow, bit = Run(tuple(images.shape), training), _Flow(), bits(twin)
     for name, parameter in twin.named_parameters():
         flow.mark(parameter, bit[name])
@@ -79,47 +84,6 @@ def observe(model: nn.Module, images: Tensor, argument: str | None, training: bo
 def call(model: nn.Module, images: Tensor, argument: str | None) -> Any:
     """What `model` returns for `images`, passed as that keyword argument, or as the first positional one."""
     return passed_on(model, images) if argument is None else passed_on(model, **{argument: images})
-
-
-def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None, keep: Iterable[Any] = ()) -> Module:
-    """A copy of `module` that shares every tensor with it, or holds `of(tensor)` instead, and shares what to `keep`."""
-    memo: dict[int, Any] = {id(thing): thing for thing in keep}
-    for tensor in _tensors(module):
-        memo[id(tensor)] = of(tensor) if of else tensor
-    for part in module.modules():  # each has several empty tables, which deepcopy would take to pieces
-        memo.update((id(value), OrderedDict()) for value in vars(part).values() if _is_empty_table(value))
-    alive = list(memo.values())  # an id must not be reused while the memo is
-    try:
-        copied = third_party(copy.deepcopy, module, memo)
-    except ThirdPartyError as error:
-        raise ContractError(f"{type(module).__name__} cannot be copied: {error}") from error
-    if of is None and {id(p) for p in copied.parameters()} != {id(p) for p in module.parameters()}:
-        raise ContractError(
-            f"{type(module).__name__} makes new parameters when it is copied: its copy cannot share them"
-        )
-    del alive
-    return copied
-
-
-def _is_empty_table(value: Any) -> bool:
-    return type(value) is OrderedDict and not value
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-    for part in module.modules():
-        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
-
-
-def without_values(tensor: Tensor) -> Tensor:
-    """A tensor or parameter on the meta device, like the given one."""
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-def _shared(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 @contextmanager
@@ -209,3 +173,78 @@ def _operands(values: Iterable[Any]) -> Iterator[Tensor]:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Runs of one model: in eval mode on `images`, and if those run on larger and on odd ones, and in training mode.
+
+    argument: the keyword argument under which the model takes images; None is its first positional one.
+    """
+
+    images: Tensor
+    argument: str | None
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def measured(self) -> list[Run]:
+        """The first run, and the one on larger images if there is one: the same multiples of patches and strides."""
+        return [run for run in self.runs if not run.training and run.images[2:] in (self._size(), self._size(GROWTH))]
+
+    def _size(self, growth: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        height, width = (side + more for side, more in zip(self.images.shape[2:], growth, strict=True))
+        return height, width
+
+    def again(self, model: nn.Module) -> "Survey":
+        """The same runs of another model; raises ThirdPartyError if that does not run."""
+        runs = [observe(model, _like(self.images, run.images), self.argument, run.training) for run in self.runs]
+        return Survey(self.images, self.argument, tuple(runs))
+
+
+def survey(model: nn.Module, example: Tensor | None = None, argument: str | None = None) -> Survey:
+    """Run copies of `model` on images as large as `example`; ContractError if it does not run.
+
+    That is on the meta device, without values; if the model needs those, it runs on `example` itself, once.
+    """
+    if example is not None and (not isinstance(example, Tensor) or example.ndim != 4):
+        what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"example: expected images (N, C, H, W), got {what}")
+    if argument is not None and not isinstance(argument, str):
+        raise wrong("argument", argument, "the name of a keyword argument of the model")
+    images = meta_images(model) if example is None else torch.empty(2, *example.shape[1:], device="meta")
+    images = images if example is None else images.to(example.dtype)
+    try:
+        first = observe(model, images, argument, training=False)
+    except REFUSED as error:
+        if example is None or example.is_meta:
+            raise _does_not_run(model, images, error) from error
+        return Survey(example, argument, (_computed(model, example, argument),))
+    sizes = [[side + more for side, more in zip(images.shape[2:], growth, strict=True)] for growth in (GROWTH, ODD)]
+    others = [*((_like(images, (*images.shape[:2], *size)), False) for size in sizes), (images, True)]
+    runs = [run for batch, training in others if (run := _run_of(model, batch, argument, training))]
+    return Survey(images, argument, (first, *runs))
+
+
+def _computed(model: nn.Module, example: Tensor, argument: str | None) -> Run:
+    try:
+        return observe(model, example, argument, training=False)
+    except REFUSED as error:
+        raise _does_not_run(model, example, error) from error
+
+
+def _run_of(model: nn.Module, images: Tensor, argument: str | None, training: bool) -> Run | None:
+    """None if the model does not take these images or does not run in this mode, which is its right."""
+    try:
+        return observe(model, images, argument, training)
+    except REFUSED:
+        return None
+
+
+def _like(images: Tensor, shape: Sequence[int]) -> Tensor:
+    return images if tuple(shape) == tuple(images.shape) else images.new_empty(shape)
+
+
+def _does_not_run(model: nn.Module, images: Tensor, error: Exception) -> ContractError:
+    where = "meta tensors" if images.is_meta else "images"
+    hint = "pass example=, images that it takes" if images.is_meta else "expected images that it takes"
+    return ContractError(f"{type(model).__name__} does not run on {where} {tuple(images.shape)}: {error} ({hint})")

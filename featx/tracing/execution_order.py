@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo
-from .flow import structural_copy, without_values
-from .refusals import ThirdPartyError, third_party
-from .shortcuts import Shortcuts
+from .copies import structural_copy, without_values
+from .meta_kernels import Shortcuts
+from .third_party_errors import ThirdPartyError, third_party
 
 
 class _Deepest(Exception):  # noqa: N818  (a signal, no error)

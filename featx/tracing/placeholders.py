@@ -1,0 +1,155 @@
+"""What stands in a model for modules whose results do not matter: zeros of the shapes that these would have."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..errors import ContractError
+from .module_trace import Call
+
+# Cells that convolutions without padding may take away.
+MOST_LOST = 8
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a tensor: (times * given[axis] + plus) // divided_by; `plus` itself if it depends on none."""
+
+    axis: int | None
+    times: int = 1
+    plus: int = 0
+    divided_by: int = 1
+
+    def of(self, given: Sequence[int]) -> int:
+        return self.plus if self.axis is None else (self.times * given[self.axis] + self.plus) // self.divided_by
+
+
+class Placeholder(nn.Module):
+    """Stands in for a module whose result does not matter: zeros where that returned tensors.
+
+    They have the shapes of its results, as far as these follow from its first tensor, and else of that tensor. Other
+    values are those it returned. It has the attributes of `module`, but no parameters.
+    """
+
+    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+        super().__init__()
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | tuple | None) and name not in vars(self):
+                setattr(self, name, value)
+        for name, child in module._modules.items():
+            self.add_module(name, None if child is None else Placeholder(child, ()))
+        leaves, structure = tree_flatten(calls[0].output if calls else torch.empty(0))
+        self._leaves, self._sides = tuple(_kept(leaf) for leaf in leaves), _sides(calls)
+        self._structure = None if structure.is_leaf() else structure
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+        if x is None:
+            raise ContractError("a module whose result does not matter was called without a tensor")
+        zeros = [_zeros(x, sides) for sides in self._sides]
+        if self._structure is None:
+            return zeros[0]
+        left = iter(zeros)
+        return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self._leaves], self._structure)
+
+
+def _kept(leaf: Any) -> Any:
+    """A leaf of what was returned: the class for a tensor, itself if it is a plain value."""
+    if isinstance(leaf, Tensor):
+        return Tensor
+    return leaf if isinstance(leaf, int | float | str) else None
+
+
+def _sides(calls: Sequence[Call]) -> tuple[tuple[Side, ...] | None, ...]:
+    """For each tensor of the first call, how its shape follows from the one the module is given, None if unknown."""
+    if not calls:
+        return (None,)
+    alike = [call for call in calls if call.given is not None and len(call.leaves) == len(calls[0].leaves)]
+    given = [call.given for call in alike if call.given is not None]
+    return tuple(
+        sides(given, [tuple(call.leaves[place].shape) for call in alike]) if alike else None
+        for place in range(len(calls[0].leaves))
+    )
+
+
+def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
+    """New ones and not `x` itself, because what comes next may write to it."""
+    if sides is None:
+        return torch.zeros_like(x)
+    known = all(side.axis is None or side.axis < x.ndim for side in sides)
+    shape = [side.of(x.shape) for side in sides] if known else [-1]
+    if min(shape, default=0) < 0:
+        raise ContractError(f"a module whose result does not matter was called with a tensor {tuple(x.shape)}")
+    return x.new_zeros(shape)
+
+
+def sides(given: Sequence[Shape], returned: Sequence[Shape]) -> tuple[Side, ...] | None:
+    """How shapes of one rank `returned` follow from those `given` in the same calls; None if that is not seen."""
+    if len({len(shape) for shape in returned}) != 1 or len({len(shape) for shape in given}) != 1:
+        return None
+    found = [_side(given, [shape[axis] for shape in returned], axis) for axis in range(len(returned[0]))]
+    return None if None in found else tuple(side for side in found if side is not None)
+
+
+def _side(given: Sequence[Shape], lengths: Sequence[int], axis: int) -> Side | None:
+    """The axis of the same number first: what does not change along it is the batch or the channels."""
+    others = sorted(range(len(given[0])), key=lambda other: other != axis)
+    if axis < len(given[0]) and [shape[axis] for shape in given] == list(lengths):
+        return Side(axis)
+    if len(set(lengths)) == 1:
+        return Side(None, plus=lengths[0])
+    return next(
+        (side for other in others if (side := _linear([shape[other] for shape in given], lengths, other))), None
+    )
+
+
+def _linear(given: Sequence[int], lengths: Sequence[int], axis: int) -> Side | None:
+    if all(number and length % number == 0 for number, length in zip(given, lengths, strict=True)):
+        times = {length // number for number, length in zip(given, lengths, strict=True)}
+        if len(times) == 1:
+            return Side(axis, times.pop())
+    span, count = max(given) - min(given), max(lengths) - min(lengths)
+    divided_by = round(span / count)
+    if not divided_by:
+        return None
+    least = max(length * divided_by - number for number, length in zip(given, lengths, strict=True))
+    most = min(length * divided_by - number for number, length in zip(given, lengths, strict=True)) + divided_by - 1
+    # rounding up is what padded convolutions do, rounding down what patches do
+    plus = next((plus for plus in (divided_by - 1, 0, most) if least <= plus <= most), None)
+    if plus is None or plus < -MOST_LOST * divided_by:
+        return None
+    return Side(axis, 1, plus, divided_by)
+
+
+class LinearPlaceholder(nn.Module):
+    """Stands for a linear layer whose result no map needs: (..., in) to zeros (..., chs)."""
+
+    def __init__(self, chs: int) -> None:
+        super().__init__()
+        self.chs = chs
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ContractError(f"a linear layer was called with a {type(x).__name__}, not with a tensor")
+        return x.new_zeros(*x.shape[:-1], self.chs)
+
+
+class PassThrough(nn.Module):
+    """Stands for a module whose result no map needs, and returns what that got: its first input, or all of them.
+
+    What was recorded of the module's inputs is recorded of these.
+    """
+
+    def __init__(self, replaced: nn.Module, every: bool = False) -> None:
+        super().__init__()
+        self.every = every
+        self._forward_hooks = replaced._forward_hooks.copy()
+
+    def forward(self, x: Any = None, *others: Any, **_: Any) -> Any:
+        return (x, *others) if self.every else x
