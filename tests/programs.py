@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from featx.runtime.onnx_program import onnx_model
-from featx.runtime.program import PerImage, Program, program_of
-from featx.runtime.side import Made, Own, SideOf
+from featx.tracing.program import PerImage, Program, program_of
+from featx.tracing.symbolic_sizes import Made, Own, SideOf
 
 
 class Then(nn.Module):

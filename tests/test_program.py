@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import featx
 from featx.runtime.capture import MapsOf
-from featx.runtime.program import program_of
-from featx.runtime.record import UnrecordedError
+from featx.tracing.forward_trace import UnrecordedError
+from featx.tracing.program import program_of
 
 SHAPE = (2, 3, 64, 64)
 # Families whose code computes paddings, patches or positions from the sizes of maps.

@@ -13,7 +13,7 @@ from torch import nn
 import featx
 from featx import DataConfig, FeatureExtractWrapper
 from featx.runtime.fingerprint import fingerprint
-from featx.runtime.record import record
+from featx.tracing.forward_trace import record
 
 ACTIVATION = [F.relu]  # what a module of its own would be known by, and a function is not
 

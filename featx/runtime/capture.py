@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ContractError
+from ..tracing.forward_trace import UnrecordedError
+from ..tracing.program import Program, program_of
 from ..wrappers import FeatureExtractWrapper
 from .description import Description, Taken, describe
-from .program import Program, program_of
-from .record import UnrecordedError
 from .watch import Seen
 
 Dynamic = Literal["auto", "size", "batch", "none"]

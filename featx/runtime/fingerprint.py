@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .. import tracing
 from ..features import Levels
 from ..tracing.execution_order import channels_of
+from ..tracing.forward_trace import UnrecordedError, record, stood_in_for, tensors_of
 from ..tracing.size_rules import SizeRule
+from ..tracing.symbolic_sizes import Made, Own, SideOf
 from ..wrappers import FeatureExtractWrapper
 from .agreement import smooth_noise
 from .available import version
 from .capture import MapsOf
-from .record import UnrecordedError, record, stood_in_for, tensors_of
-from .side import Made, Own, SideOf
 from .watch import copy_of, own_size
 
 # Packages whose code their version identifies; of other modules' classes the source does.
@@ -174,10 +175,11 @@ def _versions(extractor: FeatureExtractWrapper) -> list[str]:
 
 @cache
 def _own_code() -> str:
-    """SHA-256 of this package's code, which decides what is written, and changes between releases too."""
+    """SHA-256 of the code that decides what is written, which changes between releases too."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for folder in (Path(__file__).parent, Path(tracing.__path__[0])):
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, in_short
+from ..tracing.program import Program
 from ..weights.protobuf import BYTES, VARINT, Data, Span, fields
 from .description import KEY, Description, from_json, to_json
 from .engine import FileEngine, beside
 from .onnx_program import onnx_model
-from .program import Program
 
 LARGEST = 1 << 30  # bytes of weights in one file: protobuf ends at twice that
 # Fields of ONNX's ModelProto by number, and how they are written.

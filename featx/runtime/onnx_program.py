@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from ..tracing.program import Call, PerImage, Program
+from ..tracing.symbolic_sizes import Made, Name, Own, SideOf
 from .onnx_graph import IR_VERSION, OPSET, Length, OnnxGraph, Value, element_type
 from .onnx_operations import OPERATIONS, UntranslatedError
 from .onnx_shapes import SHAPES
-from .program import Call, PerImage, Program
-from .side import Made, Name, Own, SideOf
 
 IMAGES = "images"
 TRANSLATIONS = {**OPERATIONS, **SHAPES}

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..tracing.third_party_errors import REFUSED, passed_on, third_party
-from .side import Made, Name, Own, Side, SideOf
-from .whole import written_as
+from .composite_ops import written_as
+from .symbolic_sizes import Made, Name, Own, Side, SideOf
+from .third_party_errors import REFUSED, passed_on, third_party
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .record import Recording, Step, UnrecordedError, record, tensors_of
-from .side import Made, Name, Own, SideOf
+from .forward_trace import Recording, Step, UnrecordedError, record, tensors_of
+from .symbolic_sizes import Made, Name, Own, SideOf
 
 aten = torch.ops.aten
 

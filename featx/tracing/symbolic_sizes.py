@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tracing.third_party_errors import passed_on
+from .third_party_errors import passed_on
 
 
 @dataclass(frozen=True, slots=True)
