@@ -216,9 +216,8 @@ def extract(
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
     """Write index.parquet of a folder of maps anew, from the headers of its files."""
     from ..bulk import write_index
-    from ..bulk.completeness import as_ranges, missing_shards
-    from ..bulk.folder import shards_in
     from ..bulk.meta import require_meta
+    from ..bulk.output_folder import as_ranges, missing_shards, shards_in
 
     out.print(f"{folder / 'index.parquet'}: {write_index(folder)} images", soft_wrap=True)
     meta = require_meta(folder)
@@ -275,7 +274,7 @@ def _runner(
         raise featx.ArgumentError(
             "--runtime auto measures here, not on the cluster's GPUs: choose eager, or add --device cpu"
         )
-    from ..bulk.ray import OnRay, require_ray
+    from ..bulk.ray_runner import OnRay, require_ray
 
     require_ray()  # before minutes go into weights
     return OnRay(address, device, workers), "cpu"

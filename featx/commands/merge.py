@@ -16,8 +16,8 @@ Target = Annotated[Path, typer.Option("--out", help="Folder for all of it: a new
 
 def merge(folders: Folders, folder: Target, partial: Partial = False) -> None:
     """Join folders that jobs made with --shard, each its own."""
-    from ..bulk.completeness import as_ranges
     from ..bulk.merge import merge as merged
+    from ..bulk.output_folder import as_ranges
 
     done = merged(folders, folder, partial=partial)
     failed = f", {done.failed} failed" if done.failed else ""

@@ -51,7 +51,7 @@ def stats(
     tell = _sources if sources else _checksums if check else _numbers
     found = tell(folder, json_, partial)
     if picture is not None:
-        from ..bulk.picture import save_picture
+        from ..bulk.preview import save_picture
 
         save_picture(folder, picture, images, partial=partial)
         err.print(f"picture: {picture}", soft_wrap=True)

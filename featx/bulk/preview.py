@@ -13,10 +13,10 @@ from ..json_checks import Value
 from ..locks import MOMENT
 from ..preprocessing import DataConfig, cropped
 from ..whole_files import alone, local, whole_file
-from .completeness import require_complete
-from .dataset import FeatureDataset, Features
+from .feature_dataset import FeatureDataset, Features
+from .filesystems import fetched, is_address, read_whole
+from .output_folder import require_complete
 from .sources import read_file
-from .systems import fetched, is_address, read_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

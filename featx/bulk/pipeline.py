@@ -1,23 +1,28 @@
-"""From pending shards to shards in memory: decoded ahead of the model, several batches at once, everything in order."""
+"""The pipeline from images to shards: decoded ahead of the model, several batches at once, everything in order."""
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 from torch import Tensor
 
-from .ahead import DecoderProcesses, ahead
-from .decode import Decoded, Decoder
+from ..wrappers import FeatureExtractWrapper
+from .decoder import Decoded, Decoder, decoder_for
+from .inference import Model, threads_of_a_stream
 from .meta import Plan
-from .model import Model, threads_of_a_stream
-from .recipe import Resources
-from .shard import Failure, Shard
+from .prefetch import DecoderProcesses, ahead
+from .recipe import Recipe, Resources
+from .shard import Failure, Shard, write_shard
+from .sources import Items
 
 # Images that wait in a shard for others of their size, in batches, before the largest group goes ahead.
 WAITING_BATCHES = 4
+Row = tuple[Decoded, list[Tensor]]  # what is known of an item's picture, and what is stored of it by level
+Seen = Callable[[int, int], object]  # called with how many more images have maps, and how many more have failed
 
 
 @dataclass(slots=True)
@@ -30,10 +35,6 @@ class Batch:
     last: bool = False
     maps: list[Tensor] = field(default_factory=list)
     finite: list[bool] = field(default_factory=list)
-
-
-Row = tuple[Decoded, list[Tensor]]  # what is known of an item's picture, and what is stored of it by level
-Seen = Callable[[int, int], object]  # called with how many more images have maps, and how many more have failed
 
 
 def shards(
@@ -143,3 +144,75 @@ def _filled(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: 
         for one in sorted(failed, key=lambda one: one.item)
     ]
     return shard
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to extract, how, and into which folder. The folder has the plan in its meta.json.
+
+    resources: settled, with a batch size. fills: whether smaller batches are filled up; see Model. model: ready to run
+    here; without it, as other processes have the job, it can be pickled, and they make their own.
+    """
+
+    folder: Path
+    plan: Plan
+    items: Items
+    extractor: FeatureExtractWrapper
+    recipe: Recipe
+    resources: Resources
+    fills: bool
+    model: Model | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """A shard that was written: its number, images with maps, images that failed, bytes of the file."""
+
+    shard: int
+    written: int
+    failed: tuple[Failure, ...]
+    nbytes: int
+
+
+class Worker:
+    """Extracts shards of a job, with a model of its own. Writing a shard again gives the same file."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._decoder = decoder_for(job.extractor, job.items, job.recipe, job.resources.max_pixels)
+        batch_size = job.resources.batch_size
+        assert batch_size is not None
+        self._model = job.model or Model(job.extractor, job.recipe, job.resources)
+        self._model.batch_size, self._model.fills = batch_size, job.fills
+
+    def extract_shard(self, number: int) -> ShardReport:
+        """Write one shard. OutputError if it cannot be written; bad images are in its header and in the report."""
+        (report,) = self.extract_shards([number])
+        return report
+
+    def extract_shards(
+        self,
+        numbers: Iterable[int],
+        *,
+        seen: Seen = lambda *_: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[ShardReport]:
+        """Write shards one after another: while one is written, the next is computed, and images after it are decoded.
+
+        seen: called after every batch. stopped: asked after every shard.
+        """
+        made = shards(self.job.plan, numbers, self._decoder, self._model, self.job.resources, seen)
+        waiting: Future[ShardReport] | None = None
+        with ThreadPoolExecutor(1, "write") as writer, closing(made):
+            for shard in made:
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = writer.submit(self._write, shard)
+                if stopped():
+                    break
+            if waiting is not None:
+                yield waiting.result()
+
+    def _write(self, shard: Shard) -> ShardReport:
+        nbytes = write_shard(self.job.folder, shard)
+        return ShardReport(shard.number, len(shard.ids), tuple(shard.failed), nbytes)

@@ -15,14 +15,13 @@ from torch.utils.data import Dataset
 
 from ..errors import ArgumentError, OutputError
 from .arrays import to_numpy, to_pandas
-from .folder import shards_in
+from .filesystems import is_address, joined
 from .growth import current
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
+from .output_folder import shards_in
 from .search import Duplicate, Metric, Neighbour, duplicates, nearest
-from .shard import Failure, shard_name
-from .shard_file import ShardFile
-from .systems import is_address, joined
+from .shard import Failure, ShardFile, shard_name
 
 if TYPE_CHECKING:
     import pandas

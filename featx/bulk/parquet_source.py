@@ -10,14 +10,11 @@ from typing import Any
 
 from ..errors import ArgumentError, ImageError, shortened
 from ..json_checks import JsonError, parsed
-from .cells import BYTES, PATHS, bare, holding, plain
-from .left_out import Tally
-from .lists import PLACES, listed, read_place, without_column
-from .parquet import require_pyarrow
-from .rows import BATCH_ROWS, parquet_file, rows_of
+from .file_lists import PLACES, listed, read_place, without_column
+from .filesystems import fetched, is_address
+from .parquet_reader import BATCH_ROWS, BYTES, PATHS, bare, holding, parquet_file, plain, require_pyarrow, rows_of
 from .shard import stamp_of
-from .sources import NoImagesError, Source, UnreadableError
-from .systems import fetched, is_address
+from .sources import NoImagesError, Source, Tally, UnreadableError
 
 TABLES = (".parquet",)
 

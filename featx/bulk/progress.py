@@ -1,17 +1,20 @@
-"""What is done of an extraction and what is left, told as it goes on."""
+"""Progress of an extraction, its summary, and a progress bar: a widget in notebooks, text elsewhere."""
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from ..errors import ImageError
-from .changes import changed_ids
-from .folder import INDEX, Slice, headers
+from ..errors import ArgumentError, ImageError, MissingPackageError
 from .growth import Work
 from .header import Header
-from .job import Job, ShardReport
-from .left_out import LeftOut
+from .integrity import changed_ids
+from .output_folder import INDEX, Slice, headers
+from .pipeline import Job, ShardReport
 from .shard import shard_name
+from .sources import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,41 @@ class Count:
     def _tell(self, shard: ShardReport | None = None) -> None:
         if self._progress is not None:
             self._progress(Progress(self._written, self._failed, self._total, shard))
+
+
+Tell = Callable[[Progress], object]
+
+
+@contextmanager
+def shown(progress: Tell | Literal["bar"] | None) -> Iterator[Tell | None]:
+    """Within the block, what to call with every Progress: the function given, or a bar that ends with the block.
+
+    Raises ArgumentError for what is neither, MissingPackageError for a bar without tqdm.
+    """
+    if progress is None or callable(progress):
+        yield progress
+        return
+    if progress != "bar":
+        raise ArgumentError(f"progress={progress!r}: expected a function of a featx.bulk.Progress, or 'bar'")
+    with _tqdm()(desc="extracting", unit=" images") as bar:
+
+        def tell(done: Progress) -> None:
+            count = done.written + done.failed
+            if bar.total is None:  # what was there before says nothing about the speed of this run
+                bar.reset(done.total)
+                bar.initial = bar.n = count
+            bar.set_postfix({"failed": done.failed} if done.failed else {}, refresh=False)
+            bar.update(count - bar.n)
+
+        yield tell
+
+
+def _tqdm() -> Any:
+    """The class of bars that the place has: a widget if it is a notebook with ipywidgets, text otherwise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a notebook has no ipywidgets: the bar is text then
+            from tqdm.auto import tqdm
+    except ImportError as error:
+        raise MissingPackageError("progress='bar' needs tqdm: pip install 'featx[extract]'") from error
+    return tqdm

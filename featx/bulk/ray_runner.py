@@ -18,13 +18,12 @@ from typing import Any
 
 from ..errors import ArgumentError, FeatxError, MissingPackageError, OutputError
 from .archives import Tar, Zip
-from .engine import Seen
-from .job import Job, ShardReport, Worker
-from .lists import Listed
+from .file_lists import Listed
+from .filesystems import is_address
 from .meta import META
+from .parquet_source import Table
+from .pipeline import Job, Seen, ShardReport, Worker
 from .sources import Files, Source
-from .systems import is_address
-from .tables import Table
 
 MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
 ON_GPUS = (

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs it, a bounded number of steps, in threads or in processes that may crash."""
+"""Bounded prefetching in threads, and in processes that may crash."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import ArgumentError, in_short
-from .decode import Decoded, Decoder
+from .decoder import Decoded, Decoder
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -155,7 +155,7 @@ def _context() -> "SpawnContext | ForkServerContext":
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["featx.bulk.decode"])
+    context.set_forkserver_preload(["featx.bulk.decoder"])
     return context
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from os.path import splitext
 
 from ..errors import ArgumentError, ImageError, shortened
-from .left_out import TWICE, Tally
-from .sources import NoImagesError, read_file
-from .systems import fetched, is_address, read_whole
+from .filesystems import fetched, is_address, read_whole
+from .sources import TWICE, NoImagesError, Tally, read_file
 
 LISTS = (".txt", ".csv")
 STDIN = "-"

@@ -1,8 +1,9 @@
-"""The model's part: pixels in, what is stored of every level out."""
+"""Batched inference: from pixels to what is stored of every level, and the search for the fastest batch size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,45 @@ from ..runtime.engine import EngineExtractor
 from ..runtime.optimize import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper
-from .pooling import pooled
-from .recipe import DTYPES, Recipe, Resources
+from .recipe import DTYPES, Pooling, Recipe, Resources
 
+GEM_POWER = 3.0  # Radenovic et al., https://arxiv.org/abs/1711.02512
+GEM_LEAST = 1e-6  # what it replaces values below by, since it takes roots
 MANY = 16  # images at once, where their number is yet to be measured
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu")
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ENOUGH = 0.97  # of the least time per image that was seen; a smaller batch within it takes less memory
+LONGEST = 2.0  # seconds of one batch, after which larger ones are not tried
+
+
+def _gem(map_: Tensor) -> Tensor:
+    """(n, chs, h, w) to (n, chs): the cube root of the mean cube, of positive values."""
+    return map_.clamp(min=GEM_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
+
+
+OF_MAPS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
+    "none": lambda map_: map_,
+    "mean": lambda map_: map_.mean((2, 3)),
+    "max": lambda map_: map_.amax((2, 3)),
+    "gem": _gem,
+    "pre_logits": lambda map_: map_.flatten(1),  # one cell, see `PreLogits`
+}
+
+
+def pooled(returned: Tensor | tuple[Tensor, Tensor], pooling: Pooling) -> Tensor:
+    """What is stored of a level: its map (n, chs, h, w), or (n, chs).
+
+    returned: the map, or the pair of prefix tokens (n, tokens, chs) and map. ArgumentError for "cls" without tokens.
+    """
+    tokens, map_ = returned if isinstance(returned, tuple) else (None, returned)
+    if pooling != "cls":
+        return OF_MAPS[pooling](map_)
+    if tokens is None or tokens.shape[1] == 0:
+        raise ArgumentError(
+            "pooling 'cls' takes a transformer's class token, and this extractor returns none: choose 'mean', or make "
+            'it of a model with a class token and output="tokens"'
+        )
+    return tokens[:, 0]
 
 
 def is_filled(images: int, batch_size: int, recipe: Recipe) -> bool:
@@ -157,3 +192,30 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in str(error).lower() for words in OUT_OF_MEMORY
     )
+
+
+def fastest_batch_size(model: Model, image: np.ndarray) -> int:
+    """The smallest batch size that takes about the least time per image, among those that fit into memory.
+
+    image: (h, w, 3) of 8 bits, as all will be.
+    """
+    seconds: dict[int, float] = {}
+    for size in SIZES:
+        model.batch_size = size
+        try:
+            taken = min(_seconds(model, [image] * size) for _ in range(2))
+        except InputError:
+            break
+        if model.batch_size < size:  # it ran out of memory
+            break
+        seconds[size] = taken / size
+        if taken > LONGEST or seconds[size] > 1.5 * min(seconds.values()):
+            break
+    best = min(seconds.values(), default=0)
+    return next((size for size, each in seconds.items() if each * ENOUGH <= best), 1)
+
+
+def _seconds(model: Model, images: list[np.ndarray]) -> float:
+    start = perf_counter()
+    model(images)
+    return perf_counter() - start
