@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import featx
 from featx.models.efficientnet import B0, V2_L, V2_M, V2_S, V2_XL
+from featx.models.layers.attention import round_chs
 from featx.models.layers.mobile import DepthwiseSeparable, Row, Stage, deepen, widen
 from featx.models.layers.residual import BasicBlock, Bottleneck, Residual
-from featx.models.layers.rounding import round_chs
 from featx.models.mobilenetv2 import STAGES
 from featx.models.mobilenetv3 import LARGE, SMALL
 from featx.models.resnest import Splits

@@ -13,6 +13,7 @@ from torch import nn
 from ..backbone import classifier
 from ..preprocessing import IMAGENET, INCEPTION, DataConfig
 from ..registry import Variant, register
+from .layers.attention import round_chs
 from .layers.mobile import (
     ConvNormAct,
     DepthwiseSeparable,
@@ -28,7 +29,6 @@ from .layers.mobile import (
     widen,
 )
 from .layers.pool import flatten, global_pool, pooled_chs
-from .layers.rounding import round_chs
 
 SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 

@@ -5,8 +5,8 @@ EfficientNet is made of the same blocks in the same order, so that its class ser
 
 from ..registry import Variant, register
 from .efficientnet import RELU6, EfficientNet, EfficientNetConfig
+from .layers.attention import round_chs
 from .layers.mobile import DepthwiseSeparable, InvertedResidual, Row, Stage, deepen, widen
-from .layers.rounding import round_chs
 
 STAGES: tuple[Stage, ...] = (
     (Row(DepthwiseSeparable, 16),),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers.position import resample_positions, square
+from ..models.layers.pos_embed import resample_positions, square
 from .state import StateDict
 
 Change = tuple[Tensor, str]
