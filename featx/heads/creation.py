@@ -10,9 +10,8 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..factory import create_model
-from ..weights.assign import assign
 from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from ..weights.load import families, fitted, names_of, place
+from ..weights.load import assign, families, fitted, names_of, place
 from ..wrappers import FeatureExtractWrapper
 from .auxiliary import AuxiliaryHead
 from .deeplabv3 import DeepLabV3Config

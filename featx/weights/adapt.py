@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.layers.pos_embed import resample_positions, square
-from .state import StateDict
+from .state_dict_keys import StateDict
 
 Change = tuple[Tensor, str]
 

@@ -1,6 +1,7 @@
-"""Names of tensors as a program chose them, freed of what training scripts and wrappers write around them.
+"""Keys of state dicts: freed of what training scripts and wrappers write around them, and renamed by rules.
 
-Every function is pure: dictionary in, new dictionary out.
+Every function is pure: dictionary in, new dictionary out. Pairs of pieces of names are rules that can be read in both
+directions.
 """
 
 import re
@@ -13,7 +14,10 @@ from torch import Tensor
 from ..arguments import wrong
 from ..errors import CheckpointError, names_in, shortened
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION, MAX_MEMBERS
-from .state import StateDict
+
+StateDict = dict[str, Tensor]
+State = Mapping[str, Tensor]  # of what is only read
+
 
 LONGEST_NAME = 1024
 CONTAINERS = ("state_dict", "model")
@@ -31,6 +35,8 @@ PARTS = ("backbone.", "encoder.", "visual_encoder.", "model.backbone.")
 
 # A pattern, and what takes its place: both as re.sub has them.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+# A piece of a foreign name and the native piece in its place. ^ stands for the beginning, # for a number that stays.
+Pair = tuple[str, str]
 
 
 def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
@@ -174,3 +180,22 @@ def moved(state: Mapping[str, Tensor], table: Mapping[str, str]) -> StateDict:
     """The tensors under the names that the table gives their modules; what it does not list stays where it is."""
     split = [(*name.rpartition("."), tensor) for name, tensor in state.items()]
     return {f"{table.get(module, module)}{dot}{leaf}": tensor for module, dot, leaf, tensor in split}
+
+
+def rules(pairs: Iterable[Pair]) -> list[Rule]:
+    """The pairs, in their order, as rules from foreign names to native ones."""
+    return [(_pattern(foreign), _replacement(native)) for foreign, native in pairs]
+
+
+def rules_back(pairs: Iterable[Pair]) -> list[Rule]:
+    """What undoes `rules` of the same pairs: native pieces to foreign ones, in the opposite order."""
+    return [(_pattern(native), _replacement(foreign)) for foreign, native in reversed(list(pairs))]
+
+
+def _pattern(piece: str) -> str:
+    return re.escape(piece).replace(r"\^", "^").replace(r"\#", r"(\d+)")
+
+
+def _replacement(piece: str) -> str:
+    before, *after = piece.removeprefix("^").split("#")
+    return before + "".join(rf"\g<{number}>{text}" for number, text in enumerate(after, 1))

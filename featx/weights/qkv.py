@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .state import StateDict
+from .state_dict_keys import StateDict
 
 QKV = ("q", "k", "v")
 
