@@ -13,7 +13,7 @@ import typer
 import featx
 
 from ..whole_files import local
-from .convert import Formats
+from .folders import Formats
 from .options import (
     Checkpoint,
     Model,
@@ -28,8 +28,7 @@ from .options import (
     parse_indices,
     values_of,
 )
-from .stopping import asked_to_stop
-from .telling import CONVERTED, LOGS, TELL, Log
+from .progress import CONVERTED, LOGS, TELL, Log, asked_to_stop
 
 if TYPE_CHECKING:
     from ..bulk.recipe import Pooling, Recipe

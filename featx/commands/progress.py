@@ -1,14 +1,17 @@
-"""What featx extract tells of a run, while it lasts and at its end: a bar for people, lines of JSON for machines."""
+"""Progress output of `featx extract`, a bar for people or lines of JSON for machines, and the signals that stop it."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 from typing import TYPE_CHECKING
 
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import escaped, shortened
@@ -126,3 +129,34 @@ def _line_converted(target: Path, images: int, format: str) -> None:
 LOGS = {Log.bar: _bar, Log.json: _lines}
 TELL = {Log.bar: _tell_people, Log.json: _tell_machines}
 CONVERTED = {Log.bar: tell_converted, Log.json: _line_converted}
+
+
+class Stop:
+    """Whether a signal asked to stop, and the status to exit with then."""
+
+    status = 0
+
+    def __call__(self) -> bool:
+        return bool(self.status)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """The first signal lets the shard in work be finished, the second does not."""
+        del frame
+        if self.status:
+            raise KeyboardInterrupt
+        self.status = 128 + number
+        err.print("finishing the file in work; once more to end at once", soft_wrap=True)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        err.print("ended at once: the file in work is lost, run the same command again to go on", soft_wrap=True)
+        raise typer.Exit(stop.status or 130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

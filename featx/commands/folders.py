@@ -1,10 +1,11 @@
-"""featx stats: what is in a folder of maps."""
+"""featx convert, featx merge and featx stats: what is done with folders of maps that are there."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,20 +17,69 @@ from rich.table import Table
 import featx
 
 from ..errors import escaped
-from .convert import Partial
 from .options import err, out
+from .progress import tell_converted
 
 if TYPE_CHECKING:
     from ..bulk.stats import LevelStatistics, Statistics
 
-SHOWN = 10
-
 Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or an address.", metavar="DIR")]
+Target = Annotated[Path, typer.Option("--out", help="Folder to write, or file for parquet; a new one.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Take what is there of a folder that is unfinished.")]
+SHOWN = 10
+Folders = Annotated[list[Path], typer.Argument(help="Folders that featx extract --shard I/N wrote.", metavar="DIR…")]
+MergePartial = Annotated[bool, typer.Option("--partial", help="Merge although files are missing still.")]
+Merged = Annotated[Path, typer.Option("--out", help="Folder for all of it: a new one, or one to add to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 Picture = Annotated[Path | None, typer.Option(help="Write a picture (.png) of a few images and their maps.")]
 Files = Annotated[bool, typer.Option("--sources", help="Tell instead which image files changed, or are gone.")]
 Check = Annotated[bool, typer.Option("--check", help="Compare the files instead with their checksums.")]
 Shown = Annotated[int, typer.Option("--images", min=1, help="Images in the picture.")]
+
+
+class Formats(StrEnum):
+    """What other programs read."""
+
+    npy = "npy"
+    webdataset = "webdataset"
+    zarr = "zarr"
+    parquet = "parquet"
+
+
+def convert(
+    folder: Source,
+    target: Target,
+    to: Annotated[Formats, typer.Option("--format", help="Format to write.")],
+    partial: Partial = False,
+) -> None:
+    """Write a folder of maps as NumPy arrays, tars for WebDataset, a Zarr group or, vectors only, a Parquet table."""
+    from ..bulk.formats import convert as converted
+
+    tell_converted(target, converted(folder, target, to.value, partial=partial), to.value)
+
+
+def merge(folders: Folders, folder: Merged, partial: MergePartial = False) -> None:
+    """Join folders that jobs made with --shard, each its own."""
+    from ..bulk.merge import merge as merged
+    from ..bulk.output_folder import as_ranges
+
+    done = merged(folders, folder, partial=partial)
+    failed = f", {done.failed} failed" if done.failed else ""
+    out.print(
+        f"maps of {done.written} images{failed}, {done.shards} files in {folder}, {done.added} of them new",
+        soft_wrap=True,
+    )
+    for number, places in list(done.doubled.items())[:SHOWN]:
+        others = ", ".join(map(str, places[1:]))
+        out.print(f"  file {number} is in {others} too: that of {places[0]} is taken", soft_wrap=True)
+    if len(done.doubled) > SHOWN:
+        out.print(f"  … and {len(done.doubled) - SHOWN} more that several folders have")
+    if done.missing:
+        err.print(
+            f"missing, or not whole: files {as_ranges(done.missing)}; merge the folders that have them into {folder}, "
+            f"or go on with featx extract --out {folder}",
+            soft_wrap=True,
+        )
 
 
 def stats(
