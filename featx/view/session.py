@@ -33,45 +33,6 @@ SCREEN = 1024  # pixels of the longer side
 Version = tuple[Choice, int]
 
 
-def public(error: Exception) -> str:
-    """The error's message with every folder of the machine replaced by an ellipsis."""
-    text = str(error)
-    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
-        if folder != folder.parent:  # the pattern would stop at a space in these
-            text = text.replace(f"{folder}/", "/hidden/")
-    return FOLDERS.sub("…/", text)
-
-
-def blocks(extractor: FeatureExtractWrapper) -> list[str]:
-    """Names of the blocks with attention; ContractError if there is none."""
-    return [block.name for block in blocks_of(extractor)]
-
-
-def attended(
-    extractor: FeatureExtractWrapper, image: Tensor, block: str | None, point: Point | None
-) -> tuple[Tensor, str]:
-    """Attention of each head over the image, (heads, h, w), and the words for where it looks from.
-
-    extractor: with `output="tokens"`. image: (1, 3, H, W). point: shares of width and height, whose patch looks;
-    without one it is the class token, or the mean over all patches where there is none. Raises ArgumentError for a
-    block that the model has not, ContractError for a model without attention and where the keys are no grid over the
-    image, as in windows.
-    """
-    known = blocks(extractor)
-    if block not in known:
-        raise ArgumentError(f"choose one of the blocks with attention: {', '.join(known)}")
-    with torch.inference_mode(), capture_attention(extractor, [block]) as seen:
-        pairs: list[tuple[Tensor, Tensor]] = list(extractor(image))
-    map_, patches = seen.maps[block], patches_in(seen, block, pairs)
-    if not patches.queried_in(map_):  # the same scores for whatever asks
-        return heads_of(map_, patches), "all pixels"
-    by_pixel = len(map_) > 1
-    if point is not None:
-        return heads_of(map_, patches, point), "the pixel clicked" if by_pixel else "the patch clicked"
-    looks = "all pixels" if by_pixel else "the class token" if patches.prefix else "all patches"
-    return heads_of(map_, patches), looks
-
-
 def version_of(choice: Choice) -> Version:
     """The choice, and when its checkpoint was last written if that is a file."""
     file = Path(choice.checkpoint)
@@ -271,3 +232,42 @@ def _code(session: Session, asked: Asked) -> str:
     if asked.what is What.similarity and session.point is not None:
         return code_of_similarity(asked.choice, asked.size, parts.level, session.point)
     return code_of_maps(asked.choice, asked.size, [parts.level])
+
+
+def blocks(extractor: FeatureExtractWrapper) -> list[str]:
+    """Names of the blocks with attention; ContractError if there is none."""
+    return [block.name for block in blocks_of(extractor)]
+
+
+def attended(
+    extractor: FeatureExtractWrapper, image: Tensor, block: str | None, point: Point | None
+) -> tuple[Tensor, str]:
+    """Attention of each head over the image, (heads, h, w), and the words for where it looks from.
+
+    extractor: with `output="tokens"`. image: (1, 3, H, W). point: shares of width and height, whose patch looks;
+    without one it is the class token, or the mean over all patches where there is none. Raises ArgumentError for a
+    block that the model has not, ContractError for a model without attention and where the keys are no grid over the
+    image, as in windows.
+    """
+    known = blocks(extractor)
+    if block not in known:
+        raise ArgumentError(f"choose one of the blocks with attention: {', '.join(known)}")
+    with torch.inference_mode(), capture_attention(extractor, [block]) as seen:
+        pairs: list[tuple[Tensor, Tensor]] = list(extractor(image))
+    map_, patches = seen.maps[block], patches_in(seen, block, pairs)
+    if not patches.queried_in(map_):  # the same scores for whatever asks
+        return heads_of(map_, patches), "all pixels"
+    by_pixel = len(map_) > 1
+    if point is not None:
+        return heads_of(map_, patches, point), "the pixel clicked" if by_pixel else "the patch clicked"
+    looks = "all pixels" if by_pixel else "the class token" if patches.prefix else "all patches"
+    return heads_of(map_, patches), looks
+
+
+def public(error: Exception) -> str:
+    """The error's message with every folder of the machine replaced by an ellipsis."""
+    text = str(error)
+    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+        if folder != folder.parent:  # the pattern would stop at a space in these
+            text = text.replace(f"{folder}/", "/hidden/")
+    return FOLDERS.sub("…/", text)

@@ -21,58 +21,6 @@ PATIENCE = 60  # seconds without a byte after which a download is given up
 PIECE = 1 << 20  # bytes
 
 
-def is_address(text: str) -> bool:
-    """Whether the text begins as an http or https address does."""
-    return re.match("https?://", text, re.IGNORECASE) is not None
-
-
-def checked_address(url: str) -> str:
-    """The address; ArgumentError if it cannot be one, or holds a password, which is not printed."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-        host.encode("idna")
-    except ValueError as error:  # of brackets, ports and labels of more than 63 characters; it may quote a password
-        reason = "" if "@" in url else f" ({in_short(error)})"
-        raise ArgumentError(f"{_shown(url)!r} is no address{reason}: expected https://host/path/file.pth") from None
-    if "@" in parts.netloc:
-        raise ArgumentError(
-            f"{_shown(url)!r} holds the name or password of a user, which would be sent and kept in the open: download "
-            "the file yourself, and pass its path"
-        )
-    name = parts.path.rpartition("/")[2]
-    if not host or not url.isprintable() or len(url) > LONGEST_ADDRESS or len(name.encode()) > LONGEST_NAME:
-        raise ArgumentError(
-            f"{_shown(url)!r} is no address of a file: expected https://host/path/file.pth, of at most "
-            f"{LONGEST_ADDRESS} characters, {LONGEST_NAME} of them in the name"
-        )
-    return url
-
-
-def opened(url: str, patience: float) -> HTTPResponse:
-    """The answer of the server. patience: seconds without a byte. OSError or HTTPException if there is none."""
-    from urllib.request import urlopen
-
-    try:
-        return urlopen(url, timeout=patience)
-    except ValueError as error:  # of an address that the server sends us to
-        raise ConnectionError(f"it leads to what is no address: {in_short(error)}") from error
-
-
-def content_length(announced: str | None) -> int | None:
-    """The bytes that a server announces in its header; None if it announces none, or what is no number of them."""
-    if announced is None or not re.fullmatch(f"[0-9]{{1,{MOST_DIGITS}}}", announced):
-        return None
-    return int(announced) or None
-
-
-def _shown(url: str) -> str:
-    """The address for a message: without a user's name and password, and cut."""
-    scheme, slashes, rest = url.partition("//")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"[:160]
-
-
 def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path, ...]:
     """The files that hold the weights at `where`, several if they are sharded; downloaded if they are not here.
 
@@ -191,3 +139,55 @@ def _check_hash(path: Path, url: str) -> None:
             f"{url} is not the file its name says: its SHA-256 begins with {found[: len(expected[1])]}; it was "
             "deleted. If you trust it, download it and pass the file"
         )
+
+
+def is_address(text: str) -> bool:
+    """Whether the text begins as an http or https address does."""
+    return re.match("https?://", text, re.IGNORECASE) is not None
+
+
+def checked_address(url: str) -> str:
+    """The address; ArgumentError if it cannot be one, or holds a password, which is not printed."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:  # of brackets, ports and labels of more than 63 characters; it may quote a password
+        reason = "" if "@" in url else f" ({in_short(error)})"
+        raise ArgumentError(f"{_shown(url)!r} is no address{reason}: expected https://host/path/file.pth") from None
+    if "@" in parts.netloc:
+        raise ArgumentError(
+            f"{_shown(url)!r} holds the name or password of a user, which would be sent and kept in the open: download "
+            "the file yourself, and pass its path"
+        )
+    name = parts.path.rpartition("/")[2]
+    if not host or not url.isprintable() or len(url) > LONGEST_ADDRESS or len(name.encode()) > LONGEST_NAME:
+        raise ArgumentError(
+            f"{_shown(url)!r} is no address of a file: expected https://host/path/file.pth, of at most "
+            f"{LONGEST_ADDRESS} characters, {LONGEST_NAME} of them in the name"
+        )
+    return url
+
+
+def opened(url: str, patience: float) -> HTTPResponse:
+    """The answer of the server. patience: seconds without a byte. OSError or HTTPException if there is none."""
+    from urllib.request import urlopen
+
+    try:
+        return urlopen(url, timeout=patience)
+    except ValueError as error:  # of an address that the server sends us to
+        raise ConnectionError(f"it leads to what is no address: {in_short(error)}") from error
+
+
+def content_length(announced: str | None) -> int | None:
+    """The bytes that a server announces in its header; None if it announces none, or what is no number of them."""
+    if announced is None or not re.fullmatch(f"[0-9]{{1,{MOST_DIGITS}}}", announced):
+        return None
+    return int(announced) or None
+
+
+def _shown(url: str) -> str:
+    """The address for a message: without a user's name and password, and cut."""
+    scheme, slashes, rest = url.partition("//")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"[:160]
