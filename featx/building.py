@@ -19,11 +19,10 @@ from .preprocessing import DataConfig
 from .registry import Creation, Variant
 from .spelling import closest
 from .weights import load_weights
-from .weights.assign import fill
 from .weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from .weights.described_model import check_described
+from .weights.hub_config import check_described
 from .weights.hub_format import arguments_in, labels_in, levels_in, preprocessing_in
-from .weights.load import families, names_of, place
+from .weights.load import families, fill, names_of, place
 from .weights.source import HUB, config_of
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output

@@ -13,18 +13,17 @@ from rich.text import Text
 
 import featx
 from featx.commands.bench import bench
-from featx.commands.convert import convert as convert_maps
 from featx.commands.export import export
 from featx.commands.extract import extract, index_folder
-from featx.commands.merge import merge
+from featx.commands.folders import convert as convert_maps
+from featx.commands.folders import merge, stats
 from featx.commands.options import Size, err, out
 from featx.commands.show import show
-from featx.commands.stats import stats
 from featx.describe import describe
 from featx.empty import without_values
 from featx.errors import escaped, escaped_lines
 from featx.registry import Variant, lookup, suggestion
-from featx.view.command import view
+from featx.view.serve import view
 from featx.whole_files import local
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import featx
-from featx.models.efficientnet import B0, V2_L, V2_M, V2_S, V2_XL
+from featx.models.efficientnet import B0, MOBILENETV2, V2_L, V2_M, V2_S, V2_XL
+from featx.models.layers.attention import round_chs
 from featx.models.layers.mobile import DepthwiseSeparable, Row, Stage, deepen, widen
 from featx.models.layers.residual import BasicBlock, Bottleneck, Residual
-from featx.models.layers.rounding import round_chs
-from featx.models.mobilenetv2 import STAGES
 from featx.models.mobilenetv3 import LARGE, SMALL
 from featx.models.resnest import Splits
 
@@ -82,7 +81,7 @@ def hrnet(options: Options) -> tuple[str, dict[str, Any]]:
 
 def mobilenetv2(options: Options) -> tuple[str, dict[str, Any]]:
     alpha = options["alpha"]
-    fields = {"stages": widen(STAGES, alpha), "stem_chs": round_chs(32 * alpha)}
+    fields = {"stages": widen(MOBILENETV2, alpha), "stem_chs": round_chs(32 * alpha)}
     return "mobilenetv2_100", {**fields, "head_chs": round_chs(1280 * max(1.0, alpha))}
 
 

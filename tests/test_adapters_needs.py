@@ -8,7 +8,7 @@ from conftest import images, randomise
 
 import featx
 from featx.adapters import transformers as adapter
-from featx.adapters.transformers_needs import NEEDS
+from featx.adapters.transformers_backbone import NEEDS
 
 Config, Backbone = adapter.register()
 SMALL = {"dim": 32, "depth": 4, "heads": 2}

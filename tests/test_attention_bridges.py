@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import featx
 from featx import ArgumentError, ContractError, capture_attention
-from featx.attention.known import KINDS
+from featx.attention.blocks import KINDS
 
 # Names of timm's models and the size of images.
 TIMM = {

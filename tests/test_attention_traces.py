@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featx import ContractError
 from featx.attention import capture_attention
-from featx.attention.watch import Watch
+from featx.attention.weight_trace import Watch
 
 
 def hooks_of(model):

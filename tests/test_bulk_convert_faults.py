@@ -22,7 +22,7 @@ import featx
 from featx import FeatureDataset, FeatxError, OutputError
 from featx.bulk import check_files, formats, merge, stats, write_index
 from featx.bulk.formats import Format, convert
-from featx.bulk.parquet import cell_text
+from featx.bulk.parquet_reader import cell_text
 from featx.viz import save_figure
 from featx.whole_files import alone
 

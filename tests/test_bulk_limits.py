@@ -16,8 +16,7 @@ from featx import ArgumentError, ContractError, FeatxError, ImageError, OutputEr
 from featx.bulk import meta as meta_module
 from featx.bulk import shard as shard_module
 from featx.bulk.header import read_header
-from featx.bulk.shard import Shard, shard_name, write_shard
-from featx.bulk.shard_file import ShardFile
+from featx.bulk.shard import Shard, ShardFile, shard_name, write_shard
 from featx.bulk.sources import read_file
 from featx.json_checks import JsonError, Value, parsed
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import merge
-from featx.bulk.completeness import as_ranges
+from featx.bulk.output_folder import as_ranges
 from featx.cli import app
 
 

@@ -27,9 +27,9 @@ from featx import (
     extract,
 )
 from featx.bulk import OnRay, Recipe, Resources, find_items
-from featx.bulk.job import Job
 from featx.bulk.meta import Meta, write_meta
-from featx.bulk.ray import Extracting, _connected
+from featx.bulk.pipeline import Job
+from featx.bulk.ray_runner import Extracting, _connected
 from featx.bulk.run import plan_job
 from featx.cli import app
 
@@ -144,7 +144,7 @@ def test_every_actor_is_given_a_gpu_of_its_own_if_it_needs_one(
     tmp_path, images, extractor, monkeypatch, device, gpus, cpus, fitting
 ):
     cluster = Asked({"CPU": 16, "GPU": 2}, {"CPU": 32})
-    monkeypatch.setattr("featx.bulk.ray.require_ray", lambda: cluster)
+    monkeypatch.setattr("featx.bulk.ray_runner.require_ray", lambda: cluster)
     run(images, extractor, tmp_path / "out", runner=OnRay(device=device))
     assert cluster.actor is Extracting
     assert (cluster.asked["num_gpus"], cluster.asked["num_cpus"]) == (gpus, cpus)

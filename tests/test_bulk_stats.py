@@ -17,7 +17,7 @@ import featx
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import stats
 from featx.bulk.header import read_header
-from featx.bulk.picture import save_picture
+from featx.bulk.preview import save_picture
 from featx.bulk.shard import Shard, shard_name, write_shard
 from featx.bulk.stats import READ, _Moments, _rows
 

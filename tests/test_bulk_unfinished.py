@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from featx import OutputError
 from featx.bulk import check_files, check_sources, merge, stats
-from featx.bulk.completeness import missing_shards
 from featx.bulk.formats import Format, convert
 from featx.bulk.meta import Meta
-from featx.bulk.picture import save_picture
+from featx.bulk.output_folder import missing_shards
+from featx.bulk.preview import save_picture
 from featx.bulk.shard import shard_name
 from featx.cli import app
 

@@ -81,7 +81,7 @@ def test_a_trace_resizes_at_every_size_as_the_model_does(name):
 @pytest.mark.parametrize(("antialias", "excess"), [(True, 0.0), (False, 0.0), (False, 0.1)])
 @pytest.mark.parametrize("size", [(3, 9), (14, 14), (20, 5)])
 def test_a_traced_grid_is_interpolated_as_pytorch_does(antialias, excess, size):
-    from featx.models.layers.bicubic import interpolate_bicubic
+    from featx.models.layers.pos_embed import interpolate_bicubic
 
     def resize(grid: Tensor) -> Tensor:
         return interpolate_bicubic(grid, size, antialias=antialias, excess=excess)

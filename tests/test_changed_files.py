@@ -15,7 +15,7 @@ from places import published as published
 
 import featx
 from featx import CheckpointError
-from featx.weights import read
+from featx.weights import readers
 
 KINDS = ("w.safetensors", "w.pth", "legacy.pth", "w.npz", "w.ckpt")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -59,7 +59,7 @@ def test_a_save_that_does_not_end_leaves_the_old_file(tmp_path, monkeypatch, nam
 def meddling(monkeypatch, name, before=None, after=None):
     """Let the reader of such files find the file changed by `before`, and change it with `after` at its end."""
     suffix = Path(name).suffix
-    reader = read.READERS[suffix]
+    reader = readers.READERS[suffix]
 
     def meddled(path, file, mapped):
         if before is not None:
@@ -69,7 +69,7 @@ def meddling(monkeypatch, name, before=None, after=None):
             after(path)
         return held
 
-    monkeypatch.setitem(read.READERS, suffix, meddled)
+    monkeypatch.setitem(readers.READERS, suffix, meddled)
 
 
 def longer(path):
@@ -222,7 +222,7 @@ def test_values_at_odd_places_are_read_and_mapped(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     for mapped in (False, True):
-        state = read.read_checkpoint(path, mapped)
+        state = readers.read_checkpoint(path, mapped)
         assert state["small"].tolist() == [1, 2, 3]
         assert state["a"].tolist() == [0.5, -2.0]
         assert state["none"].shape == (0, 4)

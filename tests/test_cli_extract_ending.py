@@ -12,7 +12,7 @@ from commanding import SMALL, index
 from commanding import run as run
 from PIL import Image
 
-from featx.bulk import job
+from featx.bulk import pipeline
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def colours(tmp_path) -> Path:
 
 def signalled(monkeypatch, times: int, number: int = signal.SIGINT) -> None:
     """Has a signal come so many times while the first file is written."""
-    write = job.write_shard
+    write = pipeline.write_shard
 
     def signalling(folder, shard):
         if shard.number == 0:
@@ -36,7 +36,7 @@ def signalled(monkeypatch, times: int, number: int = signal.SIGINT) -> None:
                 time.sleep(0.2)  # in the main thread it is handled in between
         return write(folder, shard)
 
-    monkeypatch.setattr(job, "write_shard", signalling)
+    monkeypatch.setattr(pipeline, "write_shard", signalling)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

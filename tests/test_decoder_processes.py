@@ -11,8 +11,8 @@ from troubled_sources import Local, Raising, Slow, same
 
 from featx import ArgumentError
 from featx.bulk import Items, Resources
-from featx.bulk.ahead import DecoderProcesses, end_where_main_is_imported
-from featx.bulk.decode import Decoder
+from featx.bulk.decoder import Decoder
+from featx.bulk.prefetch import DecoderProcesses, end_where_main_is_imported
 
 SCRIPT = """
 import featx

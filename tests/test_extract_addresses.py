@@ -91,7 +91,7 @@ class Faltering:
 
     def __init__(self, monkeypatch, silent):
         self.asked, self.silent, self.answer = 0, silent, MemoryFileSystem.cat_file
-        monkeypatch.setattr("featx.bulk.systems.FIRST_WAIT", 0.001)
+        monkeypatch.setattr("featx.bulk.filesystems.FIRST_WAIT", 0.001)
         monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **kwargs: self.ask(*args, **kwargs))
 
     def ask(self, *args, **kwargs):

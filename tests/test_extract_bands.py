@@ -13,7 +13,7 @@ from PIL import Image
 
 import featx
 from featx import ArgumentError, DataConfig, FeatxError, ImageError
-from featx.bulk.bands import bands
+from featx.bulk.decoder import bands
 
 RNG = np.random.default_rng(0)
 MEAN, STD = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
@@ -133,7 +133,7 @@ def test_a_model_whose_statistics_are_of_other_channels_is_refused_with_what_to_
 
 
 def test_the_picture_of_a_folder_of_bands_is_gray(tmp_path):
-    from featx.bulk.picture import GONE, _seen
+    from featx.bulk.preview import GONE, _seen
 
     (tmp_path / "a.tif").write_bytes(tiff(PIXELS, planarconfig="contig"))
     featx.extract(tmp_path / "a.tif", extractor(), tmp_path / "out")

@@ -10,7 +10,7 @@ from coloured import BLUE, LIME, RED, colours, pixel_of, png, save_photos
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items
-from featx.bulk.cells import holding
+from featx.bulk.parquet_reader import holding
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 THREE = [png("red"), png("lime"), png("blue")]

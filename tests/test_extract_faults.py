@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import featx
 from featx import FeatureDataset, FeatureExtractWrapper, InputError, OutputError, extract
 from featx.bulk import Items, find_items
-from featx.bulk import model as model_module
+from featx.bulk import inference as model_module
 
 SIZE = 16
 

@@ -12,7 +12,7 @@ from coloured import ALL, BLUE, COLOURS, LIME, RED, colours, pixel_of, png, save
 
 from featx import ArgumentError, ImageError, MissingPackageError
 from featx.bulk import find_items
-from featx.bulk.datasets import DatasetImages
+from featx.bulk.hf_datasets import DatasetImages
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_saved_dataset_gives_its_rows(tmp_path, dataset):
 
 def test_a_row_of_a_saved_dataset_with_neither_bytes_nor_path_has_no_image(monkeypatch):
     rows = [{"picture": {"bytes": None, "path": path}} for path in (None, "", "a\0b")]
-    monkeypatch.setattr("featx.bulk.datasets._opened", lambda folder, column: {"": rows})
+    monkeypatch.setattr("featx.bulk.hf_datasets._opened", lambda folder, column: {"": rows})
     images = DatasetImages("saved", "picture", ["0", "1", "2"])
     for row in (0, 1):
         with pytest.raises(ImageError, match="the row has no image"):

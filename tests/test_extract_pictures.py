@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import featx
 from featx import ArgumentError, FeatxError, OutputError
 from featx.bulk import Recipe, Resources, find_items
-from featx.bulk.decode import Decoder, decoder_for
+from featx.bulk.decoder import Decoder, decoder_for
 from featx.bulk.identity import decided
 from featx.cli import app
 
@@ -115,7 +115,7 @@ def test_only_known_ways_to_treat_colours_are_taken():
 
 
 def test_a_picture_of_a_folder_is_in_the_colours_that_the_model_saw(tmp_path, extractor):
-    from featx.bulk.picture import _seen
+    from featx.bulk.preview import _seen
 
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     seen = {}

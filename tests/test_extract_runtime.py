@@ -13,10 +13,10 @@ from test_runtime_cache import net
 
 import featx
 from featx import ArgumentError, FeatureDataset, MissingPackageError, OutputError
-from featx.bulk import find_items, merge, model
-from featx.bulk.job import Worker
+from featx.bulk import find_items, inference, merge
 from featx.bulk.meta import require_meta, write_meta
-from featx.bulk.ray import OnRay
+from featx.bulk.pipeline import Worker
+from featx.bulk.ray_runner import OnRay
 from featx.bulk.recipe import Recipe, Resources
 from featx.bulk.run import plan_job
 from featx.commands.extract import Runtime as Offered
@@ -66,9 +66,9 @@ def test_the_command_offers_every_runtime():
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_the_runtime_that_was_chosen_is_recorded_and_used(tmp_path, images, fastest, runtime, monkeypatch):
-    measured, run_on, call = fastest(runtime), set(), model.Model.__call__
+    measured, run_on, call = fastest(runtime), set(), inference.Model.__call__
     monkeypatch.setattr(
-        model.Model, "__call__", lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels)
+        inference.Model, "__call__", lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels)
     )
     run(images, tmp_path / "out")
     monkeypatch.undo()
@@ -156,7 +156,7 @@ def test_workers_of_other_processes_are_told_the_runtime(tmp_path, images, faste
 
 def test_actors_on_gpus_are_refused_a_runtime_of_cpus(tmp_path, images, fastest, monkeypatch):
     fastest("openvino")
-    monkeypatch.setattr("featx.bulk.ray.require_ray", lambda: Asked({"CPU": 16, "GPU": 2}))
+    monkeypatch.setattr("featx.bulk.ray_runner.require_ray", lambda: Asked({"CPU": 16, "GPU": 2}))
     message = "runtime='openvino' runs on CPUs, and the actors would use GPUs: name a new folder and runtime='eager'"
     with pytest.raises(ArgumentError, match=message):
         run(images, tmp_path / "out", runner=OnRay(device="cuda"))
@@ -167,7 +167,7 @@ def test_whole_images_take_what_runs_them_in_any_size(tmp_path, images, fastest,
     fastest("onnxruntime")
     run(images, tmp_path / "any", keep_aspect=True)
     assert recorded(tmp_path / "any") == "onnxruntime"
-    monkeypatch.setattr(model, "takes", lambda *_: False)
+    monkeypatch.setattr(inference, "takes", lambda *_: False)
     run(images, tmp_path / "one", keep_aspect=True)
     assert recorded(tmp_path / "one") == "eager"
 

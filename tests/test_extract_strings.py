@@ -66,8 +66,8 @@ LONG = settings(FAST, max_examples=2000)
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("featx.bulk.systems.FIRST_WAIT", 0.001)
-    monkeypatch.setattr("featx.bulk.systems.LONGEST_WAIT", 0.001)
+    monkeypatch.setattr("featx.bulk.filesystems.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("featx.bulk.filesystems.LONGEST_WAIT", 0.001)
     return save_photos(tmp_path / "photos")
 
 

@@ -11,8 +11,8 @@ import pytest
 from coloured import colours, pixel_of, png
 
 from featx import ArgumentError, ImageError
-from featx.bulk import find_items, rows
-from featx.bulk.ahead import ahead
+from featx.bulk import find_items, parquet_reader
+from featx.bulk.prefetch import ahead
 from featx.bulk.sources import Items
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -42,7 +42,7 @@ def numbers(items: Items) -> dict[str, int]:
 @pytest.fixture(autouse=True)
 def nothing_opened():
     yield
-    rows.rows_of.cache_clear()
+    parquet_reader.rows_of.cache_clear()
 
 
 # what rows are called
@@ -167,7 +167,7 @@ def test_a_row_without_bytes_is_the_file_at_its_path_or_has_no_image(tmp_path):
 @pytest.mark.parametrize("rows_per_group", [1, 7, 300])
 @pytest.mark.parametrize("order", ["forwards", "backwards", "every third"])
 def test_rows_are_their_own_in_any_order(tmp_path, monkeypatch, rows_per_group, order):
-    monkeypatch.setattr(rows, "BATCH_ROWS", 10)
+    monkeypatch.setattr(parquet_reader, "BATCH_ROWS", 10)
     contents = [f"image {row}".encode() for row in range(300)]
     items = find_items(save(tmp_path / "a.parquet", pa.array(contents), rows_per_group))
     asked = {"forwards": range(300), "backwards": range(299, -1, -1), "every third": [*range(0, 300, 3), 1, 299]}[order]
@@ -175,9 +175,9 @@ def test_rows_are_their_own_in_any_order(tmp_path, monkeypatch, rows_per_group, 
 
 
 def test_threads_that_read_about_in_order_read_the_file_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "BATCH_ROWS", 4)
-    begun, read = [], rows.Rows._read
-    monkeypatch.setattr(rows.Rows, "_read", lambda self, group: begun.append(group) or read(self, group))
+    monkeypatch.setattr(parquet_reader, "BATCH_ROWS", 4)
+    begun, read = [], parquet_reader.Rows._read
+    monkeypatch.setattr(parquet_reader.Rows, "_read", lambda self, group: begun.append(group) or read(self, group))
     contents = [f"image {row}".encode() for row in range(400)]
     items = find_items(save(tmp_path / "a.parquet", pa.array(contents), 100))
     with ThreadPoolExecutor(4) as pool:
@@ -186,8 +186,8 @@ def test_threads_that_read_about_in_order_read_the_file_once(tmp_path, monkeypat
 
 
 def test_only_the_latest_rows_are_in_memory_however_large_a_row_group_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "BATCH_BYTES", 2**18)
-    monkeypatch.setattr(rows, "usable_cores", lambda: 2)
+    monkeypatch.setattr(parquet_reader, "BATCH_BYTES", 2**18)
+    monkeypatch.setattr(parquet_reader, "usable_cores", lambda: 2)
     contents = [bytes([row % 256]) * 2**16 for row in range(400)]  # 25 MiB in one group
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": contents}), path, use_dictionary=False, write_batch_size=8)  # pages of 8 rows

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import featx
 from featx import ArgumentError, FeatureDataset, OutputError, extract
-from featx.bulk import dataset as dataset_module
+from featx.bulk import feature_dataset as dataset_module
 
 SIZE = 32
 

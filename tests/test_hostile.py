@@ -113,7 +113,7 @@ def test_floats_of_four_bits_are_refused(tmp_path):
 
 BOMBS = """
 import sys, torch, featx
-from featx.weights.read import read_checkpoint
+from featx.weights.readers import read_checkpoint
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

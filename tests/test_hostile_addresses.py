@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from places import Tiny
 
 import featx
-from featx.weights.addresses import checked_address, content_length
+from featx.weights.source import checked_address, content_length
 
 
 @pytest.mark.parametrize(

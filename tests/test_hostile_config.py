@@ -19,8 +19,8 @@ from test_mobilevit_yaml import backbone
 import featx
 from featx.arguments import fits
 from featx.models.mobilevit import read_config
+from featx.weights.hub import shard_names
 from featx.weights.save import description
-from featx.weights.shards import shard_names
 
 BASES = {
     "resnet18": {"stem": (32, 32, 64)},

@@ -15,7 +15,7 @@ from torch import nn
 
 import featx
 from featx import CheckpointError
-from featx.weights.read import read_checkpoint
+from featx.weights.readers import read_checkpoint
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from featx import CheckpointError
-from featx.weights.read import read_checkpoint
+from featx.weights.readers import read_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import featx
 from featx import CheckpointError
 from featx.weights.layout import all_layouts, find
 from featx.weights.layouts.flax import to_flax
-from featx.weights.read import read_checkpoint
+from featx.weights.readers import read_checkpoint
 
 LAYOUT = find("flax", ["ViT"])
 PLAIN = ("vit_tiny_patch16_224", {"depth": 2, "image_size": 64})

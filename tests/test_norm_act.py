@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import featx
 from featx.models.layers.conv_norm import ConvNorm
-from featx.models.layers.norm_act import ACTIVATIONS, norm_act
+from featx.models.layers.normed import ACTIVATIONS, norm_act
 
 X = torch.randn(4, 3, 9, 11, generator=torch.Generator().manual_seed(0))
 KINDS = [pytest.param(kind, id=kind.__name__) for kind in ACTIVATIONS]

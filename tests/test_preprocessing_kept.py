@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import featx
 from featx import ArgumentError, CheckpointError, DataConfig, FeatureExtractWrapper
 from featx.adapters.source import statistics
-from featx.bulk.decode import decoder_for
+from featx.bulk.decoder import decoder_for
 from featx.bulk.inputs import find_items
-from featx.bulk.picture import _seen
+from featx.bulk.preview import _seen
 from featx.bulk.recipe import Recipe
 from featx.cli import app
 from featx.heads.ssd import SSDConfig, _normalisation

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 import featx
 from featx import CheckpointError, WeightsNotFoundError
-from featx.weights.shards import shard_names
+from featx.weights.hub import shard_names
 
 # repositories as places of weights
 

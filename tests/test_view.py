@@ -17,11 +17,9 @@ from viewing import session as session
 
 import featx
 from featx.view import session as session_module
-from featx.view.attended import attended
 from featx.view.choice import Choice, Values, build, facts, require_published
-from featx.view.message import public
-from featx.view.session import Asked, Models, Parts, Session, What, answer, draw, marked, usual
-from featx.view.upload import Limits
+from featx.view.guard import Limits
+from featx.view.session import Asked, Models, Parts, Session, What, answer, attended, draw, marked, public, usual
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -248,7 +246,7 @@ def test_a_checkpoint_that_is_absent_is_told_without_its_folder(session, tmp_pat
 
 
 def test_another_model_brings_its_levels_and_blocks(session):
-    from featx.view.handlers import Handlers
+    from featx.view.page import Handlers
 
     handlers = Handlers(Limits(), remote=False)
     levels, level, block, picture, message, code = handlers.renamed(session, VIT, "random", 0, "", SIZE, "maps")
@@ -264,7 +262,7 @@ def test_another_model_brings_its_levels_and_blocks(session):
 
 
 def test_a_click_shows_similarity_and_keeps_attention(session):
-    from featx.view.handlers import clicked
+    from featx.view.page import clicked
 
     event = SimpleNamespace(index=[36, 24])  # of 144x96
     assert clicked(session, "maps", event)[1] == "similarity"

@@ -13,9 +13,8 @@ from viewing import models as models
 from viewing import session as session
 
 import featx
-from featx.view.attended import attended
 from featx.view.choice import Choice, Values
-from featx.view.session import Asked, Models, Parts, What, answer
+from featx.view.session import Asked, Models, Parts, What, answer, attended
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -59,8 +58,8 @@ def test_the_code_names_the_checkpoint(session, tmp_path, file):
 
 
 def test_the_code_of_published_weights_says_so():
-    from featx.view.code import of_maps
+    from featx.view.choice import code_of_maps
 
-    assert f"featx.create_model('{NAME}', pretrained=True, features_only=True, out_indices=[1])" in of_maps(
+    assert f"featx.create_model('{NAME}', pretrained=True, features_only=True, out_indices=[1])" in code_of_maps(
         Choice(NAME), None, [1]
     )

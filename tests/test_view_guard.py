@@ -8,9 +8,8 @@ import pytest
 from viewing import closed_loops as closed_loops
 from viewing import files, request, send
 
-from featx.view.guard import AROUND, AT_ONCE, Guard, is_cross_site
+from featx.view.guard import AROUND, AT_ONCE, Guard, Limits, is_cross_site
 from featx.view.serve import serve
-from featx.view.upload import Limits
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")

@@ -15,9 +15,9 @@ from viewing import files, request, send
 
 import featx
 import featx.cli
+from featx.view.guard import Limits
 from featx.view.serve import is_loopback, serve
 from featx.view.session import Session
-from featx.view.upload import Limits
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -69,7 +69,7 @@ def test_an_upload_with_too_many_bytes_is_refused_and_leaves_nothing(served):
 
 
 def test_an_upload_is_gone_once_the_page_has_received_it(served, coffee):
-    from featx.view.handlers import Handlers
+    from featx.view.page import Handlers
 
     written, session = BytesIO(), Session()
     coffee.save(written, format="png")

@@ -12,7 +12,7 @@ from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
 
 import featx
-from featx.view.upload import Limits, take
+from featx.view.guard import Limits, take
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")

@@ -13,7 +13,7 @@ from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
-from featx.models.layers.position import resample_positions
+from featx.models.layers.pos_embed import resample_positions
 
 NARROW = {"depth": 2, "dim": 96, "heads": 3}
 # one of each kind: prefix with positions, prefix without, registers, no prefix at all, gated, normalised before, hybrid

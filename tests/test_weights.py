@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import featx
 from featx import CheckpointError, WeightsNotFoundError
-from featx.weights.names import unwrapped
+from featx.weights.state_dict_keys import unwrapped
 
 NAME = "mobilenetv3_small_050"
 

@@ -25,8 +25,7 @@ def register() -> "tuple[type[FeatxConfig], type[FeatxBackbone]]":
     require_package("transformers.backbone_utils", INSTALL)
     from transformers import AutoBackbone, AutoConfig
 
-    from .transformers_backbone import FeatxBackbone, FeatxConfig
-    from .transformers_needs import check_backbones
+    from .transformers_backbone import FeatxBackbone, FeatxConfig, check_backbones
 
     AutoConfig.register(FeatxConfig.model_type, FeatxConfig, exist_ok=True)
     AutoBackbone.register(FeatxConfig, FeatxBackbone, exist_ok=True)

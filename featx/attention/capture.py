@@ -1,11 +1,16 @@
-"""capture_attention: the attention maps of a forward pass, and their gradients."""
+"""capture_attention: the attention maps of a forward pass, and their gradients.
+
+Hooks are those of the thread that made them, and copies of their module are made without them.
+"""
 
 import copy
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -13,10 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, InputError
-from .blocks import Block, Blocks, chosen
-from .hooks import install
-from .known import Kind
-from .watch import Watch, Weights
+from .blocks import Block, Blocks, Kind, chosen
+from .weight_trace import Watch, Weights
+
+TABLES = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
+_changing = threading.Lock()
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -197,3 +206,58 @@ def _pixels(map_: Tensor, positions: int) -> Tensor:
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+class ThreadHook:
+    """Calls `hook` in the thread that made this alone, and not where a forward is traced or compiled.
+
+    Another thread has its own images, and its own stack of modes; a graph that held the hook would outlive it.
+    """
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        self._hook, self._thread = hook, threading.get_ident()
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
+            return
+        if threading.get_ident() == self._thread:
+            self._hook(*args)
+
+
+def install(
+    module: nn.Module, after: Callable[..., None], before: Callable[..., None] | None = None, **options: bool
+) -> Callable[[], None]:
+    """Hook this thread's calls of `module`; returns what removes the hooks, as often as it is called.
+
+    options: of `register_forward_hook`, for `after`.
+    """
+    with _changing:
+        handles = [module.register_forward_hook(ThreadHook(after), **options)]
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(ThreadHook(before)))
+        vars(module)["__reduce_ex__"] = partial(_reduced, module)  # where copy and pickle look for it
+
+    def remove() -> None:
+        with _changing:
+            for handle in handles:
+                handle.remove()
+            if not _own(module):
+                vars(module).pop("__reduce_ex__", None)
+
+    return remove
+
+
+def _own(module: nn.Module) -> set[int]:
+    """The hooks of this kind that the module has, by their numbers."""
+    hooks = [*module._forward_hooks.items(), *module._forward_pre_hooks.items()]
+    return {number for number, hook in hooks if isinstance(hook, ThreadHook)}
+
+
+def _reduced(module: nn.Module, protocol: Any) -> Any:
+    """What copies and pickles are made of: the module without hooks of this kind."""
+    reduced: Any = type(module).__reduce_ex__(module, protocol)
+    make, args, state, *others = reduced
+    own = _own(module)
+    kept = {name: value for name, value in state.items() if name != "__reduce_ex__"}
+    kept |= {name: OrderedDict((n, v) for n, v in [*state[name].items()] if n not in own) for name in TABLES}
+    return make, args, kept, *others

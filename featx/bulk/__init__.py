@@ -1,21 +1,20 @@
 """From images to files of feature maps, and back."""
 
-from .changes import Sources as Sources
-from .changes import check_sources as check_sources
-from .checksums import Checked as Checked
-from .checksums import check_files as check_files
-from .count import Progress as Progress
-from .count import Summary as Summary
-from .dataset import FeatureDataset as FeatureDataset
-from .dataset import Features as Features
 from .embed import embed as embed
+from .feature_dataset import FeatureDataset as FeatureDataset
+from .feature_dataset import Features as Features
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
-from .left_out import LeftOut as LeftOut
+from .integrity import Checked as Checked
+from .integrity import Sources as Sources
+from .integrity import check_files as check_files
+from .integrity import check_sources as check_sources
 from .merge import Merged as Merged
 from .merge import merge as merge
-from .ray import OnRay as OnRay
+from .progress import Progress as Progress
+from .progress import Summary as Summary
+from .ray_runner import OnRay as OnRay
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
 from .run import extract as extract
@@ -23,6 +22,7 @@ from .search import Duplicate as Duplicate
 from .search import Neighbour as Neighbour
 from .shard import Failure as Failure
 from .sources import Items as Items
+from .sources import LeftOut as LeftOut
 from .stats import LevelStatistics as LevelStatistics
 from .stats import Statistics as Statistics
 from .stats import stats as stats

@@ -12,10 +12,9 @@ from typing import BinaryIO
 from ..errors import ImageError
 from ..images import image_suffixes
 from ..walk import is_sidecar
-from .left_out import LINKS, SIDECAR, Tally, ending_of
+from .filesystems import fetched, is_address, open_binary, open_regular, read_range
 from .shard import Stamp, stamp_of
-from .sources import UnreadableError
-from .systems import fetched, is_address, open_binary, open_regular, read_range
+from .sources import LINKS, SIDECAR, Tally, UnreadableError, ending_of
 
 TARS, ZIPS = (".tar",), (".zip",)
 TAIL_BYTES = 2**20  # looked at behind the last member of a tar; writers fill up to 10 KiB

@@ -10,7 +10,7 @@ import torch
 from ..errors import ArgumentError, MissingPackageError, shortened
 
 if TYPE_CHECKING:
-    from .dataset import FeatureDataset
+    from .feature_dataset import FeatureDataset
 
 BLOCK_BYTES = 8 * 2**20  # of the rows that are read at once, about
 

@@ -13,13 +13,12 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, shortened
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
-from .batch_size import fastest_batch_size
-from .decode import decoder_for
-from .engine import shards
+from .decoder import decoder_for
 from .extractor import extractor_for
+from .inference import Model, fastest_batch_size, is_filled
 from .inputs import Input, find_items
 from .meta import Plan
-from .model import Model, is_filled
+from .pipeline import shards
 from .recipe import Fields, Pooling, Recipe, Resources, parted
 from .shard import Failure
 from .sources import Items

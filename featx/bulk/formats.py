@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..errors import ArgumentError, MissingPackageError
 from ..whole_files import alone, local, new_file_or_folder, require_new
-from .completeness import require_complete
-from .dataset import FeatureDataset, Features
-from .parquet import cell_text, require_pyarrow
+from .feature_dataset import FeatureDataset, Features
+from .output_folder import require_complete
+from .parquet_reader import cell_text, require_pyarrow
 
 Format = Literal["npy", "webdataset", "zarr", "parquet"]
 TAR_BYTES = 512 * 2**20  # of a tar, about

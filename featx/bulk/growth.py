@@ -13,9 +13,9 @@ from typing import Any
 
 from ..errors import OutputError
 from ..whole_files import folder_to_disk
-from .folder import begun, described, differing, headers, require_alone, shards_in
 from .header import Header, number_of
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
+from .output_folder import begun, described, differing, headers, require_alone, shards_in
 from .sources import Items, Source
 
 Again = Callable[[Header], Iterable[str]]  # ids of a shard's images that are to be done again

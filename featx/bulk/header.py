@@ -12,8 +12,7 @@ from ..errors import OutputError
 from ..file_version import Version
 from ..json_checks import JsonError, Value, parsed
 from .meta import META, Plan, StoredLevel
-from .shard import KEY, LONGEST_HEADER, Failure, Stamp
-from .shard_file import ShardFile
+from .shard import KEY, LONGEST_HEADER, Failure, ShardFile, Stamp
 
 FIRST_READ = 2**16  # bytes, in which most headers are whole
 DTYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}

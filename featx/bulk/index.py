@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..whole_files import local
-from .folder import INDEX, described
 from .growth import latest, stored
 from .header import Header
 from .meta import Meta, require_meta
-from .parquet import cell_text, require_pyarrow
+from .output_folder import INDEX, described
+from .parquet_reader import cell_text, require_pyarrow
 from .shard import shard_name, write_whole
 
 ROWS_PER_GROUP = 2**16

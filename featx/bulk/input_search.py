@@ -1,24 +1,43 @@
-"""The search of inputs for images, which counts what is none of them."""
+"""The search of inputs for images, which counts what is none of them and leaves out what featx itself wrote."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from glob import has_magic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from ..errors import ArgumentError, shortened
+from ..errors import ArgumentError, OutputError, shortened
 from ..images import image_suffixes
 from ..walk import fits, fixed_part, is_folder, is_sidecar, matching, walked
 from .archives import TARS, ZIPS, Tar, Zip, tar_images, zip_images
-from .datasets import dataset_images, is_dataset
-from .left_out import COMPRESSED, EXCLUDED, FOLDERS, NO_IMAGES, OUTPUT, SIDECAR, Tally, ending_of
-from .lists import LISTS, STDIN, Listed, listed_images, listed_in_stdin
-from .outputs import Outputs, are_maps, is_index
-from .sources import Broken, Files, NoImagesError, RemoteFiles, Source, UnreadableError
-from .systems import is_address, listing, open_system
-from .tables import TABLES, is_metadata, table_images
+from .file_lists import LISTS, STDIN, Listed, listed_images, listed_in_stdin
+from .filesystems import is_address, listing, open_system
+from .formats import Format
+from .hf_datasets import dataset_images, is_dataset
+from .meta import read_meta
+from .output_folder import INDEX, shards_in
+from .parquet_source import TABLES, is_metadata, table_images
+from .sources import (
+    COMPRESSED,
+    EXCLUDED,
+    FOLDERS,
+    NO_IMAGES,
+    OUTPUT,
+    SIDECAR,
+    Broken,
+    Files,
+    NoImagesError,
+    RemoteFiles,
+    Source,
+    Tally,
+    UnreadableError,
+    ending_of,
+)
 
+# "maps.npy" beside "maps", and what its writer calls it until it is whole
+CONVERTED = re.compile(rf"\.?(.+?)\.(?:{'|'.join(get_args(Format))})(?:\..*part)?", re.DOTALL)
 Input = str | os.PathLike[str]
 PACKED = (*TARS, *TABLES)
 # What a source has one of for every image.
@@ -282,3 +301,59 @@ def _address_of(system: Any, folder: str) -> str:
     """The address of a folder, with a slash at its end, which some file systems take away."""
     address = system.unstrip_protocol(folder)
     return address if address.endswith("/") else f"{address}/"
+
+
+class Outputs:
+    """Knows the folder that maps go to, which need not exist yet, and every other folder of maps by what is in it."""
+
+    def __init__(self, out: str | os.PathLike[str] | None) -> None:
+        self._out = None if out is None else os.path.realpath(out)
+        self._known: dict[str, bool] = {}
+
+    def is_out(self, folder: str) -> bool:
+        """Whether it is the folder that maps go to."""
+        return self._out is not None and os.path.realpath(folder) == self._out
+
+    def has(self, path: str, is_folder: bool = True) -> bool:
+        """Whether a path of this machine is a folder of maps, or is named as their conversion and lies beside them."""
+        if is_folder and self._are_maps(path):
+            return True
+        folder, name = os.path.split(path)
+        converted = CONVERTED.fullmatch(name)
+        return converted is not None and self._are_maps(os.path.join(folder, converted[1]))
+
+    def hold(self, path: str, root: str) -> bool:
+        """Whether a file, or a folder that it is in below the root, is one of these."""
+        is_folder = False
+        while len(path) > len(root):
+            if self.has(path, is_folder):
+                return True
+            path, is_folder = os.path.dirname(path), True
+        return False
+
+    def _are_maps(self, path: str) -> bool:
+        if path not in self._known:
+            same_name = self._out is not None and os.path.basename(path) == os.path.basename(self._out)
+            is_out = same_name and self.is_out(path)
+            self._known[path] = is_out or (os.path.isdir(path) and are_maps(path))
+        return self._known[path]
+
+
+def are_maps(folder: str) -> bool:
+    """Whether a folder of this machine, or at an address, is one of maps, whole or damaged."""
+    try:
+        return read_meta(folder) is not None
+    except OutputError:  # another program's meta.json, a damaged one, or a folder that cannot be read
+        return not is_address(folder) and _has_shards(folder)
+
+
+def _has_shards(folder: str) -> bool:
+    try:
+        return bool(shards_in(folder))
+    except OutputError:
+        return False
+
+
+def is_index(name: str) -> bool:
+    """Whether a file has the name of the table of a folder of maps."""
+    return name.rpartition("/")[2] == INDEX

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from ..errors import ArgumentError, OutputError, shortened
 from ..whole_files import local, part_name
-from .completeness import require_complete
-from .folder import Slice, begun, opened, recipe_differences, sweep
 from .growth import current, stored
 from .index import write_index
 from .meta import META, NEXT, Meta, read_meta
-from .parquet import require_pyarrow
+from .output_folder import Slice, begun, opened, recipe_differences, require_complete, sweep
+from .parquet_reader import require_pyarrow
 from .shard import shard_name, write_whole
 
 

@@ -11,9 +11,9 @@ from typing import Any, get_args
 from ..errors import OutputError
 from ..json_checks import MOST_VALUES, JsonError, Value, parsed, values_in
 from ..preprocessing import DataConfig
+from .filesystems import joined, read_range, size_of
 from .recipe import DTYPES, Pooling
 from .shard import write_whole
-from .systems import joined, read_range, size_of
 
 FORMAT = 1
 META = "meta.json"

@@ -14,22 +14,19 @@ from ..errors import ArgumentError, ContractError, FeatxError, OutputError
 from ..features import OutIndices
 from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
-from .ahead import end_where_main_is_imported
-from .batch_size import fastest_batch_size
-from .count import Count, Progress, Summary, again
-from .decode import decoder_for
-from .engine import Seen
+from .decoder import decoder_for
 from .extractor import extractor_for
-from .folder import Slice, opened, sweep
 from .growth import Work, finish, settle
 from .identity import decided, environment
 from .index import write_index
+from .inference import Model, fastest_batch_size, is_filled
 from .inputs import Input, find_items
-from .job import Job, ShardReport, Worker
 from .meta import MOST_SHARDS, Plan, read_meta
-from .model import Model, is_filled
-from .parquet import require_pyarrow
-from .progress_bar import shown
+from .output_folder import Slice, opened, sweep
+from .parquet_reader import require_pyarrow
+from .pipeline import Job, Seen, ShardReport, Worker
+from .prefetch import end_where_main_is_imported
+from .progress import Count, Progress, Summary, again, shown
 from .recipe import Fields, Recipe, Resources, Runtime, parted
 from .sources import Items
 

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from .arrays import blocks, level_of, require_vectors, rows
 
 if TYPE_CHECKING:
-    from .dataset import FeatureDataset
+    from .feature_dataset import FeatureDataset
 
 Metric = Literal["cosine", "dot"]
 TILE = 1024  # rows of a block that are compared with as many others at once

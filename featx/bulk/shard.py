@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError
+from ..file_version import Version, version_of
 from ..json_checks import MOST_VALUES, values_in
 from ..whole_files import whole_file
+from .filesystems import is_address, open_regular, read_range, size_of
 
 KEY = "featx"  # one entry, because safetensors writes several in any order
 LONGEST_HEADER = 32 * 2**20  # bytes; that of 4,096 images has about a million
@@ -131,3 +133,78 @@ def write_whole(folder: Path, name: str, save: Callable[[Path], object]) -> None
             save(part)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+class ShardFile:
+    """Reads a file at a path or an address, from any number of threads.
+
+    version: of the file that was read before. The bytes are read and not mapped, since memory that is mapped from a
+    file ends the process when the file is cut short. OSError if it cannot be opened; OutputError if it is another file
+    now, was overwritten or is gone. At an address nothing tells that but an end that is missing.
+    """
+
+    _file: BinaryIO | None = None
+
+    def __init__(self, path: str, version: Version | None = None) -> None:
+        self._path = path
+        if not is_address(path):
+            try:
+                self._file = open_regular(path)
+            except OSError as error:
+                if version is None:
+                    raise
+                raise self._changed() from error
+        self._version = version or self.version
+        self._require_same()
+
+    @property
+    def version(self) -> Version | None:
+        """Of a file of this machine as it is now."""
+        return None if self._file is None else version_of(self._file.fileno())
+
+    @property
+    def nbytes(self) -> int:
+        return size_of(self._path) if self._version is None else self._version.nbytes
+
+    def read(self, start: int, end: int) -> bytearray:
+        """The bytes from start up to end, all of one version of the file."""
+        try:
+            content = bytearray(end - start)
+        except MemoryError:
+            raise OutputError(f"{self._path}: there is no memory for {end - start} bytes of it") from None
+        read = read_range(self._path, start, end) if self._file is None else None
+        count = self._fill(memoryview(content), start) if read is None else len(read)
+        if read is not None and count == end - start:
+            content[:] = read
+        self._require_same()
+        if count != end - start:
+            raise self._changed()
+        return content
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    __del__ = close
+
+    def _fill(self, content: memoryview, start: int) -> int:
+        """Read into the memory, which a system does in parts of up to 2 GiB; how many bytes there were."""
+        assert self._file is not None
+        if not hasattr(os, "preadv"):
+            with open_regular(self._path) as file:
+                file.seek(start)
+                return file.readinto(content)  # pyright: ignore[reportAttributeAccessIssue]
+        count = 0
+        while count < len(content) and (more := os.preadv(self._file.fileno(), [content[count:]], start + count)):
+            count += more
+        return count
+
+    def _require_same(self) -> None:
+        if self.version != self._version:
+            raise self._changed()
+
+    def _changed(self) -> OutputError:
+        return OutputError(
+            f"{self._path} was overwritten, replaced or removed while it was in use: open the folder again; featx "
+            "extract replaces files of maps whole, and nothing else should write to them"
+        )

@@ -1,25 +1,84 @@
-"""Where images come from: each source lists names in a fixed order and reads the bytes of any of them.
+"""Sources of images, and what a search for them leaves out.
 
-Sources are plain data, so that they travel to other threads, processes and machines, and each image is read there.
+Each source lists names in a fixed order and reads the bytes of any of them. Sources are plain data, so that they travel
+to other threads, processes and machines, and each image is read there.
 """
 
 import os
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from stat import S_ISREG
 from typing import Any, Protocol
 
-from ..errors import ArgumentError, ImageError, shortened
-from .left_out import LeftOut
-from .systems import fetched
+from ..errors import ArgumentError, ImageError, escaped, shortened
+from .filesystems import fetched
 
+SHOWN_KINDS = 8
+COMPRESSED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
+UNPACK = "unpack them, or pack them as .tar or .zip"
+NO_ENDING, SIDECAR, EXCLUDED, TWICE = "without an ending", "sidecars of macOS or Windows", "excluded", "named twice"
+OUTPUT, NO_IMAGES = "outputs of featx", "tables without images"
+LINKS, FOLDERS = "links in tars", "folders that match a pattern without **"
 # Halves of characters that stand for no byte of a file's name: no text can hold them.
 HALVES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What was found among the inputs and is no image, or could not be looked into.
+
+    kinds: how many files by kind, which is an ending such as ".txt" or words such as "excluded", most first. remarks:
+    by the path of a folder or a file why it could not be read, or what is odd about it.
+    """
+
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The kinds in a line, with what to do about those that can be had: "5 .tgz (unpack them …), 3 .txt"."""
+        told = [f"{count:,} {escaped(kind)}{_hint(kind)}" for kind, count in self.kinds.items()]
+        more = len(told) - SHOWN_KINDS
+        return ", ".join(told if more < 1 else [*told[:SHOWN_KINDS], f"files of {more} more kinds"])
+
+
+def _hint(kind: str) -> str:
+    return f" ({UNPACK})" if kind in COMPRESSED else ""
+
+
+def ending_of(name: str) -> str:
+    """The ending by which a file is known, in small letters with its dot: ".jpg", ".tar.gz"; nothing without one."""
+    lower = name.lower()
+    compressed = next((ending for ending in COMPRESSED if lower.endswith(ending)), None)
+    return compressed or os.path.splitext(lower)[1]
+
+
+class Tally:
+    """Counts what is left out while inputs are searched."""
+
+    def __init__(self) -> None:
+        self._kinds: Counter[str] = Counter()
+        self._remarks: dict[str, str] = {}
+
+    def count(self, kind: str, files: int = 1) -> None:
+        if files:
+            self._kinds[kind] += files
+
+    def count_file(self, name: str) -> None:
+        """Count a file that is none of images by its ending."""
+        self.count(ending_of(name) or NO_ENDING)
+
+    def tell(self, path: str, remark: str) -> None:
+        """Name a folder or a file with the first remark about it."""
+        self._remarks.setdefault(path, remark)
+
+    def left_out(self) -> LeftOut:
+        kinds = dict(sorted(self._kinds.items(), key=lambda pair: (-pair[1], pair[0])))
+        return LeftOut(kinds, dict(self._remarks))
 
 
 class Source(Protocol):

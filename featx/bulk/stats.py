@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from .completeness import require_complete
-from .folder import shards_in
+from .filesystems import joined, size_of
 from .growth import current
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
-from .shard import shard_name
-from .shard_file import ShardFile
-from .systems import joined, size_of
+from .output_folder import require_complete, shards_in
+from .shard import ShardFile, shard_name
 
 READ = 8 * 2**20  # bytes at once, so that memory does not grow with files
 

@@ -13,7 +13,7 @@ import typer
 import featx
 
 from ..whole_files import local
-from .convert import Formats
+from .folders import Formats
 from .options import (
     Checkpoint,
     Model,
@@ -28,8 +28,7 @@ from .options import (
     parse_indices,
     values_of,
 )
-from .stopping import asked_to_stop
-from .telling import CONVERTED, LOGS, TELL, Log
+from .progress import CONVERTED, LOGS, TELL, Log, asked_to_stop
 
 if TYPE_CHECKING:
     from ..bulk.recipe import Pooling, Recipe
@@ -216,9 +215,8 @@ def extract(
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
     """Write index.parquet of a folder of maps anew, from the headers of its files."""
     from ..bulk import write_index
-    from ..bulk.completeness import as_ranges, missing_shards
-    from ..bulk.folder import shards_in
     from ..bulk.meta import require_meta
+    from ..bulk.output_folder import as_ranges, missing_shards, shards_in
 
     out.print(f"{folder / 'index.parquet'}: {write_index(folder)} images", soft_wrap=True)
     meta = require_meta(folder)
@@ -275,7 +273,7 @@ def _runner(
         raise featx.ArgumentError(
             "--runtime auto measures here, not on the cluster's GPUs: choose eager, or add --device cpu"
         )
-    from ..bulk.ray import OnRay, require_ray
+    from ..bulk.ray_runner import OnRay, require_ray
 
     require_ray()  # before minutes go into weights
     return OnRay(address, device, workers), "cpu"

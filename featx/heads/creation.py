@@ -1,38 +1,36 @@
-"""create_segmenter and create_detector: a head by name on a backbone by name, with the weights of the whole."""
+"""create_segmenter and create_detector: a head by name on a backbone by name, with the weights of the whole.
+
+The `config.json` beside a network's weights says of its head what the tensors do not show.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
 from ..factory import create_model
-from ..weights.assign import assign
 from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
-from ..weights.load import families, fitted, names_of, place
+from ..weights.load import assign, families, fitted, names_of, place
+from ..weights.source import FOLDER, HUB, config_of
 from ..wrappers import FeatureExtractWrapper
-from .auxiliary import AuxiliaryHead
-from .deeplabv3 import DeepLabV3Config
-from .dense import SegmentationConfig, require_classes
-from .described import described
-from .linear import LinearConfig
-from .pspnet import PSPNetConfig
+from .dense import AuxiliaryHead, DeepLabV3Config, LinearConfig, PSPNetConfig, SegmentationConfig, require_classes
 from .segmenter import Segmenter
 from .ssd_head import SSDConfig, level_at
 
-if TYPE_CHECKING:  # it imports torchvision
+if TYPE_CHECKING:
     from .ssd import SSD
 
+MODEL_TYPES = ("mobilevit", "mobilevitv2")
 SEGMENTATION: dict[str, SegmentationConfig] = {
     "deeplabv3": DeepLabV3Config(),
     "pspnet": PSPNetConfig(),
     "linear": LinearConfig(),
 }
 DETECTION = {"ssd": SSDConfig()}
-
 Config = TypeVar("Config")
 Model = TypeVar("Model", Segmenter, "SSD")
 
@@ -195,3 +193,44 @@ def _without_aux(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     left_out = {name: "of the auxiliary head: aux_head=True" for name in checkpoint.state if name.startswith("aux.")}
     state = {name: tensor for name, tensor in checkpoint.state.items() if name not in left_out}
     return replace(checkpoint, state=state, skipped={**checkpoint.skipped, **left_out})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """transformers' configuration of a network for segmentation, empty if there is none."""
+
+    config: Mapping[str, Any]
+
+    @property
+    def output_stride(self) -> int | None:
+        """What the network was trained at."""
+        return self.config.get("output_stride")
+
+    def label_names(self, num_classes: int) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; empty if they are not stated for so many."""
+        stated = {int(number): str(name) for number, name in self.config.get("id2label", {}).items()}
+        names = {number: name for number, name in stated.items() if name != f"LABEL_{number}"}  # that is no name
+        return tuple(names[number] for number in range(num_classes)) if {*names} == {*range(num_classes)} else ()
+
+    def require(self, head: object) -> None:
+        """Raise CheckpointError if the weights were trained in a head of other rates, which would go unnoticed."""
+        rates = tuple(self.config.get("atrous_rates", ()))
+        if rates and isinstance(head, DeepLabV3Config) and tuple(head.atrous_rates) != rates:
+            raise CheckpointError(
+                f"config.json says that these weights have atrous_rates={rates}, not {head.atrous_rates}: pass "
+                f"DeepLabV3Config(atrous_rates={rates})"
+            )
+
+
+def described(weights: Weights | None, cache_dir: str | Path | None) -> Description:
+    """What stands beside weights in a folder or a repository on the Hub; CheckpointError if it cannot be read."""
+    if weights is None or isinstance(weights, Mapping):
+        return Description({})
+    where = str(weights)
+    if not where.startswith(HUB) and not Path(where.removeprefix(FOLDER)).is_dir():
+        return Description({})
+    try:
+        config = config_of(where, cache_dir)
+    except WeightsNotFoundError:
+        return Description({})
+    return Description(config if config.get("model_type") in MODEL_TYPES else {})

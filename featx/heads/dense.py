@@ -1,13 +1,27 @@
-"""What the heads of segmentation share: they classify every cell of the last of the maps they are given."""
+"""The heads of segmentation, which classify every cell of the last of the maps they are given.
+
+DeepLabV3, https://arxiv.org/abs/1706.05587: convolutions of several dilations side by side, and the whole image. As in
+CVNets and transformers, the classifier follows the pyramid at once, where torchvision has one more convolution; the
+pyramid is torchvision's. PSPNet, https://arxiv.org/abs/1612.01105: the map beside its averages over coarse grids, and a
+second head on the map before the last, for the loss of training; reference: CVNets. A linear probe: what a map knows of
+the classes without another layer.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, InputError
 from ..features import Levels
+from ..models.layers.conv_norm import ConvNorm
+
+NARROWEST = 128
+MULTIPLE = 16  # of which the channels of a branch are one
 
 
 class DenseHead(nn.Module, ABC):
@@ -65,3 +79,122 @@ def require_maps(maps: Sequence[Tensor], levels: Levels, owner: str) -> None:
         len(shape) != 4 or shape[1] != chs for shape, chs in zip(given, wanted, strict=False)
     ):
         raise InputError(f"{owner} expects maps (N, chs, h, w) with chs {wanted}, got shapes {given}")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """A linear probe has nothing to configure."""
+
+    def build(self, feature_info: Levels, num_classes: int) -> "LinearProbe":
+        """The head, with random weights."""
+        return LinearProbe(feature_info, num_classes)
+
+
+class LinearProbe(DenseHead):
+    """Maps to logits (N, num_classes, h, w): each cell of the last map by itself. Raises what DenseHead does."""
+
+    def __init__(self, feature_info: Levels, num_classes: int) -> None:
+        super().__init__(feature_info, num_classes)
+        self.classifier = nn.Conv2d(self.in_chs, num_classes, 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(x)
+
+
+class AuxiliaryHead(DenseHead):
+    """Maps to logits (N, num_classes, h, w) at the size of the last map but one. Raises what DenseHead does.
+
+    It has a quarter of the map's channels, at least 128, as in CVNets.
+    """
+
+    def __init__(self, feature_info: Levels, num_classes: int, drop_rate: float = 0.1) -> None:
+        super().__init__(feature_info, num_classes, position=-2)
+        chs = max(self.in_chs // 4, NARROWEST)
+        self.local = ConvNorm(self.in_chs, chs, 3, act=nn.ReLU)
+        self.drop = dropout(drop_rate)
+        self.classifier = nn.Conv2d(chs, num_classes, 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.drop(self.local(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class DeepLabV3Config:
+    """chs: channels of every branch. atrous_rates: dilations of the 3x3 convolutions.
+
+    The rates cannot be seen in a checkpoint. CVNets trained its published models with (6, 12, 18) at output stride 16
+    and with (12, 24, 36) at 8; its MobileViTv2 have 512 channels, and so have transformers' MobileViTV2.
+    """
+
+    chs: int = 256
+    atrous_rates: tuple[int, ...] = (6, 12, 18)
+    dropout: float = 0.1
+
+    def build(self, feature_info: Levels, num_classes: int) -> "DeepLabV3":
+        """The head, with random weights."""
+        return DeepLabV3(feature_info, num_classes, self)
+
+
+class DeepLabV3(DenseHead):
+    """Maps to logits (N, num_classes, h, w) at the size of the last map.
+
+    In training, the branch that pools needs more than one image. Raises what DenseHead does, and ArgumentError for a
+    configuration that cannot be built.
+    """
+
+    def __init__(self, feature_info: Levels, num_classes: int, cfg: DeepLabV3Config = DeepLabV3Config()) -> None:
+        from torchvision.models.segmentation.deeplabv3 import ASPP
+
+        super().__init__(feature_info, num_classes)
+        if cfg.chs < 1 or not cfg.atrous_rates or min(cfg.atrous_rates) < 1:
+            raise ArgumentError(f"{cfg}: expected positive channels, and one or more positive rates")
+        self.aspp = ASPP(self.in_chs, cfg.atrous_rates, cfg.chs)
+        self.aspp.project[-1] = dropout(cfg.dropout)
+        self.classifier = nn.Conv2d(cfg.chs, num_classes, 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.aspp(x))
+
+
+@dataclass(frozen=True, slots=True)
+class PSPNetConfig:
+    """chs: channels of the fused map. pool_sizes: cells along a side of each branch's grid."""
+
+    chs: int = 512
+    pool_sizes: tuple[int, ...] = (1, 2, 3, 6)
+    dropout: float = 0.1
+
+    def build(self, feature_info: Levels, num_classes: int) -> "PSPNet":
+        """The head, with random weights."""
+        return PSPNet(feature_info, num_classes, self)
+
+
+class PSPNet(DenseHead):
+    """Maps to logits (N, num_classes, h, w) at the size of the last map.
+
+    The branches share the channels of the map among them. In training, a grid of a single cell needs more than one
+    image. Raises what DenseHead does, and ArgumentError for a configuration that cannot be built on this map.
+    """
+
+    def __init__(self, feature_info: Levels, num_classes: int, cfg: PSPNetConfig = PSPNetConfig()) -> None:
+        super().__init__(feature_info, num_classes)
+        if cfg.chs < 1 or not cfg.pool_sizes or min(cfg.pool_sizes) < 1:
+            raise ArgumentError(f"{cfg}: expected positive channels, and one or more positive pool_sizes")
+        branches = len(cfg.pool_sizes)
+        chs = self.in_chs // branches // MULTIPLE * MULTIPLE
+        if not chs:
+            raise ArgumentError(
+                f"a map of {self.in_chs} channels is too narrow for {branches} branches: it needs {MULTIPLE * branches}"
+            )
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), ConvNorm(self.in_chs, chs, act=nn.ReLU))
+            for side in cfg.pool_sizes
+        )
+        self.fusion = ConvNorm(self.in_chs + branches * chs, cfg.chs, 3, act=nn.ReLU)
+        self.drop = dropout(cfg.dropout)
+        self.classifier = nn.Conv2d(cfg.chs, num_classes, 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        pooled = [F.interpolate(branch(x), size, mode="bilinear", align_corners=True) for branch in self.branches]
+        return self.classifier(self.drop(self.fusion(torch.cat((x, *pooled), dim=1))))

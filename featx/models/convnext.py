@@ -19,10 +19,9 @@ from ..features import FeatureInfo, Levels
 from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, DataConfig
 from ..registry import Variant, register
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import HEAD_POOL, Head
 from .layers.norm import GlobalResponseNorm, LayerNorm2d
 from .layers.padding import SameConv2d
-from .layers.pool import DOUBLING, POOLS, flatten, global_pool, pooled_chs
+from .layers.pool import DOUBLING, HEAD_POOL, POOLS, Head, flatten, global_pool, pooled_chs
 from .layers.steps import Step, plan_steps
 
 Mix = Callable[[int, int], nn.Module]

@@ -1,8 +1,10 @@
-"""EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants, and EfficientNetV2, https://arxiv.org/abs/2104.00298.
+"""EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants, EfficientNetV2, and MobileNetV2.
 
-B1 to B8 are B0, wider and deeper. Lite variants have no squeeze-and-excitation. The first stages of V2 fuse the
-expansion with the depthwise convolution. `tf_` variants pad as TensorFlow does. `forward_features` goes one
-convolution beyond the deepest level. Reference: timm.
+https://arxiv.org/abs/2104.00298, https://arxiv.org/abs/1801.04381. B1 to B8 are B0, wider and deeper. Lite variants
+have no squeeze-and-excitation. The first stages of EfficientNetV2 fuse the expansion with the depthwise convolution.
+`tf_` variants pad as TensorFlow does. MobileNetV2 is made of the same blocks in the same order, so that one class
+serves both; its D variants are deeper and keep the stem and head narrow. `forward_features` goes one convolution beyond
+the deepest level. Reference: timm.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from torch import nn
 from ..backbone import classifier
 from ..preprocessing import IMAGENET, INCEPTION, DataConfig
 from ..registry import Variant, register
+from .layers.attention import round_chs
 from .layers.mobile import (
     ConvNormAct,
     DepthwiseSeparable,
@@ -28,7 +31,6 @@ from .layers.mobile import (
     widen,
 )
 from .layers.pool import flatten, global_pool, pooled_chs
-from .layers.rounding import round_chs
 
 SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 
@@ -203,4 +205,38 @@ VARIANTS = [
 
 register(
     {name: Variant(EfficientNet, config, tuple(tags.split()), images, TAGS) for name, config, tags, images in VARIANTS}
+)
+
+
+MOBILENETV2: tuple[Stage, ...] = (
+    (Row(DepthwiseSeparable, 16),),
+    *(
+        (Row(InvertedResidual, chs, 3, stride, 6, repeats),)
+        for chs, stride, repeats in [(24, 2, 2), (32, 2, 3), (64, 2, 4), (96, 1, 3), (160, 2, 3), (320, 1, 1)]
+    ),
+)
+
+
+def mobilenetv2(width: float) -> EfficientNetConfig:
+    """All channels times `width`, but never fewer at the head."""
+    head_chs = max(1280, round_chs(1280 * width))
+    return EfficientNetConfig(widen(MOBILENETV2, width), round_chs(32 * width), head_chs, RELU6)
+
+
+def mobilenetv2_deep(width: float, depth: float) -> EfficientNetConfig:
+    """Stem and head keep their channels, the first and last stage their depth."""
+    stages = (MOBILENETV2[0], *deepen(MOBILENETV2[1:-1], depth), MOBILENETV2[-1])
+    return EfficientNetConfig(widen(stages, width), style=RELU6)
+
+
+register(
+    {
+        "mobilenetv2_035": Variant(EfficientNet, mobilenetv2(0.35)),
+        "mobilenetv2_050": Variant(EfficientNet, mobilenetv2(0.5), ("lamb_in1k",)),
+        "mobilenetv2_075": Variant(EfficientNet, mobilenetv2(0.75)),
+        "mobilenetv2_100": Variant(EfficientNet, mobilenetv2(1.0), ("ra_in1k",)),
+        "mobilenetv2_110d": Variant(EfficientNet, mobilenetv2_deep(1.1, 1.2), ("ra_in1k",)),
+        "mobilenetv2_120d": Variant(EfficientNet, mobilenetv2_deep(1.2, 1.4), ("ra_in1k",)),
+        "mobilenetv2_140": Variant(EfficientNet, mobilenetv2(1.4), ("ra_in1k",)),
+    }
 )

@@ -11,6 +11,7 @@ from torch import nn
 from ..backbone import classifier
 from ..preprocessing import INCEPTION, DataConfig
 from ..registry import Variant, register
+from .layers.attention import round_chs
 from .layers.mobile import (
     ConvNormAct,
     DepthwiseSeparable,
@@ -26,7 +27,6 @@ from .layers.mobile import (
     widen,
 )
 from .layers.pool import flatten, global_pool, pooled_chs
-from .layers.rounding import round_chs
 
 HARD = MobileStyle(nn.Hardswish, inner_gate)
 

@@ -20,7 +20,6 @@ from ..preprocessing import DataConfig
 from ..registry import Variant, register
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import rising_rates
-from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
     enlarged,
@@ -29,7 +28,7 @@ from .layers.mobilevit import (
     stage_levels,
     to_tokens,
 )
-from .layers.pool import pooled_chs
+from .layers.pool import HEAD_POOL, pooled_chs, pooled_head
 from .layers.stage_table import MobileViTStage, Mv2Stage, StageRow, plan_stages, read_table
 from .layers.steps import Step
 from .layers.transformer import Block, TransformerStyle

@@ -17,9 +17,9 @@ from ..errors import ArgumentError
 from ..features import Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.attention import round_chs
 from .layers.conv_norm import ConvNorm
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import HEAD_POOL, pooled_head
 from .layers.mobilevit import (
     InvertedResidual,
     enlarged,
@@ -29,8 +29,7 @@ from .layers.mobilevit import (
     to_patches,
     whole_patches,
 )
-from .layers.pool import pooled_chs
-from .layers.rounding import round_chs
+from .layers.pool import HEAD_POOL, pooled_chs, pooled_head
 from .layers.steps import Step, plan_steps
 
 STRIDES, DEPTHS = (1, 2, 2, 2, 2), (1, 2, 2, 2, 2)

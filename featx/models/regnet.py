@@ -15,13 +15,10 @@ from ..backbone import Backbone, StridedConfig
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
-from .layers.attention import SEModule
-from .layers.conv_norm import ConvNorm
+from .layers.attention import SEModule, round_chs
+from .layers.conv_norm import ConvNorm, init_by_fan_out, narrow_normal
 from .layers.drop_path import drop_path, rising_rates
-from .layers.head import HEAD_POOL, pooled_head
-from .layers.initial import init_by_fan_out, narrow_normal
-from .layers.pool import pooled_chs
-from .layers.rounding import round_chs
+from .layers.pool import HEAD_POOL, pooled_chs, pooled_head
 from .layers.steps import Step, plan_steps
 
 

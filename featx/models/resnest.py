@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..preprocessing import DataConfig
 from ..registry import Variant, register
+from .layers.attention import round_chs
 from .layers.normed import normed
 from .layers.padding import SameAvgPool2d
 from .layers.residual import Bottleneck, Residual, conv3x3
-from .layers.rounding import round_chs
 from .layers.steps import Step
 from .resnet import ResNet, ResNetConfig
 

@@ -23,7 +23,7 @@ from ..features import FeatureInfo, Levels
 from ..image_checks import Sides, image_sides
 from .layers.drop_path import rising_rates
 from .layers.hybrid import hybrid_stem
-from .layers.position import resample_positions
+from .layers.pos_embed import resample_positions
 from .layers.transformer import Block, TransformerStyle, init_transformer
 
 # what a symbolic tracer calls as a whole: sizes and memory formats decide in them

@@ -1,21 +1,39 @@
-"""serve: the page from this machine, to this machine unless told otherwise, and leave nothing behind."""
+"""featx view: the page from this machine, to this machine unless told otherwise, and leave nothing behind."""
 
 import ipaddress
 import os
 import signal
 import socket
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..errors import ArgumentError, MissingPackageError
-from .guard import Guard
-from .upload import Limits
+from ..terminal import Terminal
+from .guard import Guard, Limits
 
 LOOPBACK = "127.0.0.1"
+# Nothing leaves the machine, no history is kept, and nothing is offered but the page.
+PRIVATE: dict[str, Any] = {
+    "share": False,
+    "run_history": False,
+    "enable_monitoring": False,
+    "mcp_server": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "show_error": False,
+    "footer_links": [],
+    "inline": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "state_session_capacity": 16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +68,6 @@ def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None =
             yield Served(url, folder)
         finally:
             blocks.close(verbose=False)
-
-
-# Nothing leaves the machine, no history is kept, and nothing is offered but the page.
-PRIVATE: dict[str, Any] = {
-    "share": False,
-    "run_history": False,
-    "enable_monitoring": False,
-    "mcp_server": False,
-    "ssr_mode": False,
-    "pwa": False,
-    "show_error": False,
-    "footer_links": [],
-    "inline": False,
-    "quiet": True,
-    "prevent_thread_lock": True,
-    "state_session_capacity": 16,
-}
 
 
 def is_loopback(host: str) -> bool:
@@ -137,3 +138,30 @@ def wait() -> None:
             signal.signal(getattr(signal, name), stop)
     with suppress(KeyboardInterrupt):
         Event().wait()
+
+
+def view(
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. Any other than a loopback address lets whoever reaches this machine's port use "
+            "the page, unencrypted and without a password; files of this machine are then not opened for visitors."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port to listen on; the first free one from 7860 by default.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Look into models on a local page: drop a photograph, choose a model, click a point. Ctrl-C ends it."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # the page says what failed
+    out = Terminal()
+    with serve(host, port) as served:
+        out.print(f"featx view: {served.url} (Ctrl-C to end)", soft_wrap=True)
+        if not is_loopback(host):
+            out.print(f"open to whoever reaches {host}: no password, no encryption", style="yellow", soft_wrap=True)
+        if browser:
+            webbrowser.open(served.url)
+        wait()

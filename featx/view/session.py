@@ -1,5 +1,7 @@
-"""What one visitor looks at: a photograph, a model's maps of it, a point in it; and the pictures of them."""
+"""What one visitor looks at: a photograph, a model's maps of it, a point in it; the pictures of them, and errors."""
 
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,24 +12,24 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..attention import capture_attention
+from ..attention.blocks import blocks_of
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
+from ..viz.attended import heads_of, patches_in
 from ..viz.panels import pixels_of
 from ..viz.photograph import as_seen, seen_part
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper
-from . import code
-from .attended import attended
-from .choice import Choice, Values, build, require_published
-from .message import public
+from .choice import Choice, Values, build, code_of_attention, code_of_maps, code_of_similarity, require_published
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# An absolute path up to its last part, at a place where no name, number or address goes on.
+FOLDERS = re.compile(r"(?<![\w.:/\\~<])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;()\[\]]+)+[/\\](?=[^\s/\\])")
 MOST = 6  # levels that are shown if nobody chose: more make each picture too small
 SCREEN = 1024  # pixels of the longer side
-
-
 Version = tuple[Choice, int]
 
 
@@ -224,9 +226,48 @@ def answer(session: Session, models: Models, asked: Asked, *, remote: bool) -> A
 def _code(session: Session, asked: Asked) -> str:
     parts = asked.parts
     if asked.what is What.attention:
-        return code.of_attention(asked.choice, asked.size, parts.block)
+        return code_of_attention(asked.choice, asked.size, parts.block)
     if asked.what in (What.maps, What.norms) or parts.level is None:
-        return code.of_maps(asked.choice, asked.size, parts.levels)
+        return code_of_maps(asked.choice, asked.size, parts.levels)
     if asked.what is What.similarity and session.point is not None:
-        return code.of_similarity(asked.choice, asked.size, parts.level, session.point)
-    return code.of_maps(asked.choice, asked.size, [parts.level])
+        return code_of_similarity(asked.choice, asked.size, parts.level, session.point)
+    return code_of_maps(asked.choice, asked.size, [parts.level])
+
+
+def blocks(extractor: FeatureExtractWrapper) -> list[str]:
+    """Names of the blocks with attention; ContractError if there is none."""
+    return [block.name for block in blocks_of(extractor)]
+
+
+def attended(
+    extractor: FeatureExtractWrapper, image: Tensor, block: str | None, point: Point | None
+) -> tuple[Tensor, str]:
+    """Attention of each head over the image, (heads, h, w), and the words for where it looks from.
+
+    extractor: with `output="tokens"`. image: (1, 3, H, W). point: shares of width and height, whose patch looks;
+    without one it is the class token, or the mean over all patches where there is none. Raises ArgumentError for a
+    block that the model has not, ContractError for a model without attention and where the keys are no grid over the
+    image, as in windows.
+    """
+    known = blocks(extractor)
+    if block not in known:
+        raise ArgumentError(f"choose one of the blocks with attention: {', '.join(known)}")
+    with torch.inference_mode(), capture_attention(extractor, [block]) as seen:
+        pairs: list[tuple[Tensor, Tensor]] = list(extractor(image))
+    map_, patches = seen.maps[block], patches_in(seen, block, pairs)
+    if not patches.queried_in(map_):  # the same scores for whatever asks
+        return heads_of(map_, patches), "all pixels"
+    by_pixel = len(map_) > 1
+    if point is not None:
+        return heads_of(map_, patches, point), "the pixel clicked" if by_pixel else "the patch clicked"
+    looks = "all pixels" if by_pixel else "the class token" if patches.prefix else "all patches"
+    return heads_of(map_, patches), looks
+
+
+def public(error: Exception) -> str:
+    """The error's message with every folder of the machine replaced by an ellipsis."""
+    text = str(error)
+    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+        if folder != folder.parent:  # the pattern would stop at a space in these
+            text = text.replace(f"{folder}/", "/hidden/")
+    return FOLDERS.sub("…/", text)

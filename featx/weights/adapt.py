@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers.position import resample_positions, square
-from .state import StateDict
+from ..models.layers.pos_embed import resample_positions, square
+from .state_dict_keys import StateDict
 
 Change = tuple[Tensor, str]
 

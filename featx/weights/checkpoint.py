@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, names_in
-from .file_changes import unchanged
 from .layout import Layout, find, recognise
-from .names import backbone_prefix, plain, require_values, tensors_of, unflattened, unwrapped
-from .read import read_checkpoint
+from .readers import read_checkpoint, unchanged
 from .source import HUB, locate
-from .state import StateDict
+from .state_dict_keys import StateDict, backbone_prefix, plain, require_values, tensors_of, unflattened, unwrapped
 
 Weights = str | Path | Mapping[str, Any]
 NATIVE = "native"

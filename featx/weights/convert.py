@@ -11,8 +11,7 @@ from ..report import LoadReport
 from .checkpoint import NATIVE, Reading, Weights, open_checkpoint, read_tensors
 from .layout import all_layouts, find
 from .load import all_finite, families, fitted, names_of
-from .names import unwrapped
-from .state import StateDict
+from .state_dict_keys import StateDict, unwrapped
 
 NATIVE_NAMES = (NATIVE, "timm")  # our names are timm's
 

@@ -1,20 +1,23 @@
-"""Put tensors into a model, all of them or none."""
+"""Put tensors into a model, all of them or none; an empty model, one on the meta device, gets them without a copy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import require_texts
+from ..backbone import Backbone
 from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
 from ..report import LoadReport
 from ..spelling import closest
+from ..wrappers import FeatureExtractWrapper
 from ..wrappers.transparent import Transparent
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
-from .state import StateDict
+from .state_dict_keys import StateDict
 from .values import same
 
 MOST_COMPARED = 100  # names of which the closest are found: each comparison costs
@@ -193,3 +196,57 @@ def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.source} is in the layout of {checkpoint.layout.system}, whose numbers need {wrong}: let "
             "create_model(..., checkpoint_path=...) build the model, or pass these to it"
         )
+
+
+def fill(
+    model: Backbone | FeatureExtractWrapper,
+    checkpoint: Checkpoint,
+    *,
+    resized: tuple[str, ...] = (),
+    grid: tuple[int, int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give an empty model the tensors of a checkpoint, in place, and its `load_report`; see `fitted` for the rest."""
+    tensors, report = fitted(model, checkpoint, resized=resized, grid=grid, dtype=dtype)
+    assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
+    if report.fresh and isinstance(model, Backbone):
+        initialise_head(model, device=device, dtype=dtype)
+    cast(Backbone, getattr(model, "_source", model)).load_report = report
+
+
+def assign(
+    model: nn.Module,
+    tensors: StateDict,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+) -> None:
+    """Make the tensors the parameters and buffers of that name, in place, on `device` and, if floating, in `dtype`.
+
+    dtype: the model's own by default. copy: even tensors that need no change, because they belong to somebody else. Two
+    parameters never share memory.
+    """
+    wanted, used = model.state_dict(), set[int]()
+    own: StateDict = {}
+    for name, tensor in tensors.items():
+        floating = tensor.is_floating_point()
+        own[name] = tensor.to(device, (dtype if floating else None) or wanted[name].dtype).contiguous()
+        shared = own[name].data_ptr() in used and own[name].numel() > 0
+        if shared or (copy and own[name].data_ptr() == tensor.data_ptr()):
+            own[name] = own[name].clone()
+        used.add(own[name].data_ptr())
+    model.load_state_dict(own, strict=False, assign=True)  # what is missing is given its values next
+
+
+def initialise_head(
+    model: Backbone, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Give an empty last linear layer the family's random values, in place."""
+    head = model.get_submodule(model.last_linear).to_empty(device="cpu")
+    for module in head.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+    model.initialise(head)
+    head.to(device, dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .protobuf import BYTES, VARINT, Data, Span, damaged, fields, integers, once, text
-from .state import StateDict
+from .state_dict_keys import StateDict
 
 DTYPES = {
     "Bool": torch.bool,

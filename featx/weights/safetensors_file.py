@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, names_in
 from .npz import MAX_MEMBERS
-from .state import StateDict
+from .state_dict_keys import StateDict
 
 LONGEST_HEADER = 32 << 20  # bytes; a network of 20,000 tensors takes 3 MiB, and its metadata perhaps as many
 MOST_OBJECTS = 5 * MAX_MEMBERS  # a tensor is one, and metadata may quote some

@@ -1,11 +1,15 @@
-"""Channel attention: every channel is scaled by a gate computed from the means of all channels."""
+"""Channels: numbers of them that hardware likes, and attention, which scales each by a gate computed from all means."""
 
 from functools import partial
 from math import log2
 
 from torch import Tensor, nn
 
-from .rounding import round_chs
+
+def round_chs(chs: float, divisor: int = 8, lowest: float = 0.9) -> int:
+    """The nearest multiple of `divisor`, at least one, and not less than `lowest` of `chs`."""
+    rounded = max(divisor, int(chs + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < lowest * chs else rounded
 
 
 class SqueezeExcite(nn.Module):

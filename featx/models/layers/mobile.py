@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from ...backbone import Backbone, StridedConfig
 from ...features import FeatureInfo, Levels
-from .attention import SqueezeExcite
+from .attention import SqueezeExcite, round_chs
+from .conv_norm import init_by_fan_out, uniform_by_fan_out
 from .drop_path import drop_path, require_rate
-from .initial import init_by_fan_out, uniform_by_fan_out
 from .normed import activated, normed
 from .padding import even_conv, same_conv
-from .rounding import round_chs
 from .steps import Step, plan_steps
 
 Activation = type[nn.Module]

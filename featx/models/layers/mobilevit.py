@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...features import FeatureInfo
-from .conv_norm import ConvNorm
+from .attention import round_chs
+from .conv_norm import ConvNorm, init_by_fan_out, narrow_normal
 from .drop_path import drop_path
-from .initial import init_by_fan_out, narrow_normal
-from .rounding import round_chs
 from .steps import Step
 
 

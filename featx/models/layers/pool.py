@@ -1,9 +1,15 @@
-"""From a map to one number per channel, or to none where a head reads every cell."""
+"""From a map to one number per channel, or to none where a head reads every cell, and from these to logits."""
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
+from ...backbone import classifier
 from ...errors import ArgumentError
+
+DOUBLING = ("catavgmax",)
+HEAD_POOL = ("head.global_pool", "head.flatten")  # where `pooled_head`, registered as `head`, has them
 
 
 class AverageMaxPool(nn.Module):
@@ -27,7 +33,6 @@ POOLS = {
     "catavgmax": CatAverageMaxPool,
     "": nn.Identity,
 }
-DOUBLING = ("catavgmax",)
 
 
 def global_pool(kind: str) -> nn.Module:
@@ -45,3 +50,26 @@ def pooled_chs(chs: int, kind: str) -> int:
 def flatten(kind: str) -> nn.Module:
     """(N, C, 1, 1) to (N, C) behind a pool; maps stay maps where there is none."""
     return nn.Flatten() if kind else nn.Identity()
+
+
+class Head(nn.Sequential):
+    """Layers in their order, of which the last is the classifier."""
+
+    def forward(self, input: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, or with `pre_logits` what enters the last layer."""
+        x, *layers = input, *self
+        for layer in layers[:-1] if pre_logits else layers:
+            x = layer(x)
+        return x
+
+
+def pooled_head(chs: int, num_classes: int, pool: str, drop_rate: float) -> Head:
+    """(N, chs, H, W) to logits (N, num_classes), or pooled features if there are no classes; `fc` is its last layer."""
+    return Head(
+        OrderedDict(
+            global_pool=global_pool(pool),
+            flatten=flatten(pool),
+            drop=nn.Dropout(drop_rate),
+            fc=classifier(pooled_chs(chs, pool), num_classes, pool),
+        )
+    )

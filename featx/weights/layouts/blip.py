@@ -10,8 +10,7 @@ from collections.abc import Collection
 from ...errors import CheckpointError
 from ...preprocessing import CLIP
 from ..layout import Layout, has
-from ..names import renamed
-from ..state import State, StateDict
+from ..state_dict_keys import State, StateDict, renamed
 
 ENCODER = r"visual_encoder\."
 TENSORS = r"(cls_token|pos_embed|(patch_embed\.proj|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])|norm)\..*)$"

@@ -11,11 +11,9 @@ from collections.abc import Collection
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..fused import fused, split
 from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..pairs import Pair, rules, rules_back
-from ..state import State, StateDict
+from ..qkv import fused, split
+from ..state_dict_keys import Pair, Rule, State, StateDict, renamed, rules, rules_back
 
 TRAINING = r"(?:opt/target/)?"
 BLOCK, ATTENTION = "^Transformer/encoderblock_#/", "^Transformer/encoderblock_#/MultiHeadDotProductAttention_1/"

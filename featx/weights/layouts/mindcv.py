@@ -1,21 +1,69 @@
-"""MindCV's names of ResNet, ResNeSt, RepVGG, ReXNet and HRNet, as MindSpore saves them.
+"""MindCV's names of ResNet, ResNeSt, RepVGG, ReXNet, HRNet and ConvNeXt, as MindSpore saves them.
 
 They are those of its networks: https://github.com/mindspore-lab/mindcv/tree/main/mindcv/models
+MindSpore calls the scale and shift of a norm gamma and beta, its statistics moving_*; batches are not counted.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
+import torch
+from torch import nn
+
+from ...models.convnext import ChannelLinear
 from ...models.hrnet import resized
-from ...models.layers.padding import SameMaxPool2d
+from ...models.layers.padding import SameConv2d, SameMaxPool2d
 from ...models.resnest import SamePoolSplitBottleneck
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has
-from ..mindspore_names import IGNORES, foreign, plain
-from ..names import Rule
-from ..state import State, StateDict
+from ..state_dict_keys import Rule, State, StateDict, renamed
+
+# What training saves beside the network.
+IGNORES = {
+    r"ema\.": "moving averages of the weights",
+    r"(moments?[123]?|adam_[mv]|nadam_[mv]|lion_m|prev_gradient|accum|stat|swap)\.": "state of the optimizer",
+    r"(learning_rate|global_step|momentum|beta[12]_power|mu_schedule|updates|scale_sense)$": "state of the optimizer",
+    r"(current_iterator_step|last_overflow_iterator_step|epoch_num|step_num|loss_scale)$": "progress of the training",
+}
+
+# Where the parts of a sequence were flattened, for the extraction of maps, their names have an underscore.
+FLATTENED: Rule = (r"^(features?)_(\d+)\.", r"\1.\2.")
+LEAVES: tuple[Rule, ...] = (
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+    (r"\.moving_mean$", ".running_mean"),
+    (r"\.moving_variance$", ".running_var"),
+    (r"\.gamma_$", ".gamma"),
+)
+TO_STATISTICS: tuple[Rule, ...] = (
+    (r"\.gamma$", ".gamma_"),
+    (r"\.running_mean$", ".moving_mean"),
+    (r"\.running_var$", ".moving_variance"),
+)
+COUNTER = ".num_batches_tracked"
+
+
+def plain(state: State, rules: Iterable[Rule] = ()) -> StateDict:
+    """The tensors after the rules, with PyTorch's names of what is in a norm, and its count of batches at zero."""
+    new = renamed(state, (FLATTENED, *rules, *LEAVES))
+    norms = [name.removesuffix(".running_mean") for name in new if name.endswith(".running_mean")]
+    return new | {norm + COUNTER: torch.tensor(0) for norm in norms}
+
+
+def foreign(state: State, rules: Iterable[Rule] = ()) -> StateDict:
+    """The way back: norms are the modules whose weight is a vector."""
+    norms = {name.removesuffix(".weight") for name, t in state.items() if name.endswith(".weight") and t.ndim == 1}
+    leaves = {"weight": "gamma", "bias": "beta"}
+
+    def leaf(name: str) -> str:
+        module, _, last = name.rpartition(".")
+        return f"{module}.{leaves.get(last, last)}" if module in norms else name
+
+    kept = {name: tensor for name, tensor in renamed(state, TO_STATISTICS).items() if not name.endswith(COUNTER)}
+    return renamed({leaf(name): tensor for name, tensor in kept.items()}, rules)
+
 
 SYSTEM = "mindcv"
 
@@ -113,6 +161,47 @@ def recipe(interpolation: str, **others: float) -> dict[str, Any]:
 
 MAX_POOL = {"max_pool": partial(SameMaxPool2d, kernel=3, stride=2)}
 PADDED = "padded as TensorFlow does"
+
+
+# Stem and stages take the odd places of a sequence, what lies between them the even ones.
+CONVNEXT: tuple[Rule, ...] = (
+    (r"^feature\.0\.", "stem."),
+    (r"^feature\.([246])\.", lambda match: f"stages.{int(match[1]) // 2}.downsample."),
+    (r"^feature\.([1357])\.", lambda match: f"stages.{int(match[1]) // 2}.blocks."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.grn\.", ".mlp.grn."),
+    (r"^norm\.", "head.norm."),
+    (r"^classifier\.", "head.fc."),
+)
+TO_CONVNEXT: tuple[Rule, ...] = (
+    (r"^stem\.", "feature.0."),
+    (r"^stages\.(\d)\.downsample\.", lambda match: f"feature.{2 * int(match[1])}."),
+    (r"^stages\.(\d)\.blocks\.", lambda match: f"feature.{2 * int(match[1]) + 1}."),
+    (r"\.conv_dw\.", ".dwconv."),
+    (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+    (r"\.mlp\.grn\.", ".grn."),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "classifier."),
+)
+
+
+def convnext_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return {name: t.flatten() if ".grn." in name else t for name, t in plain(state, CONVNEXT).items()}
+
+
+def convnext_from_native(state: State) -> StateDict:
+    """Linear layers, which the small networks have as 1x1 convolutions, as such, and response norms of four axes."""
+    new: StateDict = {}
+    for name, tensor in foreign(state, TO_CONVNEXT).items():
+        if ".grn." in name:
+            tensor = tensor.view(1, 1, 1, -1)
+        elif ".pwconv" in name and tensor.ndim == 4:
+            tensor = tensor.flatten(1)
+        new[name] = tensor
+    return new
+
+
 LAYOUTS = (
     Layout(
         SYSTEM,
@@ -166,6 +255,26 @@ LAYOUTS = (
         notes=(
             "coarse branches are resized to the branch they are added to",
             "MindCV rounds them to half precision on the way, which differs from us by 5e-4 of the largest value",
+        ),
+    ),
+    Layout(
+        SYSTEM,
+        "ConvNeXt",
+        has(r"feature[._]0\.0\.weight$", r"feature[._]0\.1\.gamma$"),
+        convnext_to_native,
+        convnext_from_native,
+        ignores=IGNORES,
+        settings={
+            "act": partial(nn.GELU, approximate="tanh"),
+            "mix": ChannelLinear,
+            "norm_eps": 1e-6,
+            "patch": SameConv2d,
+        },
+        data=recipe("bicubic", crop=0.95),
+        notes=(
+            "GELU is approximated by tanh",
+            "channels are mixed by linear layers in all sizes",
+            "patches that pixels only partly cover are filled up with zeros",
         ),
     ),
 )

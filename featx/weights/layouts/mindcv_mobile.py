@@ -15,10 +15,8 @@ from ...models.layers.mobile import as_tensorflow
 from ...models.layers.padding import same_conv, same_depthwise_conv
 from ...models.mobilenetv3 import HARD
 from ..layout import Layout, has
-from ..mindspore_names import IGNORES, foreign, plain
-from ..names import moved
-from ..state import State, StateDict
-from .mindcv import SYSTEM, recipe
+from ..state_dict_keys import State, StateDict, moved
+from .mindcv import IGNORES, SYSTEM, foreign, plain, recipe
 
 # From our names of modules to MindCV's.
 Table = dict[str, str]

@@ -9,11 +9,9 @@ import re
 from collections.abc import Collection
 
 from ...preprocessing import IMAGENET
-from ..fused import fused, split
 from ..layout import Layout, has
-from ..names import renamed
-from ..pairs import Pair, rules, rules_back
-from ..state import State, StateDict
+from ..qkv import fused, split
+from ..state_dict_keys import Pair, State, StateDict, renamed, rules, rules_back
 from .cvnets import LAST_NORM, last_norms
 
 BACKBONE = r"(?:backbone\.)?"

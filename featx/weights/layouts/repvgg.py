@@ -3,8 +3,7 @@
 from collections.abc import Collection
 
 from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..state import State, StateDict
+from ..state_dict_keys import Rule, State, StateDict, renamed
 
 TO_NATIVE: tuple[Rule, ...] = (
     (r"^stage0\.", "stem."),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from math import isqrt
 
 from ..layout import Layout, has
-from ..state import State, StateDict
+from ..state_dict_keys import State, StateDict
 
 PATCHES, REPRESENTATION = "patch_embed.proj.weight", "pre_logits.fc.weight"
 WIDTHS = (192, 384, 512, 768, 1024, 1280)

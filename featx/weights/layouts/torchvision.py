@@ -1,4 +1,7 @@
-"""torchvision's names of ConvNeXt and ViT, as its models save them; its ResNets have the names that ours have."""
+"""torchvision's names of ConvNeXt, ViT and RegNet, as its models save them; its ResNets have the names that ours have.
+
+A block of RegNet has a transform `f` of convolutions a, b and c.
+"""
 
 import re
 from collections.abc import Collection
@@ -8,8 +11,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..state import State, StateDict
+from ..state_dict_keys import Rule, State, StateDict, renamed
 
 
 def half(match: re.Match[str]) -> str:
@@ -118,8 +120,43 @@ def is_never_told_from_native(_state: State) -> bool:
     return False
 
 
+REGNET: tuple[Rule, ...] = (
+    (r"^stem\.0\.", "stem.conv."),
+    (r"^stem\.1\.", "stem.bn."),
+    (r"^trunk_output\.block(\d)\.block\d-(\d+)\.", lambda match: f"s{match[1]}.b{int(match[2]) + 1}."),
+    (r"\.f\.([abc])\.", lambda match: f".conv{'abc'.index(match[1]) + 1}."),
+    (r"\.f\.se\.", ".se."),
+    (r"\.proj\.", ".downsample."),
+    (r"\.(conv\d|downsample)\.0\.", r".\1.conv."),
+    (r"\.(conv\d|downsample)\.1\.", r".\1.bn."),
+    (r"^fc\.", "head.fc."),
+)
+TO_REGNET: tuple[Rule, ...] = (
+    (r"^stem\.conv\.", "stem.0."),
+    (r"^stem\.bn\.", "stem.1."),
+    (r"^s(\d)\.b(\d+)\.", lambda match: f"trunk_output.block{match[1]}.block{match[1]}-{int(match[2]) - 1}."),
+    (r"\.(conv\d|downsample)\.conv\.", r".\1.0."),
+    (r"\.(conv\d|downsample)\.bn\.", r".\1.1."),
+    (r"\.conv([123])\.", lambda match: f".f.{'abc'[int(match[1]) - 1]}."),
+    (r"\.se\.", ".f.se."),
+    (r"\.downsample\.", ".proj."),
+    (r"^head\.fc\.", "fc."),
+)
+
+
+def regnet_to_native(state: State, _names: Collection[str]) -> StateDict:
+    return renamed(state, REGNET)
+
+
+def regnet_from_native(state: State) -> StateDict:
+    return renamed(state, TO_REGNET)
+
+
+is_regnet = has(r"stem\.1\.running_mean$", r"trunk_output\.block1\.block1-0\.f\.a\.0\.weight$")
+
 LAYOUTS = (
     Layout("torchvision", "ResNet", is_never_told_from_native, resnet_to_native, resnet_from_native, data=IMAGENET),
     Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native, data=IMAGENET),
     Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native, data=IMAGENET),
+    Layout("torchvision", "RegNet", is_regnet, regnet_to_native, regnet_from_native, data=IMAGENET),
 )

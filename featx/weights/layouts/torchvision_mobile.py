@@ -10,8 +10,7 @@ from functools import partial
 
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has
-from ..names import moved
-from ..state import State, StateDict
+from ..state_dict_keys import State, StateDict, moved
 
 # From our names of modules to torchvision's.
 Table = dict[str, str]

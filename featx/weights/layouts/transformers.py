@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, names_in
 from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..state import State, StateDict
+from ..state_dict_keys import Rule, State, StateDict, renamed
 
 
 def numbered(template: str, by: int) -> Callable[[re.Match[str]], str]:

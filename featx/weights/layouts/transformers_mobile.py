@@ -15,8 +15,7 @@ from ...errors import CheckpointError
 from ...models.layers.mobile import MobileStyle, as_tensorflow
 from ...preprocessing import IMAGENET_MEAN, INCEPTION
 from ..layout import Layout, has
-from ..names import moved, renamed
-from ..state import State, StateDict
+from ..state_dict_keys import State, StateDict, moved, renamed
 from .transformers import written
 
 Modules = Mapping[str, str]

@@ -1,16 +1,16 @@
-"""transformers' names of MobileViT and MobileViTV2 (its models/mobilevit and models/mobilevitv2).
+"""transformers' names of MobileViT and MobileViTV2 (its models/mobilevit and models/mobilevitv2), and of segmenters.
 
 Weights of MobileViT come from CVNets, where they were trained on images in the order blue, green, red; we compute maps
 of images in the order red, green, blue, so that the first convolution is turned round. MobileViTV2 was trained on the
-latter. Of models for semantic segmentation the encoder is taken, which in MobileViT ends before the expansion.
+latter. Of models for semantic segmentation a backbone takes the encoder, which in MobileViT ends before the expansion;
+as a whole their backbone is in `mobilevit.` or `mobilevitv2.`, and DeepLabV3 in `segmentation_head.`.
 """
 
 from collections.abc import Collection
 
-from ..fused import fused, split
-from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..state import State, StateDict
+from ..layout import Layout, Whole, has
+from ..qkv import fused, split
+from ..state_dict_keys import Pair, Rule, State, StateDict, renamed
 from .cvnets import turned_round
 from .transformers import written
 
@@ -99,7 +99,7 @@ def v2_from_native(state: State) -> StateDict:
 
 HEAD = {r"segmentation_head\.": "head of semantic segmentation"}
 
-LAYOUTS = (
+BACKBONES = (
     Layout(
         "transformers",
         "MobileViT",
@@ -131,5 +131,41 @@ LAYOUTS = (
             "from CVNets, as Apple's, were trained with them dilated: local_dilation=True",
             "a map whose sides are no multiples of the patch is enlarged, where transformers fills with zeros",
         ),
+    ),
+)
+
+SEGMENTATION: tuple[Pair, ...] = (
+    ("^segmentation_head.classifier.convolution.", "^head.classifier."),
+    ("^segmentation_head.aspp.convs.#.convolution.", "^head.aspp.convs.#.0."),
+    ("^segmentation_head.aspp.convs.#.normalization.", "^head.aspp.convs.#.1."),
+    # read backwards, this comes before the others, which it would match
+    ("^segmentation_head.aspp.convs.4.conv_1x1.convolution.", "^head.aspp.convs.4.1."),
+    ("^segmentation_head.aspp.convs.4.conv_1x1.normalization.", "^head.aspp.convs.4.2."),
+    ("^segmentation_head.aspp.project.convolution.", "^head.aspp.project.0."),
+    ("^segmentation_head.aspp.project.normalization.", "^head.aspp.project.1."),
+)
+
+V1_SEGMENTER, V2_SEGMENTER = (
+    Whole(backbone, prefix, lambda _: SEGMENTATION)
+    for backbone, prefix in zip(BACKBONES, ("mobilevit.", "mobilevitv2."), strict=True)
+)
+RESIZED = "logits are resized without aligned corners, as transformers does for its loss"
+
+LAYOUTS = (
+    *BACKBONES,
+    *(
+        Layout(
+            "transformers",
+            "Segmenter",
+            whole.recognises,
+            whole.to_native,
+            whole.from_native,
+            settings={**whole.backbone.settings, "align_corners": False},
+            notes=(*notes, RESIZED),
+        )
+        for whole, notes in (
+            (V1_SEGMENTER, V1_SEGMENTER.backbone.notes[:1]),  # the others speak of extractors
+            (V2_SEGMENTER, V2_SEGMENTER.backbone.notes),
+        )
     ),
 )

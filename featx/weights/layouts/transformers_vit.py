@@ -11,11 +11,10 @@ import torch
 
 from ...errors import CheckpointError
 from ...preprocessing import CLIP, IMAGENET
-from ..fused import fused, split
 from ..layout import Layout, has
-from ..names import Rule, renamed
-from ..state import State, StateDict
-from .facebook_vit import with_class_position, without_class_position
+from ..qkv import fused, split
+from ..state_dict_keys import Rule, State, StateDict, renamed
+from .facebook import with_class_position, without_class_position
 from .transformers import written
 
 GATED = ("gate", "value")

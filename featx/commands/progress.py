@@ -1,0 +1,162 @@
+"""Progress output of `featx extract`, a bar for people or lines of JSON for machines, and the signals that stop it."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import escaped, shortened
+from .options import Values, err, out
+
+if TYPE_CHECKING:
+    from ..bulk import LeftOut, Summary
+    from ..bulk import Progress as Done
+
+SHOWN_FAILURES = 20
+
+
+class Log(StrEnum):
+    """How progress is told."""
+
+    bar = "bar"
+    json = "json"
+
+
+@contextmanager
+def _bar() -> "Iterator[Callable[[Done], None]]":
+    columns = (
+        TextColumn("extracting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = Progress(*columns, console=err)
+    first: list[tuple[int, float]] = []
+
+    def tell(done: "Done") -> None:
+        count = done.written + done.failed
+        if not first:  # what was there before says nothing about the speed of this run
+            first.append((count, perf_counter()))
+            shown.add_task("extracting", total=done.total, completed=count, told="")
+            shown.start()
+        rate = (count - first[0][0]) / max(perf_counter() - first[0][1], 1e-3)
+        told = f"{rate:.1f} images/s" + (f", {done.failed} failed" if done.failed else "")
+        shown.update(shown.task_ids[0], completed=count, told=told)
+
+    try:
+        yield tell
+    finally:
+        if first:
+            shown.stop()
+
+
+@contextmanager
+def _lines() -> "Iterator[Callable[[Done], None]]":
+    start = perf_counter()
+
+    def tell(done: "Done") -> None:
+        if done.shard is not None:
+            shard = {"shard": done.shard.shard, "written": done.shard.written, "bytes": done.shard.nbytes}
+            failed = {one.id: one.reason for one in done.shard.failed}
+            rest = {"done": done.written + done.failed, "total": done.total, "seconds": perf_counter() - start}
+            _line(event="shard", **shard, failed=failed, **rest)
+
+    yield tell
+
+
+def _line(**facts: object) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) -> None:
+    size = f"{summary.nbytes / 2**20:.1f} MiB"
+    before = len(summary.shards) - summary.made
+    there = f", {before} of {len(summary.shards)} files were there" if before else ""
+    out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
+    out.print(f"weights: {values}; computed on {device}", soft_wrap=True)
+    if summary.removed:
+        out.print(f"no longer among the inputs, marked as removed: {_images(summary.removed)}", soft_wrap=True)
+    if summary.failed:
+        out.print(f"{_images(len(summary.failed))} could not be extracted (--retry-failed tries again):", style="red")
+        for id_, reason in list(summary.failed.items())[:SHOWN_FAILURES]:
+            out.print(f"  {escaped(id_)}: {escaped(reason)}", soft_wrap=True)
+        if len(summary.failed) > SHOWN_FAILURES:
+            more = len(summary.failed) - SHOWN_FAILURES
+            out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
+    _tell_left_out(summary.left_out)
+
+
+def _tell_left_out(left_out: "LeftOut") -> None:
+    if left_out.kinds:
+        out.print(f"left out: {left_out}", soft_wrap=True)
+    if left_out.remarks:
+        out.print("remarks:", style="red")
+        for line in shortened([f"{path}: {remark}" for path, remark in left_out.remarks.items()], SHOWN_FAILURES):
+            out.print(f"  {line}", soft_wrap=True)
+
+
+def _tell_machines(summary: "Summary", folder: Path, values: Values, device: str) -> None:
+    counts = {"written": summary.written, "failed": len(summary.failed), "removed": summary.removed}
+    files = {"files": len(summary.shards), "made": summary.made, "left": summary.left, "bytes": summary.nbytes}
+    left_out = {"left_out": dict(summary.left_out.kinds), "remarks": dict(summary.left_out.remarks)}
+    _line(event="summary", **counts, **files, **left_out, folder=str(folder), weights=str(values), device=device)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def tell_converted(target: Path, images: int, format: str) -> None:
+    out.print(f"{target}: {_images(images)} as {format}", soft_wrap=True)
+
+
+def _line_converted(target: Path, images: int, format: str) -> None:
+    _line(event="converted", path=str(target), images=images, format=format)
+
+
+LOGS = {Log.bar: _bar, Log.json: _lines}
+TELL = {Log.bar: _tell_people, Log.json: _tell_machines}
+CONVERTED = {Log.bar: tell_converted, Log.json: _line_converted}
+
+
+class Stop:
+    """Whether a signal asked to stop, and the status to exit with then."""
+
+    status = 0
+
+    def __call__(self) -> bool:
+        return bool(self.status)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """The first signal lets the shard in work be finished, the second does not."""
+        del frame
+        if self.status:
+            raise KeyboardInterrupt
+        self.status = 128 + number
+        err.print("finishing the file in work; once more to end at once", soft_wrap=True)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        err.print("ended at once: the file in work is lost, run the same command again to go on", soft_wrap=True)
+        raise typer.Exit(stop.status or 130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
