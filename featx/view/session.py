@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
-from ..viz.panels import pixels_of
+from ..viz.figure import pixels_of
 from ..viz.photograph import as_seen, seen_part
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper

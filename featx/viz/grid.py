@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from .colours import Basis, principal_colours
-from .panels import DENSE, WIDE, Layout, Panel, caption_of, draw, photograph, single
+from .figure import DENSE, WIDE, Layout, Panel, caption_of, draw, photograph, single
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

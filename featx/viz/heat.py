@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
-from .panels import DENSE, WIDE, Panel, as_heat, caption_of, draw, photograph, scale_of, single
+from .figure import DENSE, WIDE, Panel, as_heat, caption_of, draw, photograph, scale_of, single
 from .points import Point
 
 if TYPE_CHECKING:
