@@ -30,6 +30,7 @@ from .registry import list_models as list_models
 from .registry import register_model as register_model
 from .report import LoadReport as LoadReport
 from .tap import tap as tap
+from .version import __version__ as __version__
 from .weights import load_weights as load_weights
 from .weights import push_to_hub as push_to_hub
 from .weights import save as save
@@ -59,6 +60,3 @@ def __getattr__(name: str) -> Any:
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
-
-
-__version__ = "0.1.0"

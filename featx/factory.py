@@ -8,8 +8,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
+from . import bridges as bridges  # registers them
 from .arguments import require_number, require_place
-from .bridges import bridge_of
+from .bridge_registry import bridge_of
 from .building import Choice, Request, bridged, native, users
 from .errors import ArgumentError, UnknownModelError
 from .features import OutIndices

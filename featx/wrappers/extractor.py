@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import require_module
 from ..backbone import Backbone, Pyramid, refuse_scripting
-from ..bridges import bridge_to
+from ..bridge_registry import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
 from ..image_checks import check_images, dtypes_of
