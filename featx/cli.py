@@ -206,7 +206,7 @@ def convert(
     """Write a checkpoint in another layout. Every tensor of the model must be there."""
     from featx.weights.checkpoint import Reading
     from featx.weights.convert import convert as converted
-    from featx.weights.save import write_checkpoint
+    from featx.weights.serialization import write_checkpoint
 
     target = local(target)
     state = converted(file, model, to, Reading(layout=layout, container=container))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import featx
 from featx.weights.checkpoint import Reading
 from featx.weights.convert import convert as converted
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 NAME = "mobilenetv3_small_050"
 FILES = ("w.safetensors", "w.pth", "legacy.pth", "w.npz", "w.ckpt", INDEX)

@@ -19,7 +19,7 @@ from test_mobilevit_yaml import backbone
 import featx
 from featx.arguments import fits
 from featx.models.mobilevit import read_config
-from featx.weights.save import description
+from featx.weights.serialization import description
 from featx.weights.shards import shard_names
 
 BASES = {

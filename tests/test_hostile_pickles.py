@@ -18,7 +18,7 @@ from torch import nn
 import featx
 from featx.weights.checkpoint import Reading, read_tensors
 from featx.weights.read import read_checkpoint
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 # pieces of pickles
 

@@ -8,13 +8,13 @@ from .count import Progress as Progress
 from .count import Summary as Summary
 from .dataset import FeatureDataset as FeatureDataset
 from .dataset import Features as Features
-from .embed import embed as embed
+from .embedding import embed as embed
+from .folder_merge import Merged as Merged
+from .folder_merge import merge as merge
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
 from .left_out import LeftOut as LeftOut
-from .merge import Merged as Merged
-from .merge import merge as merge
 from .ray import OnRay as OnRay
 from .recipe import Recipe as Recipe
 from .recipe import Resources as Resources
@@ -23,6 +23,6 @@ from .search import Duplicate as Duplicate
 from .search import Neighbour as Neighbour
 from .shard import Failure as Failure
 from .sources import Items as Items
-from .stats import LevelStatistics as LevelStatistics
-from .stats import Statistics as Statistics
-from .stats import stats as stats
+from .statistics import LevelStatistics as LevelStatistics
+from .statistics import Statistics as Statistics
+from .statistics import stats as stats

@@ -17,7 +17,7 @@ Target = Annotated[Path, typer.Option("--out", help="Folder for all of it: a new
 def merge(folders: Folders, folder: Target, partial: Partial = False) -> None:
     """Join folders that jobs made with --shard, each its own."""
     from ..bulk.completeness import as_ranges
-    from ..bulk.merge import merge as merged
+    from ..bulk.folder_merge import merge as merged
 
     done = merged(folders, folder, partial=partial)
     failed = f", {done.failed} failed" if done.failed else ""

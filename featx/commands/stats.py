@@ -20,7 +20,7 @@ from .convert import Partial
 from .options import err, out
 
 if TYPE_CHECKING:
-    from ..bulk.stats import LevelStatistics, Statistics
+    from ..bulk.statistics import LevelStatistics, Statistics
 
 SHOWN = 10
 
@@ -61,8 +61,8 @@ def stats(
 
 def _numbers(folder: str, json_: bool, partial: bool) -> bool:
     """Tell what is in the folder; whether it is sound."""
-    from ..bulk.stats import as_json
-    from ..bulk.stats import stats as measured
+    from ..bulk.statistics import as_json
+    from ..bulk.statistics import stats as measured
 
     with _bar(json_) as progress:
         found = measured(folder, progress, partial=partial)
