@@ -13,7 +13,7 @@ from ..report import LoadReport
 from ..spelling import closest
 from ..wrappers.transparent import Transparent
 from .adapt import adapted
-from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
+from .checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint
 from .state import StateDict
 from .values import same
 
@@ -52,8 +52,15 @@ def load_weights(
     WeightsNotFoundError if there is nothing at that place.
     """
     skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
-    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
-    opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
+    options = LoadOptions(auto_mapping=auto_mapping, layout=layout, container=container, cache_dir=cache_dir, mmap=mmap)
+    return load(model, checkpoint, options, skip=skip, finite=finite)
+
+
+def load(
+    model: nn.Module, weights: Weights, options: LoadOptions, *, skip: tuple[str, ...] = (), finite: bool = True
+) -> LoadReport:
+    """Fill `model` in place; see `load_weights`."""
+    opened = open_checkpoint(weights, names_of(model), families(model), options)
     _require_settings(model, opened)
     tensors, report = fitted(model, opened, skip=skip, finite=finite)
     model.load_state_dict(tensors, strict=False)  # what is skipped is missing
