@@ -7,6 +7,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import source_of
 from .checkpoint import Checkpoint
 from .load import fitted
 from .state import StateDict
@@ -26,7 +27,7 @@ def fill(
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
         initialise_head(model, device=device, dtype=dtype)
-    cast(Backbone, getattr(model, "_source", model)).load_report = report
+    cast(Backbone, source_of(model)).load_report = report
 
 
 def assign(

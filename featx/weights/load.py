@@ -11,7 +11,8 @@ from ..arguments import require_texts
 from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
 from ..report import LoadReport
 from ..spelling import closest
-from ..wrappers.transparent import Transparent
+from ..wrappers.extractor import source_of
+from ..wrappers.transparent import innermost
 from .adapt import adapted
 from .checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint
 from .state import StateDict
@@ -74,10 +75,7 @@ def names_of(model: nn.Module) -> frozenset[str]:
 
 def families(model: nn.Module) -> tuple[str, ...]:
     """Names of the classes that a model, or the model inside an extractor, is of, and of ours with the same names."""
-    inner = getattr(model, "_source", model)
-    while isinstance(inner, Transparent):
-        inner = inner._inner
-    kinds = type(inner).__mro__
+    kinds = type(innermost(source_of(model))).__mro__
     same_names = (SAME_NAMES.get(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
     return (*(kind.__name__ for kind in kinds), *(name for name in same_names if name))
 
@@ -101,7 +99,7 @@ def fitted(
     wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
     skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
     needed = {name: tensor for name, tensor in checkpoint.state.items() if name not in unneeded}
-    given, changes = adapted(needed, wanted, getattr(model, "_source", model), grid)
+    given, changes = adapted(needed, wanted, source_of(model), grid)
     other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
     skipped |= {name: "skipped on request" for name in given if name.startswith(skip)}
     skipped |= {name: "of another size" for name in given if name.startswith(other_size)}
@@ -124,7 +122,7 @@ def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
     left_out = getattr(model, "_left_out", None)
     if left_out is None:
         return []
-    head = getattr(getattr(model, "_source", model), "last_linear", None)
+    head = getattr(source_of(model), "last_linear", None)
     return [name for name in state if name in left_out or (head is not None and name.startswith(f"{head}."))]
 
 
@@ -192,7 +190,7 @@ def place(model: nn.Module, device: torch.device | str | None, dtype: torch.dtyp
 
 def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError if the model was not built as the layout's program builds it."""
-    config = getattr(getattr(model, "_source", model), "config", None)
+    config = getattr(source_of(model), "config", None)
     asked = checkpoint.layout.settings if checkpoint.layout else {}
     wrong = {n: value for n, value in asked.items() if not same(getattr(config, n, None), value)}
     if wrong and checkpoint.layout:
