@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import featx
 from featx.runtime.agreement import agreement
-from featx.runtime.optimize import Runtime
+from featx.runtime.optimization import Runtime
 
 sys.path.insert(0, f"{Path(__file__).parents[1] / 'tests'}")
 from trained import CALIBRATION, JUDGED, dinov2_small, lite0, mobilenetv2, photographs

@@ -8,7 +8,6 @@ from .backbone import Backbone as Backbone
 from .backbone import Pyramid as Pyramid
 from .contract import verify as verify
 from .creation import build_model_with_cfg as build_model_with_cfg
-from .discover import discover as discover
 from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
 from .errors import ContractError as ContractError
@@ -23,30 +22,113 @@ from .errors import WeightsNotFoundError as WeightsNotFoundError
 from .factory import create_model as create_model
 from .features import FeatureInfo as FeatureInfo
 from .features import Levels as Levels
+from .level_discovery import discover as discover
 from .preprocessing import DataConfig as DataConfig
 from .preprocessing import transform as transform
 from .preprocessing import transform_whole as transform_whole
 from .registry import list_models as list_models
 from .registry import register_model as register_model
 from .report import LoadReport as LoadReport
-from .tap import tap as tap
+from .tapped_levels import tap as tap
 from .tracing.map_layout import Tap as Tap
+from .version import __version__
 from .weights import load_weights as load_weights
 from .weights import push_to_hub as push_to_hub
 from .weights import save as save
 from .wrappers import FeatureExtractWrapper as FeatureExtractWrapper
 
 if TYPE_CHECKING:
-    from .bulk import FeatureDataset as FeatureDataset
-    from .bulk import embed as embed
-    from .bulk import extract as extract
-    from .heads import create_detector as create_detector
-    from .heads import create_segmenter as create_segmenter
-    from .runtime import export as export
-    from .runtime import load_exported as load_exported
-    from .runtime import optimize as optimize
+    from . import (
+        adapters,
+        attention,
+        backbone,
+        bulk,
+        contract,
+        cvnets,
+        errors,
+        explain,
+        features,
+        heads,
+        images,
+        models,
+        necks,
+        preprocessing,
+        registry,
+        runtime,
+        training,
+        viz,
+        weights,
+        wrappers,
+    )
+    from .bulk import FeatureDataset, embed, extract
+    from .heads import create_detector, create_segmenter
+    from .runtime import export, load_exported, optimize
 
-# public names, and where they are
+__all__ = [
+    "ArgumentError",
+    "Backbone",
+    "CheckpointError",
+    "ContractError",
+    "DataConfig",
+    "FeatureDataset",
+    "FeatureExtractWrapper",
+    "FeatureInfo",
+    "FeatxError",
+    "ImageError",
+    "InputError",
+    "Levels",
+    "LoadReport",
+    "MissingPackageError",
+    "OutIndicesError",
+    "OutputError",
+    "Pyramid",
+    "Tap",
+    "UnknownModelError",
+    "WeightsNotFoundError",
+    "__version__",
+    "adapters",
+    "attention",
+    "backbone",
+    "build_model_with_cfg",
+    "bulk",
+    "capture_attention",
+    "contract",
+    "create_detector",
+    "create_model",
+    "create_segmenter",
+    "cvnets",
+    "discover",
+    "embed",
+    "errors",
+    "explain",
+    "export",
+    "extract",
+    "features",
+    "heads",
+    "images",
+    "list_models",
+    "load_exported",
+    "load_weights",
+    "models",
+    "necks",
+    "optimize",
+    "preprocessing",
+    "push_to_hub",
+    "register_model",
+    "registry",
+    "runtime",
+    "save",
+    "tap",
+    "training",
+    "transform",
+    "transform_whole",
+    "verify",
+    "viz",
+    "weights",
+    "wrappers",
+]
+
+# Public names that are imported when they are asked for, because not every user of maps needs them, and where they are.
 LAZY = {
     **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
@@ -55,10 +137,13 @@ LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """What not every user of maps needs is imported when it is asked for."""
-    if name not in LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+    """A public name, or a public module, that is not imported yet."""
+    if name in LAZY:
+        return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__version__ = "0.1.0"
+def __dir__() -> list[str]:
+    return __all__

@@ -171,12 +171,12 @@ app.command()(bench)
 @weights_app.command()
 def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, container: Container = None) -> None:
     """What a checkpoint holds, and with a model what loading it would do."""
-    from featx.weights.checkpoint import Reading
+    from featx.weights.checkpoint import LoadOptions
     from featx.weights.convert import inspect as look
     from featx.weights.convert import rehearse
 
     if model is not None:
-        out.print(str(rehearse(file, model, Reading(layout=layout, container=container))), soft_wrap=True)
+        out.print(str(rehearse(file, model, LoadOptions(layout=layout, container=container))), soft_wrap=True)
         return
     found = look(file, container)
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
@@ -203,12 +203,12 @@ def convert(
     container: Container = None,
 ) -> None:
     """Write a checkpoint in another layout. Every tensor of the model must be there."""
-    from featx.weights.checkpoint import Reading
+    from featx.weights.checkpoint import LoadOptions
     from featx.weights.convert import convert as converted
-    from featx.weights.save import write_checkpoint
+    from featx.weights.serialization import write_checkpoint
 
     target = local(target)
-    state = converted(file, model, to, Reading(layout=layout, container=container))
+    state = converted(file, model, to, LoadOptions(layout=layout, container=container))
     write_checkpoint(state, target)
     out.print(f"{target}: {len(state)} tensors in the layout {to}", soft_wrap=True)
 

@@ -73,15 +73,15 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
         problems.append("it takes no size at which every map has two cells along a side: places cannot be compared")
     problems += misplaced(extractor, places)
     if problems:
-        name = type(extractor._source).__name__
+        name = type(extractor.source).__name__
         raise ContractError(f"{name} breaks the contract:\n" + "\n".join(f"  {line}" for line in shortened(problems)))
     cells = {size: tuple((h, w) for _, _, h, w in shapes[size]) for size in shapes}
-    return Verification(extractor.feature_info, cells, extractor._inner.corrections, refused, tuple(places))
+    return Verification(extractor.feature_info, cells, extractor.corrections, refused, tuple(places))
 
 
 def _tried(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> tuple[dict[Size, Shapes], dict[Size, str]]:
     """The shapes of the maps by size, and what the model says of the sizes that it refuses."""
-    fixed, divisor = extractor._inner.fixed_size, extractor.size_divisor
+    fixed, divisor = extractor.fixed_size, extractor.size_divisor
     shapes: dict[Size, Shapes] = {}
     refused: dict[Size, str] = {}
     for size in sizes if fixed is None else [fixed]:
@@ -112,7 +112,7 @@ def _wrong_order(backwards: FeatureExtractWrapper, size: Size, shapes: Shapes) -
 
 
 def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: Shapes) -> Iterator[str]:
-    source = extractor._source
+    source = extractor.source
     if len(shapes) != len(extractor.feature_info):
         yield f"{len(shapes)} maps for {len(extractor.feature_info)} levels"
         return

@@ -1,22 +1,30 @@
 """create_model: from a name to a model or a feature extractor."""
 
 from collections.abc import Mapping, Sequence
-from inspect import Parameter, signature
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, overload
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_overloads, get_type_hints, overload
 
 import torch
 from torch import nn
 
-from .arguments import require_number, require_place
-from .bridges import bridge_of
-from .building import Choice, Request, bridged, native, users
-from .errors import ArgumentError, UnknownModelError
+from . import bridges as bridges  # registers them
+from .argument_advice import refuse_unknown
+from .arguments import require_kind, require_number, require_place
+from .backbone import Backbone
+from .bridge_registry import bridge_of
+from .empty import without_values
+from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
+from .preprocessing import DataConfig
 from .registry import Creation, Variant, lookup, suggestion
-from .weights.checkpoint import Reading, Weights
-from .weights.hub_format import architecture_in
+from .weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
+from .weights.hub_config import check_described
+from .weights.hub_format import architecture_in, arguments_in, labels_in, levels_in, preprocessing_in
+from .weights.load import families, fill, load, names_of, place
 from .weights.source import FOLDER, HUB, config_of
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
@@ -75,19 +83,7 @@ def create_model(
     out_names: Sequence[str] | None = None,
     output: Output = "list",
     feature_cls: str | None = None,
-    checkpoint_path: Weights | None = None,
-    output_stride: int | None = None,
-    in_chans: int | None = None,
-    num_classes: int | None = None,
-    image_size: Sides | None = None,
-    auto_mapping: bool = True,
-    layout: str | None = None,
-    container: str | None = None,
-    cache_dir: str | Path | None = None,
-    mmap: bool | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    **arch: Any,
+    **arguments: Any,
 ) -> nn.Module:
     """The model of that name: a classifier, or with `features_only` an extractor of multi-scale maps.
 
@@ -118,40 +114,29 @@ def create_model(
     Raises UnknownModelError, ArgumentError, OutIndicesError, CheckpointError, WeightsNotFoundError, and ContractError
     for a user's model that gives no maps.
     """
-    _require_name(model_name, arch, others)
+    _require_name(model_name, arguments, others)
     if not features_only and (out_indices, out_names, feature_cls, output) != (None, None, None, "list"):
         raise ArgumentError("out_indices, out_names and output choose among maps: pass features_only=True too")
-    if pretrained and checkpoint_path is not None:
-        raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
-    require_place(device, dtype)
-    given = {"output_stride": output_stride, "in_chans": in_chans, "num_classes": num_classes, **arch}
-    if image_size is not None:
-        height, width = image_sides(image_size)
-        given["image_size"] = height if height == width else (height, width)
-    request = Request(
-        model_name,
-        pretrained,
-        checkpoint_path,
-        {field: value for field, value in given.items() if value is not None},
-        Choice(out_indices, out_names, _output(output, feature_cls)) if features_only else None,
-        Reading(auto_mapping, layout, container, cache_dir, mmap),
-        device,
-        dtype,
-        ARGUMENTS,
-    )
+    options, others_given = LoadOptions.split(arguments, pretrained)
+    require_place(options.device, options.dtype)
+    given = _given(others_given)
+    levels = None
+    if features_only:
+        levels = {"out_indices": out_indices, "out_names": out_names, "output": _output(output, feature_cls)}
     for argument, least in {"in_chans": 1, "num_classes": 0, "output_stride": 1}.items():
-        if argument in request.given:
-            require_number(request.given[argument], argument, least)
+        if argument in given:
+            require_number(given[argument], argument, least)
     if (bridge := bridge_of(model_name)) is not None:
-        return bridged(request, *bridge)
-    entry, architecture, published = find(model_name, cache_dir)
+        return _bridged(*bridge, given, levels, options)
+    entry, published = find(model_name, options.cache_dir)
     if isinstance(entry, Variant):
-        return native(request, entry, architecture, published)
-    return users(request, entry)
+        return _native(entry, published, given, levels, options)
+    return _users(entry, given, levels, options)
 
 
-VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-ARGUMENTS = tuple(p.name for p in signature(create_model).parameters.values() if p.kind not in VARIADIC)
+ARGUMENTS = tuple(
+    p.name for p in signature(get_overloads(create_model)[0]).parameters.values() if p.kind is not p.VAR_KEYWORD
+)
 FEATURE_CLS: dict[str | None, Output] = {
     **dict.fromkeys((None, "list", "getter", "hook", "fx"), "list"),
     "dict": "dict",
@@ -179,12 +164,34 @@ def _output(output: Output, feature_cls: str | None) -> Output:
     return FEATURE_CLS[feature_cls] if output == "list" else output
 
 
-def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation, str, str]:
-    """The entry of a name, the name of its architecture, and where its published weights are, "" if nowhere."""
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the configuration that are not None; `image_size` is one side if the sides are equal."""
+    given = {"output_stride": None, "in_chans": None, "num_classes": None, **arguments}
+    size = given.pop("image_size", None)
+    if size is not None:
+        height, width = image_sides(size)
+        given["image_size"] = height if height == width else (height, width)
+    return {field: value for field, value in given.items() if value is not None}
+
+
+class Published(NamedTuple):
+    """Where the published weights of an architecture are.
+
+    where: "" if nowhere. config: their `config.json` where it has been read to find the architecture; empty otherwise.
+    """
+
+    architecture: str
+    where: str
+    config: Mapping[str, Any]
+
+
+def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation, Published]:
+    """The entry of a name, and where its published weights are."""
     if name.startswith((HUB, FOLDER)):
-        architecture = architecture_in(config_of(name, cache_dir), name)
+        config = config_of(name, cache_dir)
+        architecture = architecture_in(config, name)
         try:
-            return lookup(architecture), architecture, name
+            return lookup(architecture), Published(architecture, name, config)
         except UnknownModelError as error:
             raise UnknownModelError(f"config.json of {name} names a model that is not native here: {error}") from error
     base, _, tag = name.partition(".")
@@ -197,4 +204,156 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     tag = tag or next(iter(tags), "")
     if isinstance(entry, Variant):
         entry = entry.tagged(base, tag)
-    return entry, base, f"{HUB}timm/{base}.{tag}" if tag else ""
+    return entry, Published(base, f"{HUB}timm/{base}.{tag}" if tag else "", {})
+
+
+def _native(
+    variant: Variant[Any],
+    published: Published,
+    given: Mapping[str, Any],
+    levels: Mapping[str, Any] | None,
+    options: LoadOptions,
+) -> nn.Module:
+    """A model of a family, with the weights that are published, those of a checkpoint, or random ones."""
+    architecture, where, described = published
+    weights = _where(published) if options.pretrained else options.checkpoint_path
+    if options.pretrained and not described:
+        described = config_of(where, options.cache_dir)
+    known = [field.name for field in fields(variant.config)]
+    stated = arguments_in(described, known, where)
+    # a family without a grid of positions is built alike for all sizes
+    own = {field: value for field, value in given.items() if field in known or field != "image_size"}
+    config = _configured(architecture, variant, {**stated, **own})
+    if stated:
+        check_described(variant, config, where)
+    whole, checkpoint = _built(variant, config, weights, given, options)
+    whole.architecture, whole.tag = architecture, _tag(architecture, where)
+    whole.data_config, whole.label_names = preprocessing_in(described, whole.data_config, where), labels_in(described)
+    if "image_size" in given:
+        whole.data_config = replace(whole.data_config, size=image_sides(given["image_size"]))
+    model = whole if levels is None else _extractor(whole, levels, levels_in(described))
+    if checkpoint is None:
+        return model.to(options.device, options.dtype)
+    resized = (f"{whole.last_linear}.",) if "num_classes" in given else ()
+    grid = _grid(variant, replace(variant.config, **stated)) if options.pretrained and RESIZING & own.keys() else None
+    fill(model, checkpoint, resized=resized, grid=grid, device=options.device, dtype=options.dtype)
+    return model
+
+
+def _users(
+    create: Creation, given: dict[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
+) -> nn.Module:
+    """What a user's creation function returns."""
+    choice: dict[str, Any] = {}
+    if levels is not None:
+        choice = {"features_only": True, **{k: value for k, value in levels.items() if value not in (None, "list")}}
+    return _loaded(_call(create, options.pretrained, given, choice), options)
+
+
+def _bridged(
+    package: ModuleType, name: str, given: Mapping[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
+) -> nn.Module:
+    """A model of another package."""
+    arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
+    model: nn.Module = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
+    return _loaded(model if levels is None else _extractor(package.pyramid(model), levels), options)
+
+
+def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:
+    """The model itself, in its place, with the tensors of the checkpoint if there is one."""
+    place(model, options.device, options.dtype)
+    if options.checkpoint_path is not None:
+        load(model, options.checkpoint_path, options)
+    return model
+
+
+def _extractor(
+    model: nn.Module, levels: Mapping[str, Any], saved: Sequence[int] | None = None
+) -> FeatureExtractWrapper:
+    """The extractor of these levels, or of those that were `saved` if none are chosen."""
+    if levels["out_indices"] is None and levels["out_names"] is None:
+        levels = {**levels, "out_indices": saved}
+    return FeatureExtractWrapper(model, **levels)
+
+
+RESIZING = {"image_size", "patch"}  # fields with which a grid of positions is not that of the weights
+
+
+def _grid(variant: Variant[Any], config: Any) -> tuple[int, int] | None:
+    """Rows and columns of the positions of a model of this configuration; None if it has none."""
+    return getattr(_empty(variant, config), "grid", None)
+
+
+def _tag(architecture: str, published: str) -> str:
+    """The tag of the weights that are published there; "" if they are not timm's."""
+    repository, prefix = published.partition("@")[0], f"{HUB}timm/{architecture}."
+    return repository.removeprefix(prefix) if repository.startswith(prefix) else ""
+
+
+def _where(published: Published) -> str:
+    if not published.where:
+        raise WeightsNotFoundError(
+            f"{published.architecture} has no published weights: pass checkpoint_path= or pretrained=False"
+        )
+    return published.where
+
+
+def _built(
+    variant: Variant[Any], config: Any, weights: Weights | None, given: Mapping[str, Any], options: LoadOptions
+) -> tuple[Backbone, Checkpoint | None]:
+    """The model, empty if there are weights to fill it, and these, opened.
+
+    It has the settings of the program that wrote the weights, unless the caller has given others.
+    """
+    if weights is None:
+        return _configured_as(variant.build(config), config, variant.data), None
+    model = _empty(variant, config)
+    checkpoint = open_checkpoint(weights, names_of(model), families(model), options)
+    layout = checkpoint.layout
+    stated = {**config.stated_by(checkpoint.state.keys()), **(layout.settings if layout else {})}
+    settings = {field: value for field, value in stated.items() if field not in given}
+    if settings:
+        config = replace(config, **settings)
+        model = _empty(variant, config)
+    data = replace(variant.data, **layout.data) if layout else variant.data
+    return _configured_as(model, config, data), checkpoint
+
+
+def _empty(variant: Variant[Any], config: Any) -> Backbone:
+    """The model without values, which takes no memory."""
+    with without_values():
+        return variant.build(config)
+
+
+def _configured_as(model: Backbone, config: Any, data: DataConfig) -> Backbone:
+    model.config, model.data_config = config, data
+    return model
+
+
+def _configured(name: str, variant: Variant[Any], given: dict[str, Any]) -> Any:
+    """The variant's configuration with the given fields; ArgumentError naming every field it does not have."""
+    known = [field.name for field in fields(variant.config)]
+    if "output_stride" in given and "output_stride" not in known:
+        raise ArgumentError(f"{name} cannot trade strides for dilation: leave output_stride out")
+    refuse_unknown(name, given, known, ARGUMENTS)
+    kinds = get_type_hints(type(variant.config))
+    for field, value in given.items():
+        require_kind(value, field, kinds[field])
+    return replace(variant.config, **given)
+
+
+def _call(create: Creation, pretrained: bool, given: dict[str, Any], choice: dict[str, Any]) -> nn.Module:
+    """What a user's creation function returns; ArgumentError if it does not take what was given."""
+    name, parameters = create.__name__, signature(create).parameters
+    if "in_chans" in given and "in_chans" not in parameters and "in_channels" in parameters:
+        given = {**given, "in_channels": given["in_chans"]}
+        del given["in_chans"]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        refuse_unknown(name, [*given, *choice], list(parameters), ARGUMENTS)
+    model = create(pretrained, **given, **choice)
+    if choice and not isinstance(model, FeatureExtractWrapper):
+        raise ContractError(
+            f"{name} returned a {type(model).__name__} although features_only=True was asked: let it return "
+            "build_model_with_cfg(Class, pretrained, **kwargs)"
+        )
+    return model

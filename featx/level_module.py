@@ -13,8 +13,7 @@ from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
 from .tracing.map_layout import AXES, Form, Tap, described
 from .tracing.module_trace import survey
-from .wrappers import FeatureExtractWrapper
-from .wrappers.extractor import as_pyramid
+from .wrappers.extractor import pyramid_of
 from .wrappers.tapped import form_of
 
 
@@ -117,9 +116,7 @@ def _parts(name: str) -> tuple[str, int | str | None]:
 
 def _pyramid(model: Any) -> Pyramid | None:
     """The source of the model's maps; None for a model without levels."""
-    if isinstance(model, FeatureExtractWrapper):
-        return model._inner
     try:
-        return as_pyramid(model)
+        return pyramid_of(model)
     except ContractError:  # a model whose maps cannot be taken has modules all the same
         return None

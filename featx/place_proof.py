@@ -19,7 +19,7 @@ from .errors import ContractError, InputError
 from .features import FeatureInfo
 from .tracing.execution_order import channels_of, meta_images, run_on_meta
 from .wrappers import FeatureExtractWrapper
-from .wrappers.extractor import maps_in
+from .wrappers.extractor import maps_in, pyramid_of
 
 Size = tuple[int, int]
 Cell = tuple[int, int]
@@ -39,7 +39,7 @@ def proof_sizes(extractor: FeatureExtractWrapper) -> list[Size]:
     beyond the image. A model that takes none of them is tried at its own size and its multiples, one that takes a
     single size is run at that.
     """
-    fixed = extractor._inner.fixed_size
+    fixed = extractor.fixed_size
     unit = lcm(*extractor.feature_info.reduction(), extractor.size_divisor)
     unit *= -(-SMALLEST // unit)
     units = [(unit, unit), (2 * unit, 2 * unit)]
@@ -163,7 +163,9 @@ def _changes(
         images[-1][..., rows, columns] = other[..., rows, columns]
     levels = dict(zip(drawn.feature_info.out_indices, drawn.feature_info, strict=True))
     asked = sorted(place for place, level in levels.items() if level.reduction == reduction)
-    maps = [map_.double() for map_ in drawn._inner.forward_maps(torch.cat(images), asked)]  # ends at the deepest asked
+    maps = [
+        map_.double() for map_ in pyramid_of(drawn).forward_maps(torch.cat(images), asked)
+    ]  # ends at the deepest asked
     return [(levels[place], (map_[1:] - map_[:1]).norm(dim=1).cpu()) for place, map_ in zip(asked, maps, strict=True)]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from . import models
 from .arguments import require_texts
 from .backbone import Backbone
-from .bridges import PACKAGES, bridge_of, names_elsewhere
+from .bridge_registry import bridge_of, bridged_packages, names_elsewhere
 from .errors import ArgumentError, UnknownModelError
 from .preprocessing import DataConfig
 from .spelling import closest
@@ -186,9 +186,10 @@ def _address(name: str) -> str:
     if name.startswith((".", "~", "/")) or os.path.isdir(name):
         return f"for a folder, ask for 'local-dir:{name}'"
     package, _, rest = name.partition("/")
-    if package.lower() in PACKAGES:
+    packages = bridged_packages()
+    if package.lower() in packages:
         return f"ask for {package.lower()}/{rest}"
-    if meant := closest(package, PACKAGES, 1):
+    if meant := closest(package, packages, 1):
         return f"did you mean {meant[0]}/{rest}?"
     return (
         f"for a repository on the Hub, ask for transformers/{name}, or, if timm or featx wrote it, for hf-hub:{name}; "

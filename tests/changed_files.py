@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import featx
-from featx.weights.checkpoint import Reading
+from featx.weights.checkpoint import LoadOptions
 from featx.weights.convert import convert as converted
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 NAME = "mobilenetv3_small_050"
 FILES = ("w.safetensors", "w.pth", "legacy.pth", "w.npz", "w.ckpt", INDEX)
@@ -150,7 +150,7 @@ def convert(name: str, folder: Path) -> None:
     """The command writes over the file that it reads."""
     path = write(folder, name)
     for layout in ("torchvision", "native"):
-        write_checkpoint(converted(path, NAME, layout, Reading()), path)
+        write_checkpoint(converted(path, NAME, layout, LoadOptions()), path)
     require_value(created(path))
 
 

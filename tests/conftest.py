@@ -18,7 +18,7 @@ import featx
 from featx import FeatureExtractWrapper, registry
 from featx.features import as_levels
 from featx.tracing.meta_kernels import Shortcuts
-from featx.weights.checkpoint import Reading, open_checkpoint
+from featx.weights.checkpoint import LoadOptions, open_checkpoint
 
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
 SMALL = [
@@ -259,4 +259,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def to_native(state, names, families):
     """The tensors of a checkpoint as loading it converts them."""
-    return open_checkpoint(state, names, families, Reading()).state
+    return open_checkpoint(state, names, families, LoadOptions()).state

@@ -12,7 +12,7 @@ from timm_extractors import extractor, maps_of, on_meta
 from torch import nn
 
 import featx
-from featx.bridges import bridge_of, bridge_to
+from featx.bridge_registry import bridge_of, bridge_to
 from featx.bridges import timm as bridge
 
 

@@ -19,7 +19,7 @@ from featx.bulk import stats
 from featx.bulk.header import read_header
 from featx.bulk.preview import save_picture
 from featx.bulk.shard import Shard, shard_name, write_shard
-from featx.bulk.stats import READ, _Moments, _rows
+from featx.bulk.statistics import READ, _Moments, _rows
 
 EXACT = 1e-12  # of sums in double precision that are added in another order
 
@@ -77,7 +77,7 @@ def test_parts_read_apart_give_the_numbers_of_the_whole(monkeypatch, tmp_path, i
     out = run(images, extractor, tmp_path / "out")
     whole = stats(out)
     for size in (1, 3000):
-        monkeypatch.setattr(import_module("featx.bulk.stats"), "READ", size)
+        monkeypatch.setattr(import_module("featx.bulk.statistics"), "READ", size)
         for one, other in zip(stats(out).levels, whole.levels, strict=True):
             assert one.mean == pytest.approx(other.mean, rel=EXACT)
             assert one.std == pytest.approx(other.std, rel=EXACT)

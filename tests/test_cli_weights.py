@@ -15,7 +15,7 @@ from torch import Tensor
 
 import featx
 import featx.cli
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 
 @pytest.fixture

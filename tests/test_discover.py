@@ -8,8 +8,8 @@ from tapped import branches as branches
 from torch import nn
 
 from featx import ArgumentError, ContractError
-from featx.discover import discover
-from featx.tap import tap
+from featx.level_discovery import discover
+from featx.tapped_levels import tap
 
 
 def test_levels_are_proposed_and_can_be_tapped(branches):

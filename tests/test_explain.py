@@ -238,7 +238,7 @@ def test_gradcam_leaves_the_model_alone_while_other_threads_call_it():
 def test_a_level_that_no_module_returns_is_refused(monkeypatch):
     model = featx.create_model("resnet18")
     model.feature_info = Levels([*model.feature_info, FeatureInfo(8, 64, "hidden_states.3")])
-    monkeypatch.setattr("featx.level_module.as_pyramid", lambda model: model)
+    monkeypatch.setattr("featx.level_module.pyramid_of", lambda model: model)
     with pytest.raises(ArgumentError, match=r"'hidden_states.3': no module returns this map as it is.*such as one of"):
         gradcam(model, images(1, 3, 64, 64), "hidden_states.3", 0)
 

@@ -49,7 +49,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_captured(tmp_
         raise AssertionError("the model was captured")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(import_module("featx.runtime.export"), "prepare", captured)
+    monkeypatch.setattr(import_module("featx.runtime.onnx_export"), "prepare", captured)
     (tmp_path / "file").touch()
     (tmp_path / "folder.onnx").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -63,7 +63,7 @@ def test_at_every_size_a_jpeg_decoded_at_a_fraction_is_close_to_the_whole_one(
 def test_pixels_asked_for_one_by_one_are_not_decoded_at_a_fraction(extractor, tmp_path):
     Image.fromarray(data.coffee()).save(tmp_path / "a.jpg")
     nearest = small_extractor()
-    nearest._source.data_config = featx.DataConfig((64, 64), interpolation="nearest")
+    nearest.source.data_config = featx.DataConfig((64, 64), interpolation="nearest")
     assert decoder(nearest, tmp_path, scaled_decode=True).opening.shorter is None
     assert decoder(extractor, tmp_path, scaled_decode=True).opening.shorter is not None
 
@@ -76,7 +76,7 @@ def test_colours_are_converted_as_if_before_the_picture_is_resized(tmp_path, cro
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     converted = np.rint(to_srgb(np.asarray(PHOTOGRAPH))).astype(np.uint8)
     extractor = small_extractor()
-    extractor._source.data_config = featx.DataConfig((64, 64), crop_mode=crop_mode)
+    extractor.source.data_config = featx.DataConfig((64, 64), crop_mode=crop_mode)
     given = decoder(extractor, tmp_path)
     (found,) = pixels(given)
     difference = np.abs(found - given.pixels(Image.fromarray(converted)))
@@ -88,7 +88,7 @@ def test_colours_are_converted_as_if_before_the_picture_is_resized(tmp_path, cro
 def test_gray_models_see_the_gray_of_the_converted_colours(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     gray = featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1], in_chans=1).eval()
-    gray._source.data_config = featx.DataConfig((64, 64), (0.5,), (0.5,))
+    gray.source.data_config = featx.DataConfig((64, 64), (0.5,), (0.5,))
     given = decoder(gray, tmp_path)
     converted = Image.fromarray(np.rint(to_srgb(np.asarray(PHOTOGRAPH))).astype(np.uint8))
     assert np.abs(pixels(given)[0] - given.pixels(converted)).mean() < 1

@@ -1,12 +1,17 @@
 """create_model: what it takes, and what it says about what it does not take."""
 
+from dataclasses import fields
+from inspect import signature
+from typing import get_overloads
+
 import pytest
 import torch
 from conftest import images
 from torch import nn
 
 import featx
-from featx import ArgumentError, ContractError, UnknownModelError
+from featx import ArgumentError, ContractError, UnknownModelError, factory
+from featx.weights.checkpoint import LoadOptions
 
 
 def test_without_features_only_it_is_a_classifier():
@@ -179,3 +184,21 @@ def test_a_root_that_saves_its_state_in_its_own_way_is_refused(how):
         model.register_load_state_dict_pre_hook(lambda *_: None)
     with pytest.raises(ContractError, match="changes how its own state is saved or loaded"):
         featx.FeatureExtractWrapper(model)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_config_json_of_a_folder_is_read_once(monkeypatch, tmp_path, pretrained):
+    featx.save(featx.create_model("mobilenetv3_small_050", num_classes=4), tmp_path)
+    read, asked = factory.config_of, []
+    monkeypatch.setattr(factory, "config_of", lambda *args: asked.append(args) or read(*args))
+    assert featx.create_model(f"local-dir:{tmp_path}", pretrained).num_classes == 4
+    assert len(asked) == 1
+
+
+def test_each_signature_of_create_model_has_the_options_of_loading_with_their_defaults():
+    options = {field.name: field.default for field in fields(LoadOptions)}
+    for typed in get_overloads(featx.create_model):
+        parameters = signature(typed).parameters
+        assert options.items() <= {name: one.default for name, one in parameters.items()}.items()
+        assert set(parameters) <= {*factory.ARGUMENTS, "arch"}
+    assert set(options) < set(factory.ARGUMENTS)

@@ -20,7 +20,7 @@ import featx
 from featx.arguments import fits
 from featx.models.mobilevit import read_config
 from featx.weights.hub import shard_names
-from featx.weights.save import description
+from featx.weights.serialization import description
 
 BASES = {
     "resnet18": {"stem": (32, 32, 64)},

@@ -16,9 +16,9 @@ from hostile import Tiny, refuse, rewritten, saved
 from torch import nn
 
 import featx
-from featx.weights.checkpoint import Reading, read_tensors
+from featx.weights.checkpoint import LoadOptions, read_tensors
 from featx.weights.readers import read_checkpoint
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 # pieces of pickles
 
@@ -269,7 +269,7 @@ def test_tensors_are_plain_whatever_was_saved(tmp_path, legacy):
     marked.sharded = buffer.is_persistent = True
     negated = torch.tensor([1 + 2j]).conj().imag
     (tmp_path / "w.pt").write_bytes(saved({"a": marked, "count": buffer, "b": negated}, legacy))
-    _, read = read_tensors(tmp_path / "w.pt", Reading())
+    _, read = read_tensors(tmp_path / "w.pt", LoadOptions())
     assert {type(tensor) for tensor in read.values()} == {torch.Tensor}
     assert not any(vars(tensor) for tensor in read.values())
     assert not any(tensor.is_neg() or tensor.requires_grad for tensor in read.values())

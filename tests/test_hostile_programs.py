@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_hostile_pickles import call, integer, legacy, named, tensor, text, tuples, with_attribute, zipped
 
 import featx
-from featx.weights.checkpoint import Reading, read_tensors
+from featx.weights.checkpoint import LoadOptions, read_tensors
 
 STEPS = [bytes([step]) for step in b"(tuesabRQ\x81\x85\x86\x87N)]}\x8f012"]
 NUMBERED = st.sampled_from([b"q", b"h", b"K"]).flatmap(lambda step: st.binary(min_size=1, max_size=1).map(step.__add__))
@@ -76,7 +76,7 @@ def use(folder: Path, program: bytes) -> None:
         (folder / "w.pt").write_bytes(kind(program))
         start, words = time.process_time(), ""
         try:
-            _, state = read_tensors(folder / "w.pt", Reading())
+            _, state = read_tensors(folder / "w.pt", LoadOptions())
         except featx.CheckpointError as error:
             words = str(error)
         else:

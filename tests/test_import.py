@@ -10,6 +10,10 @@ import featx
 
 HEAVY = {"timm", "torchvision", "transformers", "matplotlib", "PIL", "typer", "rich", "huggingface_hub", "safetensors"}
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+LAZY = {
+    f"featx.{name}"
+    for name in ("adapters", "bulk", "cvnets", "explain", "heads", "necks", "runtime", "training", "viz")
+}
 STEPS = {
     "torch": "import torch",
     "featx": "import featx",
@@ -40,6 +44,10 @@ def test_optional_packages_are_not_imported(imported, step):
 def test_the_native_families_need_torch_alone(imported):
     packages = {name.partition(".")[0] for name in imported["names"] - imported["torch"]}
     assert packages - set(sys.stdlib_module_names) == {"featx"}
+
+
+def test_public_modules_that_not_every_user_needs_are_not_imported(imported):
+    assert imported["model"] & LAZY == set()
 
 
 @pytest.mark.parametrize("name", FILLED)

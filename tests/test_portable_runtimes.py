@@ -204,7 +204,7 @@ def test_sizes_of_maps_follow_the_rule_of_the_family():
     """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32, where others have 7."""
     original = randomise(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))
     optimized = featx.optimize(original, runtime="onnxruntime", example=images(1, 3, 64, 64))
-    assert optimized._source.size_rule(224, 32) == 8
+    assert optimized.source.size_rule(224, 32) == 8
 
 
 def test_images_of_other_channels_are_refused(made):

@@ -38,7 +38,7 @@ NAME = "mobilenetv3_small_050"
 def expecting(config: DataConfig, **choice: object) -> FeatureExtractWrapper:
     """A small extractor of a model that expects such images."""
     extractor = random_extractor(NAME, out_indices=[1, 3], **choice)
-    extractor._source.data_config = config
+    extractor.source.data_config = config
     return extractor
 
 

@@ -181,7 +181,7 @@ def test_options_of_published_families_change_it(name):
 
 def test_other_preprocessing_changes_it():
     one, other = random_extractor("mobilenetv3_small_050"), random_extractor("mobilenetv3_small_050")
-    other._source.data_config = replace(other._source.data_config, channel_order="bgr")
+    other.source.data_config = replace(other.source.data_config, channel_order="bgr")
     assert fingerprint(one, None) != fingerprint(other, None)
 
 

@@ -20,7 +20,7 @@ import featx
 import featx.cli
 from featx import ArgumentError, CheckpointError, DataConfig, OutputError
 from featx.models.repvgg import reparameterize
-from featx.weights.save import write_checkpoint
+from featx.weights.serialization import write_checkpoint
 
 
 def again(folder: Path, **how) -> nn.Module:

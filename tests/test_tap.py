@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import featx
-from featx.tap import tap
+from featx.tapped_levels import tap
 from featx.tracing.placeholders import sides
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import featx
 from featx import ArgumentError, ContractError, InputError
-from featx.tap import Tap, tap
+from featx.tapped_levels import Tap, tap
 
 
 class Last(nn.Module):

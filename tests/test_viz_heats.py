@@ -12,7 +12,7 @@ from PIL import Image
 
 from featx import ArgumentError, InputError
 from featx.viz import channels, norms, overlay, overlays, similarity
-from featx.viz.panels import DIVERGING, SEQUENTIAL, scale_of
+from featx.viz.figure import DIVERGING, SEQUENTIAL, scale_of
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -67,7 +67,7 @@ def dpt(
     for block in model.decoder.fusion_blocks:
         block.register_forward_pre_hook(_resize_previous)
     model.segmentation_head = decoder.DPTSegmentationHead(fusion_channels, classes, upsampling=2 * patch / stride)
-    model.classification_head, model.name = None, f"dpt-featx-{type(source._source).__name__}"
+    model.classification_head, model.name = None, f"dpt-featx-{type(source.source).__name__}"
     model.initialize()
     return model
 

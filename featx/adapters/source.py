@@ -16,7 +16,7 @@ from ..necks import Neck, Pipeline, Resample, SimpleFeaturePyramid
 from ..necks.pipeline import cells_along
 from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.extractor import maps_in
+from ..wrappers.extractor import maps_in, pyramid_of
 
 # Strides, in pixels, of the maps of a simple pyramid, whatever the patch of its transformer.
 STRIDES = (4, 8, 16, 32)
@@ -112,7 +112,7 @@ def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int]
     levels = necks[0].feature_info if necks else plain.feature_info
     scales = [stride / deeper for deeper in STRIDES[first : max(positions) + 1]]
     necks.append(SimpleFeaturePyramid(levels, chs, scale_factors=scales))
-    return FeatureExtractWrapper(Pipeline(plain, *necks)._inner, [position - first for position in positions])
+    return FeatureExtractWrapper(pyramid_of(Pipeline(plain, *necks)), [position - first for position in positions])
 
 
 def enlarges(source: FeatureExtractWrapper) -> bool:
@@ -147,7 +147,7 @@ def exact(source: FeatureExtractWrapper, multiple: int, deepest: int) -> bool:
 
     A model without a size rule is taken to keep to it.
     """
-    if not isinstance(source._source, Backbone):
+    if not isinstance(source.source, Backbone):
         return True
     sides, strides = (multiple, 2 * multiple, 3 * multiple), source.feature_info.reduction()
     return all(

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..backbone import Pyramid
-from ..discover import Found, propose
 from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from ..features import FeatureInfo, Levels
+from ..level_discovery import Found, propose
 from ..preprocessing import DataConfig, share
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values

@@ -1,8 +1,10 @@
 """From images to files of feature maps, and back."""
 
-from .embed import embed as embed
+from .embedding import embed as embed
 from .feature_dataset import FeatureDataset as FeatureDataset
 from .feature_dataset import Features as Features
+from .folder_merge import Merged as Merged
+from .folder_merge import merge as merge
 from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
@@ -10,8 +12,6 @@ from .integrity import Checked as Checked
 from .integrity import Sources as Sources
 from .integrity import check_files as check_files
 from .integrity import check_sources as check_sources
-from .merge import Merged as Merged
-from .merge import merge as merge
 from .progress import Progress as Progress
 from .progress import Summary as Summary
 from .ray_runner import OnRay as OnRay
@@ -23,6 +23,6 @@ from .search import Neighbour as Neighbour
 from .shard import Failure as Failure
 from .sources import Items as Items
 from .sources import LeftOut as LeftOut
-from .stats import LevelStatistics as LevelStatistics
-from .stats import Statistics as Statistics
-from .stats import stats as stats
+from .statistics import LevelStatistics as LevelStatistics
+from .statistics import Statistics as Statistics
+from .statistics import stats as stats

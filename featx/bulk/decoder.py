@@ -114,8 +114,8 @@ def decoder_for(
 ) -> Decoder:
     """Raises ArgumentError for what `cropped` refuses, and for a model of one size where images keep their aspect."""
     config = stated(extractor, recipe.size)
-    if recipe.keep_aspect and extractor._inner.fixed_size is not None:
-        height, width = extractor._inner.fixed_size
+    if recipe.keep_aspect and extractor.fixed_size is not None:
+        height, width = extractor.fixed_size
         raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
     prepared, sides = (uncropped, config.size) if recipe.keep_aspect else (cropped, config.resized())
     needed = min(sides) if recipe.keep_aspect else max(sides)

@@ -11,7 +11,7 @@ from ..errors import ArgumentError, ContractError
 from ..factory import create_model
 from ..features import FeatureInfo, Levels, OutIndices
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.extractor import as_pyramid
+from ..wrappers.extractor import as_pyramid, pyramid_of
 from ..wrappers.transparent import Transparent
 from .recipe import Recipe
 
@@ -37,11 +37,11 @@ def extractor_for(
         )
     if not isinstance(model, FeatureExtractWrapper):
         made = wrapped(model, out_indices, recipe)
-        return made, type(model if isinstance(made._inner, PreLogits) else made._source).__name__
+        return made, type(model if isinstance(pyramid_of(made), PreLogits) else made.source).__name__
     if out_indices is not None:
         raise ArgumentError("out_indices chooses levels of a model given by name; this extractor has its own")
     _require_kept(model, recipe)
-    return model, type(model._source).__name__
+    return model, type(model.source).__name__
 
 
 def created(create: Create, out_indices: OutIndices | None, recipe: Recipe) -> FeatureExtractWrapper:
@@ -85,12 +85,12 @@ def _normed(pyramid: Pyramid, recipe: Recipe) -> Pyramid:
 
 def _require_kept(extractor: FeatureExtractWrapper, recipe: Recipe) -> None:
     """ArgumentError for an extractor that does not hold the modules that a recipe needs."""
-    if recipe.pooling == "pre_logits" and not isinstance(extractor._inner, PreLogits):
+    if recipe.pooling == "pre_logits" and not isinstance(pyramid_of(extractor), PreLogits):
         raise ArgumentError(
             "pooling 'pre_logits' reads a classifier's head, which an extractor has not: pass the model that "
             "create_model(name) returns without features_only=True, or its name"
         )
-    if recipe.is_normed and not extractor._inner.maps_are_normed:
+    if recipe.is_normed and not pyramid_of(extractor).maps_are_normed:
         asked = "norm=True" if recipe.norm else "pooling 'cls' takes the class token as the classifier sees it and"
         raise ArgumentError(
             f"{asked} needs the last norm, which this extractor has not: pass the model that create_model(name) "
@@ -115,7 +115,7 @@ class PreLogits(Transparent[nn.Module], Pyramid):
         told: Any = model
         reduction = extractor.feature_info[-1].reduction
         self.feature_info = Levels([FeatureInfo(told.head_hidden_size, reduction, "pre_logits")])
-        self.size_rule, self.fixed_size, self.smallest = _one_cell, extractor._inner.fixed_size, extractor._smallest
+        self.size_rule, self.fixed_size, self.smallest = _one_cell, extractor.fixed_size, extractor._smallest
         if extractor.in_chans is not None:
             self.in_chans = extractor.in_chans
         if extractor.data_config is not None:

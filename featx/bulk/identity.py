@@ -10,9 +10,8 @@ from typing import Any
 import PIL
 import torch
 
-import featx
-
 from ..preprocessing import DataConfig
+from ..version import __version__
 from ..wrappers import FeatureExtractWrapper
 from .recipe import BEFORE, Recipe
 
@@ -44,6 +43,8 @@ def weights_digest(extractor: FeatureExtractWrapper) -> str:
 def environment() -> dict[str, Any]:
     versions = {
         "python": platform.python_version(),
-        **{package.__name__: package.__version__ for package in (featx, torch, PIL)},
+        "featx": __version__,
+        "torch": torch.__version__,
+        "PIL": PIL.__version__,
     }
     return {"versions": versions, "machine": platform.machine(), "directory": os.getcwd()}

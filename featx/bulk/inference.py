@@ -15,7 +15,7 @@ from ..preprocessing import DataConfig
 from ..runtime import optimize
 from ..runtime.agreement import smooth_noise, takes
 from ..runtime.engine import EngineExtractor
-from ..runtime.optimize import Runtime as Optimized
+from ..runtime.optimization import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper
 from .recipe import DTYPES, Pooling, Recipe, Resources

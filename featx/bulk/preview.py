@@ -92,7 +92,7 @@ def _save(path: Path, shown: list[Features], pictures: "list[Image]", levels: li
     from PIL import Image
 
     from ..viz import maps_grid, shared_bases
-    from ..viz.panels import pixels_of
+    from ..viz.figure import pixels_of
 
     maps = [[map_.float() for map_ in one.maps.values()] for one in shown]
     bases = shared_bases(maps)

@@ -37,7 +37,7 @@ def export(
     dynamic: Annotated[Dynamic, typer.Option(help="Axes that are left free; what the model allows.")] = Dynamic.auto,
 ) -> None:
     """Write a model's maps to a file that runs without featx's models: ONNX."""
-    from featx.runtime.export import require_target
+    from featx.runtime.onnx_export import require_target
 
     require_target(file)  # before minutes go into weights
     extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)

@@ -21,7 +21,7 @@ from .options import err, out
 from .progress import tell_converted
 
 if TYPE_CHECKING:
-    from ..bulk.stats import LevelStatistics, Statistics
+    from ..bulk.statistics import LevelStatistics, Statistics
 
 Source = Annotated[str, typer.Argument(help="Folder that featx extract wrote, or an address.", metavar="DIR")]
 Target = Annotated[Path, typer.Option("--out", help="Folder to write, or file for parquet; a new one.")]
@@ -60,7 +60,7 @@ def convert(
 
 def merge(folders: Folders, folder: Merged, partial: MergePartial = False) -> None:
     """Join folders that jobs made with --shard, each its own."""
-    from ..bulk.merge import merge as merged
+    from ..bulk.folder_merge import merge as merged
     from ..bulk.output_folder import as_ranges
 
     done = merged(folders, folder, partial=partial)
@@ -111,8 +111,8 @@ def stats(
 
 def _numbers(folder: str, json_: bool, partial: bool) -> bool:
     """Tell what is in the folder; whether it is sound."""
-    from ..bulk.stats import as_json
-    from ..bulk.stats import stats as measured
+    from ..bulk.statistics import as_json
+    from ..bulk.statistics import stats as measured
 
     with _bar(json_) as progress:
         found = measured(folder, progress, partial=partial)

@@ -16,7 +16,7 @@ from ..features import Levels
 from ..viz import channels, maps_grid, norms, overlays, similarity
 from ..viz.attended import attention_heats, gradcam_heats, rollout_heats
 from ..viz.colours import Basis
-from ..viz.panels import caption_of
+from ..viz.figure import caption_of
 from ..viz.photograph import as_seen, seen_part
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper

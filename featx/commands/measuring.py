@@ -16,7 +16,7 @@ import featx
 from featx.runtime.agreement import smooth_noise
 from featx.runtime.allocator import return_freed_memory
 from featx.runtime.auto import choose
-from featx.runtime.optimize import Runtime
+from featx.runtime.optimization import Runtime
 from featx.runtime.optimized import OptimizedExtractor
 from featx.wrappers.extractor import maps_in
 

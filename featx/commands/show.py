@@ -111,7 +111,7 @@ def _require_taken(what: What, given: Mapping[str, object]) -> None:
 
 def _require_place(picture: Path, images: Sequence[Path]) -> None:
     """Refuse a place for the result before minutes go into weights."""
-    from featx.viz.panels import picture_formats, require_format
+    from featx.viz.figure import picture_formats, require_format
     from featx.viz.report import SUFFIXES
 
     if picture.suffix.lower() in SUFFIXES:

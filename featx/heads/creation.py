@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
 from ..factory import create_model
-from ..weights.checkpoint import Checkpoint, Reading, Weights, open_checkpoint
+from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
 from ..weights.load import assign, families, fitted, names_of, place
 from ..weights.source import FOLDER, HUB, config_of
 from ..wrappers import FeatureExtractWrapper
@@ -46,14 +45,7 @@ def create_segmenter(
     align_corners: bool | None = None,
     checkpoint_path: Weights | None = None,
     in_chans: int | None = None,
-    auto_mapping: bool = True,
-    layout: str | None = None,
-    container: str | None = None,
-    cache_dir: str | Path | None = None,
-    mmap: bool | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    **arch: Any,
+    **arguments: Any,
 ) -> Segmenter:
     """A network for semantic segmentation: images (N, in_chans, H, W) to logits (N, num_classes, H, W).
 
@@ -72,27 +64,24 @@ def create_segmenter(
     """
     cfg = _config(head, SEGMENTATION)
     require_classes(num_classes, fewest=1)
-    weights = _only_one(pretrained, checkpoint_path)
-    description = described(weights, cache_dir)
+    options, arch = LoadOptions.split({**arguments, "checkpoint_path": checkpoint_path}, pretrained)
+    description = described(checkpoint_path, options.cache_dir)
     description.require(cfg)
     stride = description.output_stride if output_stride is None else output_stride
-    backbone_arguments = {"output_stride": stride, "in_chans": in_chans, "cache_dir": cache_dir, "mmap": mmap, **arch}
+    chosen = {"output_stride": stride, "in_chans": in_chans, **arch}
 
     def build(settings: Mapping[str, Any]) -> Segmenter:
-        settings = dict(settings)
+        settings = {**chosen, **settings}
         aligned = settings.pop("align_corners", align_corners or False)
-        model = create_model(backbone, pretrained, **{**backbone_arguments, **settings})
+        model = _backbone(backbone, options, settings)
         deepest = _dense_position(model)
         extractor = FeatureExtractWrapper(model, [deepest - 1, deepest] if aux_head and deepest else [deepest])
         aux = AuxiliaryHead(extractor.feature_info, num_classes) if aux_head else None
         return Segmenter(extractor, cfg.build(extractor.feature_info, num_classes), aux, align_corners=aligned)
 
     given = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
-    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
-    resized = ("head.classifier.", "aux.classifier.")
-    model = _loaded(build, given, weights, reading, resized, device, dtype)
+    model = _loaded(build, given, options, resized=("head.classifier.", "aux.classifier."))
     model.label_names = description.label_names(num_classes)
-    place(model, device, dtype)
     return model
 
 
@@ -104,14 +93,7 @@ def create_detector(
     num_classes: int,
     checkpoint_path: Weights | None = None,
     in_chans: int | None = None,
-    auto_mapping: bool = True,
-    layout: str | None = None,
-    container: str | None = None,
-    cache_dir: str | Path | None = None,
-    mmap: bool | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    **arch: Any,
+    **arguments: Any,
 ) -> "SSD":
     """A network for object detection, called as torchvision's: see `featx.heads.ssd.SSD`.
 
@@ -129,19 +111,15 @@ def create_detector(
     cfg = _config(head, DETECTION)
     cfg.check()
     require_classes(num_classes, fewest=2)
-    backbone_arguments = {"in_chans": in_chans, "cache_dir": cache_dir, "mmap": mmap, **arch}
+    options, arch = LoadOptions.split({**arguments, "checkpoint_path": checkpoint_path}, pretrained)
 
     def build(settings: Mapping[str, Any]) -> "SSD":
-        model = create_model(backbone, pretrained, **{**backbone_arguments, **settings})
+        model = _backbone(backbone, options, {"in_chans": in_chans, **arch, **settings})
         levels = FeatureExtractWrapper(model).feature_info[: _dense_position(model) + 1]
         extractor = FeatureExtractWrapper(model, [level_at(levels, stride) for stride in cfg.backbone_strides])
         return SSD(extractor, num_classes, cfg)
 
-    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
-    resized = ("head.predictions.",)
-    model = _loaded(build, arch, _only_one(pretrained, checkpoint_path), reading, resized, device, dtype)
-    place(model, device, dtype)
-    return model
+    return _loaded(build, arch, options, resized=("head.predictions.",))
 
 
 def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
@@ -152,10 +130,8 @@ def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
     return table[head]
 
 
-def _only_one(pretrained: bool, checkpoint: Weights | None) -> Weights | None:
-    if pretrained and checkpoint is not None:
-        raise ArgumentError("pretrained=True and checkpoint_path both say where weights come from: pass one of them")
-    return checkpoint
+def _backbone(name: str, options: LoadOptions, settings: Mapping[str, Any]) -> nn.Module:
+    return create_model(name, options.pretrained, cache_dir=options.cache_dir, mmap=options.mmap, **settings)
 
 
 def _dense_position(model: nn.Module) -> int:
@@ -166,23 +142,23 @@ def _dense_position(model: nn.Module) -> int:
 def _loaded(
     build: Callable[[Mapping[str, Any]], Model],
     given: Mapping[str, Any],
-    weights: Weights | None,
-    reading: Reading,
+    options: LoadOptions,
     resized: tuple[str, ...],
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
 ) -> Model:
-    """The model with these weights, if any, and with the settings of the program that wrote them, if not given."""
-    model = build({})
-    if weights is None:
-        return model
-    checkpoint = open_checkpoint(weights, names_of(model), families(model), reading)
-    asked = checkpoint.layout.settings if checkpoint.layout else {}
-    if settings := {name: value for name, value in asked.items() if name not in given}:
-        model = build(settings)
-    tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
-    assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
-    model.load_report = report
+    """The model with the weights of a checkpoint, if any, and the settings of their program, if not given.
+
+    The weights that are published are those of the backbone, which `build` has loaded.
+    """
+    model, device, dtype = build({}), options.device, options.dtype
+    if options.checkpoint_path is not None:
+        checkpoint = open_checkpoint(options.checkpoint_path, names_of(model), families(model), options)
+        asked = checkpoint.layout.settings if checkpoint.layout else {}
+        if settings := {name: value for name, value in asked.items() if name not in given}:
+            model = build(settings)
+        tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
+        assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
+        model.load_report = report
+    place(model, device, dtype)
     return model
 
 

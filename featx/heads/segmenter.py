@@ -11,7 +11,7 @@ from ..errors import ArgumentError, InputError
 from ..features import Levels
 from ..preprocessing import DataConfig
 from ..report import LoadReport
-from ..wrappers.extractor import maps_in
+from ..wrappers.extractor import maps_in, source_of
 from .dense import DenseHead
 
 IGNORED = 255  # the label of pixels that belong to no class, as in Pascal VOC
@@ -114,7 +114,7 @@ class Segmenter(nn.Module):
     @property
     def config(self) -> SimpleNamespace:
         """What else than weights the logits depend on, as far as loading weights of other programs asks."""
-        own = getattr(getattr(self.backbone, "_source", None), "config", None)
+        own = getattr(source_of(self.backbone), "config", None)
         stated = {} if own is None else {field.name: getattr(own, field.name) for field in fields(own)}
         return SimpleNamespace(**stated, align_corners=self.align_corners)
 

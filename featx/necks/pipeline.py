@@ -48,7 +48,7 @@ class BackboneAndNecks(Pyramid):
         if backbone.data_config is not None:
             self.data_config = backbone.data_config
         self.load_report, self.size_rule = backbone.load_report, self._cells
-        self.fixed_size, self.corrections = backbone._inner.fixed_size, backbone._inner.corrections
+        self.fixed_size, self.corrections = backbone.fixed_size, backbone.corrections
         self.smallest = backbone._smallest  # a neck's coarser maps exist for small images too
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
@@ -73,7 +73,7 @@ class BackboneAndNecks(Pyramid):
 
 def cells_along(extractor: FeatureExtractWrapper, side: int) -> list[int]:
     """Cells of each map along a side of so many pixels; measured where the model has no rule."""
-    source = extractor._source
+    source = extractor.source
     if isinstance(source, Backbone):
         return [source.size_rule(side, reduction) for reduction in extractor.feature_info.reduction()]
     return [map_.shape[-1] for map_ in maps_in(run_on_meta(extractor, meta_images(extractor, (side, side))))]

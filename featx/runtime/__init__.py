@@ -3,6 +3,6 @@
 from .auto import Choice as Choice
 from .available import runtimes as runtimes
 from .cache import clear_cache as clear_cache
-from .export import export as export
-from .export import load_exported as load_exported
-from .optimize import optimize as optimize
+from .onnx_export import export as export
+from .onnx_export import load_exported as load_exported
+from .optimization import optimize as optimize

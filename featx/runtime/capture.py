@@ -60,7 +60,7 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> tuple[P
     to(dtype=torch.float32, memory_format=torch.contiguous_format)
     images = seen.images[:1].float().expand(2, -1, -1, -1).contiguous()
     sizes = wish.dynamic in ("auto", "size") and extractor._inner.fixed_size is None
-    kind = type(extractor._source).__name__
+    kind = type(extractor.source).__name__
     try:
         program = program_of(MapsOf(extractor), images, sizes)
     except UnrecordedError as error:

@@ -137,8 +137,8 @@ class EnginePyramid(Pyramid):
             self.data_config = said.data_config
         if source is not None:
             self.corrections, self.load_report = source._inner.corrections, source.load_report
-            if isinstance(source._source, Backbone):
-                self.size_rule = source._source.size_rule
+            if isinstance(source.source, Backbone):
+                self.size_rule = source.source.size_rule
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         maps = self._run(x)

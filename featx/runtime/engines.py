@@ -73,7 +73,7 @@ def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) 
     try:
         write_onnx(program, said, floating)
     except UntranslatedError as error:
-        raise ContractError(f"{type(extractor._source).__name__}: {error}: use runtime='eager'") from error
+        raise ContractError(f"{type(extractor.source).__name__}: {error}: use runtime='eager'") from error
     extractor.to("meta")  # what is left of it is its rule of sizes
     if floating != path:
         assert wish.example is not None

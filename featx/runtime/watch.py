@@ -107,7 +107,7 @@ def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
         return _run(extractor, images)
     except REFUSED as error:
         raise ContractError(
-            f"{type(extractor._source).__name__} does not run on images {tuple(images.shape)} ({error}): "
+            f"{type(extractor.source).__name__} does not run on images {tuple(images.shape)} ({error}): "
             "pass example=, images that it takes"
         ) from error
 

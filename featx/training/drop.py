@@ -10,7 +10,7 @@ from ..backbone import BackboneConfig
 from ..errors import ArgumentError
 from ..models.layers.drop_path import DropPath, require_rate
 from ..registry import lookup
-from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import source_of
 from .parts import backbone_in
 
 
@@ -36,7 +36,7 @@ def _branch(rate: float, training: bool) -> nn.Module:
 
 def _twin(backbone: nn.Module, rate: float) -> nn.Module:
     """The same variant with that rate, without values."""
-    source: Any = backbone._source if isinstance(backbone, FeatureExtractWrapper) else backbone
+    source: Any = source_of(backbone)
     name, config = getattr(source, "architecture", None), getattr(source, "config", None)
     if name is None or not isinstance(config, BackboneConfig) or "drop_path_rate" not in _fields(config):
         raise ArgumentError(

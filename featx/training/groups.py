@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import source_of
 from .parts import Part, backbone_in
 
 # Of transformers: last parts of names. Positions and tokens are no weights of a product, whatever their shape.
@@ -69,7 +69,7 @@ def _ends(name: str, ending: str) -> bool:
 def _declared(model: nn.Module) -> Iterator[str]:
     """What modules, or those that extractors stand in for, say in timm's way."""
     for module in model.modules():
-        source: Any = module._source if isinstance(module, FeatureExtractWrapper) else module
+        source: Any = source_of(module)
         declare: Callable[[], Iterable[str]] | None = getattr(source, "no_weight_decay", None)
         if declare is not None:
             yield from declare()

@@ -8,7 +8,7 @@ from ..errors import ArgumentError, ContractError, OutIndicesError
 from ..features import FeatureInfo, Levels, table
 from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.extractor import as_pyramid
+from ..wrappers.extractor import as_pyramid, pyramid_of
 from ..wrappers.prune import without
 
 
@@ -22,7 +22,7 @@ class Part:
 
     def needed(self, position: int) -> nn.Module:
         """What the level at that position is computed with: shares modules and names with the backbone."""
-        pyramid = self.module._inner if isinstance(self.module, FeatureExtractWrapper) else as_pyramid(self.module)
+        pyramid = pyramid_of(self.module)
         cut = pyramid.cut([position])
         there = {path for path, _ in cut.named_modules()}  # an extractor has left some out before
         return without(cut, [path for path in cut.unused([position]) if path in there])

@@ -17,7 +17,7 @@ from ..attention.blocks import blocks_of
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
 from ..viz.attended import heads_of, patches_in
-from ..viz.panels import pixels_of
+from ..viz.figure import pixels_of
 from ..viz.photograph import as_seen, seen_part
 from ..viz.points import Point
 from ..wrappers import FeatureExtractWrapper

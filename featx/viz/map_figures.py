@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from .colours import Basis, principal_colours
-from .panels import DENSE, WIDE, Layout, Panel, as_heat, caption_of, draw, photograph, scale_of, single
+from .figure import DENSE, WIDE, Layout, Panel, as_heat, caption_of, draw, photograph, scale_of, single
 from .points import Point
 
 if TYPE_CHECKING:

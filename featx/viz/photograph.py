@@ -39,7 +39,7 @@ def as_seen(image: "Image", extractor: FeatureExtractWrapper, size: int | None =
 
 def _sides(image: "Image", extractor: FeatureExtractWrapper, size: int | None) -> tuple[int, int] | None:
     """The (width, height) to resize the image to; None if it can keep its aspect, whatever that is."""
-    fixed, divisor, config = extractor._inner.fixed_size, extractor.size_divisor, extractor.data_config
+    fixed, divisor, config = extractor.fixed_size, extractor.size_divisor, extractor.data_config
     if fixed is not None:
         if size not in (None, *fixed):
             raise ArgumentError(f"size={size}: this model takes {fixed[0]}x{fixed[1]} pixels alone; leave the size out")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..features import Levels
 from ..locks import MOMENT
 from ..whole_files import alone, local, whole_file
-from .panels import png_of
+from .figure import png_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

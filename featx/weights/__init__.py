@@ -1,5 +1,5 @@
 """From a file or the Hub to the parameters of a model: source, read, layout, load."""
 
 from .load import load_weights as load_weights
-from .save import push_to_hub as push_to_hub
-from .save import save as save
+from .serialization import push_to_hub as push_to_hub
+from .serialization import save as save

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from ..errors import CheckpointError, names_in
+import torch
+
+from ..errors import ArgumentError, CheckpointError, names_in
 from .layout import Layout, find, recognise
 from .readers import read_checkpoint, unchanged
 from .source import HUB, locate
@@ -16,15 +18,36 @@ Weights = str | Path | Mapping[str, Any]
 NATIVE = "native"
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How to read a checkpoint; see `load_weights`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """Which weights a model gets, how they are read, and where they are put; see `create_model` and `load_weights`.
 
+    Raises ArgumentError if there are two sources of weights.
+    """
+
+    pretrained: bool = False
+    checkpoint_path: Weights | None = None
     auto_mapping: bool = True
     layout: str | None = None
     container: str | None = None
     cache_dir: str | Path | None = None
     mmap: bool | None = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.checkpoint_path is not None:
+            raise ArgumentError(
+                "pretrained=True and checkpoint_path both say where weights come from: pass one of them"
+            )
+
+    @classmethod
+    def split(cls, arguments: Mapping[str, Any], pretrained: bool) -> tuple[Self, dict[str, Any]]:
+        """The options among keyword arguments, and the other arguments."""
+        names = {one.name for one in fields(cls)}
+        options = {name: value for name, value in arguments.items() if name in names}
+        others = {name: value for name, value in arguments.items() if name not in names}
+        return cls(pretrained=pretrained, **options), others
 
     def maps(self, weights: Weights) -> bool:
         """Whether tensors may be pages of the files at `weights`: by default of those in the Hub's cache alone.
@@ -49,7 +72,9 @@ class Checkpoint:
     borrowed: bool = False
 
 
-def open_checkpoint(weights: Weights, names: Collection[str], families: Collection[str], how: Reading) -> Checkpoint:
+def open_checkpoint(
+    weights: Weights, names: Collection[str], families: Collection[str], how: LoadOptions
+) -> Checkpoint:
     """The tensors of `weights`, what `locate` finds or a dictionary, for a model of `families` that has these `names`.
 
     Raises WeightsNotFoundError and CheckpointError.
@@ -74,7 +99,7 @@ def open_checkpoint(weights: Weights, names: Collection[str], families: Collecti
     return Checkpoint(layout.to_native(kept, names), source, layout, {**skipped, **ignored}, borrowed)
 
 
-def read_tensors(weights: Weights, how: Reading) -> tuple[str, StateDict]:
+def read_tensors(weights: Weights, how: LoadOptions) -> tuple[str, StateDict]:
     """Where the tensors are, in words, and the tensors; of several files all together."""
     if isinstance(weights, Mapping):
         return "the checkpoint", tensors_of(weights, how.container)

@@ -8,7 +8,7 @@ from ..empty import without_values
 from ..errors import ArgumentError, CheckpointError
 from ..registry import Variant, lookup
 from ..report import LoadReport
-from .checkpoint import NATIVE, Reading, Weights, open_checkpoint, read_tensors
+from .checkpoint import NATIVE, LoadOptions, Weights, open_checkpoint, read_tensors
 from .layout import all_layouts, find
 from .load import all_finite, families, fitted, names_of
 from .state_dict_keys import StateDict, unwrapped
@@ -31,7 +31,7 @@ class Contents:
 
 def inspect(weights: Weights, container: str | None = None) -> Contents:
     """What is in a file of weights, without a model. Raises as `load_weights` does."""
-    _, state = read_tensors(weights, Reading(container=container))
+    _, state = read_tensors(weights, LoadOptions(container=container))
     found = {
         layout.family: layout.system for bare in unwrapped(state) for layout in all_layouts() if layout.recognises(bare)
     }
@@ -46,23 +46,23 @@ def inspect(weights: Weights, container: str | None = None) -> Contents:
     )
 
 
-def rehearse(weights: Weights, name: str, reading: Reading) -> LoadReport:
+def rehearse(weights: Weights, name: str, options: LoadOptions) -> LoadReport:
     """What loading the checkpoint into the model `name` would do; raises as `load_weights` does.
 
     A classifier of another size counts as one to be left fresh.
     """
     model = _empty(name)
-    opened = open_checkpoint(weights, names_of(model), families(model), reading)
+    opened = open_checkpoint(weights, names_of(model), families(model), options)
     return fitted(model, opened, resized=(f"{model.last_linear}.",))[1]
 
 
-def convert(weights: Weights, name: str, to: str, reading: Reading) -> StateDict:
+def convert(weights: Weights, name: str, to: str, options: LoadOptions) -> StateDict:
     """The tensors of a checkpoint of the model `name`, all of them, as the program `to` names and shapes them.
 
     Raises CheckpointError if they do not fit the model, or if there is no way back into that layout.
     """
     model = _empty(name)
-    opened = open_checkpoint(weights, names_of(model), families(model), reading)
+    opened = open_checkpoint(weights, names_of(model), families(model), options)
     classifier = f"{model.last_linear}."
     state, _ = fitted(model, opened, resized=(classifier,), finite=False)
     state |= {name: tensor for name, tensor in opened.state.items() if name.startswith(classifier)}

@@ -14,9 +14,10 @@ from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
 from ..report import LoadReport
 from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
-from ..wrappers.transparent import Transparent
+from ..wrappers.extractor import source_of
+from ..wrappers.transparent import innermost
 from .adapt import adapted
-from .checkpoint import NATIVE, Checkpoint, Reading, Weights, open_checkpoint
+from .checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint
 from .state_dict_keys import StateDict
 from .values import same
 
@@ -55,8 +56,15 @@ def load_weights(
     WeightsNotFoundError if there is nothing at that place.
     """
     skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
-    reading = Reading(auto_mapping, layout, container, cache_dir, mmap)
-    opened = open_checkpoint(checkpoint, names_of(model), families(model), reading)
+    options = LoadOptions(auto_mapping=auto_mapping, layout=layout, container=container, cache_dir=cache_dir, mmap=mmap)
+    return load(model, checkpoint, options, skip=skip, finite=finite)
+
+
+def load(
+    model: nn.Module, weights: Weights, options: LoadOptions, *, skip: tuple[str, ...] = (), finite: bool = True
+) -> LoadReport:
+    """Fill `model` in place; see `load_weights`."""
+    opened = open_checkpoint(weights, names_of(model), families(model), options)
     _require_settings(model, opened)
     tensors, report = fitted(model, opened, skip=skip, finite=finite)
     model.load_state_dict(tensors, strict=False)  # what is skipped is missing
@@ -70,10 +78,7 @@ def names_of(model: nn.Module) -> frozenset[str]:
 
 def families(model: nn.Module) -> tuple[str, ...]:
     """Names of the classes that a model, or the model inside an extractor, is of, and of ours with the same names."""
-    inner = getattr(model, "_source", model)
-    while isinstance(inner, Transparent):
-        inner = inner._inner
-    kinds = type(inner).__mro__
+    kinds = type(innermost(source_of(model))).__mro__
     same_names = (SAME_NAMES.get(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
     return (*(kind.__name__ for kind in kinds), *(name for name in same_names if name))
 
@@ -97,7 +102,7 @@ def fitted(
     wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
     skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
     needed = {name: tensor for name, tensor in checkpoint.state.items() if name not in unneeded}
-    given, changes = adapted(needed, wanted, getattr(model, "_source", model), grid)
+    given, changes = adapted(needed, wanted, source_of(model), grid)
     other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
     skipped |= {name: "skipped on request" for name in given if name.startswith(skip)}
     skipped |= {name: "of another size" for name in given if name.startswith(other_size)}
@@ -120,7 +125,7 @@ def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
     left_out = getattr(model, "_left_out", None)
     if left_out is None:
         return []
-    head = getattr(getattr(model, "_source", model), "last_linear", None)
+    head = getattr(source_of(model), "last_linear", None)
     return [name for name in state if name in left_out or (head is not None and name.startswith(f"{head}."))]
 
 
@@ -188,7 +193,7 @@ def place(model: nn.Module, device: torch.device | str | None, dtype: torch.dtyp
 
 def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError if the model was not built as the layout's program builds it."""
-    config = getattr(getattr(model, "_source", model), "config", None)
+    config = getattr(source_of(model), "config", None)
     asked = checkpoint.layout.settings if checkpoint.layout else {}
     wrong = {n: value for n, value in asked.items() if not same(getattr(config, n, None), value)}
     if wrong and checkpoint.layout:
@@ -212,7 +217,7 @@ def fill(
     assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
         initialise_head(model, device=device, dtype=dtype)
-    cast(Backbone, getattr(model, "_source", model)).load_report = report
+    cast(Backbone, source_of(model)).load_report = report
 
 
 def assign(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import require_module
 from ..backbone import Backbone, Pyramid, refuse_scripting
-from ..bridges import bridge_to
+from ..bridge_registry import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
 from ..image_checks import check_images, dtypes_of
@@ -19,7 +19,7 @@ from ..report import LoadReport
 from .chain import Chain
 from .prune import without
 from .rewritten import Rewritten
-from .transparent import Transparent
+from .transparent import Transparent, innermost
 
 # what a symbolic tracer calls as a whole
 torch.fx.wrap("check_images")
@@ -66,7 +66,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
         self._output = output
         self._smallest = pyramid.smallest or max(chosen.reduction())
-        self._has_known_code = isinstance(self._source, Backbone) or bridge_to(self._source) is not None
+        self._has_known_code = isinstance(self.source, Backbone) or bridge_to(self.source) is not None
         self._left_out = frozenset(model.state_dict()) - frozenset(self.state_dict())
 
     @property
@@ -82,10 +82,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     @property
     def pretrained_cfg(self) -> Mapping[str, Any] | None:
         """The model's own, under timm's keys; None if it has none."""
-        model: nn.Module = self._inner
-        while isinstance(model, Transparent):
-            model = model._inner
-        return getattr(model, "pretrained_cfg", None)
+        return getattr(innermost(self._inner), "pretrained_cfg", None)
 
     @property
     def default_cfg(self) -> Mapping[str, Any] | None:
@@ -95,7 +92,17 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     @property
     def size_divisor(self) -> int:
         """The sides of an image must be multiples of it; 1 takes any size."""
-        return getattr(self._source, "size_divisor", 1)
+        return getattr(self.source, "size_divisor", 1)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """The only (height, width) of images that it takes, in pixels; None if it takes others."""
+        return self._inner.fixed_size
+
+    @property
+    def corrections(self) -> tuple[str, ...]:
+        """Where `feature_info` tells the truth and the model's own declaration does not."""
+        return self._inner.corrections
 
     @property
     def excess(self) -> tuple[str, ...]:
@@ -110,7 +117,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     def _fact(self, name: str) -> Any:
         """What the pyramid says of images and weights, or the model that it wraps."""
         own = getattr(self._inner, name, None)
-        return getattr(self._source, name, None) if own is None else own
+        return getattr(self.source, name, None) if own is None else own
 
     def _check(self, x: Tensor) -> None:
         """Raise InputError unless `x` is a batch of images that this extractor takes."""
@@ -125,8 +132,12 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         refuse_scripting()
 
     @property
-    def _source(self) -> nn.Module:
-        """What says which images the model takes: the pyramid, or the model that it stands in for."""
+    def source(self) -> nn.Module:
+        """The model that gives the maps, of the class that was wrapped, and without what the levels do not need.
+
+        It shares its parameters with the extractor. A native model has its `config` here; in the place of another
+        package's model may be a Pyramid that knows the sizes of its maps.
+        """
         pyramid = self._inner
         if isinstance(pyramid, Transparent) and "size_rule" not in vars(pyramid):
             return pyramid._inner
@@ -149,6 +160,16 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         ascending = self._inner.forward_maps(x, self._ascending)
         maps = [ascending[i].contiguous(memory_format=layout) for i in self._order]
         return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
+
+
+def source_of(model: nn.Module) -> nn.Module:
+    """The model that gives the maps of an extractor; any other model itself."""
+    return model.source if isinstance(model, FeatureExtractWrapper) else model
+
+
+def pyramid_of(model: nn.Module) -> Pyramid:
+    """The pyramid in an extractor, or any other model as a source of maps; ContractError if it is none."""
+    return model._inner if isinstance(model, FeatureExtractWrapper) else as_pyramid(model)
 
 
 def maps_in(returned: Maps) -> list[Tensor]:

@@ -47,6 +47,13 @@ class Transparent(nn.Module, Generic[Inner]):
         return self
 
 
+def innermost(model: nn.Module) -> nn.Module:
+    """The model that modules stand in for, one for another; any other model itself."""
+    while isinstance(model, Transparent):
+        model = model._inner
+    return model
+
+
 def _require_plain_state(inner: nn.Module) -> None:
     kind: Any = type(inner)
     if isinstance(inner, Transparent) or f"{kind.__module__}.{kind.__qualname__}" in UPDATING:

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,12 +162,13 @@ def require_format(path: Path, formats: Sequence[str]) -> None:
 
 def _figure(width: float, height: float) -> "Figure":
     try:
-        import matplotlib.figure  # noqa: F401
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("pictures need matplotlib: pip install 'featx[viz]'") from error
-    from .picture import Picture
-
-    return Picture(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # what notebooks ask for: matplotlib gives it to figures of pyplot alone
+    vars(figure)["_repr_png_"] = partial(png_of, figure)
+    return figure
 
 
 def _panel(axis: Any, panel: Panel, image: "Image") -> None:

@@ -15,6 +15,7 @@ from ..empty import without_values
 from ..errors import ArgumentError, OutputError
 from ..whole_files import alone, local, whole_file
 from ..wrappers import FeatureExtractWrapper
+from ..wrappers.extractor import source_of
 from .hub_format import config_json
 
 PATIENCE = 600.0  # seconds to wait for another process that saves to the same place
@@ -61,7 +62,7 @@ def push_to_hub(
 
 def description(model: nn.Module) -> dict[str, Any]:
     """The `config.json` of a model or an extractor; ArgumentError if it could not be built again from it."""
-    backbone = model._source if isinstance(model, FeatureExtractWrapper) else model
+    backbone = source_of(model)
     if not isinstance(backbone, Backbone):
         raise ArgumentError(f"{type(backbone).__name__} was not built by create_model: save its state_dict() instead")
     if any(tensor.is_meta for tensor in model.state_dict().values()):

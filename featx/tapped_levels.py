@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .arguments import require_module, require_texts
-from .discover import Proposal
 from .errors import ArgumentError
+from .level_discovery import Proposal
 from .tracing.map_layout import Tap as Tap
 from .tracing.module_trace import survey
 from .wrappers import FeatureExtractWrapper
