@@ -1,4 +1,6 @@
-"""Draws the rooms of featx and lists them in docs/architecture.md, from the layers that pyproject.toml states.
+"""Draws and lists the rooms of featx in docs/architecture.md, and the files of the tracing room in docs/tracing.md.
+
+The rooms are the layers that pyproject.toml states; rows of files follow from their imports.
 
 Run as `python docs/architecture.py` after a change of either.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_suffix(".md")
 PICTURE = Path(__file__).with_suffix(".svg")
+TRACING = PAGE.with_name("tracing.md")
 
 # What is after it in the page is written here, what is before it by hand.
 MARK = "<!-- written by docs/architecture.py -->\n"
@@ -36,13 +39,26 @@ def about(room: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-def picture(rows: Sequence[Sequence[str]]) -> str:
-    """An SVG with a box per room; a row may import only what is below it."""
+def files(room: str) -> list[list[str]]:
+    """The files of a room, row by row from the top: each imports only files of rows below its own."""
+    needs = {
+        path.stem: set(re.findall(r"^from \.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE))
+        for path in sorted((ROOT / "featx" / room).glob("[a-z]*.py"))
+    }
+    rows, left = list[list[str]](), [*needs]
+    while left:
+        rows.append([name for name in left if not needs[name] & {*left}])
+        left = [name for name in left if needs[name] & {*left}]
+    return rows[::-1]
+
+
+def picture(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """An SVG with a box per room or file; a row may import only what is below it."""
     height = TOP + ROW * len(rows) + GAP
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" style="{STYLE}" role="img">',
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text x="{GAP}" y="22" fill="#555">A room imports from rows below its own. Shaded: folders.</text>',
+        f'<text x="{GAP}" y="22" fill="#555">{caption}</text>',
     ]
     for number, row in enumerate(rows):
         lines += boxes(row, TOP + number * ROW)
@@ -64,16 +80,22 @@ def boxes(row: Sequence[str], y: int) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Every room with what is in it, from the top."""
-    lines = [f"| `{room}` | {about(room)} |" for row in rows for room in row]
-    return "\n".join(["| room | holds |", "| --- | --- |", *lines, ""])
+def table(rows: Sequence[Sequence[str]], kind: str, folder: str = "") -> str:
+    """Every room, or file of a folder, with what is in it, from the top."""
+    lines = [f"| `{name}` | {about(folder + name)} |" for row in rows for name in row]
+    return "\n".join([f"| {kind} | holds |", "| --- | --- |", *lines, ""])
 
 
 def written() -> dict[Path, str]:
     """The text of each file that this script writes."""
-    guide = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
-    return {PICTURE: picture(layers()), PAGE: f"{guide}{MARK}\n{table(layers())}"}
+    rooms, traced = layers(), files("tracing")
+    tables = {PAGE: table(rooms, "room"), TRACING: table(traced, "file", "tracing/")}
+    guides = {page: page.read_text(encoding="utf-8").partition(MARK)[0] for page in tables}
+    return {
+        PICTURE: picture(rooms, "A room imports from rows below its own. Shaded: folders."),
+        TRACING.with_suffix(".svg"): picture(traced, "A file of the tracing room imports from rows below its own."),
+        **{page: f"{guides[page]}{MARK}\n{rows}" for page, rows in tables.items()},
+    }
 
 
 def main() -> None:
