@@ -22,11 +22,11 @@ from ..features import FeatureInfo, Levels
 from ..tracing.computation import read_on_meta
 from ..tracing.copies import structural_copy
 from ..tracing.execution_order import channels_of
+from ..tracing.map_layout import Form, Size, Tap, forms
 from ..tracing.pruning import trimmed
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
 from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.transparent import Transparent
-from .transformers_levels import Shape, Size, as_map, shape_of
 from .transformers_places import ENTRIES, problem_with, put_in_place, size_divisor
 
 Inputs = Callable[[Any, Tensor], dict[str, Any]]
@@ -76,10 +76,10 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
     Its `corrections` tell where the package declares other channels than its maps have.
     """
 
-    def __init__(self, model: Any, reading: Reading, levels: Levels, shapes: Sequence[Shape]) -> None:
+    def __init__(self, model: Any, reading: Reading, levels: Levels, forms: Sequence[Form]) -> None:
         super().__init__(model)
         self.feature_info = levels
-        self._reading, self._shapes = reading, tuple(shapes)
+        self._reading, self._forms = reading, tuple(forms)
         self._offered = tuple(range(len(levels)))
         self._own_size = _size(model)
         self.size_rule = SizeRule(self._roundings)
@@ -104,17 +104,18 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         try:
             tensors = read_on_meta(model, self._reading, x)
             return [
-                tuple(as_map(tensor, self._shapes[i], x).shape)
+                tuple(self._forms[i].map(tensor, size, self.feature_info[i].name).shape)
                 for i, tensor in zip(self._offered, tensors, strict=True)
             ]
         except REFUSED:
             return []
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        return [as_map(tensor, self._shapes[i], x) for i, tensor in self._tensors(x, levels)]
+        return [map_ for _, map_ in self.forward_tokens(x, levels)]
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        return [(self._prefix(tensor, i), as_map(tensor, self._shapes[i], x)) for i, tensor in self._tensors(x, levels)]
+        size = (x.shape[2], x.shape[3])
+        return [self._forms[i].split(tensor, size, self.feature_info[i].name) for i, tensor in self._tensors(x, levels)]
 
     def _tensors(self, x: Tensor, levels: Sequence[int]) -> list[tuple[int, Tensor]]:
         if problem := problem_with(self._config, x.shape[2], x.shape[3]):
@@ -139,10 +140,6 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
 
         return acceptable(size, divisor_of(takes, self._own_size), takes, self._own_size)
 
-    def _prefix(self, tensor: Tensor, level: int) -> Tensor:
-        shape = self._shapes[level]
-        return tensor[:, : shape.prefix] if shape.axis == 2 else tensor.new_empty(tensor.shape[0], 0, shape.chs)
-
     def unused(self, levels: Sequence[int]) -> Sequence[str]:
         """No module: `cut` has left out what `levels` do not need."""
         del levels
@@ -158,7 +155,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
         else:
             reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
         model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
-        cut = TransformersPyramid(model, reading, self.feature_info, self._shapes)
+        cut = TransformersPyramid(model, reading, self.feature_info, self._forms)
         cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
         cut.fixed_size = self.fixed_size
         return cut
@@ -210,7 +207,7 @@ def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
     return pyramid
 
 
-def _as_tokens(model: nn.Module, reading: Reading, config: Any, before: Sequence[Shape]) -> list[Shape] | None:
+def _as_tokens(model: nn.Module, reading: Reading, config: Any, before: Sequence[Form]) -> list[Form] | None:
     """The shapes if the backbone leaves its tokens as they are, prefix tokens before the patches; None if it cannot."""
     config.reshape_hidden_states = False
     try:
@@ -263,7 +260,7 @@ def choose(tower: Any, stages: Sequence[str]) -> None:
     tower.config._out_indices = [list(tower.stage_names).index(stage) for stage in stages]
 
 
-def _measured(model: Any, reading: Reading) -> list[Shape]:
+def _measured(model: Any, reading: Reading) -> list[Form]:
     """The shapes of the tensors at the size the model is made for, and at twice that if it takes it."""
     height, width = _size(model)
     seen: list[tuple[Size, list[torch.Size]]] = []
@@ -279,9 +276,18 @@ def _measured(model: Any, reading: Reading) -> list[Shape]:
             seen.append((size, [tensor.shape for tensor in tensors]))
     if not seen:
         raise ContractError(f"{type(model).__name__} returns tensors whose first axis is not that of the images")
-    patch = getattr(model.get_submodule(reading.tower).config, "patch_size", None)
-    patch = patch if isinstance(patch, int) else None
-    return [shape_of([(size, shapes[i]) for size, shapes in seen], patch) for i in range(len(seen[0][1]))]
+    return [_form([(size, shapes[i]) for size, shapes in seen], reading) for i in range(len(seen[0][1]))]
+
+
+def _form(seen: Sequence[tuple[Size, Sequence[int]]], reading: Reading) -> Form:
+    """How a tensor becomes a map, from its shape at each size; (N, C, h, w) where (N, h, w, C) fits, too."""
+    found = forms(Tap(reading.entry), [tuple(shape) for _, shape in seen], [(2, 0, *size) for size, _ in seen])
+    if not found:
+        told = " and ".join(f"{tuple(shape)} for images of {height}x{width}" for (height, width), shape in seen)
+        raise ContractError(
+            f"{reading.entry} holds {told}, which is no map (N, C, h, w) or (N, h, w, C) or grid of tokens"
+        )
+    return found[0]
 
 
 def _offers(model: nn.Module, reading: Reading) -> bool:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, floor, log2
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ..arguments import require_number
-from ..errors import ArgumentError, ContractError
+from ..errors import ArgumentError, ContractError, InputError
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 Size = tuple[int, int]
@@ -82,10 +83,10 @@ class Form:
         if self.layout == "NHWC":
             return value.permute(0, 3, 1, 2)
         rest = value[:, self.prefix :]
-        for grid in grids(size, self.reduction):
+        for grid in product(*zip(*grids(size, self.reduction), strict=True)):
             if grid[0] * grid[1] == rest.shape[1]:
                 return rest.transpose(1, 2).unflatten(2, grid)
-        raise ContractError(
+        raise InputError(
             f"module {name!r} returned {rest.shape[1]} tokens for images of {size[0]}x{size[1]} pixels, which is no "
             f"grid of 1/{self.reduction}: choose sides that are multiples of {self.reduction}"
         )
