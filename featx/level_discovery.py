@@ -11,7 +11,7 @@ from .arguments import require_module, require_sides, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
 from .tracing.execution_order import meta_images
-from .tracing.map_layout import Form, Size, Tap
+from .tracing.map_layout import MapLayout, Size, Tap
 from .tracing.module_trace import Survey, bits, survey
 from .wrappers.tapped import form_of
 
@@ -45,7 +45,7 @@ class Found:
     """A module whose output is a map, its class, and a bit for each module and parameter the map depends on."""
 
     tap: Tap
-    form: Form
+    form: MapLayout
     value: Tensor
     kind: str
     sources: int
@@ -137,7 +137,7 @@ def _maps(seen: Survey, model: nn.Module) -> Iterator[Found]:
     for path, calls in seen.runs[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
         form = form_of(tap, path, seen.measured) if path and tap is not None and len(calls) == 1 else None
-        if tap is not None and isinstance(form, Form):
+        if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
             sources = calls[0].sources_of(value)
             if sources & learnt:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Pyramid
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
-from .tracing.map_layout import AXES, Form, Tap, described
+from .tracing.map_layout import AXES, MapLayout, Tap, described
 from .tracing.module_trace import survey
 from .wrappers.extractor import pyramid_of
 from .wrappers.tapped import form_of
@@ -47,7 +47,7 @@ class LevelModule:
         entries[key] = value
         return entries
 
-    def form(self, model: nn.Module, value: Tensor, images: Tensor) -> Form:
+    def form(self, model: nn.Module, value: Tensor, images: Tensor) -> MapLayout:
         """The layout of the map in the tensor; ContractError if it is no map of the level."""
         found = [] if self.level is None else self._forms(value, images)
         if len(found) == 1:
@@ -55,21 +55,21 @@ class LevelModule:
         shape, form = tuple(value.shape), None
         if self.level is None or found:  # channels do not decide: two sizes of images do
             form = form_of(Tap(self.path, self.key), self.path, survey(model, images).measured)
-        if not isinstance(form, Form):
+        if not isinstance(form, MapLayout):
             raise ContractError(
                 f"{self.path} returns {shape}, no map (N, chs, h, w), (N, h, w, chs) or (N, tokens, chs)"
             )
         return form
 
-    def _forms(self, value: Tensor, images: Tensor) -> list[Form]:
+    def _forms(self, value: Tensor, images: Tensor) -> list[MapLayout]:
         """What the tensor may be with the level's channels and reduction."""
         assert self.level is not None
         chs, reduction = self.level.chs, self.level.reduction
         if value.ndim == 3:
             prefix = value.shape[1] - self._cells(images.shape[2]) * self._cells(images.shape[3])
-            return [Form("NLC", chs, reduction, prefix)] if prefix >= 0 and value.shape[2] == chs else []
+            return [MapLayout("NLC", chs, reduction, prefix)] if prefix >= 0 and value.shape[2] == chs else []
         layouts = ("NCHW", "NHWC") if value.ndim == 4 else ()
-        possible = [Form(layout, chs, reduction) for layout in layouts if value.shape[AXES[layout][0]] == chs]
+        possible = [MapLayout(layout, chs, reduction) for layout in layouts if value.shape[AXES[layout][0]] == chs]
         cells = (self._cells(images.shape[2]), self._cells(images.shape[3]))
         fitting = [form for form in possible if tuple(value.shape[axis] for axis in AXES[form.layout][1]) == cells]
         return fitting or possible

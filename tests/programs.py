@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from featx.runtime.onnx_program import onnx_model
 from featx.tracing.program import PerImage, Program, program_of
-from featx.tracing.symbolic_sizes import Made, Own, SideOf
+from featx.tracing.symbolic_sizes import ModelTensor, SymbolicSize, TracedValue
 
 
 class Then(nn.Module):
@@ -29,23 +29,23 @@ class Then(nn.Module):
 @torch.no_grad()
 def run(program: Program, x: Tensor) -> list[Tensor]:
     """What the program returns, by PyTorch's own operations."""
-    known: dict[Any, Any] = {**program.constants, Made(-1): x}
+    known: dict[Any, Any] = {**program.constants, TracedValue(-1): x}
 
     def filled(given: Any) -> Any:
-        if isinstance(given, SideOf):
+        if isinstance(given, SymbolicSize):
             return known[given.tensor].shape[given.axis]
         if isinstance(given, PerImage):
             return given.times * len(x)
-        return known[given] if isinstance(given, Made | Own) else given
+        return known[given] if isinstance(given, TracedValue | ModelTensor) else given
 
     for call in program.calls:
         target = {"view": torch.ops.aten.reshape.default}.get(call.operation.overloadpacket.__name__, call.operation)
         args, kwargs = tree_map(filled, (call.args, call.kwargs))
         returned = target(*args, **kwargs)
         if isinstance(returned, Tensor):
-            known[Made(call.number)] = returned
+            known[TracedValue(call.number)] = returned
         else:
-            known.update({Made(call.number, place): tensor for place, tensor in enumerate(returned)})
+            known.update({TracedValue(call.number, place): tensor for place, tensor in enumerate(returned)})
     return [known[name] for name in program.returned]
 
 

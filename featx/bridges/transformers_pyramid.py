@@ -22,7 +22,7 @@ from ..features import FeatureInfo, Levels
 from ..tracing.computation import read_on_meta
 from ..tracing.copies import structural_copy
 from ..tracing.execution_order import channels_of
-from ..tracing.map_layout import Form, Size, Tap, forms
+from ..tracing.map_layout import MapLayout, Size, Tap, map_layouts
 from ..tracing.pruning import trimmed
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
 from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks, third_party
@@ -76,7 +76,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
     Its `corrections` tell where the package declares other channels than its maps have.
     """
 
-    def __init__(self, model: Any, reading: Reading, levels: Levels, forms: Sequence[Form]) -> None:
+    def __init__(self, model: Any, reading: Reading, levels: Levels, forms: Sequence[MapLayout]) -> None:
         super().__init__(model)
         self.feature_info = levels
         self._reading, self._forms = reading, tuple(forms)
@@ -207,7 +207,7 @@ def _of_backbone(model: Any, reading: Reading) -> TransformersPyramid:
     return pyramid
 
 
-def _as_tokens(model: nn.Module, reading: Reading, config: Any, before: Sequence[Form]) -> list[Form] | None:
+def _as_tokens(model: nn.Module, reading: Reading, config: Any, before: Sequence[MapLayout]) -> list[MapLayout] | None:
     """The shapes if the backbone leaves its tokens as they are, prefix tokens before the patches; None if it cannot."""
     config.reshape_hidden_states = False
     try:
@@ -260,7 +260,7 @@ def choose(tower: Any, stages: Sequence[str]) -> None:
     tower.config._out_indices = [list(tower.stage_names).index(stage) for stage in stages]
 
 
-def _measured(model: Any, reading: Reading) -> list[Form]:
+def _measured(model: Any, reading: Reading) -> list[MapLayout]:
     """The shapes of the tensors at the size the model is made for, and at twice that if it takes it."""
     height, width = _size(model)
     seen: list[tuple[Size, list[torch.Size]]] = []
@@ -279,9 +279,9 @@ def _measured(model: Any, reading: Reading) -> list[Form]:
     return [_form([(size, shapes[i]) for size, shapes in seen], reading) for i in range(len(seen[0][1]))]
 
 
-def _form(seen: Sequence[tuple[Size, Sequence[int]]], reading: Reading) -> Form:
+def _form(seen: Sequence[tuple[Size, Sequence[int]]], reading: Reading) -> MapLayout:
     """How a tensor becomes a map, from its shape at each size; (N, C, h, w) where (N, h, w, C) fits, too."""
-    found = forms(Tap(reading.entry), [tuple(shape) for _, shape in seen], [(2, 0, *size) for size, _ in seen])
+    found = map_layouts(Tap(reading.entry), [tuple(shape) for _, shape in seen], [(2, 0, *size) for size, _ in seen])
     if not found:
         told = " and ".join(f"{tuple(shape)} for images of {height}x{width}" for (height, width), shape in seen)
         raise ContractError(

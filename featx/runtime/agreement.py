@@ -104,7 +104,7 @@ def compared(
 def takes(made: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
     """Whether what was built says that it takes images (N, C, H, W) of that shape."""
     said = getattr(made._inner, "said", None)
-    return said is None or shape in said.taken
+    return said is None or shape in said.guard
 
 
 def _is_of_shape(made: FeatureExtractWrapper) -> bool:

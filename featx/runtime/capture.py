@@ -10,14 +10,14 @@ from ..errors import ContractError
 from ..tracing.forward_trace import UnrecordedError
 from ..tracing.program import Program, program_of
 from ..wrappers import FeatureExtractWrapper
-from .description import Description, Taken, describe
-from .watch import Seen
+from .description import Description, ShapeGuard, describe
+from .watch import ForwardTrace
 
 Dynamic = Literal["auto", "size", "batch", "none"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class GraphSpec:
     """What a file with an extractor's graph should be.
 
     computes: the dtype, torch.int8 included; weights are stored in float32, and a runtime computes in what it is told.
@@ -50,7 +50,7 @@ class MapsOf(nn.Module):
         return tuple(pyramid.forward_maps(x, levels))
 
 
-def capture(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> tuple[Program, Description]:
+def capture(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpec) -> tuple[Program, Description]:
     """The program of an extractor, whose weights become float32, and the description of the images it takes.
 
     Raises:
@@ -59,19 +59,19 @@ def capture(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish) -> tuple[P
     to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
     to(dtype=torch.float32, memory_format=torch.contiguous_format)
     images = seen.images[:1].float().expand(2, -1, -1, -1).contiguous()
-    sizes = wish.dynamic in ("auto", "size") and extractor._inner.fixed_size is None
+    sizes = spec.dynamic in ("auto", "size") and extractor._inner.fixed_size is None
     kind = type(extractor.source).__name__
     try:
         program = program_of(MapsOf(extractor), images, sizes)
     except UnrecordedError as error:
         raise ContractError(f"{kind} cannot be captured ({error}): use runtime='eager'") from error
-    if wish.dynamic == "size" and not program.any_size:
+    if spec.dynamic == "size" and not program.any_size:
         raise ContractError(
             f"{kind} cannot be captured with dynamic='size', because its code depends on the size of images: choose "
             "dynamic='auto'"
         )
-    free = () if wish.dynamic == "none" else (0, 2, 3) if program.any_size else (0,)
-    number = 1 if wish.example is None else len(wish.example)
-    taken = Taken((number, *images.shape[1:]), frozenset(free))
-    computes = f"{wish.computes}".removeprefix("torch.")
-    return program, describe(extractor, taken, wish.maps, computes)
+    free = () if spec.dynamic == "none" else (0, 2, 3) if program.any_size else (0,)
+    number = 1 if spec.example is None else len(spec.example)
+    guard = ShapeGuard((number, *images.shape[1:]), frozenset(free))
+    computes = f"{spec.computes}".removeprefix("torch.")
+    return program, describe(extractor, guard, spec.maps, computes)

@@ -21,7 +21,7 @@ LARGEST = 2**20  # of channels, strides and pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ShapeGuard:
     """The images that a graph is right for. shape: (N, C, H, W). free: the axes that may have any other length."""
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Taken:
 class Description:
     """An extractor without its tensors and its code.
 
-    levels: those returned, in order. output: "list", "dict" or "tokens". taken: images the graph is right for.
+    levels: those returned, in order. output: "list", "dict" or "tokens". guard: images the graph is right for.
     dtype: of the maps. computes: "float32", "bfloat16" or "int8". agreement: with the original's maps, by level.
     smallest: the shortest side of images, in pixels.
     """
@@ -51,7 +51,7 @@ class Description:
     size_divisor: int
     fixed_size: tuple[int, int] | None
     data_config: DataConfig | None
-    taken: Taken
+    guard: ShapeGuard
     dtype: torch.dtype
     computes: str
     agreement: dict[str, float] | None = None
@@ -67,7 +67,7 @@ class Description:
         return [part for name in safe for part in (f"{name}_tokens", name)] if self.output == "tokens" else safe
 
 
-def describe(extractor: FeatureExtractWrapper, taken: Taken, maps: torch.dtype, computes: str) -> Description:
+def describe(extractor: FeatureExtractWrapper, guard: ShapeGuard, maps: torch.dtype, computes: str) -> Description:
     """The description of a graph of the extractor's. maps: their dtype. computes: see `Description`."""
     return Description(
         extractor.feature_info,
@@ -76,7 +76,7 @@ def describe(extractor: FeatureExtractWrapper, taken: Taken, maps: torch.dtype, 
         extractor.size_divisor,
         extractor._inner.fixed_size,
         extractor.data_config,
-        taken,
+        guard,
         maps,
         computes,
         smallest=extractor._smallest,
@@ -90,7 +90,7 @@ def ascending(levels: Levels) -> list[int]:
 
 def to_json(said: Description) -> str:
     every = [[row["num_chs"], row["reduction"], row["module"]] for row in said.levels.info]
-    fields = {name: value for name, value in vars(said).items() if name not in ("levels", "dtype", "taken")}
+    fields = {name: value for name, value in vars(said).items() if name not in ("levels", "dtype", "guard")}
     config = None if said.data_config is None else asdict(said.data_config)
     return json.dumps(
         {
@@ -100,8 +100,8 @@ def to_json(said: Description) -> str:
             "out_indices": said.levels.out_indices,
             "data_config": config,
             "dtype": f"{said.dtype}".removeprefix("torch."),
-            "shape": said.taken.shape,
-            "free": sorted(said.taken.free),
+            "shape": said.guard.shape,
+            "free": sorted(said.guard.free),
         }
     )
 
@@ -120,10 +120,10 @@ def from_json(text: str | bytes, file: object) -> Description:
 def _read(said: Value) -> Description:
     if said["version"].held != VERSION:
         raise said["version"].mismatch(f"{VERSION}")
-    levels, taken, config = _levels(said), _taken(said), said.get("data_config")
+    levels, guard, config = _levels(said), _guard(said), said.get("data_config")
     in_chans, fixed = _number(said, "in_chans"), said.get("fixed_size")
-    if in_chans not in (None, taken.shape[1]):
-        raise said["in_chans"].mismatch(f"{taken.shape[1]}, as its shape says")
+    if in_chans not in (None, guard.shape[1]):
+        raise said["in_chans"].mismatch(f"{guard.shape[1]}, as its shape says")
     agreement = said.get("agreement")
     return Description(
         levels,
@@ -132,7 +132,7 @@ def _read(said: Value) -> Description:
         said["size_divisor"].number(1, LARGEST),
         None if fixed is None else (fixed.numbers(1, LARGEST, 2)[0], fixed.array()[1]),
         None if config is None else DataConfig.from_json(config),
-        taken,
+        guard,
         DTYPES[said["dtype"].text(DTYPES)],
         said["computes"].text(("float32", "bfloat16", "int8")),
         None if agreement is None else {name: agreement[name].real() for name in agreement.object()},
@@ -160,9 +160,9 @@ def _levels(said: Value) -> Levels:
     return Levels(every, chosen)
 
 
-def _taken(said: Value) -> Taken:
+def _guard(said: Value) -> ShapeGuard:
     shape, free = said["shape"].numbers(1, LARGEST, 4), said["free"].numbers(0, 3)
-    return Taken(tuple(shape), frozenset(free))
+    return ShapeGuard(tuple(shape), frozenset(free))
 
 
 def _distinct(names: list[str]) -> list[str]:

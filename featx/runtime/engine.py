@@ -156,9 +156,9 @@ class EnginePyramid(Pyramid):
         return ()
 
     def _run(self, x: Tensor) -> list[Tensor]:
-        if tuple(x.shape) not in self.said.taken:
+        if tuple(x.shape) not in self.said.guard:
             raise InputError(
-                f"this was built by runtime={self.engine.runtime!r} for {self.said.taken}, got {x.shape[0]} of "
+                f"this was built by runtime={self.engine.runtime!r} for {self.said.guard}, got {x.shape[0]} of "
                 f"{x.shape[2]}x{x.shape[3]}, which its graph is not right for: resize them, or build it again with "
                 "example= images of this shape"
             )

@@ -10,14 +10,14 @@ from torch import nn
 from ..errors import ArgumentError, ContractError, MissingPackageError
 from ..wrappers import FeatureExtractWrapper
 from .available import runtimes
-from .capture import Wish, capture
+from .capture import GraphSpec, capture
 from .description import Description
 from .engine import FileEngine
 from .onnx import OnnxRuntimeEngine, describe_onnx, write_onnx
 from .onnx_operations import UntranslatedError
 from .openvino import OpenVinoEngine, computes_bfloat16
 from .quantise import quantise
-from .watch import Seen
+from .watch import ForwardTrace
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,21 @@ def _problem(runtime: str, model: nn.Module, dtype: torch.dtype | None, calibrat
     return None
 
 
-def write(extractor: FeatureExtractWrapper, seen: Seen, wish: Wish, path: Path) -> Description:
+def write(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpec, path: Path) -> Description:
     """Write the graph of the extractor, which is used up, as an ONNX file.
 
     Raises ContractError for a model that cannot be captured, or whose operations have no translation.
     """
-    program, said = capture(extractor, seen, wish)
-    floating = path if wish.computes is not torch.int8 else path.with_name(f"floating-{path.name}")
+    program, said = capture(extractor, seen, spec)
+    floating = path if spec.computes is not torch.int8 else path.with_name(f"floating-{path.name}")
     try:
         write_onnx(program, said, floating)
     except UntranslatedError as error:
         raise ContractError(f"{type(extractor.source).__name__}: {error}: use runtime='eager'") from error
     extractor.to("meta")  # what is left of it is its rule of sizes
     if floating != path:
-        assert wish.example is not None
-        quantise(floating, path, wish.example)
+        assert spec.example is not None
+        quantise(floating, path, spec.example)
         for file in list(path.parent.iterdir()):
             if file.name.startswith(floating.name):
                 file.unlink()

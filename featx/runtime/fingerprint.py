@@ -27,7 +27,7 @@ from ..features import Levels
 from ..tracing.execution_order import channels_of
 from ..tracing.forward_trace import UnrecordedError, record, stood_in_for, tensors_of
 from ..tracing.size_rules import SizeRule
-from ..tracing.symbolic_sizes import Made, Own, SideOf
+from ..tracing.symbolic_sizes import ModelTensor, SymbolicSize, TracedValue
 from ..wrappers import FeatureExtractWrapper
 from .agreement import smooth_noise
 from .available import version
@@ -37,7 +37,7 @@ from .watch import copy_of, own_size
 # Packages whose code their version identifies; of other modules' classes the source does.
 RELEASED = ("featx", "torch", "torchvision", "timm", "transformers")
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-PLAIN += (Made, Own, SideOf)
+PLAIN += (TracedValue, ModelTensor, SymbolicSize)
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .watch import Call, Operation, Seen
+from .watch import Call, ForwardTrace, Operation
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -28,7 +28,7 @@ class Pair:
     after: tuple[str, ...]
 
 
-def pairs(seen: Seen) -> Iterator[Pair]:
+def pairs(seen: ForwardTrace) -> Iterator[Pair]:
     """All that can be folded.
 
     A convolution and a norm that run once; the output of the one goes into the other, and is neither read by another
@@ -46,7 +46,7 @@ def pairs(seen: Seen) -> Iterator[Pair]:
             yield Pair(seen.path(before.module), seen.path(operation.module), eps, after)
 
 
-def _folds(conv: Operation, seen: Seen) -> bool:
+def _folds(conv: Operation, seen: ForwardTrace) -> bool:
     """Whether the operation is a convolution by its module's own weights, which nothing else needs as they are."""
     module, given = conv.module, conv.arguments
     if conv.kind is not aten.convolution.default or not isinstance(module, nn.modules.conv._ConvNd):
@@ -63,7 +63,7 @@ def _folds(conv: Operation, seen: Seen) -> bool:
     )
 
 
-def _after(norm: Operation, seen: Seen) -> tuple[str, ...] | None:
+def _after(norm: Operation, seen: ForwardTrace) -> tuple[str, ...] | None:
     """The children that the norm's module calls on what the norm returned; None if it does anything else."""
     module, given = norm.module, norm.arguments
     calls = seen.calls.get(module, [])

@@ -15,7 +15,7 @@ from ..wrappers import FeatureExtractWrapper
 from .agreement import compared, smooth_noise
 from .available import processor, version
 from .cache import Cache
-from .capture import Wish
+from .capture import GraphSpec
 from .engine import COMPILED, EngineExtractor, OwnFolder
 from .engines import ENGINES, write
 from .fingerprint import digest_of, fingerprint
@@ -139,7 +139,7 @@ def _written(request: Request) -> OwnFolder:
     corrected(extractor, request)
     folder = OwnFolder()
     path = folder.path / MODEL
-    write(extractor, seen, Wish(request.computes, request.example), path)
+    write(extractor, seen, GraphSpec(request.computes, request.example), path)
     return folder
 
 

@@ -6,13 +6,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..models.layers.drop_path import DropPath
 from ..wrappers import FeatureExtractWrapper
 from .fold import replace
-from .watch import Seen
+from .watch import ForwardTrace
 
 # Classes of other packages that act in training only, by what their names end with; several packages have each.
 ONLY_TRAINING = ("DropPath", "StochasticDepth", "DropBlock2d")
 
 
-def drop_idle(model: FeatureExtractWrapper, seen: Seen) -> None:
+def drop_idle(model: FeatureExtractWrapper, seen: ForwardTrace) -> None:
     """Replace what acts in training only by identities, and take these out of sequences, in place.
 
     `seen` is a forward of the model, before norms were folded. Levels and modules with hooks stay.
@@ -25,7 +25,7 @@ def drop_idle(model: FeatureExtractWrapper, seen: Seen) -> None:
             _shorten(model.get_submodule(seen.path(module)), seen.path(module), levels)
 
 
-def _returns_its_input(module: nn.Module, seen: Seen) -> bool:
+def _returns_its_input(module: nn.Module, seen: ForwardTrace) -> bool:
     return all(len(call.given) == 1 and call.output is call.given[0] for call in seen.calls.get(module, []))
 
 
@@ -34,7 +34,7 @@ def only_training(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd | DropPath) or type(module).__name__.endswith(ONLY_TRAINING)
 
 
-def _runs_itself(sequence: nn.Module, seen: Seen) -> bool:
+def _runs_itself(sequence: nn.Module, seen: ForwardTrace) -> bool:
     """Whether its children only run in it; others may ask for them by number, which must not change."""
     inner = [call.module for made in seen.calls[sequence] for call in made.inner]
     children = list(sequence.children())

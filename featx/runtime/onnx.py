@@ -34,7 +34,7 @@ def write_onnx(program: Program, said: Description, path: Path) -> None:
     """
     from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
 
-    shape = [None if axis in said.taken.free else length for axis, length in enumerate(said.taken.shape)]
+    shape = [None if axis in said.guard.free else length for axis, length in enumerate(said.guard.shape)]
     model = onnx_model(program, said.tensors(), shape)
     if sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST:
         convert_model_to_external_data(model, location=beside(path).name, size_threshold=0)

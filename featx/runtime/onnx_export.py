@@ -12,7 +12,7 @@ from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared, require_agreement, require_min_agreement
 from .available import lacks_packages
-from .capture import Dynamic, Wish
+from .capture import Dynamic, GraphSpec
 from .description import Description
 from .engine import EngineExtractor, beside
 from .engines import ENGINES, require_engine, write
@@ -103,7 +103,7 @@ def _write(
     dtype, example, dynamic = asked
     extractor, seen = prepare(model, example)
     computes = dtype or seen.images.dtype
-    said = write(extractor, seen, Wish(computes, example, dynamic), path)
+    said = write(extractor, seen, GraphSpec(computes, example, dynamic), path)
     made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
     said = replace(said, agreement=compared(made, model, seen.images, example, computes))
     if said.agreement is not None:

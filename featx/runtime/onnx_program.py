@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from ..tracing.program import Call, PerImage, Program
-from ..tracing.symbolic_sizes import Made, Name, Own, SideOf
+from ..tracing.symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedValue
 from .onnx_graph import IR_VERSION, OPSET, Length, OnnxGraph, Value, element_type
 from .onnx_operations import OPERATIONS, UntranslatedError
 from .onnx_shapes import SHAPES
@@ -32,7 +32,7 @@ def onnx_model(program: Program, outputs: Sequence[str], shape: Sequence[int | N
 
     graph = _Translator(program).translated(outputs)
     axes: list[Any] = [AXES[axis] if length is None else length for axis, length in enumerate(shape)]
-    images = helper.make_tensor_value_info(IMAGES, element_type(program.dtypes[Made(-1)]), axes)
+    images = helper.make_tensor_value_info(IMAGES, element_type(program.dtypes[TracedValue(-1)]), axes)
     returned = [
         helper.make_tensor_value_info(name, element_type(torch.float32), _output_axes(program, made, name, shape))
         for name, made in zip(outputs, program.returned, strict=True)
@@ -48,7 +48,7 @@ def onnx_model(program: Program, outputs: Sequence[str], shape: Sequence[int | N
 
 def _output_axes(program: Program, made: Name, name: str, shape: Sequence[int | None]) -> list[int | str]:
     """Lengths of an output's axes, and names for those that depend on the images."""
-    if not isinstance(made, Made):
+    if not isinstance(made, TracedValue):
         return list(program.constants[made].shape)
     lengths = program.axes[made]
     if None not in shape:
@@ -62,7 +62,7 @@ class _Translator:
 
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, OnnxGraph()
-        self._names: dict[Name, str] = {Made(-1): IMAGES}
+        self._names: dict[Name, str] = {TracedValue(-1): IMAGES}
 
     def translated(self, outputs: Sequence[str]) -> OnnxGraph:
         for call in self.program.calls:
@@ -74,8 +74,8 @@ class _Translator:
         name = call.operation.overloadpacket.__name__
         translate = TRANSLATIONS.get(name if name in TRANSLATIONS else name.removesuffix("_"))
         self.graph.scope = self._scope(call)
-        several = Made(call.number) not in self.program.axes
-        made = self._made(call.number) if several else [self._value(Made(call.number), "")]
+        several = TracedValue(call.number) not in self.program.axes
+        made = self._made(call.number) if several else [self._value(TracedValue(call.number), "")]
         if translate is None:
             raise UntranslatedError(f"{call.operation} has no translation to ONNX")
         args, kwargs = tree_map(self._filled, _by_schema(call))
@@ -84,12 +84,14 @@ class _Translator:
         except UntranslatedError as error:
             raise UntranslatedError(f"{call.operation}: {error} has no translation to ONNX") from error
         names = [found] if isinstance(found, str) else found
-        self._names.update((Made(call.number, place if several else None), one) for place, one in enumerate(names))
+        self._names.update(
+            (TracedValue(call.number, place if several else None), one) for place, one in enumerate(names)
+        )
 
     def _made(self, number: int) -> list[Value]:
         made: list[Value] = []
-        while Made(number, len(made)) in self.program.axes:
-            made.append(self._value(Made(number, len(made)), ""))
+        while TracedValue(number, len(made)) in self.program.axes:
+            made.append(self._value(TracedValue(number, len(made)), ""))
         return made
 
     def _value(self, made: Any, name: str) -> Value:
@@ -97,21 +99,21 @@ class _Translator:
 
     def _scope(self, call: Call) -> str:
         """The path of the module whose parameters the call reads."""
-        own = next((one.path for one in call.args if isinstance(one, Own)), "")
+        own = next((one.path for one in call.args if isinstance(one, ModelTensor)), "")
         return own.removeprefix("extractor.").rpartition(".")[0]
 
     def _filled(self, given: Any) -> Any:
         """The value of an argument."""
-        if isinstance(given, Made | Own):
+        if isinstance(given, TracedValue | ModelTensor):
             name = self._names.get(given)
             return self._constant(given) if name is None else self._value(given, name)
-        if isinstance(given, SideOf):
+        if isinstance(given, SymbolicSize):
             return self.graph.length(self._names[given.tensor], given.axis)
         return self._per_image(given) if isinstance(given, PerImage) else given
 
     def _constant(self, given: Name) -> Value:
         tensor = self.program.constants[given]
-        if isinstance(given, Made):
+        if isinstance(given, TracedValue):
             named = f"computed_{given.step}_{given.place or 0}"
         else:
             named = given.path.removeprefix("extractor.")

@@ -59,14 +59,14 @@ class OpenVinoEngine(FileEngine):
             else:
                 self._graph = self._core.read_model(self.path)
                 one_shape = self._graph.clone()
-                one_shape.reshape(list(self.said.taken.shape))
+                one_shape.reshape(list(self.said.guard.shape))
                 self._compiled = self._compile(one_shape)
         self._require_names(
             _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
         )
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        is_usual = tuple(x.shape) == self.said.taken.shape
+        is_usual = tuple(x.shape) == self.said.guard.shape
         images = x.detach().contiguous().numpy()
         with self._refusals():
             found = self._request(is_usual).infer([images], share_inputs=True, share_outputs=True)

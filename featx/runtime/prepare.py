@@ -9,14 +9,14 @@ from ..wrappers import FeatureExtractWrapper
 from .fold import fold, pairs
 from .idle import drop_idle, only_training
 from .reparameterise import reparameterise
-from .watch import Seen, copy_of, watch
+from .watch import ForwardTrace, copy_of, watch
 
 
 class Prepared(NamedTuple):
     """The copy, and a forward that was seen before norms were folded."""
 
     extractor: FeatureExtractWrapper
-    seen: Seen
+    seen: ForwardTrace
 
 
 def prepare(model: FeatureExtractWrapper, example: Tensor | None) -> Prepared:

@@ -40,7 +40,7 @@ class Call:
 
 
 @dataclass
-class Seen:
+class ForwardTrace:
     """A forward of `model`, which has the modules of what is to be optimised, under the same names.
 
     images: one, of the size that the extractor will be given.
@@ -79,7 +79,7 @@ class Seen:
         return storage_of(tensor) in {storage_of(map_) for map_ in self.returned}
 
 
-def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> Seen:
+def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> ForwardTrace:
     """A forward of a copy, for one image: the example's first, or a black one, small if the model takes small ones.
 
     With values, because shapes alone would take PyTorch longer: seconds to import what finds them. Raises ContractError
@@ -102,7 +102,7 @@ def own_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
     return extractor._inner.fixed_size or (stated.size if stated is not None else (224, 224))
 
 
-def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
+def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> ForwardTrace:
     try:
         return _run(extractor, images)
     except REFUSED as error:
@@ -131,7 +131,7 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _run(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
+def _run(extractor: FeatureExtractWrapper, images: Tensor) -> ForwardTrace:
     """Convolutions without a bias are given one, to see whether they would use it."""
     twin = copy_of(extractor)
     weight = next(twin.parameters())
@@ -157,7 +157,7 @@ def _run(extractor: FeatureExtractWrapper, images: Tensor) -> Seen:
     flow = _Record(stack)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), flow:
         returned = third_party(twin, images)
-    return Seen(twin, flow.operations, calls, list(_tensors(returned)), images)
+    return ForwardTrace(twin, flow.operations, calls, list(_tensors(returned)), images)
 
 
 class _Record(TorchDispatchMode):

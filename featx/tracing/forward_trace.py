@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .composite_ops import written_as
-from .symbolic_sizes import Made, Name, Own, Side, SideOf
+from .symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedSize, TracedValue
 from .third_party_errors import REFUSED, passed_on, third_party
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ class UnrecordedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation. In its arguments, tensors are `Made` and `Own`.
+    """An operation. In its arguments, tensors are `TracedValue` and `ModelTensor`.
 
     returned: what it returned, without values. also_changed: other views of the memory that it wrote to.
     """
@@ -44,7 +44,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     returned: tuple[Tensor, ...]
-    also_changed: tuple[Made, ...]
+    also_changed: tuple[TracedValue, ...]
 
     @property
     def several(self) -> bool:
@@ -65,7 +65,7 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
     returned: list[Name] = field(default_factory=list)
     literals: dict[Name, Tensor] = field(default_factory=dict)
-    asked: dict[Made | SideOf, Any] = field(default_factory=dict)
+    asked: dict[TracedValue | SymbolicSize, Any] = field(default_factory=dict)
 
 
 def record(model: nn.Module, images: Tensor) -> Recording:
@@ -94,12 +94,12 @@ class _Operations(TorchDispatchMode):
 
     def __init__(self, made: Recording, model: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.made, self.within, self.sides = made, False, list[Side]()
+        self.made, self.within, self.sides = made, False, list[TracedSize]()
         own = list(tensors_of(model))
         self._kept = [tensor for _, tensor in own]  # else another tensor could get the identity of one that is replaced
-        self._own = {id(tensor): Own(path) for path, tensor in own}
-        self._made: dict[int, tuple[Callable[[], Any], Made]] = {}
-        self._name(images, Made(-1))
+        self._own = {id(tensor): ModelTensor(path) for path, tensor in own}
+        self._made: dict[int, tuple[Callable[[], Any], TracedValue]] = {}
+        self._name(images, TracedValue(-1))
 
     def known(self, tensor: Tensor) -> Name:
         """What the tensor is called; UnrecordedError if no step made it."""
@@ -124,10 +124,10 @@ class _Operations(TorchDispatchMode):
         args, kwargs = self._named((args, kwargs))
         others = tuple(name for tensor in written if isinstance(tensor, Tensor) for name in self._views(tensor))
         for place, tensor in enumerate(outputs):
-            self._name(tensor, Made(len(self.made.steps), None if isinstance(output, Tensor) else place))
+            self._name(tensor, TracedValue(len(self.made.steps), None if isinstance(output, Tensor) else place))
         self.made.steps.append(Step(operation, args, kwargs, tuple(map(_without_values, outputs)), others))
 
-    def _views(self, written: Tensor) -> Iterator[Made]:
+    def _views(self, written: Tensor) -> Iterator[TracedValue]:
         """What other tensors in the same memory are called."""
         for alive, name in self._made.values():
             tensor = alive()
@@ -144,11 +144,11 @@ class _Operations(TorchDispatchMode):
         return output
 
     def _keep_literal(self, tensor: Tensor) -> None:
-        name = Own(f"literal_{len(self.made.literals)}")
+        name = ModelTensor(f"literal_{len(self.made.literals)}")
         self.made.literals[name] = tensor
         self._own[id(tensor)] = name
 
-    def _name(self, tensor: Tensor, name: Made) -> None:
+    def _name(self, tensor: Tensor, name: TracedValue) -> None:
         self._made[id(tensor)] = ref(tensor), name
 
     def _named(self, arguments: Any) -> Any:
@@ -182,7 +182,7 @@ class _Functions(TorchFunctionMode):
         if func in INDEXING and any(isinstance(part, slice) for part in _parts(args[1])):
             self._ask(args[0])
         operations = self.operations
-        operations.sides = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Side) and leaf.of]
+        operations.sides = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, TracedSize) and leaf.of]
         whole = written_as(func, args, kwargs)
         operations.within = whole is not None
         try:
@@ -207,7 +207,9 @@ class _Functions(TorchFunctionMode):
             parts[place : place + 1] = [slice(None)] * (tensor.ndim - len(parts) + 1)
         for axis, part in enumerate(parts):
             if part.start is not None or part.stop is not None:
-                self.operations.sides = [side for side in (part.start, part.stop) if isinstance(side, Side) and side.of]
+                self.operations.sides = [
+                    side for side in (part.start, part.stop) if isinstance(side, TracedSize) and side.of
+                ]
                 tensor = passed_on(aten.slice.Tensor, tensor, axis, part.start, part.stop)
         return tensor
 
@@ -216,17 +218,17 @@ class _Functions(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             length = tensor.shape[axis]
         name = self.operations.known(tensor)
-        if isinstance(name, Own):
+        if isinstance(name, ModelTensor):
             return length
         if axis == 0:
-            return Side.of_axis(length, None, self._refuse, lambda: None)
-        of = SideOf(name, axis, length)
+            return TracedSize.of_axis(length, None, self._refuse, lambda: None)
+        of = SymbolicSize(name, axis, length)
         ask = partial(self.operations.made.asked.__setitem__, of, length)
-        return Side.of_axis(length, of, ask, ask)
+        return TracedSize.of_axis(length, of, ask, ask)
 
     def _ask(self, tensor: Tensor) -> None:
         name = self.operations.known(tensor)
-        if isinstance(name, Made):
+        if isinstance(name, TracedValue):
             with torch._C.DisableTorchFunction():
                 self.operations.made.asked[name] = tuple(tensor.shape[1:])
 

@@ -63,7 +63,7 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class MapLayout:
     """The layout of a tensor that is a map, its channels, input pixels per cell, and the tokens ahead of its grid."""
 
     layout: Layout
@@ -98,17 +98,17 @@ def grids(size: Size, reduction: int) -> tuple[Size, Size]:
     return (height // reduction, width // reduction), (-(-height // reduction), -(-width // reduction))
 
 
-def forms(tap: Tap, shapes: Sequence[tuple[int, ...]], images: Sequence[tuple[int, ...]]) -> list[Form]:
+def map_layouts(tap: Tap, shapes: Sequence[tuple[int, ...]], images: Sequence[tuple[int, ...]]) -> list[MapLayout]:
     """What the tensor of `tap` may be, given its shapes for images (N, C, H, W) of one size or of two."""
     if any(shape[:1] != batch[:1] for shape, batch in zip(shapes, images, strict=True)):
         return []
     sizes = [(batch[2], batch[3]) for batch in images]
     layouts = [layout for layout, (_, sides) in AXES.items() if len(shapes[0]) == 2 + len(sides)]
     layouts = [layout for layout in layouts if tap.layout in (None, layout)]
-    return [form for layout in layouts for form in _forms(tap, layout, shapes, sizes)]
+    return [form for layout in layouts for form in _layouts(tap, layout, shapes, sizes)]
 
 
-def _forms(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Size]) -> Iterator[Form]:
+def _layouts(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Size]) -> Iterator[MapLayout]:
     axis, sides = AXES[layout]
     chs = {shape[axis] for shape in shapes}
     if len(chs) > 1:
@@ -121,7 +121,7 @@ def _forms(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequ
         return  # what is pooled for good, if nothing says otherwise
     found = {_reduction([h for h, _ in sizes], rows), _reduction([w for _, w in sizes], columns)}
     if len(found) == 1 and None not in found:
-        yield Form(layout, min(chs), found.pop() or 1)
+        yield MapLayout(layout, min(chs), found.pop() or 1)
 
 
 def _reduction(pixels: Sequence[int], cells: Sequence[int]) -> int | None:
@@ -145,7 +145,7 @@ def _only_reduction(pixels: int, cells: int) -> int | None:
     return nearest if nearest and abs(pixels - cells * nearest) <= nearest else None
 
 
-def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[Form]:
+def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[MapLayout]:
     """The reduction that leaves the same number of prefix tokens at all sizes, and the fewest."""
     found = []
     for reduction in range(1, min(sizes[0]) + 1):
@@ -163,7 +163,7 @@ def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]
         ]
     if found:
         prefix, _, reduction, _ = min(found)
-        yield Form("NLC", chs, reduction, prefix)
+        yield MapLayout("NLC", chs, reduction, prefix)
 
 
 def _keys(output: Any) -> list[Any]:

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class AxisRule:
     """One side of a tensor: (times * given[axis] + plus) // divided_by; `plus` itself if it depends on none."""
 
     axis: int | None
@@ -66,7 +66,7 @@ def _kept(leaf: Any) -> Any:
     return leaf if isinstance(leaf, int | float | str) else None
 
 
-def _sides(calls: Sequence[Call]) -> tuple[tuple[Side, ...] | None, ...]:
+def _sides(calls: Sequence[Call]) -> tuple[tuple[AxisRule, ...] | None, ...]:
     """For each tensor of the first call, how its shape follows from the one the module is given, None if unknown."""
     if not calls:
         return (None,)
@@ -78,7 +78,7 @@ def _sides(calls: Sequence[Call]) -> tuple[tuple[Side, ...] | None, ...]:
     )
 
 
-def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
+def _zeros(x: Tensor, sides: tuple[AxisRule, ...] | None) -> Tensor:
     """New ones and not `x` itself, because what comes next may write to it."""
     if sides is None:
         return torch.zeros_like(x)
@@ -89,7 +89,7 @@ def _zeros(x: Tensor, sides: tuple[Side, ...] | None) -> Tensor:
     return x.new_zeros(shape)
 
 
-def sides(given: Sequence[Shape], returned: Sequence[Shape]) -> tuple[Side, ...] | None:
+def sides(given: Sequence[Shape], returned: Sequence[Shape]) -> tuple[AxisRule, ...] | None:
     """How shapes of one rank `returned` follow from those `given` in the same calls; None if that is not seen."""
     if len({len(shape) for shape in returned}) != 1 or len({len(shape) for shape in given}) != 1:
         return None
@@ -97,23 +97,23 @@ def sides(given: Sequence[Shape], returned: Sequence[Shape]) -> tuple[Side, ...]
     return None if None in found else tuple(side for side in found if side is not None)
 
 
-def _side(given: Sequence[Shape], lengths: Sequence[int], axis: int) -> Side | None:
+def _side(given: Sequence[Shape], lengths: Sequence[int], axis: int) -> AxisRule | None:
     """The axis of the same number first: what does not change along it is the batch or the channels."""
     others = sorted(range(len(given[0])), key=lambda other: other != axis)
     if axis < len(given[0]) and [shape[axis] for shape in given] == list(lengths):
-        return Side(axis)
+        return AxisRule(axis)
     if len(set(lengths)) == 1:
-        return Side(None, plus=lengths[0])
+        return AxisRule(None, plus=lengths[0])
     return next(
         (side for other in others if (side := _linear([shape[other] for shape in given], lengths, other))), None
     )
 
 
-def _linear(given: Sequence[int], lengths: Sequence[int], axis: int) -> Side | None:
+def _linear(given: Sequence[int], lengths: Sequence[int], axis: int) -> AxisRule | None:
     if all(number and length % number == 0 for number, length in zip(given, lengths, strict=True)):
         times = {length // number for number, length in zip(given, lengths, strict=True)}
         if len(times) == 1:
-            return Side(axis, times.pop())
+            return AxisRule(axis, times.pop())
     span, count = max(given) - min(given), max(lengths) - min(lengths)
     divided_by = round(span / count)
     if not divided_by:
@@ -124,7 +124,7 @@ def _linear(given: Sequence[int], lengths: Sequence[int], axis: int) -> Side | N
     plus = next((plus for plus in (divided_by - 1, 0, most) if least <= plus <= most), None)
     if plus is None or plus < -MOST_LOST * divided_by:
         return None
-    return Side(axis, 1, plus, divided_by)
+    return AxisRule(axis, 1, plus, divided_by)
 
 
 class LinearPlaceholder(nn.Module):

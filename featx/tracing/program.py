@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .forward_trace import Recording, Step, UnrecordedError, record, tensors_of
-from .symbolic_sizes import Made, Name, Own, SideOf
+from .symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedValue
 
 aten = torch.ops.aten
 
@@ -34,7 +34,7 @@ class PerImage:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An operation. In its arguments, what is computed is `Made`, `Own`, `SideOf` or `PerImage`."""
+    """An operation. A value computed in its arguments is a TracedValue, ModelTensor, SymbolicSize or PerImage."""
 
     number: int
     operation: Any
@@ -52,8 +52,8 @@ class Program:
 
     calls: list[Call]
     constants: dict[Name, Tensor]
-    axes: dict[Made, Axes]
-    dtypes: dict[Made, torch.dtype]
+    axes: dict[TracedValue, Axes]
+    dtypes: dict[TracedValue, torch.dtype]
     returned: list[Name]
     any_size: bool
 
@@ -116,8 +116,10 @@ def _merged(model: nn.Module, first: Recording, again: Recording, any_size: bool
         raise UnrecordedError("other images take other operations")
     batches = len(first.images), len(again.images)
     image_axes = tuple(zip(first.images.shape, again.images.shape, strict=True))
-    made = _Maker(Program([], {}, {Made(-1): image_axes}, {Made(-1): first.images.dtype}, first.returned, any_size))
-    made.program.constants.update((Own(path), tensor.detach()) for path, tensor in tensors_of(model))
+    made = _Maker(
+        Program([], {}, {TracedValue(-1): image_axes}, {TracedValue(-1): first.images.dtype}, first.returned, any_size)
+    )
+    made.program.constants.update((ModelTensor(path), tensor.detach()) for path, tensor in tensors_of(model))
     made.program.constants.update(first.literals)
     for number, (one, other) in enumerate(zip(first.steps, again.steps, strict=True)):
         ours, theirs = (one.args, one.kwargs), (other.args, other.kwargs)
@@ -137,7 +139,7 @@ def _alike(one: Mapping[Name, Tensor], other: Mapping[Name, Tensor]) -> bool:
 
 def _number(given: Any) -> Any:
     """An argument, or the number that it is where it is the length of an axis."""
-    return given.length if isinstance(given, SideOf) else given
+    return given.length if isinstance(given, SymbolicSize) else given
 
 
 def _common(one: Any, other: Any, batches: tuple[int, int]) -> Any:
@@ -165,10 +167,10 @@ class _Maker:
     def add(self, call: Call, step: Step, axes: list[Axes]) -> None:
         """Add a call, or what it returns. step: its first recording. axes: of the tensors that it returns."""
         several = step.several
-        names = [Made(call.number, place if several else None) for place in range(len(step.returned))]
+        names = [TracedValue(call.number, place if several else None) for place in range(len(step.returned))]
         constant = self._computed(call)
         if constant is None:
-            self.require_current(parts_of((call.args, call.kwargs), Made))
+            self.require_current(parts_of((call.args, call.kwargs), TracedValue))
             self._stale.update(step.also_changed)
             self.program.calls.append(call)
         else:
@@ -184,11 +186,11 @@ class _Maker:
     def _computed(self, call: Call) -> list[Tensor] | None:
         """What a call returns if no image changes it."""
         args, kwargs = call.args, call.kwargs
-        if call.operation.overloadpacket in SHAPES_ONLY and isinstance(args[0], Made):
+        if call.operation.overloadpacket in SHAPES_ONLY and isinstance(args[0], TracedValue):
             args = (torch.empty(0, dtype=self.program.dtypes[args[0]]), *args[1:])
-        if parts_of((args, kwargs), SideOf | PerImage):
+        if parts_of((args, kwargs), SymbolicSize | PerImage):
             return None
-        if not all(name in self.program.constants for name in parts_of((args, kwargs), Made | Own)):
+        if not all(name in self.program.constants for name in parts_of((args, kwargs), TracedValue | ModelTensor)):
             return None
         args, kwargs = tree_map(self._content, (args, kwargs))
         with torch.inference_mode(False), torch.no_grad():
@@ -196,7 +198,7 @@ class _Maker:
         return [returned] if isinstance(returned, Tensor) else list(returned)
 
     def _content(self, given: Any) -> Any:
-        return self.program.constants[given] if isinstance(given, Made | Own) else given
+        return self.program.constants[given] if isinstance(given, TracedValue | ModelTensor) else given
 
 
 def parts_of(given: Any, kind: Any) -> list[Any]:
@@ -206,13 +208,13 @@ def parts_of(given: Any, kind: Any) -> list[Any]:
 
 def _without_unused(program: Program) -> Program:
     """The program without calls whose results nothing reads."""
-    needed = {name.step for name in program.returned if isinstance(name, Made)}
+    needed = {name.step for name in program.returned if isinstance(name, TracedValue)}
     kept: list[Call] = []
     for call in reversed(program.calls):
         if call.number in needed:
             kept.append(call)
             given = (call.args, call.kwargs)
-            needed.update(name.step for name in parts_of(given, Made))
-            needed.update(side.tensor.step for side in parts_of(given, SideOf))
+            needed.update(name.step for name in parts_of(given, TracedValue))
+            needed.update(side.tensor.step for side in parts_of(given, SymbolicSize))
     program.calls[:] = reversed(kept)
     return program

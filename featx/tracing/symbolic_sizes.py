@@ -8,7 +8,7 @@ from .third_party_errors import passed_on
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class TracedValue:
     """A tensor that a step returned, at that place if it returned several; -1 are the images."""
 
     step: int
@@ -16,38 +16,38 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class ModelTensor:
     """A tensor of the model, by its path."""
 
     path: str
 
 
-Name = Made | Own
+Name = TracedValue | ModelTensor
 
 
 @dataclass(frozen=True, slots=True)
-class SideOf:
+class SymbolicSize:
     """The length of an axis of a tensor, and what it was when this was recorded."""
 
-    tensor: Made
+    tensor: TracedValue
     axis: int
     length: int = field(default=0, compare=False)
 
 
-class Side(int):
+class TracedSize(int):
     """The length of an axis, which tells when code decides on it or computes with it.
 
     of: which axis it is; None if nobody needs to know.
     """
 
-    of: SideOf | None
+    of: SymbolicSize | None
     decided: Callable[[], None]
     computed: Callable[[], None]
 
     @classmethod
     def of_axis(
-        cls, length: int, of: SideOf | None, decided: Callable[[], None], computed: Callable[[], None]
-    ) -> "Side":
+        cls, length: int, of: SymbolicSize | None, decided: Callable[[], None], computed: Callable[[], None]
+    ) -> "TracedSize":
         side = cls(length)
         side.of, side.decided, side.computed = of, decided, computed
         return side
@@ -62,7 +62,7 @@ COMPUTING = (
 
 
 def _telling(name: str, whom: str) -> Callable[..., Any]:
-    def method(self: Side, *others: Any) -> Any:
+    def method(self: TracedSize, *others: Any) -> Any:
         getattr(self, whom)()
         return passed_on(getattr(int, name), self, *others)
 
@@ -71,4 +71,4 @@ def _telling(name: str, whom: str) -> Callable[..., Any]:
 
 for _whom, _names in (("decided", DECIDING), ("computed", COMPUTING)):
     for _name in _names:
-        setattr(Side, f"__{_name}__", _telling(f"__{_name}__", _whom))
+        setattr(TracedSize, f"__{_name}__", _telling(f"__{_name}__", _whom))

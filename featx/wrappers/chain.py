@@ -11,7 +11,7 @@ from ..features import FeatureInfo, Levels, as_levels
 from ..image_checks import check_size
 from ..models.layers.normed import last_conv, normed
 from ..tracing.execution_order import prove_order
-from ..tracing.map_layout import Form
+from ..tracing.map_layout import MapLayout
 from .transparent import Transparent
 
 torch.fx.wrap("require_map")  # a symbolic tracer calls it as a whole
@@ -34,7 +34,7 @@ class Chain(Transparent[nn.Module], Pyramid):
         self,
         model: nn.Module,
         levels: Levels | None = None,
-        forms: Sequence[Form] = (),
+        forms: Sequence[MapLayout] = (),
         images: Tensor | None = None,
     ) -> None:
         super().__init__(model)

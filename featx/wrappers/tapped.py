@@ -16,7 +16,7 @@ from ..image_checks import check_size
 from ..preprocessing import DataConfig
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
-from ..tracing.map_layout import Form, Size, Tap, described, forms
+from ..tracing.map_layout import MapLayout, Size, Tap, described, map_layouts
 from ..tracing.meta_kernels import Shortcuts
 from ..tracing.module_trace import Run, Survey, bits, call, survey
 from ..tracing.pruning import largest, skip, unneeded
@@ -31,7 +31,7 @@ class Point:
 
     tap: Tap
     path: str
-    form: Form
+    form: MapLayout
 
     def value(self, run: Run) -> Tensor:
         return self.tap.value(run.calls[self.path][0].output)
@@ -237,7 +237,7 @@ def _point(tap: Tap, path: str, seen: Survey) -> Point:
     return Point(tap, path, form)
 
 
-def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> Form | str:
+def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> MapLayout | str:
     """How what the module at `path` returned becomes a map, or why it does not."""
     calls = [run.calls.get(path, []) for run in runs]
     if not calls[0]:
@@ -248,7 +248,7 @@ def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> Form | str:
         )
     values = [tap.value(made[0].output) for made in calls]
     images = [run.images for run in runs]
-    possible = forms(tap, [tuple(value.shape) for value in values], images)
+    possible = map_layouts(tap, [tuple(value.shape) for value in values], images)
     if len(possible) == 1 and values[0].is_floating_point():
         return possible[0]
     told = " and ".join(
