@@ -85,7 +85,7 @@ OWN: list[tuple[str, Callable[[], object]]] = [
     ("featx.bridges.timm_pyramid.intermediates", timm_size),
     ("featx.bridges.timm_pyramid.roundings", timm_rule),
     ("featx.bridges.timm_intermediates.images_for", timm_rule),
-    ("featx.bridges.transformers_pyramid.as_map", transformers_model),
+    ("featx.tracing.map_layout.MapLayout.map", transformers_model),
     ("featx.bridges.transformers_pyramid.read_on_meta", transformers_model),
     ("featx.bridges.transformers_pyramid.Reading.__call__", transformers_model),
     ("featx.tracing.computation.computation", transformers_model),

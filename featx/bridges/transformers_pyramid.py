@@ -280,8 +280,14 @@ def _measured(model: Any, reading: Reading) -> list[MapLayout]:
 
 
 def _form(seen: Sequence[tuple[Size, Sequence[int]]], reading: Reading) -> MapLayout:
-    """How a tensor becomes a map, from its shape at each size; (N, C, h, w) where (N, h, w, C) fits, too."""
-    found = map_layouts(Tap(reading.entry), [tuple(shape) for _, shape in seen], [(2, 0, *size) for size, _ in seen])
+    """How a tensor becomes a map, from its shape at each size; (N, C, h, w) where (N, h, w, C) fits, too.
+
+    One cell is a map here, although elsewhere it may be a pooled vector.
+    """
+    shapes, images = [tuple(shape) for _, shape in seen], [(2, 0, *size) for size, _ in seen]
+    entry = reading.entry
+    taps = (Tap(entry), Tap(entry, layout="NCHW"), Tap(entry, layout="NLC", prefix=0))
+    found = [layout for tap in taps for layout in map_layouts(tap, shapes, images)]
     if not found:
         told = " and ".join(f"{tuple(shape)} for images of {height}x{width}" for (height, width), shape in seen)
         raise ContractError(
