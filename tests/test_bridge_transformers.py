@@ -52,7 +52,7 @@ def own_tensors(kind, x):
 
 def in_windows(backbone, x):
     """The maps of HieraModel, which orders tokens as the encoder takes them, with the norms of HieraBackbone."""
-    model = transformers.HieraModel(backbone.config).eval()
+    model = transformers.HieraModel(backbone.config, add_pooling_layer=False).eval()
     assert not model.load_state_dict(backbone.state_dict(), strict=False).missing_keys
     states = model(x, output_hidden_states=True).reshaped_hidden_states
     norms = backbone.hidden_states_norms.values()
