@@ -23,7 +23,7 @@ from ..tracing.computation import read_on_meta
 from ..tracing.copies import structural_copy
 from ..tracing.execution_order import channels_of
 from ..tracing.map_layout import MapLayout, Size, Tap, map_layouts
-from ..tracing.pruning import trimmed
+from ..tracing.pruning import pruned
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
 from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.transparent import Transparent
@@ -154,7 +154,7 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
             choose(tower, [tower.out_features[i] for i in positions])
         else:
             reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
-        model, left = trimmed(copied, reading, _images(self._inner, _size(self._inner)))
+        model, left = pruned(copied, reading, _images(self._inner, _size(self._inner)))
         cut = TransformersPyramid(model, reading, self.feature_info, self._forms)
         cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
         cut.fixed_size = self.fixed_size

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,18 @@ from .meta_kernels import Shortcuts
 
 Read = Callable[[Any, Tensor], Sequence[Tensor]]
 
-# A hash of each tensor's computation, and the names of the parameters in it.
-Computation = tuple[tuple[int, ...], frozenset[str]]
+
+class Computation(NamedTuple):
+    """A hash of the operations that make each tensor, and the names of the parameters that they begin with."""
+
+    hashes: tuple[int, ...]
+    parameters: frozenset[str]
 
 
-@torch.inference_mode(False)  # where tensors keep what made them
-def read_on_meta(model: nn.Module, read: Read, images: Tensor, *, grad: bool = False) -> list[Tensor]:
-    """What `read` takes of a copy of the model in eval mode without values, with autograd's graph if `grad`."""
-    return _read(meta_twin(model), read, images, grad)
+@torch.inference_mode(False)  # in which parameters cannot want gradients
+def read_on_meta(model: nn.Module, read: Read, images: Tensor) -> list[Tensor]:
+    """What `read` takes of a copy of the model in eval mode without values."""
+    return _read(meta_twin(model), read, images, grad=False)
 
 
 @torch.inference_mode(False)
@@ -36,7 +40,7 @@ def _read(twin: nn.Module, read: Read, images: Tensor, grad: bool) -> list[Tenso
 
 
 def computation(outputs: Iterable[Tensor], names: dict[int, str]) -> Computation:
-    """Hashes of the operations that made each output, with their settings, and the named leaves they began with."""
+    """How each output was made: its operations with their settings, and the leaves, whose names are by their id."""
     hashes: dict[Any, int] = {}
     reached: set[str] = set()
 
@@ -60,7 +64,7 @@ def computation(outputs: Iterable[Tensor], names: dict[int, str]) -> Computation
         return hashes[root]
 
     made = tuple(hash(tuple(t.shape)) if t.grad_fn is None else hash_of(t.grad_fn) for t in outputs)
-    return made, frozenset(reached)
+    return Computation(made, frozenset(reached))
 
 
 def _settings(node: Any) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def largest(candidates: Sequence[str], works: Callable[[Sequence[str]], bool]) -
     return chosen
 
 
-def trimmed(model: Module, read: Read, x: Tensor) -> tuple[Module, tuple[str, ...]]:
+def pruned(model: Module, read: Read, x: Tensor) -> tuple[Module, tuple[str, ...]]:
     """A shared copy of `model` that lacks what `read` does not need, and the names it could not do without.
 
     These are parameters that no output comes from, but which the model's code insists on. Outputs are those of the
@@ -90,13 +90,13 @@ def trimmed(model: Module, read: Read, x: Tensor) -> tuple[Module, tuple[str, ..
     def same(model: nn.Module) -> bool:
         return _makes(model, read, x, made)
 
-    pieces = list(unreached(whole, made[1]))
+    pieces = list(unreached(whole, made.parameters))
     attempt = _without(whole, pieces, same) or _without(whole, _innermost(whole, pieces), same)
     if attempt is None:
         attempt = whole
         for piece in reversed(pieces):
             attempt = _lacking(attempt, piece, same)
-    return attempt, tuple(name for name, _ in attempt.named_parameters() if name not in made[1])
+    return attempt, tuple(name for name, _ in attempt.named_parameters() if name not in made.parameters)
 
 
 def _without(model: Module, paths: Sequence[str], same: Callable[[nn.Module], bool]) -> Module | None:
