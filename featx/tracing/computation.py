@@ -27,9 +27,8 @@ def read_on_meta(model: nn.Module, read: Read, images: Tensor) -> list[Tensor]:
 
 
 @torch.inference_mode(False)
-def computation_of(model: nn.Module, read: Read, images: Tensor) -> Computation:
-    """How the model would compute what `read` takes of it, in eval mode."""
-    twin = meta_twin(model)
+def computation_of(twin: nn.Module, read: Read, images: Tensor) -> Computation:
+    """How a model without values, which `meta_twin` made, computes what `read` takes of it."""
     outputs = _read(twin, read, images, grad=True)
     return computation(outputs, {id(parameter): name for name, parameter in twin.named_parameters()})
 

@@ -1,12 +1,13 @@
 """Leave out of a model what some outputs do not depend on, while its own forward stays as it is."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from .computation import Computation, Read, computation_of
-from .copies import structural_copy
+from .computation import Read, computation_of
+from .copies import meta_twin, structural_copy
 from .module_trace import Call, Run
 from .placeholders import LinearPlaceholder, PassThrough, Placeholder
 from .third_party_errors import REFUSED
@@ -78,31 +79,55 @@ def largest(candidates: Sequence[str], works: Callable[[Sequence[str]], bool]) -
     return chosen
 
 
-def pruned(model: Module, read: Read, x: Tensor) -> tuple[Module, tuple[str, ...]]:
-    """A shared copy of `model` that lacks what `read` does not need, and the names it could not do without.
+def pruned(model: Module, read: Read, images: Tensor) -> tuple[Module, tuple[str, ...]]:
+    """A copy of `model` that shares its tensors and lacks what `read` does not need, and the names it could not lack.
 
     These are parameters that no output comes from, but which the model's code insists on. Outputs are those of the
     whole model: the operations that make them are compared.
     """
-    whole = structural_copy(model)
-    made = computation_of(whole, read, x)
-
-    def same(model: nn.Module) -> bool:
-        return _makes(model, read, x, made)
-
-    pieces = list(unreached(whole, made.parameters))
-    attempt = _without(whole, pieces, same) or _without(whole, _innermost(whole, pieces), same)
-    if attempt is None:
-        attempt = whole
+    trial = _Trial(model, read, images)
+    pieces = list(unreached(trial.twin, trial.made.parameters))
+    if pieces and not trial.works(pieces) and not trial.works(_innermost(trial.twin, pieces)):
         for piece in reversed(pieces):
-            attempt = _lacking(attempt, piece, same)
-    return attempt, tuple(name for name, _ in attempt.named_parameters() if name not in made.parameters)
+            trial.leave_out(piece)
+    copied = structural_copy(model)
+    for group, number in trial.chosen:
+        _replace(copied, group, number)
+    return copied, tuple(name for name, _ in copied.named_parameters() if name not in trial.made.parameters)
 
 
-def _without(model: Module, paths: Sequence[str], same: Callable[[nn.Module], bool]) -> Module | None:
-    """`model` without all of these modules and parameters; None if there are none, or that changes what it computes."""
-    attempt = _replaced(model, [(path, next(stand_ins(model, path))) for path in paths])
-    return attempt if paths and same(attempt) else None
+class _Trial:
+    """A copy without values, of which parts are left out as long as it computes the same.
+
+    chosen: the groups of paths that are out, each with the number of the stand-in that is in their place.
+    """
+
+    def __init__(self, model: nn.Module, read: Read, images: Tensor) -> None:
+        self.twin, self._read, self._images = meta_twin(model), read, images
+        self.made = computation_of(self.twin, read, images)
+        self.chosen: list[tuple[Sequence[str], int]] = []
+
+    def works(self, paths: Sequence[str], number: int = 0) -> bool:
+        """Leave these modules and parameters out, if that changes nothing; whether they are out."""
+        undo = _replace(self.twin, paths, number)
+        try:
+            same = computation_of(self.twin, self._read, self._images) == self.made
+        except REFUSED:  # it insists on something that is gone
+            same = False
+        if same:
+            self.chosen.append((paths, number))
+        else:
+            undo()
+        return same
+
+    def leave_out(self, path: str) -> None:
+        """Leave a module or parameter out, or as many parts of it as can be."""
+        if any(self.works([path], number) for number in range(len(list(stand_ins(self.twin, path))))):
+            return
+        parent, name = _parent(self.twin, path)
+        module = parent._modules.get(name)
+        for part in reversed(list(unreached(module, frozenset(), f"{path}.")) if module is not None else []):
+            self.leave_out(part)
 
 
 def _innermost(model: nn.Module, pieces: Sequence[str]) -> list[str]:
@@ -111,32 +136,9 @@ def _innermost(model: nn.Module, pieces: Sequence[str]) -> list[str]:
     for piece in pieces:
         parent, name = _parent(model, piece)
         module = parent._modules.get(name)
-        inner = (
-            [] if module is None else [path for path, part in module.named_modules(prefix=piece) if part._parameters]
-        )
-        found += inner or [piece]
+        parts = [] if module is None else module.named_modules(prefix=piece)
+        found += [path for path, part in parts if part._parameters] or [piece]
     return found
-
-
-def _lacking(model: Module, path: str, same: Callable[[nn.Module], bool]) -> Module:
-    """`model` without the module or parameter at `path`, or without as many parts of it as keep it the `same`."""
-    for stand_in in stand_ins(model, path):
-        attempt = _replaced(model, [(path, stand_in)])
-        if same(attempt):
-            return attempt
-    parent, name = _parent(model, path)
-    module = parent._modules.get(name)
-    parts = list(unreached(module, frozenset(), f"{path}.")) if module is not None else []
-    for part in reversed(parts):
-        model = _lacking(model, part, same)
-    return model
-
-
-def _makes(model: nn.Module, read: Read, x: Tensor, expected: Computation) -> bool:
-    try:
-        return computation_of(model, read, x) == expected
-    except REFUSED:  # it insists on something that is gone
-        return False
 
 
 def unreached(module: nn.Module, reached: frozenset[str], prefix: str = "") -> Iterator[str]:
@@ -177,18 +179,27 @@ def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     return model.get_submodule(parent), name
 
 
-def _replaced(model: Module, pieces: Iterable[tuple[str, nn.Module | None]]) -> Module:
-    """A shared copy of `model` with these in the place of what is at the paths."""
-    copied = structural_copy(model)
-    for path, stand_in in reversed(list(pieces)):
-        parent, name = _parent(copied, path)
+def _replace(model: nn.Module, paths: Sequence[str], number: int) -> Callable[[], None]:
+    """Put the stand-in of that number in the place of what is at each path, in place; returns what undoes it."""
+    owners = [_parent(model, path)[0] for path in paths]
+    before = [(owner, owner._modules.copy(), owner._parameters.copy()) for owner in owners]
+    found = [next(islice(stand_ins(model, path), number, None)) for path in paths]
+    for path, stand_in in reversed([*zip(paths, found, strict=True)]):
+        parent, name = _parent(model, path)
         if name in parent._parameters:
             parent._parameters[name] = None
         elif stand_in is None:
             del parent._modules[name]
         else:
             parent._modules[name] = stand_in
-    return copied
+
+    def undo() -> None:
+        for owner, modules, parameters in before:
+            owner._modules.clear()
+            owner._modules.update(modules)
+            owner._parameters.update(parameters)
+
+    return undo
 
 
 def _is_last(parent: nn.Module, name: str) -> bool:
