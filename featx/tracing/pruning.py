@@ -1,6 +1,6 @@
 """Leave out of a model what some outputs do not depend on, while its own forward stays as it is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
 from typing import TypeVar
 
@@ -86,7 +86,8 @@ def pruned(model: Module, read: Read, images: Tensor) -> tuple[Module, tuple[str
     whole model: the operations that make them are compared.
     """
     trial = _Trial(model, read, images)
-    pieces = list(unreached(trial.twin, trial.made.parameters))
+    reached = {id(parameter) for name, parameter in trial.twin.named_parameters() if name in trial.made.parameters}
+    pieces = list(unreached(trial.twin, reached))
     if pieces and not trial.works(pieces) and not trial.works(_innermost(trial.twin, pieces)):
         for piece in reversed(pieces):
             trial.leave_out(piece)
@@ -122,11 +123,13 @@ class _Trial:
 
     def leave_out(self, path: str) -> None:
         """Leave a module or parameter out, or as many parts of it as can be."""
-        if any(self.works([path], number) for number in range(len(list(stand_ins(self.twin, path))))):
-            return
         parent, name = _parent(self.twin, path)
         module = parent._modules.get(name)
-        for part in reversed(list(unreached(module, frozenset(), f"{path}.")) if module is not None else []):
+        if module is None and parent._parameters.get(name) is None:  # of a container that is shared
+            return
+        if any(self.works([path], number) for number in range(len(list(stand_ins(self.twin, path))))):
+            return
+        for part in reversed(list(unreached(module, set(), f"{path}.")) if module is not None else []):
             self.leave_out(part)
 
 
@@ -141,19 +144,20 @@ def _innermost(model: nn.Module, pieces: Sequence[str]) -> list[str]:
     return found
 
 
-def unreached(module: nn.Module, reached: frozenset[str], prefix: str = "") -> Iterator[str]:
-    """Paths of the largest parts of `module` that hold parameters, none of which is `reached`."""
+def unreached(module: nn.Module, reached: Set[int], prefix: str = "") -> Iterator[str]:
+    """Paths of the largest parts of `module` that hold parameters, none of which has an id that is `reached`.
+
+    Names do not tell: a module may be registered under several.
+    """
     for name, parameter in module._parameters.items():
-        if parameter is not None and prefix + name not in reached:
+        if parameter is not None and id(parameter) not in reached:
             yield prefix + name
     for name, child in module._modules.items():
-        path = prefix + name
-        if child is None or next(child.parameters(), None) is None:
-            continue
-        if any(parameter.startswith(path + ".") for parameter in reached):
-            yield from unreached(child, reached, path + ".")
-        else:
-            yield path
+        own = set() if child is None else {id(parameter) for parameter in child.parameters()}
+        if child is not None and own & reached:
+            yield from unreached(child, reached, f"{prefix}{name}.")
+        elif own:
+            yield prefix + name
 
 
 def stand_ins(model: nn.Module, path: str) -> Iterator[nn.Module | None]:
@@ -189,7 +193,7 @@ def _replace(model: nn.Module, paths: Sequence[str], number: int) -> Callable[[]
         if name in parent._parameters:
             parent._parameters[name] = None
         elif stand_in is None:
-            del parent._modules[name]
+            parent._modules.pop(name, None)  # gone already where containers are shared
         else:
             parent._modules[name] = stand_in
 
