@@ -56,7 +56,7 @@ def bridged_packages() -> tuple[str, ...]:
 def bridge_of(name: str) -> tuple[ModuleType, str] | None:
     """The bridge of a name such as "timm/swin_tiny_patch4_window7_224", and the name there; None for our own names.
 
-    Raises MissingPackageError if the package is not installed, and ArgumentError for a name that is no string.
+    Raises MissingPackageError if the package is not installed, and ArgumentError for a name that is not a string.
     """
     if not isinstance(name, str):
         hint = f"for a folder, 'local-dir:{name}'" if isinstance(name, PathLike) else "such as 'resnet50'"

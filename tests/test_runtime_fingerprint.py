@@ -155,9 +155,27 @@ def test_what_no_release_identifies_is_recorded(change, monkeypatch):
     assert len(recorded) == 2
 
 
-def test_a_method_that_was_replaced_is_recorded(monkeypatch):
+class Callable:
+    """Stands for a method, and is no function."""
+
+    def __call__(self, x):
+        return x
+
+
+def replaced(self, x):
+    return self.conv1(x)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [replaced, torch.no_grad()(replaced), staticmethod(lambda x: x), Callable()],
+    ids=["function", "wrapped by torch", "static", "no function"],
+)
+def test_a_method_that_was_replaced_is_recorded(method, monkeypatch):
     model = featx.create_model("resnet18", features_only=True).eval()
     known, block = fingerprint(model, None), type(model.layer1[0])
+    monkeypatch.setattr(block, "forward", method)
+    assert fingerprint(model, None) not in (known, None)
     monkeypatch.setattr(block, "forward", wraps(block.forward)(lambda self, x: self.conv1(x)))
     assert fingerprint(model, None) not in (known, None)
 

@@ -289,9 +289,9 @@ def _form(seen: Sequence[tuple[Size, Sequence[int]]], reading: Reading) -> MapLa
     taps = (Tap(entry), Tap(entry, layout="NCHW"), Tap(entry, layout="NLC", prefix=0))
     found = [layout for tap in taps for layout in map_layouts(tap, shapes, images)]
     if not found:
-        told = " and ".join(f"{tuple(shape)} for images of {height}x{width}" for (height, width), shape in seen)
+        seen_shapes = " and ".join(f"{tuple(shape)} for images of {height}x{width}" for (height, width), shape in seen)
         raise ContractError(
-            f"{reading.entry} holds {told}, which is no map (N, C, h, w) or (N, h, w, C) or grid of tokens"
+            f"{reading.entry} holds {seen_shapes}: expected maps (N, C, h, w) or (N, h, w, C), or a grid of tokens"
         )
     return found[0]
 

@@ -89,20 +89,24 @@ def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
 
 def _are_released(modules: list[nn.Module]) -> bool:
     """Whether all classes and attributes are of released packages, so that nothing else can be in the forward."""
-    kinds = {kind for module in modules for kind in type(module).__mro__}
+    kinds = {kind for module in modules for kind in type(module).__mro__} - {object}
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     return not hooked and all(map(_is_published, kinds)) and all(None not in _attributes(one) for one in modules)
 
 
 def _is_published(kind: type) -> bool:
     """Whether a class and its methods are code of a released package, or of Python."""
-    methods = [value for value in vars(kind).values() if isinstance(value, FunctionType)]
-    return _text(kind) is not None and all(map(_is_known, methods))
+    bare = [getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(kind).values()]
+    return _text(kind) is not None and all(_is_known(value) for value in bare if callable(value))
 
 
 def _is_known(part: Any) -> bool:
-    """Whether a class or function is code of a released package, or of Python."""
-    return _package(part) in (*RELEASED, *sys.stdlib_module_names)
+    """Whether a class, a function with all that it wraps, or a callable's class is of a released package or Python."""
+    if not isinstance(part, FunctionType | BuiltinFunctionType | type):
+        part = type(part)
+    wrapped = getattr(part, "__wrapped__", None)
+    is_known = _package(part) in (*RELEASED, *sys.stdlib_module_names)
+    return is_known and (wrapped is None or _is_known(wrapped))
 
 
 def _package(part: Any) -> str:
