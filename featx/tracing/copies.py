@@ -17,6 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 CACHES = ("attention_bias_cache",)
 
 
+@torch.inference_mode(False)  # whose tensors can neither want gradients nor count their changes
 def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None, keep: Iterable[Any] = ()) -> Module:
     """A copy of `module` that shares every tensor with it, or holds `of(tensor)` instead, and shares what to `keep`.
 
