@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from featx.runtime.onnx_program import onnx_model
+from featx.runtime.onnx.translation import onnx_model
 from featx.tracing.program import PerImage, Program, program_of
 from featx.tracing.symbolic_sizes import ModelTensor, SymbolicSize, TracedValue
 

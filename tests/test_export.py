@@ -157,7 +157,7 @@ def test_optimised_extractors_can_be_copied_and_pickled(runtime):
 
 
 def test_large_weights_are_beside_the_file_and_travel_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.runtime.onnx.LARGEST", 0)
+    monkeypatch.setattr("featx.runtime.onnx.file.LARGEST", 0)
     original = small()
     featx.export(original, tmp_path / "large.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
@@ -167,7 +167,7 @@ def test_large_weights_are_beside_the_file_and_travel_with_it(tmp_path, monkeypa
 
 def test_a_file_that_replaces_one_with_large_weights_takes_their_file_away(tmp_path, monkeypatch):
     file = tmp_path / "m.onnx"
-    monkeypatch.setattr("featx.runtime.onnx.LARGEST", 0)
+    monkeypatch.setattr("featx.runtime.onnx.file.LARGEST", 0)
     featx.export(small(), file)
     monkeypatch.undo()
     featx.export(small(), file)
@@ -207,7 +207,7 @@ def test_an_int8_file_keeps_its_agreement(tmp_path):
 
 
 def test_openvino_computes_in_bfloat16_where_the_processor_does():
-    from featx.runtime.openvino import computes_bfloat16
+    from featx.runtime.backends.openvino import computes_bfloat16
 
     if not computes_bfloat16():
         pytest.skip("no bfloat16")

@@ -14,7 +14,7 @@ from exporting import file as file
 import featx
 from featx import ArgumentError, CheckpointError, InputError, MissingPackageError
 from featx.runtime.description import KEY
-from featx.runtime.onnx import read_onnx
+from featx.runtime.onnx.file import read_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -17,8 +17,9 @@ from fuzzing import answered, damaged, mutated
 
 import featx
 from featx import ArgumentError, CheckpointError, FeatxError
+from featx.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from featx.runtime.description import KEY
-from featx.runtime.onnx import DIGEST, OnnxRuntimeEngine
+from featx.runtime.onnx.file import DIGEST
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

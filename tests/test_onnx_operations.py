@@ -7,7 +7,7 @@ from programs import Then, in_onnx_runtime
 from torch import nn
 from torch.nn import functional as F
 
-from featx.runtime.onnx_operations import UntranslatedError
+from featx.runtime.onnx.operations import UntranslatedError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

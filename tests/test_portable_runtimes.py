@@ -11,7 +11,7 @@ from torch import nn
 
 import featx
 from featx import ArgumentError, ContractError, FeatureExtractWrapper, InputError
-from featx.runtime.openvino import OpenVinoEngine
+from featx.runtime.backends.openvino import OpenVinoEngine
 
 FAST = ["resnet18", "mobilenetv3_small_050", "repvgg_a0", "timm/test_byobnet", "torchvision/resnet18"]
 BRIDGED = [

@@ -99,8 +99,8 @@ OWN: list[tuple[str, Callable[[], object]]] = [
     ("featx.tracing.forward_trace.written_as", captured),
     ("featx.tracing.program._merged", captured),
     ("featx.tracing.program._common", captured),
-    ("featx.runtime.onnx_program._by_schema", captured),
-    ("featx.runtime.onnx_program._Translator._add", captured),
+    ("featx.runtime.onnx.translation._by_schema", captured),
+    ("featx.runtime.onnx.translation._Translator._add", captured),
 ]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from featx.runtime.rounding import correct_rounding
+from featx.runtime.passes.bias_correction import correct_rounding
 
 SIDE = 24
 

@@ -12,8 +12,8 @@ from torch import nn
 import featx
 from featx.runtime import runtimes
 from featx.runtime.agreement import compared
-from featx.runtime.onnx import OnnxRuntimeEngine
-from featx.runtime.openvino import OpenVinoEngine, computes_bfloat16
+from featx.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from featx.runtime.backends.openvino import OpenVinoEngine, computes_bfloat16
 
 RUNTIMES = [
     pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=f"{why}")) for name, why in runtimes().items()

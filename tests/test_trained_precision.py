@@ -136,7 +136,7 @@ def test_the_first_layer_stays_in_float32_and_the_others_do_not(int8_file):
 @torch.no_grad()
 def test_rounded_weights_move_no_mean(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.quantisable import make_quantisable
+    from featx.runtime.onnx.quantisable import make_quantisable
 
     featx.export(small(), tmp_path / "m.onnx", example=noise())
     make_quantisable(tmp_path / "m.onnx", [image.numpy() for image in noise().split(1)], 7)  # steps that show
@@ -191,7 +191,7 @@ def test_a_min_agreement_that_nothing_can_be_measured_by_is_refused(arguments, m
 
 def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.quantisable import make_quantisable
+    from featx.runtime.onnx.quantisable import make_quantisable
 
     model = Small()
     for layer in (model.first, model.second, model.third):

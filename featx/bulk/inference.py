@@ -14,7 +14,7 @@ from ..errors import ArgumentError, FeatxError, InputError
 from ..preprocessing import DataConfig
 from ..runtime import optimize
 from ..runtime.agreement import smooth_noise, takes
-from ..runtime.engine import EngineExtractor
+from ..runtime.backends.engine import EngineExtractor
 from ..runtime.optimization import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper

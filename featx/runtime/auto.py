@@ -13,8 +13,7 @@ from ..json_checks import JsonError, Value
 from .agreement import smooth_noise, takes
 from .available import runtimes, version
 from .builds import built, require_buildable
-from .cache import Cache
-from .engine import OwnFolder
+from .cache import Cache, OwnFolder
 from .graph_files import Request, facts_in, keep_facts
 from .optimized import OptimizedExtractor
 

@@ -4,11 +4,11 @@ import torch
 
 from ..errors import ArgumentError
 from .agreement import compared, require_agreement
-from .engines import require_engine
+from .backends.engines import require_engine
 from .graph_files import Request, corrected, on_runtime
-from .layout import layout_for
 from .optimized import OptimizedExtractor, eager
-from .prepare import prepare
+from .passes.memory_format import layout_for
+from .passes.prepare import prepare
 
 EAGER = "eager"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

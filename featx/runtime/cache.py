@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,13 +20,20 @@ from pathlib import Path
 from ..errors import ArgumentError, OutputError
 from ..json_checks import JsonError, parsed
 from ..whole_files import alone, workspace
-from .engine import OwnFolder
 
 MOST_BYTES = 5 * 2**30  # of a cache; the entries that were used least recently go first
 SECONDS = 600.0  # to wait for a process that builds the same
 ENTRY = "entry.json"
 FILES = ("model.onnx", "model.onnx.data", "model.blob", "facts.json")  # that entries may have
 Place = bool | str | os.PathLike[str] | None
+
+
+class OwnFolder:
+    """A new folder that is removed when nothing holds this any more, or when the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="featx-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def default_folder() -> Path:

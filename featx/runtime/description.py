@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -172,3 +173,8 @@ def _distinct(names: list[str]) -> list[str]:
         numbered = (f"{name}_{number}" for number in range(2, len(names) + 2))
         made.append(name if name not in made else next(other for other in numbered if other not in names + made))
     return made
+
+
+def beside(path: Path) -> Path:
+    """The file next to another that has its weights, where they are large."""
+    return path.with_name(f"{path.name}.data")

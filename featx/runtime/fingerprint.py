@@ -182,7 +182,7 @@ def _own_code() -> str:
     """SHA-256 of the code that decides what is written, which changes between releases too."""
     digest = hashlib.sha256()
     for folder in (Path(__file__).parent, Path(tracing.__path__[0])):
-        for file in sorted(folder.glob("*.py")):
+        for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

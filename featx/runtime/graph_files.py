@@ -14,15 +14,15 @@ from ..tracing.execution_order import channels_of
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared, smooth_noise
 from .available import processor, version
-from .cache import Cache
+from .backends.engine import COMPILED, EngineExtractor
+from .backends.engines import ENGINES, write
+from .cache import Cache, OwnFolder
 from .capture import GraphSpec
-from .engine import COMPILED, EngineExtractor, OwnFolder
-from .engines import ENGINES, write
 from .fingerprint import digest_of, fingerprint
-from .layout import MemoryFormat
-from .onnx import read_onnx
-from .prepare import prepare
-from .rounding import correct_rounding
+from .onnx.file import read_onnx
+from .passes.bias_correction import correct_rounding
+from .passes.memory_format import MemoryFormat
+from .passes.prepare import prepare
 from .watch import own_size
 
 MODEL, FACTS = "model.onnx", "facts.json"

@@ -12,12 +12,12 @@ from ..whole_files import alone, folder_to_disk, local, to_disk, workspace
 from ..wrappers import FeatureExtractWrapper
 from .agreement import compared, require_agreement, require_min_agreement
 from .available import lacks_packages
+from .backends.engine import EngineExtractor
+from .backends.engines import ENGINES, require_engine, write
 from .capture import Dynamic, GraphSpec
-from .description import Description
-from .engine import EngineExtractor, beside
-from .engines import ENGINES, require_engine, write
-from .onnx import describe_onnx, read_onnx, seal
-from .prepare import prepare, require_extractor
+from .description import Description, beside
+from .onnx.file import describe_onnx, read_onnx, seal
+from .passes.prepare import prepare, require_extractor
 
 FileRuntime = Literal["onnxruntime", "openvino"]
 FILE_RUNTIMES: tuple[FileRuntime, ...] = get_args(FileRuntime)

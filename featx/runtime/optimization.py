@@ -11,9 +11,9 @@ from .auto import fastest
 from .builds import EAGER, built, require_buildable
 from .cache import Place, cache_at
 from .graph_files import Request
-from .layout import MemoryFormat, require_memory_format
 from .optimized import OptimizedExtractor
-from .prepare import require_extractor
+from .passes.memory_format import MemoryFormat, require_memory_format
+from .passes.prepare import require_extractor
 
 Runtime = Literal["eager", "onnxruntime", "openvino", "auto"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .onnx_graph import Length, OnnxGraph, Target, Value
-from .onnx_operations import Numbers, Scalar, Translation, as_dtype, pair, require
+from .graph import Length, OnnxGraph, Target, Value
+from .operations import Numbers, Scalar, Translation, as_dtype, pair, require
 
 END = 2**63 - 1  # of a slice that goes on to the end
 Size = int | Length

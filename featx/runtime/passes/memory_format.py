@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..errors import ArgumentError
+from ...errors import ArgumentError
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -1,22 +1,16 @@
-"""ONNX: files of graphs, with a description in their metadata, and ONNX Runtime to run them."""
+"""ONNX files of graphs, with a description in their metadata."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..errors import CheckpointError, in_short
-from ..tracing.program import Program
-from ..weights.protobuf import BYTES, VARINT, Data, Span, fields
-from .description import KEY, Description, from_json, to_json
-from .engine import FileEngine, beside
-from .onnx_program import onnx_model
+from ...errors import CheckpointError
+from ...tracing.program import Program
+from ...weights.protobuf import BYTES, VARINT, Data, Span, fields
+from ..description import KEY, Description, beside, from_json, to_json
+from .translation import onnx_model
 
 LARGEST = 1 << 30  # bytes of weights in one file: protobuf ends at twice that
 # Fields of ONNX's ModelProto by number, and how they are written.
@@ -73,7 +67,7 @@ def read_onnx(path: Path) -> Description:
 
     Raises CheckpointError if it has no description, or is damaged.
     """
-    data = _content(path)
+    data = content_of(path)
     try:
         found = dict(_entry(data, span) for number, span in _fields(data, (0, len(data)), MODEL) if number == METADATA)
         stated = found.get(DIGEST.encode())  # which files that `seal` has not closed lack
@@ -88,7 +82,7 @@ def read_onnx(path: Path) -> Description:
     return said
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
     """The file in memory, where nobody overwrites it."""
     try:
         nbytes = path.stat().st_size
@@ -131,41 +125,3 @@ def _entry(data: bytes, span: Span) -> tuple[bytes, bytes]:
 
 def _fields(data: bytes, span: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
     return fields(Data(BytesIO(data)), span, known)
-
-
-class OnnxRuntimeEngine(FileEngine):
-    """A session of ONNX Runtime on the CPU, with as many threads as torch has when it is made."""
-
-    runtime = "onnxruntime"
-
-    def load(self, streams: int = 1) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = max(1, torch.get_num_threads() - streams + 1)  # of a pool, with its callers
-        options.log_severity_level = 3  # errors, which are raised, too
-        weights = [_content(self.path.parent / name) for name in self.beside]  # which it would map from the file
-        if weights:
-            sizes = list(map(len, weights))
-            options.add_external_initializers_from_files_in_memory(list(self.beside), weights, sizes)
-        providers = ["CPUExecutionProvider"]
-        with self._refusals():
-            self._session = onnxruntime.InferenceSession(self.path, options, providers=providers)
-        self._require_names(
-            [one.name for one in self._session.get_inputs()], [one.name for one in self._session.get_outputs()]
-        )
-
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        with self._refusals():
-            arrays: Any = self._session.run(None, {"images": x.detach().contiguous().numpy()})
-        return [torch.from_numpy(array) for array in arrays]
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Within the block whatever ONNX Runtime raises is a CheckpointError."""
-        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-        try:
-            yield
-        except (*kinds, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"ONNX Runtime cannot run {self.path}: {in_short(error)}") from error

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from ..tracing.program import Call, PerImage, Program
-from ..tracing.symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedValue
-from .onnx_graph import IR_VERSION, OPSET, Length, OnnxGraph, Value, element_type
-from .onnx_operations import OPERATIONS, UntranslatedError
-from .onnx_shapes import SHAPES
+from ...tracing.program import Call, PerImage, Program
+from ...tracing.symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedValue
+from .graph import IR_VERSION, OPSET, Length, OnnxGraph, Value, element_type
+from .operations import OPERATIONS, UntranslatedError
+from .shapes import SHAPES
 
 IMAGES = "images"
 TRANSLATIONS = {**OPERATIONS, **SHAPES}

@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, ContractError, MissingPackageError
-from ..wrappers import FeatureExtractWrapper
-from .available import runtimes
-from .capture import GraphSpec, capture
-from .description import Description
+from ...errors import ArgumentError, ContractError, MissingPackageError
+from ...wrappers import FeatureExtractWrapper
+from ..available import runtimes
+from ..capture import GraphSpec, capture
+from ..description import Description
+from ..onnx.file import describe_onnx, write_onnx
+from ..onnx.operations import UntranslatedError
+from ..onnx.quantise import quantise
+from ..watch import ForwardTrace
 from .engine import FileEngine
-from .onnx import OnnxRuntimeEngine, describe_onnx, write_onnx
-from .onnx_operations import UntranslatedError
+from .onnxruntime import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine, computes_bfloat16
-from .quantise import quantise
-from .watch import ForwardTrace
 
 
 @dataclass(frozen=True)

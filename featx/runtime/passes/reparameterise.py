@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..models.repvgg import RepVGGBlock
+from ...models.repvgg import RepVGGBlock
 
 
 def reparameterise(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .onnx_graph import Length, OnnxGraph, Value
+from .graph import Length, OnnxGraph, Value
 
 Scalar = int | float | bool
 Numbers = Sequence[int]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, in_short
+from ...errors import CheckpointError, in_short
+from ..onnx.translation import IMAGES
 from .engine import COMPILED, FileEngine
-from .onnx_program import IMAGES
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 

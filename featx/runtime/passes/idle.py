@@ -3,10 +3,10 @@
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..models.layers.drop_path import DropPath
-from ..wrappers import FeatureExtractWrapper
+from ...models.layers.drop_path import DropPath
+from ...wrappers import FeatureExtractWrapper
+from ..watch import ForwardTrace
 from .fold import replace
-from .watch import ForwardTrace
 
 # Classes of other packages that act in training only, by what their names end with; several packages have each.
 ONLY_TRAINING = ("DropPath", "StochasticDepth", "DropBlock2d")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tracing.program import Axes
+from ...tracing.program import Axes
 
 OPSET, IR_VERSION = 20, 9  # of 2023: what ONNX Runtime 1.17 and OpenVINO 2025 read, and the first with Gelu
 # Elements up to which equal constants are stored once: axes, sizes, scalars.

@@ -1,8 +1,5 @@
 """Extractors whose maps come from something that was built once: a compiled graph, or another library's session."""
 
-import shutil
-import tempfile
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +8,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone, Pyramid
-from ..errors import ArgumentError, CheckpointError, InputError, names_in
-from ..features import Levels
-from ..file_version import Version, version_of
-from ..wrappers import FeatureExtractWrapper
-from .description import Description, ascending
-from .optimized import OptimizedExtractor
+from ...backbone import Backbone, Pyramid
+from ...errors import ArgumentError, CheckpointError, InputError, names_in
+from ...features import Levels
+from ...file_version import Version, version_of
+from ...wrappers import FeatureExtractWrapper
+from ..cache import OwnFolder
+from ..description import Description, ascending, beside
+from ..optimized import OptimizedExtractor
 
 
 class Engine(ABC):
@@ -43,19 +41,6 @@ class Engine(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         del memo
         return self
-
-
-class OwnFolder:
-    """A new folder that is removed when nothing holds this any more, or when the process ends."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="featx-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def beside(path: Path) -> Path:
-    """The file next to another that has its weights, where they are large."""
-    return path.with_name(f"{path.name}.data")
 
 
 COMPILED = "model.blob"  # in an engine's own folder: its graph, compiled for a processor and a number of threads

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from ..wrappers import FeatureExtractWrapper
+from ...errors import ArgumentError
+from ...wrappers import FeatureExtractWrapper
+from ..watch import ForwardTrace, copy_of, watch
 from .fold import fold, pairs
 from .idle import drop_idle, only_training
 from .reparameterise import reparameterise
-from .watch import ForwardTrace, copy_of, watch
 
 
 class Prepared(NamedTuple):

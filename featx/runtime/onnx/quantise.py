@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import beside
+from ..description import beside
 from .quantisable import make_quantisable
 
 LAYERS = ("Conv", "MatMul", "Gemm")

@@ -1,0 +1,1 @@
+"""The runtimes that run a captured graph."""
