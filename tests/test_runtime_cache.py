@@ -15,7 +15,8 @@ from torch import nn
 import featx
 from featx import FeatureExtractWrapper
 from featx.necks import FPN, Pipeline
-from featx.runtime import cache, clear_cache, graph_files, openvino, runtimes
+from featx.runtime import cache, clear_cache, graph_files, runtimes
+from featx.runtime.backends import openvino
 from featx.runtime.cache import Cache, cache_at, default_folder
 from featx.wrappers.extractor import maps_in
 
