@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from inspect import signature
+from inspect import Signature, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_overloads, get_type_hints, overload
@@ -134,9 +134,16 @@ def create_model(
     return _users(entry, given, levels, options)
 
 
-ARGUMENTS = tuple(
-    p.name for p in signature(get_overloads(create_model)[0]).parameters.values() if p.kind is not p.VAR_KEYWORD
-)
+def _signature() -> Signature:
+    """That of both overloads together, which `help` and notebooks show of `create_model`."""
+    extracting = signature(get_overloads(create_model)[0])
+    as_well = {"features_only": {"default": False, "annotation": bool}}
+    parameters = [p.replace(**as_well.get(p.name, {})) for p in extracting.parameters.values()]
+    return extracting.replace(parameters=parameters, return_annotation=nn.Module)
+
+
+vars(create_model)["__signature__"] = _signature()
+ARGUMENTS = tuple(p.name for p in signature(create_model).parameters.values() if p.kind is not p.VAR_KEYWORD)
 FEATURE_CLS: dict[str | None, Output] = {
     **dict.fromkeys((None, "list", "getter", "hook", "fx"), "list"),
     "dict": "dict",
