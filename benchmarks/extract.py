@@ -30,6 +30,7 @@ import numpy as np
 from fresh import machine
 
 import featx
+from featx.bulk.recipe import usable_cores
 
 SIZES = {"500×375": (500, 375), "1920×1080": (1920, 1080)}
 BATCH, COMPARED = 16, 16
@@ -191,13 +192,14 @@ def inference(script: str | None) -> dict[str, str]:
 class Run:
     """One run of a contestant.
 
-    wall, busy: seconds by the clock, and of the processor with those of children. rate: images a second of the steady
-    state. maps: the deepest of the first images.
+    wall, busy: seconds by the clock, and of the processor with those of children. rate, cores: images a second of the
+    steady state, and how many cores were in use in it. maps: the deepest of the first images.
     """
 
     wall: float
     busy: float
     rate: float
+    cores: float
     maps: np.ndarray | None
 
 
@@ -220,6 +222,8 @@ def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Run
     print(f"| limit: their sum | {' | '.join(f'{rate:.1f}' for rate in both.values())} |")
     shares = (f"{rates['featx, auto', size] / rate:.0%}" for size, rate in both.items())
     print(f"| featx, auto, of their sum | {' | '.join(shares)} |")
+    used = (median(one.cores for one in runs["featx, auto", size]) / usable_cores() for size in SIZES)
+    print(f"| featx, auto, cores in use | {' | '.join(f'{share:.0%}' for share in used)} |")
 
 
 def images_of(contestant: str, images: int) -> int:
@@ -240,8 +244,8 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
         clock = (
             "def now(): t = os.times(); return time.perf_counter(), sum(t[:4])\n"
             "def begin(): global START; START = now()\n"
-            "TICKS = [(0, 0.0)]\n"
-            "def tick(done): TICKS.append((done, time.perf_counter() - START[0]))\n"
+            "TICKS = [(0, 0.0, 0.0)]\n"
+            "def tick(done): TICKS.append((done, *(b - a for a, b in zip(START, now()))))\n"
         )
         end = "\nimport json; print(json.dumps([*(b - a for a, b in zip(START, now())), TICKS]))"
         text = f"{facts}\n{START}\n{clock}\nif __name__ == '__main__':\n" + "\n".join(
@@ -253,15 +257,19 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
         if done.returncode:
             raise SystemExit(done.stderr)
         wall, busy, ticks = json.loads(done.stdout.splitlines()[-1])
-        return Run(wall, busy, steady(ticks, count, wall), first_maps(Path(out)))
+        return Run(wall, busy, *steady([*ticks, (count, wall, busy)], count), first_maps(Path(out)))
 
 
-def steady(ticks: list[tuple[int, float]], count: int, wall: float) -> float:
-    """Images a second from an eighth of them on; over the whole run of a contestant that tells nothing on its way."""
-    if len(ticks) == 1:
-        return count / wall
-    first = next(tick for tick in ticks if tick[0] >= count / 8)
-    return (ticks[-1][0] - first[0]) / (ticks[-1][1] - first[1])
+def steady(ticks: list[tuple[int, float, float]], count: int) -> tuple[float, float]:
+    """Images a second, and CPU seconds in each, from an eighth of the images to the last one.
+
+    ticks: the begin, what a contestant told on its way, and the end; one that told nothing counts from begin to end.
+    """
+    (*told, end), begin = ticks[1:], ticks[0]
+    first = next((tick for tick in told if tick[0] >= count / 8), begin)
+    last = next((tick for tick in told if tick[0] == told[-1][0]), end)
+    images, wall, busy = (b - a for a, b in zip(first, last, strict=True))
+    return images / wall, busy / wall
 
 
 def first_maps(out: Path) -> np.ndarray | None:
