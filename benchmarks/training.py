@@ -8,6 +8,9 @@ is faster, or smaller. `recompute` (all levels) and `freeze` (up to level 1) sta
 channels_last and bfloat16 (autocast, where the processor computes in it) beside timm's own. Compiled steps, whose
 making takes minutes, are measured with `--compile` only.
 
+All processes keep the memory that they free, timm's too. Otherwise chance decides: how many pages a step asks the
+kernel for differs from process to process, and made the same step of efficientnet_b0 1.10 to 1.38 s.
+
 python benchmarks/training.py [--plain] [--compile] [NAME ...]
 """
 
@@ -27,6 +30,7 @@ from turns import FAMILIES, Made, Taken, timed
 
 import featx
 from featx import training
+from featx.runtime.allocator import keep_freed_memory
 
 BATCH = 8
 RATE = 1e-3  # of SGD; no larger, so that random weights stay finite
@@ -91,6 +95,7 @@ def steps(name: str, group: str, ways: Mapping[str, str]) -> dict[str, Callable[
 
 def made(way: str, group: str, name: str, batch: int = BATCH, size: int | None = None) -> Made:
     """A model in training mode, prepared as the way and its group say, and a step of it."""
+    keep_freed_memory()
     library, _, change = way.partition(" ")
     plain = LIBRARIES[library](name, batch, size)
     model, x = plain.model.train(), plain.x
