@@ -13,8 +13,8 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from netspresso_yaml import backbone
 from safetensors.torch import save
-from test_mobilevit_yaml import backbone
 
 import featx
 from featx.arguments import fits
