@@ -27,7 +27,7 @@ MARK = "<!-- written by docs/bridges.py -->\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ArchitectureSupport:
     """The support of one architecture.
 
     Attributes:
@@ -43,7 +43,7 @@ class Row:
     size: str = "any"
 
 
-def timm_row(name: str) -> Row:
+def timm_row(name: str) -> ArchitectureSupport:
     """Check one architecture of timm on the meta device; AssertionError if it breaks the contract."""
     from featx.bridges import timm
 
@@ -53,7 +53,7 @@ def timm_row(name: str) -> Row:
         pyramid = timm.pyramid(model)
     except ContractError as error:
         if "build it on a real one" not in str(error):
-            return Row(name, refused=str(error))
+            return ArchitectureSupport(name, refused=str(error))
         model = timm.build(name, image_size=96)  # its forward reads values; a small image is enough
         pyramid = timm.pyramid(model)
     check_names(model, pyramid)
@@ -61,9 +61,9 @@ def timm_row(name: str) -> Row:
     check_pruning(model, extractor)
     try:
         check_maps(extractor, OTHER_SIZE)
-        return Row(name, pyramid.corrections)
+        return ArchitectureSupport(name, pyramid.corrections)
     except InputError:
-        return Row(name, pyramid.corrections, size=other_size(name))
+        return ArchitectureSupport(name, pyramid.corrections, size=other_size(name))
 
 
 def other_size(name: str) -> str:
@@ -113,7 +113,7 @@ def check_maps(extractor: FeatureExtractWrapper, size: Size) -> list[torch.Tenso
     return maps
 
 
-def torchvision_row(name: str) -> Row:
+def torchvision_row(name: str) -> ArchitectureSupport:
     """Check one classification model of torchvision on the meta device; AssertionError if it breaks the contract."""
     from featx.bridges import torchvision
 
@@ -122,27 +122,27 @@ def torchvision_row(name: str) -> Row:
     return plain_row(name, model, torchvision.pyramid(model))
 
 
-def transformers_row(name: str) -> Row:
+def transformers_row(name: str) -> ArchitectureSupport:
     """Check one model type of transformers in its default configuration on the meta device."""
     from featx.bridges import transformers
 
     if name in transformers.REFUSED:
-        return Row(name, refused=transformers.REFUSED[name])
+        return ArchitectureSupport(name, refused=transformers.REFUSED[name])
     with torch.device("meta"):
         model = transformers.build(name).to("meta")  # some types create parameters on the CPU
     return plain_row(name, model, transformers.pyramid(model))
 
 
-def plain_row(name: str, model: nn.Module, pyramid: Pyramid) -> Row:
+def plain_row(name: str, model: nn.Module, pyramid: Pyramid) -> ArchitectureSupport:
     """Check an architecture that has no argument for the image size; AssertionError if it breaks the contract."""
     check_names(model, pyramid)
     extractor = FeatureExtractWrapper(pyramid, [1, 0] if len(pyramid.feature_info) > 1 else None)
     check_pruning(model, extractor)
     try:
         check_maps(extractor, OTHER_SIZE)
-        return Row(name, pyramid.corrections)
+        return ArchitectureSupport(name, pyramid.corrections)
     except InputError as error:
-        return Row(name, pyramid.corrections, size=str(error.__cause__ or error))
+        return ArchitectureSupport(name, pyramid.corrections, size=str(error.__cause__ or error))
 
 
 def timm_names() -> list[str]:
@@ -164,14 +164,14 @@ def transformers_names() -> list[str]:
 
 
 # Package, unit of the counts, function that lists the names, function that checks one.
-SECTIONS: Sequence[tuple[str, str, Callable[[], list[str]], Callable[[str], Row]]] = (
+SECTIONS: Sequence[tuple[str, str, Callable[[], list[str]], Callable[[str], ArchitectureSupport]]] = (
     ("timm", "architectures", timm_names, timm_row),
     ("torchvision", "classification models", torchvision_names, torchvision_row),
     ("transformers", "types of model", transformers_names, transformers_row),
 )
 
 
-def section(package: str, counted: str, rows: Sequence[Row]) -> Iterable[str]:
+def section(package: str, counted: str, rows: Sequence[ArchitectureSupport]) -> Iterable[str]:
     """The counts of a package, and tables of corrections, rejections and unsupported sizes with the model names."""
     height, width = OTHER_SIZE
     supported = [row for row in rows if not row.refused]
@@ -196,7 +196,9 @@ def shortened(corrections: Sequence[str]) -> list[str]:
     return [*corrections[:MAX_CORRECTIONS], f"and {rest} more"] if rest > 1 else [*corrections]
 
 
-def table(title: str, rows: Iterable[Row], reason: Callable[[Row], str]) -> Iterable[str]:
+def table(
+    title: str, rows: Iterable[ArchitectureSupport], reason: Callable[[ArchitectureSupport], str]
+) -> Iterable[str]:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if reason(row):

@@ -51,7 +51,7 @@ TIMM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AlignmentResult:
     """Result of a model.
 
     Attributes:
@@ -64,20 +64,20 @@ class Row:
     problems: tuple[str, ...] = ()
 
 
-def check(name: str, model: nn.Module) -> Row:
+def check(name: str, model: nn.Module) -> AlignmentResult:
     """Run the spatial alignment check on a model with random weights."""
     try:
         extractor = FeatureExtractWrapper(model)
         sizes = proof_sizes(extractor)
         problems = misplaced(extractor, sizes) if sizes else ["no size at which every map has two cells along a side"]
     except FeatxError as error:
-        return Row(name, (), (str(error).partition("\n")[0],))
-    return Row(
+        return AlignmentResult(name, (), (str(error).partition("\n")[0],))
+    return AlignmentResult(
         name, tuple(size for size in sizes if not any(f"{size[0]}x{size[1]}" in p for p in problems)), (*problems,)
     )
 
 
-def native(name: str) -> Row:
+def native(name: str) -> AlignmentResult:
     """Check a variant of featx, without repeated blocks."""
     from shallow import make_shallow, narrow
 
@@ -86,13 +86,13 @@ def native(name: str) -> Row:
     return check(name, model)
 
 
-def torchvision(name: str) -> Row:
+def torchvision(name: str) -> AlignmentResult:
     from featx.bridges import torchvision as bridge
 
     return check(name, bridge.build(name))
 
 
-def timm(name: str) -> Row:
+def timm(name: str) -> AlignmentResult:
     """Check an architecture of timm; one that accepts a single size is also built for a wide and a tall size."""
     from featx.bridges import timm as bridge
 
@@ -105,11 +105,11 @@ def timm(name: str) -> Row:
         except FeatxError:
             continue
         oblong = check(name, model)
-        row = Row(name, row.sizes + oblong.sizes, row.problems + oblong.problems)
+        row = AlignmentResult(name, row.sizes + oblong.sizes, row.problems + oblong.problems)
     return row
 
 
-def transformers(name: str) -> Row:
+def transformers(name: str) -> AlignmentResult:
     """Check a model type of transformers in a tiny configuration."""
     from transformers_types import EVERY
 
@@ -131,7 +131,7 @@ def torchvision_names() -> list[str]:
 
 
 # By section: function that lists the names, function that checks one.
-SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], Row]]] = {
+SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], AlignmentResult]]] = {
     "featx": (featx.list_models, native),
     "torchvision": (torchvision_names, torchvision),
     "timm": (lambda: TIMM, timm),
@@ -139,7 +139,7 @@ SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], Row]]] = 
 }
 
 
-def section(package: str, rows: Iterable[Row]) -> Iterator[str]:
+def section(package: str, rows: Iterable[AlignmentResult]) -> Iterator[str]:
     """Yield a table of models grouped by their results."""
     yield f"\n## {package}" + ("" if package == "featx" else f" {version(package)}") + "\n\n"
     yield "| sizes | models | count | problems |\n| --- | --- | ---: | --- |\n"
@@ -148,7 +148,7 @@ def section(package: str, rows: Iterable[Row]) -> Iterator[str]:
         yield f"| {sizes} | {', '.join(f'`{name}`' for name in names)} | {len(names)} | {problems} |\n"
 
 
-def group_key(row: Row) -> tuple[int, str, str]:
+def group_key(row: AlignmentResult) -> tuple[int, str, str]:
     """Return the number of sizes, the sizes and the problems, the last two as text of the table."""
     sizes = ", ".join(f"{height}×{width}" for height, width in row.sizes)
     return len(row.sizes), sizes or "none", "<br>".join(problem.replace("|", "/") for problem in row.problems)
@@ -162,7 +162,7 @@ def main(packages: Sequence[str]) -> None:
         write(package, [row(name) for name in names()])
 
 
-def write(package: str, rows: Iterable[Row]) -> None:
+def write(package: str, rows: Iterable[AlignmentResult]) -> None:
     """Replace the section of a package in the page."""
     before, _, after = PAGE.read_text(encoding="utf-8").partition(MARK.format(package))
     rest = "".join(after.partition("<!-- section")[1:])
