@@ -99,5 +99,5 @@ def test_every_row_of_the_page_of_models_is_what_its_script_writes():
 
 
 def test_the_picture_of_the_rooms_is_what_its_script_draws():
-    for path, text in script("architecture").written().items():
+    for path, text in script("architecture").render().items():
         assert path.read_text() == text, "run python docs/architecture.py"
