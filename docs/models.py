@@ -8,8 +8,8 @@ from pathlib import Path
 
 import featx
 from featx.backbone import Backbone, Pyramid
-from featx.empty import without_values
 from featx.features import Levels
+from featx.meta_init import init_empty_weights
 from featx.registry import Variant, lookup
 
 # This script writes the page after this line; the text before it is written by hand.
@@ -25,7 +25,7 @@ def row(name: str) -> str:
     """Return the table row of a variant."""
     variant = lookup(name)
     assert isinstance(variant, Variant), f"{name} is registered as a function, not by a family"
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name)
     assert isinstance(model, Backbone)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

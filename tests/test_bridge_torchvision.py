@@ -17,7 +17,7 @@ import featx
 from featx import ArgumentError, DataConfig, FeatureExtractWrapper, InputError, UnknownModelError, WeightsNotFoundError
 from featx.bridges import torchvision as bridge
 from featx.contract import Size
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 
 # The smallest of each family, what it is built with, and the sizes of images it is compared at.
 SMALL: dict[str, tuple[dict, list[Size]]] = {
@@ -100,7 +100,7 @@ def test_maps_are_those_of_the_intact_model(name):
 @pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", marked(bridge.names()))
 def test_every_model_keeps_the_contract_on_shapes(name):
-    with without_values():
+    with init_empty_weights():
         model = bridge.build(name)
     state = {key: tensor.shape for key, tensor in model.state_dict().items()}
     pyramid = bridge.pyramid(model)
