@@ -10,7 +10,7 @@ import gradio as gr
 from ..errors import FeatxError, ImageError
 from ..features import Levels
 from ..registry import list_models
-from ..viz.points import Point
+from ..viz.cell_similarity import Point
 from .choice import LARGEST_SEED, Choice, Values, facts, require_published
 from .guard import MIB, Limits, take
 from .session import Answer, Asked, Models, Parts, Session, What, answer, marked, public, usual

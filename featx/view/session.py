@@ -16,10 +16,10 @@ from ..attention import capture_attention
 from ..attention.blocks import blocks_of
 from ..errors import ArgumentError, FeatxError
 from ..features import Levels
-from ..viz.attended import heads_of, patches_in
+from ..viz.attention_maps import heads_of, patches_in
+from ..viz.cell_similarity import Point
 from ..viz.figure import pixels_of
-from ..viz.photograph import as_seen, seen_part
-from ..viz.points import Point
+from ..viz.model_view import as_seen, seen_part
 from ..wrappers import FeatureExtractWrapper
 from .choice import Choice, Values, build, code_of_attention, code_of_maps, code_of_similarity, require_published
 
