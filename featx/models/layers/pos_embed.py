@@ -1,4 +1,4 @@
-"""Learnt position embeddings at another size than the one they were learnt at, in captured programs too."""
+"""Interpolation of learned position embeddings to other grid sizes, also in captured graphs."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -27,7 +27,7 @@ def resample_positions(
     """
     # a tracer's sizes are tensors
     grid = square(int(embedding.shape[1]) - prefix) if grid is None else grid
-    # a side that torch.export or a tracer leaves open is no int, and not to be compared: that would close it
+    # a symbolic side of torch.export or a tracer is not an int; comparing it would specialize the graph
     if all(isinstance(cells, int) for cells in size) and size == grid:
         return embedding
     table = embedding[:, prefix:].float().transpose(1, 2).unflatten(2, grid)

@@ -1,4 +1,4 @@
-"""The table of a MobileViT's stages: its rows, their strides and dilations, and the YAML it can be written in."""
+"""The stage table of MobileViT: its rows, their strides and dilations, and its YAML format."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,9 @@ from .steps import OUTPUT_STRIDES, Step
 
 @dataclass(frozen=True, slots=True)
 class Mv2Stage:
-    """Inverted residuals, of which the first takes the stride.
+    """Inverted residuals, the first with the stride.
 
-    ir_expansion_ratio: channels inside one over those that enter it; the product is rounded to a multiple of 8.
+    ir_expansion_ratio: inner channels relative to the input; the product is rounded to a multiple of 8.
     """
 
     out_channels: int
@@ -32,10 +32,13 @@ class Mv2Stage:
 
 @dataclass(frozen=True, slots=True)
 class MobileViTStage:
-    """An inverted residual, which is left out where the stage has no stride, and a block with attention.
+    """An inverted residual, if the stage has a stride, and a block with attention.
 
-    num_blocks: transformer blocks in it. attention_channels: of their tokens. ffn_intermediate_channels: inside their
-    feed-forward layers. dilate: trade the stride for dilation, whatever the output stride.
+    Attributes:
+        num_blocks: transformer blocks in the attention block.
+        attention_channels: channels of their tokens.
+        ffn_intermediate_channels: hidden channels of their MLPs.
+        dilate: dilation instead of stride, for any output stride.
     """
 
     out_channels: int
@@ -57,8 +60,8 @@ StageRow = Mv2Stage | MobileViTStage
 def plan_stages(rows: Sequence[StageRow], output_stride: int) -> list[tuple[Step, int]]:
     """(step of the first block, total stride after the stage) per stage.
 
-    A stage trades its stride for dilation where it says so, or where it would exceed an output stride of 8 or 16; 32
-    leaves the table as it is.
+    A stage has dilation instead of stride if its row has `dilate`, or if it would exceed an output stride of 8 or 16.
+    An output stride of 32 keeps the table unchanged.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise ArgumentError(f"output_stride={output_stride!r}: choose one of {OUTPUT_STRIDES}")
@@ -83,7 +86,7 @@ PARAMS = {
 }
 
 
-# What values in a file may be; many more blocks or channels than any network has would take for ever to build.
+# Allowed values in a file: implausible numbers of blocks or channels would take too long to build.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "stride"), (1, 64)),
     **dict.fromkeys(("num_attention_heads", "num_blocks"), (1, 256)),
