@@ -171,7 +171,7 @@ class ViT(Pyramid):
         return self.norm(prefix), self.norm(map_.movedim(1, -1)).movedim(-1, 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the tokens that `forward_features` returns, or pooled features if there are no classes."""
+        """Logits of the tokens that `forward_features` returns, or pooled features without classes."""
         x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(x))))
         return x if pre_logits else self.head(x)
 

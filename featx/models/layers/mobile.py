@@ -89,10 +89,13 @@ def as_tensorflow(style: MobileStyle) -> MobileStyle:
 
 @dataclass(frozen=True, slots=True)
 class MobileConfig(StridedConfig):
-    """What the families whose stages are such tables have in common.
+    """The configuration of families whose stages are tables of rows.
 
-    stem_chs, head_chs: channels of the convolutions before the stages and behind them. norm_eps: of the batch norms;
-    None leaves them as the style has them.
+    Attributes:
+        stages: the rows of each stage.
+        stem_chs: channels of the convolution before the stages.
+        head_chs: channels of the convolution after the stages.
+        norm_eps: of the batch norms; None for the style's.
     """
 
     stages: tuple[Stage, ...]
@@ -231,10 +234,10 @@ def _deeper(stage: Stage, multiplier: float) -> Stage:
 def build_stages(
     stages: Sequence[Stage], in_chs: int, style: MobileStyle, *, output_stride: int, drop_path_rate: float
 ) -> tuple[nn.Sequential, list[FeatureInfo]]:
-    """The stages behind a stem of stride 2, to be registered as `blocks`, and one level per nominal reduction.
+    """Build the stages after a stem of stride 2, to be registered as `blocks`, and one level per nominal reduction.
 
-    A level is the last stage before the next stride. Where the first stage strides, the stem's `act1` is a level too.
-    Block i of n drops its branch at a rate of `drop_path_rate` * i / n.
+    A level is the last stage before the next stride. If the first stage has a stride, the stem's `act1` is a level,
+    too. Block i of n has a stochastic depth rate of `drop_path_rate` * i / n.
     """
     strides = [stage[0].stride for stage in stages]
     plan = plan_steps(strides, stem=2, output_stride=output_stride)

@@ -64,7 +64,7 @@ class Head(nn.Sequential):
 
 
 def pooled_head(chs: int, num_classes: int, pool: str, drop_rate: float) -> Head:
-    """(N, chs, H, W) to logits (N, num_classes), or pooled features if there are no classes; `fc` is its last layer."""
+    """Head (N, chs, H, W) to logits (N, num_classes), or pooled features without classes; `fc` is its last layer."""
     return Head(
         OrderedDict(
             global_pool=global_pool(pool),

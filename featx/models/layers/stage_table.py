@@ -103,13 +103,15 @@ YAML_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, Typ
 
 
 def read_table(path: str | Path) -> tuple[tuple[StageRow, ...], dict[str, Any]]:
-    """The rows and the parameters of the MobileViT that a YAML file of NetsPresso Trainer's shape describes.
+    """Read the rows and the parameters of a MobileViT from a YAML file in the format of NetsPresso Trainer.
 
-    Read is the mapping at `model.architecture.backbone`, or the whole file if it has no `model`: `name: mobilevit`,
-    `params` with all of PARAMS, and `stage_params` with a row per stage, whose `block_type` says which fields it has
-    besides: those of Mv2Stage ("mv2") or of MobileViTStage ("mobilevit"). Raises ArgumentError naming keys that are
-    unknown, missing, of another type or out of range, WeightsNotFoundError if there is no
-    such file.
+    The mapping at `model.architecture.backbone`, or the whole file without `model`, must have `name: mobilevit`,
+    `params` with all of PARAMS, and `stage_params` with one row per stage. Its `block_type` selects the other fields:
+    those of Mv2Stage ("mv2") or of MobileViTStage ("mobilevit").
+
+    Raises:
+        ArgumentError: keys are unknown, missing, of another type or out of range; the message lists all.
+        WeightsNotFoundError: the file does not exist.
     """
     backbone = _backbone(read_yaml(Path(path)))
     problems = list(_problems(backbone))
@@ -192,7 +194,7 @@ def _unfit(where: str, given: Any, expected: Mapping[str, type]) -> Iterator[str
 
 
 def _is_a(kind: type, value: object) -> bool:
-    """Whether a value from YAML is of that type: an int is a float too, true and false are no numbers."""
+    """Whether a YAML value has that type. An int is accepted as a float; true and false are not numbers."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
