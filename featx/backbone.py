@@ -1,4 +1,4 @@
-"""The two base classes of image models: Backbone, whose children run in order, and Pyramid, which is asked for maps."""
+"""The base classes of image models: Backbone, whose children run in order, and Pyramid, which computes maps itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,15 +17,19 @@ from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .pretrained_cfg import pretrained_cfg
 
-torch.fx.wrap("check_images")  # a symbolic tracer records the call: what it looks at is known when images come
+torch.fx.wrap("check_images")  # symbolic tracers record the call, because it needs real images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """What every family's configuration has.
+    """The fields that all families' configurations have.
 
-    global_pool: from the last map to one vector: "avg", "max", "avgmax" (their mean), "catavgmax" (one after the other:
-    twice the channels) or "" for none, which gives logits per cell. drop_rate: dropout before the classifier.
+    Attributes:
+        in_chans: channels of the images.
+        num_classes: number of classes; 0 for pooled features.
+        global_pool: pool of the last map: "avg", "max", "avgmax" (their mean), "catavgmax" (concatenated, twice
+            the channels), or "" for none, with logits per cell.
+        drop_rate: dropout before the classifier.
     """
 
     in_chans: int = 3
@@ -34,39 +38,46 @@ class BackboneConfig:
     drop_rate: float = 0.0
 
     def stated_by(self, names: Collection[str]) -> dict[str, Any]:
-        """Fields that the names of a checkpoint's tensors decide, where the caller of `create_model` does not."""
+        """Fields that follow from a checkpoint's tensor names, unless `create_model` is called with them."""
         del names
         return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StridedConfig(BackboneConfig):
-    """What the families add whose strides can be traded for dilation: the deepest reduction, 8, 16 or 32."""
+    """The configuration of families whose strides can be replaced by dilation.
+
+    Attributes:
+        output_stride: the deepest reduction: 8, 16 or 32.
+        drop_path_rate: stochastic depth rate of the last block.
+    """
 
     output_stride: int = 32
     drop_path_rate: float = 0.0
 
 
 class Backbone(nn.Module):
-    """An image model whose children, run in the order they are registered, turn images into logits.
+    """An image model whose children, run in the order of registration, turn images into logits.
 
-    A family sets `feature_info`, `in_chans` and the rest beside the layers they describe. The child that holds the
-    deepest level ends `forward_features` unless `last_feature` names a later one; the ones after it are the head.
+    A family sets `feature_info`, `in_chans` and the other attributes. `forward_features` ends with the child that holds
+    the deepest level, unless `last_feature` names a later one; the children after it are the head.
 
-    size_divisor: the sides of an image must be multiples of it; 1 takes any size.
-    last_linear: path of the layer that depends on the number of classes.
-    last_feature: path of the module whose output `forward_features` returns; "" for the deepest level.
-    pool_layers: paths of the layers without parameters that depend on the kind of global pool.
-    first_convs: paths of the convolutions that read the images, where there are several.
-    gives_tokens: whether `forward_features` returns tokens (N, L, num_features) instead of a map.
-    dense_level: position of the level that dense prediction starts from: the deepest, unless that is an expansion made
-        for the classifier.
-    num_features: channels of what `forward_features` returns.
-    head_hidden_size: channels that enter the last linear layer.
-    config: the configuration it was built from.
-    architecture, tag: the name `create_model` built it from, and the tag of its published weights.
-    label_names: of the classes, where the weights' `config.json` has them.
-    load_report: what loading its weights did.
+    Attributes:
+        size_divisor: pixels that the sides of images must be multiples of; 1 for any size.
+        last_linear: path of the layer that depends on the number of classes.
+        last_feature: path of the module whose output `forward_features` returns; "" for the deepest level.
+        pool_layers: paths of the layers without parameters that depend on the kind of global pool.
+        first_convs: paths of the convolutions whose input is the images, if there are several.
+        gives_tokens: whether `forward_features` returns tokens (N, L, num_features) instead of a map.
+        dense_level: position of the level for dense prediction: the deepest, unless that is an expansion for the
+            classifier.
+        num_features: channels of the output of `forward_features`.
+        head_hidden_size: input channels of the last linear layer.
+        config: the configuration that it was built from.
+        architecture: the name that `create_model` built it from.
+        tag: the tag of its published weights.
+        label_names: names of the classes, if the weights' `config.json` has them.
+        load_report: what loading its weights did.
     """
 
     size_divisor: ClassVar[int] = 1
@@ -90,33 +101,30 @@ class Backbone(nn.Module):
 
     @staticmethod
     def size_rule(side: int, reduction: int) -> int:
-        """Cells of a map along a side of so many pixels: a cell that is only partly covered counts.
-
-        It holds for every size the family takes; a family whose sizes follow another rule overrides it.
-        """
+        """Cells of a map along a side of `side` pixels, rounded up. Families with another rule override it."""
         return -(-side // reduction)
 
     @staticmethod
     def initialise(module: nn.Module, /) -> None:
-        """Give a part of the model the family's random values, in place; layers PyTorch initialises well keep its."""
+        """Initialize a part of the model in place as the family does. By default PyTorch's initialization is kept."""
 
     @property
     def num_classes(self) -> int:
-        """Logits per image; 0 for a model that ends with pooled features."""
+        """Number of logits per image; 0 for a model that returns pooled features."""
         return getattr(dict(self.named_modules()).get(self.last_linear), "out_features", 0)
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """What the weights expect, under the keys that timm gives it; a view that cannot be changed."""
+        """The weights' preprocessing and other metadata with timm's keys, as a read-only mapping."""
         return pretrained_cfg(self)
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:
-        """The same as `pretrained_cfg`, under timm's older name."""
+        """`pretrained_cfg` under timm's older name."""
         return self.pretrained_cfg
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, which the head turns into logits: (N, in_chans, H, W) to (N, num_features, H / r, W / r)."""
+        """The last map, the input of the head: (N, in_chans, H, W) to (N, num_features, H / r, W / r)."""
         last = self._last_feature.partition(".")[0]
         for name, child in self.named_children():
             x = child(x)
@@ -125,9 +133,11 @@ class Backbone(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (N, num_classes) of what `forward_features` returns, or pooled features if there are no classes.
+        """Logits (N, num_classes) from the output of `forward_features`; pooled features without classes.
 
-        pre_logits: stop before the last linear layer, at the features (N, head_hidden_size) that enter it.
+        Args:
+            x: the output of `forward_features`.
+            pre_logits: return the input (N, head_hidden_size) of the last linear layer instead.
         """
         names = [name for name, _ in self.named_children()]
         behind = names.index(self._last_feature.partition(".")[0]) + 1
@@ -139,11 +149,11 @@ class Backbone(nn.Module):
         return x
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What torch.jit.script calls first."""
+        """Called first by torch.jit.script."""
         refuse_scripting()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) to logits (N, num_classes), or pooled features if there are no classes."""
+        """Images (N, in_chans, H, W) to logits (N, num_classes), or to pooled features without classes."""
         deepest = self.feature_info[-1].reduction
         smallest = 1 if self.size_rule(1, deepest) else deepest
         check_images(x, self.in_chans, smallest, dtypes_of(self))
@@ -159,26 +169,26 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """What `forward_features` returns, and the maps of some levels, as timm's models give them.
+        """The output of `forward_features`, and the maps of some levels, with timm's interface.
 
-        An extractor (`features_only=True`) gives the same maps and leaves out what they do not need.
+        An extractor (`features_only=True`) returns the same maps without computing other modules.
 
         Args:
             x: images (N, in_chans, H, W).
-            indices: levels, in the order of the maps; see `create_model`.
-            return_prefix_tokens: give pairs of map and prefix tokens (N, tokens, chs) instead of maps.
-            norm: send the maps of a transformer through its last norm.
-            stop_early: end at the deepest of the levels; what is returned first is then that.
-            output_fmt: "NCHW" for maps (N, chs, h, w), "NLC" for their cells in rows (N, h * w, chs).
-            intermediates_only: return the maps alone.
+            indices: levels in the order of the maps, as `out_indices` of `create_model`.
+            return_prefix_tokens: return pairs of map and prefix tokens (N, tokens, chs) instead of maps.
+            norm: apply the last norm of a transformer to its maps.
+            stop_early: stop at the deepest of the levels, whose map is then the first output.
+            output_fmt: "NCHW" for maps (N, chs, h, w), "NLC" for sequences of cells (N, h * w, chs).
+            intermediates_only: return the maps only.
 
         Returns:
             (features, maps), or maps.
 
         Raises:
-            OutIndicesError: for levels that do not exist.
-            ArgumentError: for another `output_fmt`.
-            InputError: for a batch the model cannot take.
+            ArgumentError: `output_fmt` is invalid.
+            InputError: the model does not accept the images.
+            OutIndicesError: a level does not exist.
         """
         from .wrappers.intermediates import Intermediates
 
@@ -187,29 +197,29 @@ class Backbone(nn.Module):
         return asked.maps(x) if intermediates_only else asked.features_and_maps(x)
 
     def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """What `forward_features` returns, and prefix tokens and map of each of `levels`, which ascend."""
+        """The output of `forward_features`, and prefix tokens and map of each of the ascending `levels`."""
         from .wrappers.intermediates import chained
 
         return chained(self, x, levels)
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens and map through the last norm of a transformer; unchanged where there is none."""
+        """Apply the last norm of a transformer to prefix tokens and map; unchanged for a model without one."""
         return prefix, map_
 
     def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits, or nn.Identity if there are no classes."""
+        """The layer that returns the logits, or nn.Identity without classes."""
         return self.get_submodule(self.last_linear)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer by a fresh one, in place.
+        """Replace the last linear layer by a newly initialized one, in place.
 
         Args:
-            num_classes: logits of the new layer; 0 leaves the pooled features.
-            global_pool: the new kind of pool, see `BackboneConfig`; None keeps the kind there is.
+            num_classes: number of logits; 0 for pooled features.
+            global_pool: kind of pool, as in `BackboneConfig`; None keeps the current kind.
 
         Raises:
-            ArgumentError: for a negative number of classes, for a kind of pool that the family does not have, and for
-                one that changes the shapes of the layers between pool and classifier.
+            ArgumentError: the number of classes is negative, the family does not have this kind of pool, or the pool
+                changes the shapes of layers between pool and classifier.
         """
         kind = self.config.global_pool if global_pool is None else global_pool
         config = replace(self.config, num_classes=num_classes, global_pool=kind)
@@ -230,13 +240,14 @@ class Backbone(nn.Module):
 
 
 class Pyramid(Backbone, ABC):
-    """A model that returns its own maps, because no order of its children would.
+    """A model that computes its maps itself, because running its children in order would not.
 
-    excess: names of parameters it holds although no map depends on them, because its forward expects them.
-    corrections: where `feature_info` tells the truth and the model's own declaration does not.
-    fixed_size: the only (height, width) of images it takes; None if it takes others.
-    smallest: the shortest side of images it takes, in pixels; None if that is one cell of the deepest map asked for.
-    maps_are_normed: whether maps and prefix tokens have gone through the last norm of a transformer.
+    Attributes:
+        excess: names of parameters that no map depends on, but that its forward needs.
+        corrections: facts in which `feature_info` differs from the model's own, incorrect declaration.
+        fixed_size: the only accepted (height, width) of images in pixels; None if others are accepted.
+        smallest: shortest accepted side of images in pixels; None for one cell of the deepest requested map.
+        maps_are_normed: whether maps and prefix tokens pass through the last norm of a transformer.
     """
 
     maps_are_normed: bool = False
@@ -247,46 +258,47 @@ class Pyramid(Backbone, ABC):
 
     @abstractmethod
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        """The maps of `levels`, which ascend; each is (N, chs, H / reduction, W / reduction)."""
+        """The maps (N, chs, H / reduction, W / reduction) of the ascending `levels`."""
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Each map with the prefix tokens that went beside it: ((N, prefix tokens, chs), (N, chs, h, w)).
+        """Prefix tokens and map of each level: ((N, prefix tokens, chs), (N, chs, h, w)).
 
-        A model without prefix tokens gives none of them: (N, 0, chs).
+        For a model without prefix tokens they are (N, 0, chs).
         """
         return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
 
     def normed(self) -> "Pyramid":
-        """This model with maps and prefix tokens sent through its last norm; the parameters are shared.
+        """This model with its last norm applied to maps and prefix tokens. Parameters are shared.
 
-        Raises ArgumentError if there is no such norm.
+        Raises:
+            ArgumentError: the model has no such norm.
         """
         raise ArgumentError("this model has no last norm of tokens to send its maps through")
 
     def cut(self, levels: Sequence[int]) -> "Pyramid":
-        """This model, or a copy made for `levels`, which ascend, if leaving modules out is not enough to end there.
+        """This model, or a copy that ends at the last of the ascending `levels`, if removing modules is not enough.
 
-        The copy shares all tensors, and modules that it does not need may still be `unused`.
+        A copy shares all tensors. It may still hold modules that are `unused`.
         """
         del levels
         return self
 
     @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Paths of the modules that no map of `levels`, which ascend, needs."""
+        """Paths of the modules that no map of the ascending `levels` needs."""
 
 
 class CellLinear(nn.Linear):
-    """A linear layer over axis 1: (N, in_features) or (N, in_features, H, W) to the same with out_features."""
+    """A linear layer over axis 1: (N, in_features[, H, W]) to (N, out_features[, H, W])."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
-    """(N, chs) to logits (N, num_classes), or the features themselves if there are no classes.
+    """The last layer: (N, chs) to logits (N, num_classes), or the identity without classes.
 
-    pool: the kind of global pool before it; "" gives logits per cell, (N, chs, h, w) to (N, num_classes, h, w).
+    pool: the kind of global pool before it; "" for logits per cell, (N, chs, h, w) to (N, num_classes, h, w).
     """
     if not isinstance(num_classes, int) or num_classes < 0:
         raise ArgumentError(f"num_classes={num_classes}: expected 0 (pooled features) or more")
@@ -296,7 +308,7 @@ def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
 
 
 def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Module:
-    """A layer without values, with random ones."""
+    """Allocate a layer of the meta device on the CPU, and initialize it."""
     layer = layer.to_empty(device="cpu")
     if isinstance(layer, nn.Linear):
         layer.reset_parameters()
@@ -305,7 +317,7 @@ def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Modu
 
 
 def _require_same_head(model: Backbone, fresh: Backbone, pool: str) -> None:
-    """Raise ArgumentError if the pool of `fresh`, the same model with another pool, needs other layers behind it."""
+    """ArgumentError if `fresh`, the model with another pool, has layers of other shapes after the pool."""
     if pool != model.config.global_pool and not model.pool_layers:
         raise ArgumentError(f"global_pool={pool!r}: {type(model).__name__} has no pool_layers to replace")
     own, children = model.state_dict(), [name for name, _ in fresh.named_children()]
@@ -325,7 +337,7 @@ def _require_same_head(model: Backbone, fresh: Backbone, pool: str) -> None:
 
 
 def refuse_scripting() -> NoReturn:
-    """Raise ArgumentError for torch.jit.script, which takes a part of Python only."""
+    """ArgumentError for torch.jit.script, which supports only a subset of Python."""
     raise ArgumentError(
         "torch.jit.script cannot compile this model: use torch.jit.trace(model, images), torch.export.export or "
         "featx.export instead"

@@ -23,7 +23,7 @@ from featx.describe import describe
 from featx.errors import escaped, escaped_lines
 from featx.meta_init import init_empty_weights
 from featx.registry import Variant, lookup, suggestion
-from featx.view.serve import view
+from featx.webui.serve import view
 from featx.whole_files import local
 
 if TYPE_CHECKING:

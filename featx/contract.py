@@ -1,4 +1,4 @@
-"""The proof that a model keeps the contract: shapes, order and names, and, if asked, values and their places."""
+"""Verification of a model against the feature contract: shapes, order, names, and optionally values and positions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +24,14 @@ SIZES: tuple[Size, ...] = ((224, 224), (192, 256), (223, 225), (200, 232), (97, 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was proven: for each image size (height, width), the (h, w) of each level's map.
+    """The result of `verify`.
 
-    corrections: where `levels` tell the truth and another package's own declaration does not.
-    refused: sizes that the model does not take, and what it says of them.
-    places: sizes at which a change of the image was followed to its cell in every map; none without `values`.
+    Attributes:
+        levels: the verified levels.
+        sizes: for each image size (height, width) in pixels, the (h, w) of each level's map in cells.
+        corrections: facts in which `levels` differ from another package's incorrect declaration.
+        refused: image sizes that the model does not accept, with its error messages.
+        places: image sizes at which a change of the image was traced to its cell in every map; empty without `values`.
     """
 
     levels: Levels
@@ -39,26 +42,32 @@ class Verification:
 
 
 def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = False) -> Verification:
-    """Run shapes, without values, through all levels of `model` at `sizes` (pixels), and check them.
+    """Check that a model keeps the feature contract at several image sizes, on the meta device.
 
-    `model` is a model with `feature_info`, or a feature extractor. Proven are, for two images: one map per level, in
-    their order and in the reversed one, (N, chs, h, w) with h and w as the family's size rule says (without a rule:
-    H / reduction rounded down or up), in training and in evaluation; names and shapes of all parameters as in the full
-    model. Sizes that are no multiples of the model's `size_divisor` are refused; one that takes a single size is run at
-    that.
+    Checked with a batch of two images, in training and evaluation mode: the model returns one map per level, in the
+    order of the levels and in reverse; each map is (N, chs, h, w), with h and w from the family's size rule, or
+    H / reduction rounded down or up without a rule; names and shapes of all parameters equal the full model's.
 
-    values: also compute. At the first of the sizes, maps are the same bit for bit a second time, and in any order. At a
-        square, a wide and a tall size, where the model takes them, a change of the pixels of one cell changes that cell
-        of each map, and no other cell much more. Weights are drawn for this proof, in a copy of the model.
+    Args:
+        model: a model with `feature_info`, or a feature extractor.
+        sizes: image sizes (height, width) in pixels. Sizes that are not multiples of the model's `size_divisor` are
+            recorded as refused. A model with a fixed size is checked at that size only.
+        values: also compute values. At the first size, maps must be equal, bit for bit, in a second run and in any
+            order. At a square, a wide and a tall size that the model accepts, changing the pixels of one cell must
+            change that cell of each map, and no other cell much more. This uses random weights in a copy of the model.
 
-    Raises ContractError listing everything that is not so, also if the model takes none of the sizes.
+    Returns:
+        What was checked.
+
+    Raises:
+        ContractError: the model breaks the contract, or accepts none of the sizes. The message lists all problems.
     """
     require_module(model)
     sizes = [require_size(size, "each of sizes") for size in require_strings(sizes, "sizes", (tuple, list), SIDES)]
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
     problems = list(_foreign_keys(model, extractor))
-    twin = structural_copy(extractor, without_values)  # other threads may run the model meanwhile
-    shapes, refused = _tried(twin, sizes)
+    twin = structural_copy(extractor, without_values)  # a copy: other threads may run the model at the same time
+    shapes, refused = _shapes_by_size(twin, sizes)
     problems += [problem for size in shapes for problem in _wrong_maps(extractor, size, shapes[size])]
     if not shapes:
         problems.append(f"no images of any of the sizes {list(sizes)} could be run: {[*refused.values()][:1]}")
@@ -66,8 +75,8 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     for size in list(shapes)[:1]:
         problems += _wrong_modes(twin, size, shapes[size])
         problems += _wrong_order(backwards, size, shapes[size]) if backwards else []
-        twins = [structural_copy(one).eval() if one else None for one in (extractor, backwards)] if values else []
-        problems += _wrong_values(*twins, size) if twins else []
+        copies = [structural_copy(e).eval() if e else None for e in (extractor, backwards)] if values else []
+        problems += _wrong_values(*copies, size) if copies else []
     places = proof_sizes(extractor) if values and not problems else []
     if values and not problems and not places:
         problems.append("it takes no size at which every map has two cells along a side: places cannot be compared")
@@ -79,8 +88,10 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     return Verification(extractor.feature_info, cells, extractor.corrections, refused, tuple(places))
 
 
-def _tried(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> tuple[dict[Size, Shapes], dict[Size, str]]:
-    """The shapes of the maps by size, and what the model says of the sizes that it refuses."""
+def _shapes_by_size(
+    extractor: FeatureExtractWrapper, sizes: Sequence[Size]
+) -> tuple[dict[Size, Shapes], dict[Size, str]]:
+    """The shapes of the maps by image size, and the model's error messages for the sizes that it refuses."""
     fixed, divisor = extractor.fixed_size, extractor.size_divisor
     shapes: dict[Size, Shapes] = {}
     refused: dict[Size, str] = {}
@@ -129,14 +140,14 @@ def _wrong_maps(extractor: FeatureExtractWrapper, size: Size, shapes: Shapes) ->
 def _wrong_values(
     extractor: FeatureExtractWrapper, backwards: FeatureExtractWrapper | None, size: Size
 ) -> Iterator[str]:
-    """Problems of the values themselves, in evaluation."""
-    like = next(extractor.parameters(), torch.empty(0))
-    images = torch.randn(2, channels_of(extractor), *size, generator=torch.Generator().manual_seed(0)).to(like)
+    """Differences of map values between runs, and between orders of the levels, in evaluation mode."""
+    reference = next(extractor.parameters(), torch.empty(0))
+    images = torch.randn(2, channels_of(extractor), *size, generator=torch.Generator().manual_seed(0)).to(reference)
     with torch.no_grad():
-        once, again = (maps_in(extractor(images)) for _ in range(2))
-        reverse = maps_in(backwards(images))[::-1] if backwards else once
-    for level, map_, same, reversed_ in zip(extractor.feature_info, once, again, reverse, strict=True):
-        if not torch.equal(map_, same):
+        first, second = (maps_in(extractor(images)) for _ in range(2))
+        reverse = maps_in(backwards(images))[::-1] if backwards else first
+    for level, map_, repeated, reversed_ in zip(extractor.feature_info, first, second, reverse, strict=True):
+        if not torch.equal(map_, repeated):
             yield f"{level.name}: another map of the same images the second time"
         if not torch.equal(map_, reversed_):
             yield f"{level.name}: another map if levels are asked for in reverse"

@@ -1,4 +1,4 @@
-"""Models that users bring: built, loaded and wrapped by the function they register (see `register_model`)."""
+"""`build_model_with_cfg`: build, load and wrap a user-defined model in a function registered with `register_model`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +25,22 @@ def build_model_with_cfg(
     output: Output = "list",
     **kwargs: Any,
 ) -> nn.Module:
-    """`model_cls(**kwargs)`, with its weights if `pretrained`, as a feature extractor if `features_only`.
+    """Build `model_cls(**kwargs)`, optionally with pretrained weights and as a feature extractor.
 
-    default_cfg: `hf_hub_id` (a Hub repository) or `file` (a path) says where the weights are; `input_size`, `mean`,
-        `std`, `interpolation`, `crop_pct` and `crop_mode` what images they expect (ImageNet's where silent).
+    Args:
+        model_cls: the class of the model.
+        pretrained: load the weights that `default_cfg` names.
+        default_cfg: `hf_hub_id` (a Hub repository) or `file` (a path) locates the weights. `input_size`, `mean`, `std`,
+            `interpolation`, `crop_pct` and `crop_mode` describe the preprocessing, by default ImageNet's.
+        features_only: return a FeatureExtractWrapper.
+        out_indices: levels, as for FeatureExtractWrapper.
+        out_names: names of levels, as for FeatureExtractWrapper.
+        output: as for FeatureExtractWrapper.
+        kwargs: arguments of `model_cls`.
 
-    Raises WeightsNotFoundError if `pretrained` and default_cfg names no weights, and what `load_weights` and
-    FeatureExtractWrapper raise.
+    Raises:
+        WeightsNotFoundError: `pretrained`, and `default_cfg` names no weights.
+        FeatxError: any other error of `load_weights` and FeatureExtractWrapper.
     """
     cfg = default_cfg or {}
     model = model_cls(**kwargs)

@@ -1,7 +1,7 @@
-"""The CVNets way of asking: maps by the names `out_l1` to `out_l5`, and channels by `layer1` to `layer5`.
+"""CVNets-compatible API: maps by the names `out_l1` to `out_l5`, and channels by `layer1` to `layer5`.
 
-A layer is named after the stride it has without dilation: layer 1 halves the image, layer 5 has 1/32 of its sides. What
-comes after layer 5 at the same stride, as in MobileViT, is its expansion.
+A layer is named after its stride without dilation: 2 for layer 1, 32 for layer 5. A level after layer 5 with the same
+stride, as in MobileViT, is its expansion.
 """
 
 from math import log2
@@ -19,10 +19,16 @@ DEEPEST, EXPANSION = 5, "l5_exp"
 def endpoints(
     extractor: FeatureExtractWrapper, x: Tensor, *, use_l5: bool = True, use_l5_exp: bool = False
 ) -> dict[str, Tensor]:
-    """Maps of images (N, in_chans, H, W) as `out_l1` … `out_l5`, `out_l5_exp`, as far as there are any.
+    """Maps by the names `out_l1` … `out_l5`, `out_l5_exp`.
 
-    `extractor` returns all levels; `use_l5_exp` counts only with `use_l5`. Raises ContractError for a model whose
-    levels are not one per stride.
+    Args:
+        extractor: an extractor of all levels.
+        x: images (N, in_chans, H, W).
+        use_l5: include `out_l5`.
+        use_l5_exp: include `out_l5_exp`, if the model has it; ignored without `use_l5`.
+
+    Raises:
+        ContractError: the model does not have one level per stride.
     """
     names = layers(extractor.feature_info)
     maps = maps_in(extractor(x))
@@ -31,9 +37,13 @@ def endpoints(
 
 
 def model_conf_dict(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Channels that enter and leave the first convolution (`conv1`), `layer1` … `layer5` and `exp_before_cls`.
+    """Input and output channels of the first convolution (`conv1`), `layer1` … `layer5` and `exp_before_cls`.
 
-    Raises ContractError for a model whose levels are not one per stride.
+    Args:
+        model: a model with `feature_info`.
+
+    Raises:
+        ContractError: the model does not have one level per stride.
     """
     levels = as_levels(model.feature_info, type(model).__name__)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))

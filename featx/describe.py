@@ -1,4 +1,4 @@
-"""What each level of a model costs, counted on shapes alone."""
+"""Parameters and multiply-accumulates per level of a model, counted on the meta device."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,13 @@ from .wrappers import FeatureExtractWrapper
 
 @dataclass(frozen=True, slots=True)
 class LevelCost:
-    """A level, its map (h, w) for one image, and what an extractor that goes this deep and no deeper holds and does.
+    """The cost of an extractor that computes one level.
 
-    parameters: numbers it keeps. macs: multiply-accumulates of convolutions and matrix products per image.
+    Attributes:
+        level: the level.
+        map_size: (h, w) of its map in cells.
+        parameters: number of parameters.
+        macs: multiply-accumulates of convolutions and matrix products, per image.
     """
 
     level: FeatureInfo
@@ -25,7 +29,12 @@ class LevelCost:
 
 
 def describe(model: nn.Module, size: tuple[int, int]) -> list[LevelCost]:
-    """The cost of each level of a model with `feature_info` for images of `size` (height, width), shallow to deep."""
+    """The cost of each level of a model, shallow to deep.
+
+    Args:
+        model: a model with `feature_info`.
+        size: (height, width) of the images in pixels.
+    """
     size = require_size(size, "size")
     count = len(FeatureExtractWrapper(model).feature_info)
     return [_cost(FeatureExtractWrapper(model, [level]), size) for level in range(count)]

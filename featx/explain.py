@@ -1,7 +1,7 @@
-"""What a model looked at: maps (N, h, w) from attention and from gradients.
+"""Attribution maps (N, h, w) from attention and from gradients.
 
-Attention and its gradients come from `featx.capture_attention`. `grid` is (height, width) of the patches, of any
-aspect: the last height * width tokens are the patches in rows, those before them prefix tokens. Nothing is normalised.
+Attention and its gradients come from `featx.capture_attention`. `grid` is (height, width) in patches: the last
+height * width tokens are the patches in row-major order, those before them are prefix tokens. No map is normalized.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,26 +15,34 @@ from .level_module import level_module
 from .tracing.copies import structural_copy
 
 Grid = tuple[int, int]
-REGISTRIES = ("_parameters", "_buffers")  # of a module, whose tensors a copy shares anyway
+REGISTRIES = ("_parameters", "_buffers")  # attributes of a module whose tensors its copy shares
 
-# A logit for all images, one for each, or a function of what the model returns to one number per image.
+# A class index for all images, one per image, or a function from the model's output to one value per image.
 Target = int | Tensor | Callable[[Any], Tensor]
 
 
 def attention_rollout(maps: Mapping[str, Tensor] | Iterable[Tensor], grid: Grid, query: int | None = 0) -> Tensor:
-    """How much each patch reaches a token through all blocks: (N, h, w) in [0, 1], with a sum of at most 1.
+    """Attention rollout (https://arxiv.org/abs/2005.00928): how much each patch contributes to a token.
 
-    Attention rollout (https://arxiv.org/abs/2005.00928): heads averaged, half of each block passes its input on, and
-    the blocks multiplied.
+    Heads are averaged, each block's matrix is averaged with the identity for its shortcut, and the matrices of all
+    blocks are multiplied.
 
-    maps: of all blocks in running order, (N, heads, tokens, tokens) each, such as `seen.maps`.
-    query: the token, 0 for a class token; None for the mean over the patches. InputError for maps of other shapes.
+    Args:
+        maps: the maps of all blocks in running order, (N, heads, tokens, tokens) each, such as `seen.maps`.
+        grid: (height, width) in patches.
+        query: index of the token, 0 for a class token; None for the mean over the patches.
+
+    Returns:
+        (N, h, w) in [0, 1], with a sum of at most 1.
+
+    Raises:
+        InputError: the maps have other shapes.
     """
-    given = list(maps.values() if isinstance(maps, Mapping) else maps)
-    shapes = {tuple(map_.shape) for map_ in given}
+    blocks = list(maps.values() if isinstance(maps, Mapping) else maps)
+    shapes = {tuple(map_.shape) for map_ in blocks}
     if len(shapes) != 1 or any(len(shape) != 4 or shape[2] != shape[3] for shape in shapes):
         raise InputError(f"expected maps (N, heads, tokens, tokens) of one shape from all blocks, got {sorted(shapes)}")
-    first, *others = [_with_shortcut(map_) for map_ in given]
+    first, *others = [_with_shortcut(map_) for map_ in blocks]
     rolled = first
     for step in others:
         rolled = step @ rolled
@@ -42,20 +50,41 @@ def attention_rollout(maps: Mapping[str, Tensor] | Iterable[Tensor], grid: Grid,
 
 
 def class_attention(map_: Tensor, grid: Grid, query: int | None = 0) -> Tensor:
-    """How one block's token attends to the patches, mean over heads: (N, h, w) in [0, 1], with a sum of at most 1.
+    """One block's attention from a token to the patches, averaged over heads.
 
-    map_: (N, heads, queries, keys). query: the token, 0 for a class token; None for the mean over the patches. For a
-    map per head, as in https://arxiv.org/abs/2104.14294, use `patches_of` on the map itself.
+    For one map per head, as in https://arxiv.org/abs/2104.14294, call `patches_of` on the map itself.
+
+    Args:
+        map_: (N, heads, queries, keys).
+        grid: (height, width) in patches.
+        query: index of the token, 0 for a class token; None for the mean over the patches.
+
+    Returns:
+        (N, h, w) in [0, 1], with a sum of at most 1.
+
+    Raises:
+        InputError: the map has another shape.
     """
     _require_heads(map_)
     return patches_of(map_.mean(1), grid, query)
 
 
 def attention_gradcam(map_: Tensor, gradient: Tensor, grid: Grid, query: int | None = 0) -> Tensor:
-    """Attention that speaks for the target, map · relu(gradient), mean over heads: (N, h, w), 0 or more.
+    """Attention weighted by its positive gradient, map · relu(gradient), averaged over heads.
 
-    As ALBEF (https://arxiv.org/abs/2107.07651) and BLIP do. map_, gradient: (N, heads, queries, keys), from
-    `capture_attention(..., gradients=True)` after `backward`. query: as in `class_attention`.
+    ALBEF (https://arxiv.org/abs/2107.07651) and BLIP compute it this way.
+
+    Args:
+        map_: (N, heads, queries, keys), from `capture_attention(..., gradients=True)`.
+        gradient: the gradient of the same shape, after `backward`.
+        grid: (height, width) in patches.
+        query: index of the token, 0 for a class token; None for the mean over the patches.
+
+    Returns:
+        (N, h, w), 0 or more.
+
+    Raises:
+        InputError: the map or the gradient has another shape.
     """
     _require_heads(map_)
     if map_.shape != gradient.shape:
@@ -64,32 +93,39 @@ def attention_gradcam(map_: Tensor, gradient: Tensor, grid: Grid, query: int | N
 
 
 def gradcam(model: nn.Module, images: Tensor, level: str, target: Target) -> Tensor:
-    """Where a map speaks for the target: (N, h, w), 0 or more, in the map's cells.
+    """Grad-CAM (https://arxiv.org/abs/1610.02391): the regions of a map that increase the target.
 
-    Grad-CAM (https://arxiv.org/abs/1610.02391): the channels of the map, each by the mean of its gradient, added, and
-    what is negative cut off. The axes of the module's output do not matter: maps (N, h, w, chs) and tokens are turned
-    to (N, chs, h, w), and prefix tokens are left out.
+    The map's channels are weighted by the means of their gradients and summed, followed by ReLU. Maps (N, h, w, chs)
+    and tokens are converted to (N, chs, h, w), without prefix tokens.
 
-    level: name of a level in the `feature_info` of the model's extractor, or the path of any module that returns a map.
-    target: a logit's number for all images, a tensor (N,) of numbers, or a function from what the model returns to one
-        value per image or one in all.
+    Thread-safe: one forward pass runs on a copy of the model that shares its tensors, in the model's current mode, also
+    under `no_grad` and with frozen parameters. The model and its gradients do not change.
 
-    It runs a copy of the model, which shares all tensors with it, once in the mode it is in, also under no_grad and
-    with frozen parameters; the model and the gradients of its parameters stay as they are, so that other threads can
-    call it meanwhile. Raises ArgumentError for a path or target that does not exist, and ContractError for an output
-    that is no such map or that the target does not depend on.
+    Args:
+        model: the model.
+        images: (N, in_chans, H, W).
+        level: name of a level in the `feature_info` of the model's extractor, or path of a module that returns a map.
+        target: a class index for all images, an int64 tensor (N,) of class indices, or a function from the model's
+            output to one value per image or a single value.
+
+    Returns:
+        (N, h, w), 0 or more, one value per cell of the map.
+
+    Raises:
+        ArgumentError: the level or the target does not exist.
+        ContractError: the module's output is not such a map, or the target does not depend on it.
     """
-    found = level_module(model, level)
+    output_module = level_module(model, level)
     copied = structural_copy(model, keep=_caches(model))
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: object, output: Any) -> Any:
         del inputs
-        value = found.value(output)
+        value = output_module.value(output)
         kept.append(value if value.requires_grad else value.detach().requires_grad_())
-        return found.replaced(output, kept[-1].clone())  # which the model may write into
+        return output_module.replaced(output, kept[-1].clone())  # a clone, since the model may modify it in place
 
-    copied.get_submodule(found.path).register_forward_hook(keep)
+    copied.get_submodule(output_module.path).register_forward_hook(keep)
     with torch.inference_mode(False), torch.enable_grad():
         value = _value(copied(images.clone() if images.is_inference() else images), target)
     if len(kept) != 1:
@@ -97,21 +133,28 @@ def gradcam(model: nn.Module, images: Tensor, level: str, target: Target) -> Ten
     (gradient,) = torch.autograd.grad(value, kept, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None:
         raise ContractError(f"the target does not depend on the output of {level}")
-    form, size = found.form(model, kept[0], images), (images.shape[2], images.shape[3])
+    form, size = output_module.form(model, kept[0], images), (images.shape[2], images.shape[3])
     weights = form.split(gradient, size, level)[1].mean((2, 3), keepdim=True)  # (N, chs, 1, 1)
     return (weights * form.split(kept[0].detach(), size, level)[1]).sum(1).relu()
 
 
 def _caches(model: nn.Module) -> list[dict[str, Any]]:
-    """Dictionaries of tensors that modules computed from parameters, which cannot be copied."""
+    """Dictionaries of tensors that modules cached from parameters, which a copy must share."""
     values = [value for module in model.modules() for name, value in vars(module).items() if name not in REGISTRIES]
     return [value for value in values if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())]
 
 
 def patches_of(x: Tensor, grid: Grid, query: int | None = 0) -> Tensor:
-    """The row of one token, its patches as a grid: (..., queries, keys) to (..., h, w).
+    """One token's attention to the patches as a grid: (..., queries, keys) to (..., h, w).
 
-    query: the token's number; None for the mean over the patches' rows. InputError if there are fewer keys than cells.
+    Args:
+        x: an attention map, or its gradient.
+        grid: (height, width) in patches.
+        query: index of the token; None for the mean over the rows of the patches.
+
+    Raises:
+        ArgumentError: there is no token `query`.
+        InputError: there are fewer keys than patches.
     """
     height, width = grid
     cells = height * width
@@ -129,7 +172,7 @@ def patches_of(x: Tensor, grid: Grid, query: int | None = 0) -> Tensor:
 
 
 def _with_shortcut(map_: Tensor) -> Tensor:
-    """(N, heads, tokens, tokens) to (N, tokens, tokens): half attention, half the block's shortcut."""
+    """(N, heads, tokens, tokens) to (N, tokens, tokens): the mean of the attention and the identity (shortcut)."""
     attention = map_.mean(1)
     return (attention + torch.eye(map_.shape[-1], device=map_.device, dtype=map_.dtype)) / 2
 
@@ -140,7 +183,7 @@ def _require_heads(map_: Tensor) -> None:
 
 
 def _value(output: Any, target: Target) -> Tensor:
-    """The number whose gradient is taken: the sum over the images, of which each depends on its own map alone."""
+    """The scalar to differentiate: the sum over images, each of which depends on its own map only."""
     if not isinstance(target, int | Tensor):
         value = target(output)
         if not isinstance(value, Tensor) or value.ndim > 1:

@@ -1,4 +1,4 @@
-"""Levels: what a backbone says about the maps it can return, and how a user chooses among them."""
+"""Levels: the channels, reductions and names of a backbone's maps, and the selection of levels."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .errors import ContractError, OutIndicesError, shortened
 
 OutIndices = int | Sequence[int]
 
-# The key of each fact in other libraries' dictionaries.
+# Keys of other libraries' dictionaries, and the fields they stand for.
 ALIASES = {"num_chs": "chs", "module": "name"}
 
 
@@ -17,9 +17,10 @@ ALIASES = {"num_chs": "chs", "module": "name"}
 class FeatureInfo:
     """One level of a backbone.
 
-    chs: channels of its map, the size of axis 1.
-    reduction: input pixels per cell along each side: the total stride, after any dilation.
-    name: dotted path of the module whose output is the map.
+    Attributes:
+        chs: channels of its map, the size of axis 1.
+        reduction: input pixels per cell along each side: the total stride, after any dilation.
+        name: dotted path of the module whose output is the map.
     """
 
     chs: int
@@ -27,17 +28,17 @@ class FeatureInfo:
     name: str
 
     def __getitem__(self, key: str) -> Any:
-        """The fact under its own key (`chs`, `reduction`, `name`) or timm's (`num_chs`, `module`)."""
-        own = ALIASES.get(key, key)
-        if own not in self.__slots__:
+        """The field of that name (`chs`, `reduction`, `name`), or of timm's name for it (`num_chs`, `module`)."""
+        field = ALIASES.get(key, key)
+        if field not in self.__slots__:
             raise KeyError(f"{key!r}: a level has {[*self.__slots__, *ALIASES]}")
-        return getattr(self, own)
+        return getattr(self, field)
 
     def __contains__(self, key: object) -> bool:
         return key in [*self.__slots__, *ALIASES]
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The fact under that key, or `default`, which is not kept: timm's own FeatureInfo asks dictionaries so."""
+        """The field of that name, or `default`, which is not stored. timm's FeatureInfo calls this on dictionaries."""
         return self[key] if key in self else default  # noqa: SIM401
 
 
@@ -45,8 +46,8 @@ class Levels(Sequence[FeatureInfo]):
     """The levels a model returns, one per map and in the order of the maps.
 
     `out_indices` are their positions among all levels of the full model. The methods and keys of timm's FeatureInfo
-    (`module_name()`, `get_dicts()`, `info`, `num_chs`, `module`) are answered too, because consumers read them; as
-    there, `info` and an explicit `idx` speak of all levels of the full model.
+    (`module_name()`, `get_dicts()`, `info`, `num_chs`, `module`) are supported, because other libraries read them. As
+    in timm, `info` and an explicit `idx` refer to all levels of the full model.
     """
 
     def __init__(self, every: Iterable[FeatureInfo], out_indices: Sequence[int] | None = None) -> None:
@@ -55,25 +56,33 @@ class Levels(Sequence[FeatureInfo]):
 
     def channels(self, idx: OutIndices | None = None) -> Any:
         """Channels per map."""
-        return self._facts("chs", idx)
+        return self._field_of("chs", idx)
 
     def reduction(self, idx: OutIndices | None = None) -> Any:
         """Input pixels per cell, per map."""
-        return self._facts("reduction", idx)
+        return self._field_of("reduction", idx)
 
     def names(self) -> list[str]:
         """Dotted module path per map."""
         return [level.name for level in self]
 
     def feature_at(self, stride: int) -> FeatureInfo:
-        """The deepest level with this reduction; OutIndicesError if the model returns none."""
-        found = [level for level in self if level.reduction == stride]
-        if not found:
+        """The deepest level with a reduction of `stride` pixels. OutIndicesError if the model returns none."""
+        levels = [level for level in self if level.reduction == stride]
+        if not levels:
             raise OutIndicesError(f"no map has a stride of {stride} pixels:\n{table(self)}")
-        return found[-1]
+        return levels[-1]
 
     def select(self, out_indices: OutIndices | None, out_names: Sequence[str] | None = None) -> "Levels":
-        """The levels asked for, in the order asked; see `create_model`. OutIndicesError if that is no choice."""
+        """The selected levels in the requested order.
+
+        Args:
+            out_indices: positions, as for `create_model`.
+            out_names: names, as for `create_model`.
+
+        Raises:
+            OutIndicesError: a level does not exist or is selected twice.
+        """
         return Levels(self, resolve(self, out_indices, out_names))
 
     @property
@@ -84,17 +93,17 @@ class Levels(Sequence[FeatureInfo]):
         ]
 
     def module_name(self, idx: OutIndices | None = None) -> Any:
-        return self._facts("name", idx)
+        return self._field_of("name", idx)
 
     def get_dicts(self, keys: Sequence[str] | None = None, idx: OutIndices | None = None) -> Any:
-        def chosen(position: int) -> dict[str, Any]:
+        def dictionary(position: int) -> dict[str, Any]:
             row = self.info[position]
             return row if keys is None else {key: row[key] for key in keys}
 
         positions = self.out_indices if idx is None else idx
-        return chosen(positions) if isinstance(positions, int) else [chosen(i) for i in positions]
+        return dictionary(positions) if isinstance(positions, int) else [dictionary(i) for i in positions]
 
-    def _facts(self, key: str, idx: OutIndices | None) -> Any:
+    def _field_of(self, key: str, idx: OutIndices | None) -> Any:
         positions = self.out_indices if idx is None else idx
         return self._every[positions][key] if isinstance(positions, int) else [self._every[i][key] for i in positions]
 
@@ -125,9 +134,16 @@ class Levels(Sequence[FeatureInfo]):
 def resolve(
     levels: Sequence[FeatureInfo], out_indices: OutIndices | None, out_names: Sequence[str] | None = None
 ) -> tuple[int, ...]:
-    """Positions of the levels asked for, in the order asked.
+    """Positions of the selected levels in the requested order.
 
-    None asks for all, a sequence for exactly those (negatives count from the deepest), an int n for the last n.
+    Args:
+        levels: all levels.
+        out_indices: None for all levels, a sequence of positions (negative ones count from the deepest), or an int n
+            for the last n levels.
+        out_names: names of levels, instead of `out_indices`.
+
+    Raises:
+        OutIndicesError: the selection is invalid.
     """
     if out_names is not None:
         if out_indices is not None:
@@ -184,14 +200,19 @@ def _no_choice(problem: str, levels: Sequence[FeatureInfo]) -> OutIndicesError:
 
 
 def table(levels: Sequence[FeatureInfo]) -> str:
-    """The levels as a message shows them: a row each, of many the first."""
+    """The levels as rows for an error message, shortened if there are many."""
     return "\n".join(shortened(repr(Levels(levels)).splitlines()))
 
 
 def as_levels(rows: object, owner: str) -> Levels:
-    """Levels from what a model declares: FeatureInfo objects or dictionaries with `chs`, `reduction` and `name`.
+    """Convert a model's declared `feature_info` to Levels.
 
-    Raises ContractError naming `owner` and everything that is wrong in the rows.
+    Args:
+        rows: FeatureInfo objects, or dictionaries with `chs`, `reduction` and `name`.
+        owner: the model's name, for the error message.
+
+    Raises:
+        ContractError: rows are invalid; the message lists all problems.
     """
     if isinstance(rows, Levels):
         return rows
@@ -200,15 +221,15 @@ def as_levels(rows: object, owner: str) -> Levels:
         raise ContractError(f"feature_info of {owner} is {rows!r}; expected a list with one row per level")
     problems = [problem for i, row in enumerate(rows) for problem in _row_problems(i, row)]
     if not problems:
-        names = [_fact(row, "name") for row in rows]
+        names = [_field(row, "name") for row in rows]
         problems = [f"{name!r} stands in several rows" for name in sorted({*names}) if names.count(name) > 1]
     if problems:
         raise ContractError(f"feature_info of {owner}:\n" + "\n".join(f"  {line}" for line in shortened(problems)))
-    return Levels(FeatureInfo(_fact(row, "chs"), _fact(row, "reduction"), _fact(row, "name")) for row in rows)
+    return Levels(FeatureInfo(_field(row, "chs"), _field(row, "reduction"), _field(row, "name")) for row in rows)
 
 
-def _fact(row: Any, key: str) -> Any:
-    keys = [key, *(theirs for theirs, ours in ALIASES.items() if ours == key)]
+def _field(row: Any, key: str) -> Any:
+    keys = [key, *(alias for alias, field in ALIASES.items() if field == key)]
     return next((row[k] for k in keys if isinstance(row, FeatureInfo) or k in row), None)
 
 
@@ -219,5 +240,5 @@ def _row_problems(position: int, row: object) -> list[str]:
     return [
         f"row {position}: {key}={value!r}, expected {what}"
         for key, (kind, what) in expected.items()
-        if not isinstance(value := _fact(row, key), kind) or (isinstance(value, int) and value < 1) or value == ""
+        if not isinstance(value := _field(row, key), kind) or (isinstance(value, int) and value < 1) or value == ""
     ]

@@ -1,4 +1,4 @@
-"""Checks of the images that a model is called with, and of the size that it is built for."""
+"""Checks of the images that a model is called with, and of the image size that it is built for."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from .errors import ArgumentError, InputError
 
 Sides = int | tuple[int, int]
-LARGEST_SIDE = 65_535  # pixels: what a JPEG can have
+LARGEST_SIDE = 65_535  # pixels: the limit of JPEG
 
 
 def image_sides(image_size: Sides, argument: str = "image_size") -> tuple[int, int]:
-    """(height, width) of images; ArgumentError if `image_size` is neither that nor the side of a square."""
+    """(height, width) from a pair or the side of a square. ArgumentError for other values."""
     both = tuple(image_size) if isinstance(image_size, Iterable) else (image_size, image_size)
     if len(both) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in both):
         raise ArgumentError(f"{argument}={image_size!r}: expected (height, width) or one side, in pixels")
@@ -22,9 +22,9 @@ def image_sides(image_size: Sides, argument: str = "image_size") -> tuple[int, i
 
 
 def dtypes_of(model: nn.Module) -> tuple[torch.dtype, ...]:
-    """The dtype of the model's first floating parameter, which its images must have; empty if it has none.
+    """The dtype of the model's first floating-point parameter, which its images must have; empty without one.
 
-    Only ordinary parameters count: the dtype of a sharded or quantised one is not always what it is computed in.
+    Only plain parameters count: a sharded or quantized parameter may be computed in another dtype.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point() and type(parameter) in (nn.Parameter, Tensor):
@@ -33,9 +33,14 @@ def dtypes_of(model: nn.Module) -> tuple[torch.dtype, ...]:
 
 
 def check_images(x: Tensor, in_chans: int | None, smallest: int = 1, dtypes: tuple[torch.dtype, ...] = ()) -> None:
-    """Raise InputError unless `x` is (N, in_chans, H, W) with sides of at least `smallest` pixels.
+    """InputError unless `x` is (N, in_chans, H, W) with sides of at least `smallest` pixels.
 
-    dtypes: those it may have, the best first; under autocast, others that autocast converts; any if there are none.
+    Args:
+        x: the images.
+        in_chans: number of channels; None for any.
+        smallest: shortest side in pixels.
+        dtypes: accepted dtypes, the preferred one first; empty for any. Under autocast, dtypes that autocast converts
+            are accepted, too.
     """
     if not isinstance(x, Tensor):
         raise InputError(f"expected a tensor (N, C, H, W), got {type(x).__name__}: see featx.transform for images")
@@ -57,7 +62,7 @@ def check_images(x: Tensor, in_chans: int | None, smallest: int = 1, dtypes: tup
 
 
 def _check_conversion(x: Tensor, dtype: torch.dtype) -> None:
-    """Raise InputError for images of another dtype than the model's, unless autocast or a quantised model has them."""
+    """InputError for images of another dtype than the model's, unless they are quantized or autocast converts them."""
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if x.is_quantized or (autocast and x.is_floating_point() and x.dtype != torch.float64):
@@ -65,14 +70,14 @@ def _check_conversion(x: Tensor, dtype: torch.dtype) -> None:
     hint = f"convert them with images.to({dtype})"
     if x.dtype == torch.uint8:
         scaled = "images.float() / 255" if dtype == torch.float32 else f"(images.float() / 255).to({dtype})"
-        hint = f"scale them with {scaled}, and normalise them as the weights expect"
+        hint = f"scale them with {scaled}, and normalize them as the weights expect"
     if x.is_complex():
         hint = f"take their real part with images.real.to({dtype})"
     raise InputError(f"expected images of {dtype}, got {x.dtype}: {hint}; see featx.transform")
 
 
 def check_size(x: Tensor, fixed_size: tuple[int, int] | None) -> None:
-    """Raise InputError unless the images have the only (height, width) that the model takes, if there is only one."""
+    """InputError unless the images have the model's fixed (height, width), if it has one."""
     if fixed_size is not None and (x.shape[2], x.shape[3]) != fixed_size:
         height, width = fixed_size
         raise InputError(f"expected images of {height}x{width} pixels, got {x.shape[2]}x{x.shape[3]}")

@@ -1,4 +1,4 @@
-"""Find image files, and open any of them as the picture a person would see."""
+"""Find image files, and open them upright in RGB with 8 bits per channel."""
 
 import os
 import warnings
@@ -26,16 +26,17 @@ END_OF_JPEG = b"\xff\xd9"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How image files are opened.
+    """Options for opening image files.
 
-    color_management: "srgb" converts the colours of pictures with an ICC profile to sRGB; "none" leaves the numbers as
-        they are stored, as torchvision and timm do.
-    allow_truncated: a JPEG that is cut short is the part that is there, and gray below it.
-    max_pixels: the most pixels a picture may have; None is Pillow's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
-    shorter: a JPEG may be decoded at a half, a quarter or an eighth of its size where its sides stay at least twice as
-        long as this many pixels; None decodes every file whole.
-    profile_later: colours may be left for `in_srgb` to convert when the picture is smaller: that takes several times as
-        long as decoding.
+    Attributes:
+        color_management: "srgb" converts images with an ICC profile to sRGB; "none" keeps the stored values, as
+            torchvision and timm do.
+        allow_truncated: accept a truncated JPEG; its missing part is gray.
+        max_pixels: largest number of pixels; None is Pillow's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        shorter: allow decoding a JPEG at 1/2, 1/4 or 1/8 of its size, as long as both sides have at least twice this
+            many pixels; None decodes at full size.
+        profile_later: leave the conversion to sRGB to a later call of `in_srgb` on the resized image; at full size it
+            takes several times as long as decoding.
     """
 
     color_management: ColorManagement = "srgb"
@@ -46,11 +47,14 @@ class Opening:
 
 
 class Opened(NamedTuple):
-    """An upright picture in RGB of 8 bits, decoded whole or at a fraction of its size.
+    """An upright RGB image with 8 bits per channel, decoded at full size or at a fraction of it.
 
-    size: (width, height) of the whole picture in pixels. box: left, upper, right and lower edge of the picture in
-    pixels of `image`; one that was decoded at a fraction may end within a pixel. profile: what `in_srgb` is still to
-    convert the colours from.
+    Attributes:
+        image: the image.
+        size: (width, height) at full size, in pixels.
+        box: left, upper, right and lower edge of the picture in pixels of `image`. An image that was decoded at a
+            fraction of its size may end within a pixel.
+        profile: the ICC profile that `in_srgb` has still to convert from, if any.
     """
 
     image: Image.Image
@@ -60,14 +64,14 @@ class Opened(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """How a stored picture is made upright, and whether its right edge comes to lie left or its lower edge on top."""
+    """The transposition that makes an image upright, and whether it moves the right edge left or the lower edge up."""
 
     method: Transpose
     left: bool
     top: bool
 
 
-# By the EXIF tag "Orientation".
+# By the value of the EXIF tag "Orientation".
 TURNS = {
     2: Turn(Transpose.FLIP_LEFT_RIGHT, True, False),
     3: Turn(Transpose.ROTATE_180, True, True),
@@ -81,38 +85,42 @@ SIDEWAYS = {5, 6, 7, 8}
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
-    """Every file named, and every image file below every folder named, sorted within a folder, each once.
+    """The given files, and all image files below the given folders, sorted within a folder, without duplicates.
 
-    Raises ArgumentError naming all inputs that do not exist, for a folder that cannot be read, or if there is no image.
+    Args:
+        inputs: paths of files and folders.
+
+    Raises:
+        ArgumentError: inputs do not exist (the message lists all), a folder cannot be read, or there is no image.
     """
-    paths = [Path(given) for given in inputs]
+    paths = [Path(path) for path in inputs]
     absent = [str(path) for path in paths if not os.path.exists(path)]  # Path.exists raises for a name that is too long
     if absent:
         raise ArgumentError(f"no such file or folder: {', '.join(shortened(absent))}")
     suffixes = image_suffixes()
-    found = [
+    images = [
         image
         for path in paths
         for image in ([path / name for name in files_below(path, suffixes)] if path.is_dir() else [path])
     ]
-    if not found:
+    if not images:
         raise ArgumentError(
             f"no image files in {', '.join(shortened(paths))}; images are known by endings such as .jpg"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(images))
 
 
-def files_below(folder: str | Path, endings: Container[str]) -> list[str]:
-    """Files below a folder whose names end so, as paths relative to it, sorted by their parts.
+def files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
+    """Files with these suffixes below a folder, as relative paths, sorted by their parts.
 
-    What macOS and Windows leave beside images is none of them. ArgumentError for a folder that cannot be read.
+    Sidecar files that macOS and Windows create are left out. ArgumentError for a folder that cannot be read.
     """
-    found = [
+    names = [
         name
         for name in walked(os.fspath(folder), _refuse)
-        if os.path.splitext(name)[1].lower() in endings and not is_sidecar(name.replace(os.sep, "/"))
+        if os.path.splitext(name)[1].lower() in suffixes and not is_sidecar(name.replace(os.sep, "/"))
     ]
-    return sorted(found, key=lambda path: path.split(os.sep))
+    return sorted(names, key=lambda path: path.split(os.sep))
 
 
 def _refuse(folder: str, reason: str) -> None:
@@ -121,29 +129,34 @@ def _refuse(folder: str, reason: str) -> None:
 
 
 def open_image(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Image.Image:
-    """The image in RGB, 8 bits, upright, over white where it is transparent, the first frame if it has several.
+    """Open an image upright, in RGB with 8 bits per channel. Transparency is blended with white.
 
-    Raises ImageError with the reason if the file is no image, is cut short, or cannot be shown in RGB.
+    Args:
+        file: a path or a binary file. Of several frames, the first is read.
+        opening: options.
+
+    Raises:
+        ImageError: the file is not an image, is truncated, or cannot be converted to RGB.
     """
     return open_sized(file, opening).image
 
 
 def open_sized(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Opened:
-    """The image as `open_image` gives it, and the size of the whole upright picture."""
-    with _told(), _quiet:
+    """Open an image like `open_image`, and return its full size, its box and its pending profile, too."""
+    with _image_errors(), _quiet:
         content = _content(file)
         try:
-            return _opened(content, opening)
-        except Exception:  # whatever a parser of metadata trips over
+            return _decode(content, opening)
+        except Exception:  # a parser of damaged metadata may raise anything
             for copy in without_metadata(content):
                 with suppress(Exception):
-                    return _opened(copy, opening)
+                    return _decode(copy, opening)
             raise
 
 
 def stated_size(file: str | Path | BinaryIO) -> tuple[int, int]:
-    """(width, height) as the file's head states them, before any pixel is decoded. ImageError if it is no image."""
-    with _told(), _quiet:
+    """(width, height) from the file's header, without decoding pixels. ImageError if the file is not an image."""
+    with _image_errors(), _quiet:
         return identified(_content(file)).size
 
 
@@ -156,20 +169,20 @@ def _content(file: str | Path | BinaryIO) -> bytes:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Within the block whatever a decoder raises is an ImageError with the reason."""
+def _image_errors() -> Iterator[None]:
+    """Convert any exception of a decoder to an ImageError with its message."""
     try:
         yield
     except ImageError:
         raise
     except OSError as error:
-        named = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else f"{error}"
-        raise ImageError(named or type(error).__name__) from error
-    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
+        message = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else f"{error}"
+        raise ImageError(message or type(error).__name__) from error
+    except Exception as error:  # a decoder of a damaged file may raise anything
         raise ImageError(f"{error}" or type(error).__name__) from error
 
 
-def _opened(content: bytes, opening: Opening) -> Opened:
+def _decode(content: bytes, opening: Opening) -> Opened:
     with identified(content) as image:
         if opening.allow_truncated and image.format in ("JPEG", "MPO"):
             content += END_OF_JPEG
@@ -189,7 +202,7 @@ def _opened(content: bytes, opening: Opening) -> Opened:
 
 
 def require_size(size: tuple[int, int], most: int | None) -> None:
-    """Raise ImageError for more pixels than this many, or than Pillow's limit if it is None, and for strips."""
+    """ImageError for more than `most` pixels (None: Pillow's limit), and for an aspect ratio above LARGEST_ASPECT."""
     width, height = size
     if most is None and Image.MAX_IMAGE_PIXELS is not None:
         most = 2 * Image.MAX_IMAGE_PIXELS
@@ -203,22 +216,22 @@ def require_size(size: tuple[int, int], most: int | None) -> None:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF or XMP says of the camera's orientation; None if they are damaged or do not say."""
+    """The orientation tag from EXIF or XMP; None if it is missing or damaged."""
     try:
         return image.getexif().get(Base.Orientation)
-    except Exception:  # parsers of metadata raise whatever they trip over, and the pixels are there
+    except Exception:  # parsers of metadata may raise anything, and the pixels are intact
         return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        over = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright(image: Image.Image, orientation: Any, whole: tuple[int, int], edges: tuple[float, float]) -> Opened:
-    """The picture turned by its orientation. whole: its size as stored; edges: where it ends in pixels of the image."""
+    """Make an image upright. whole: its stored size; edges: right and lower edge of the picture in its pixels."""
     width, height = edges
     if (turn := TURNS.get(orientation)) is None:
         return Opened(image, whole, (0, 0, width, height))
@@ -231,10 +244,10 @@ def _upright(image: Image.Image, orientation: Any, whole: tuple[int, int], edges
 
 
 class _Quiet:
-    """Within any thread's block, warnings of Pillow are not shown: they name no image, and its pixels are what counts.
+    """Context manager that suppresses warnings of Pillow, which do not name the image. Thread-safe.
 
-    What warnings do is one setting for all threads, so the first one that decodes adds a filter, and the last one
-    removes that filter and nothing else.
+    Warning filters are global to the process: the first thread that decodes adds a filter, and the last one removes
+    that filter only.
     """
 
     def __init__(self) -> None:
@@ -245,7 +258,9 @@ class _Quiet:
         with self._lock:
             self._threads += 1
             if self._threads == 1:
-                warnings.filterwarnings("ignore", module=r"PIL\.(?#while featx decodes)")  # equal to no other filter
+                warnings.filterwarnings(
+                    "ignore", module=r"PIL\.(?#while featx decodes)"
+                )  # differs from any other filter
                 self._added = warnings.filters[0]
 
     def __exit__(self, *_: object) -> None:
@@ -253,7 +268,7 @@ class _Quiet:
             self._threads -= 1
             if self._threads == 0:
                 current: Any = warnings.filters
-                with suppress(ValueError):  # another thread has put back filters of before
+                with suppress(ValueError):  # another thread may have restored earlier filters
                     current.remove(self._added)
 
 

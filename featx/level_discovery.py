@@ -1,4 +1,4 @@
-"""discover: the levels that a model has, whoever wrote it."""
+"""`discover`: propose the levels of any model."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,23 @@ from .tracing.map_layout import MapLayout, Size, Tap
 from .tracing.module_trace import Survey, bits, survey
 from .wrappers.tapped import form_of
 
-# The share of a model's modules and parameters that is a part of a block, and not a stage.
-LITTLE = 0.05
+# Largest fraction of a model's modules and parameters that counts as a part of a block, not as a stage.
+BLOCK_PART = 0.05
 
 
 class Proposal(Levels):
-    """Levels that a model could have. `taps` says where, for `featx.tap`; printed, it is a table.
+    """Proposed levels of a model. Its repr is a table.
 
-    map_sizes: (h, w) of each map for images of `size` (height, width).
+    Attributes:
+        taps: the modules that return the maps, for `featx.tap`.
+        map_sizes: (h, w) of each map for images of `size`.
+        size: (height, width) of the images in pixels.
     """
 
-    def __init__(self, found: "Sequence[Found]", size: Size) -> None:
-        super().__init__(FeatureInfo(one.form.chs, one.form.reduction, one.tap.name) for one in found)
-        self.taps = tuple(one.tap for one in found)
-        self.map_sizes = tuple(one.map_size(size) for one in found)
+    def __init__(self, candidates: "Sequence[Candidate]", size: Size) -> None:
+        super().__init__(FeatureInfo(c.form.chs, c.form.reduction, c.tap.name) for c in candidates)
+        self.taps = tuple(c.tap for c in candidates)
+        self.map_sizes = tuple(c.map_size(size) for c in candidates)
         self.size = size
 
     def __repr__(self) -> str:
@@ -41,8 +44,16 @@ class Proposal(Levels):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A module whose output is a map, its class, and a bit for each module and parameter the map depends on."""
+class Candidate:
+    """A module whose output is a map.
+
+    Attributes:
+        tap: the module.
+        form: the layout of the map.
+        value: the output on the meta device.
+        kind: the class of the module.
+        sources: bit set of the modules and parameters that the map depends on.
+    """
 
     tap: Tap
     form: MapLayout
@@ -64,17 +75,23 @@ def discover(
     argument: str | None = None,
     within: str = "",
 ) -> Proposal:
-    """The deepest module at each reduction whose output is a map or a grid of tokens, shallow to deep.
+    """Propose levels: the deepest module at each reduction whose output is a map or a grid of tokens, shallow to deep.
 
-    A model with one reduction, such as a ViT, has a level for each of its blocks. Pass the result to `tap`, or choose
-    among its names.
+    For a model with a single reduction, such as a ViT, each block is a level. Pass the result to `tap`, or select from
+    its names.
 
-    input_size: (height, width) in pixels of the images to run it for, without values. By default as the model states.
-    example: images instead, for a model that takes other channels than its first convolution, or that needs values.
-    argument: the keyword argument under which the model takes images, if that is not its first.
-    within: path of a module to look in, such as "encoder"; "" is all of the model.
+    Args:
+        model: the model.
+        input_size: (height, width) in pixels of the images to trace with, on the meta device. By default what the model
+            declares.
+        example: images to trace with instead, for a model whose images have other channels than its first convolution,
+            or that does not run on the meta device.
+        argument: name of the keyword argument for images, if they are not the model's first argument.
+        within: path of a module to search, such as "encoder"; "" for the whole model.
 
-    Raises ContractError if the model does not run, or if nothing in it is a map that is computed once.
+    Raises:
+        ArgumentError: `input_size` and `example` are both given, or `within` does not exist.
+        ContractError: the model does not run, or no module returns a map and is called once.
     """
     require_module(model)
     if input_size is not None and example is not None:
@@ -85,63 +102,63 @@ def discover(
         raise ArgumentError(f"within={within!r}: {type(model).__name__} has no such module")
     if input_size is not None:
         example = meta_images(model, require_size(input_size, "input_size"))
-    seen = survey(model, example, argument)
-    found = propose(seen, model, within)
-    if not found:
-        raise ContractError(f"{type(model).__name__} has no module that returns a map once, for images {_size(seen)}")
-    return Proposal(found, _size(seen))
+    trace = survey(model, example, argument)
+    candidates = propose(trace, model, within)
+    if not candidates:
+        raise ContractError(f"{type(model).__name__} has no module that returns a map once, for images {_size(trace)}")
+    return Proposal(candidates, _size(trace))
 
 
-def propose(seen: Survey, model: nn.Module, within: str = "") -> list[Found]:
+def propose(trace: Survey, model: nn.Module, within: str = "") -> list[Candidate]:
     """The levels in a survey of `model`, or of its module at the path `within`."""
-    every = {one.tap.name: one for one in _maps(seen, model)}
-    candidates = [one for name, one in every.items() if not within or name.startswith(f"{within}.")]
-    candidates = [one for one in candidates if not _aside(one, every)]
-    reductions = dict.fromkeys(one.form.reduction for one in candidates)
+    every = {c.tap.name: c for c in _maps(trace, model)}
+    candidates = [c for name, c in every.items() if not within or name.startswith(f"{within}.")]
+    candidates = [c for c in candidates if not _is_auxiliary(c, every)]
+    reductions = dict.fromkeys(c.form.reduction for c in candidates)
     if len(reductions) == 1 and (blocks := _blocks(candidates)):
         return blocks
-    groups = [[one for one in candidates if one.form.reduction == reduction] for reduction in reductions]
-    whole = max((one.sources.bit_count() for one in candidates), default=0)
-    chosen: list[Found] = []
+    groups = [[c for c in candidates if c.form.reduction == reduction] for reduction in reductions]
+    total = max((c.sources.bit_count() for c in candidates), default=0)
+    levels: list[Candidate] = []
     for group in sorted(groups, key=lambda group: candidates.index(group[-1])):
-        chosen.append(_level(group, [one.tap.name for one in chosen], whole))
-    return chosen
+        levels.append(_level(group, [level.tap.name for level in levels], total))
+    return levels
 
 
-def _level(group: Sequence[Found], others: Sequence[str], whole: int) -> Found:
-    """The last of the maps with one reduction that is no intermediate result of a block.
+def _level(group: Sequence[Candidate], others: Sequence[str], total: int) -> Candidate:
+    """The last map of one reduction that is not an intermediate result of a block.
 
-    That is the last one among the modules that are nested least deeply, if little is done at this reduction after it.
-    A container that holds one of the `others` is no level of its own.
+    That is the last map among the least deeply nested modules after which little is computed at this reduction. A
+    container that holds one of the `others` is not a level.
     """
-    done = max(one.sources.bit_count() for one in group)
-    free = [one for one in group if not any(other.startswith(f"{one.tap.name}.") for other in others)]
-    for depth in sorted({one.tap.name.count(".") for one in free}):
-        last = [one for one in free if one.tap.name.count(".") == depth][-1]
-        if done - last.sources.bit_count() <= LITTLE * whole:
+    done = max(c.sources.bit_count() for c in group)
+    free = [c for c in group if not any(other.startswith(f"{c.tap.name}.") for other in others)]
+    for depth in sorted({c.tap.name.count(".") for c in free}):
+        last = [c for c in free if c.tap.name.count(".") == depth][-1]
+        if done - last.sources.bit_count() <= BLOCK_PART * total:
             return last
     return group[-1]
 
 
-def _aside(one: Found, every: dict[str, Found]) -> bool:
-    """Whether the map only serves to compute a finer one, such as the keys and values of an attention."""
-    parts = one.tap.name.split(".")
+def _is_auxiliary(candidate: Candidate, every: dict[str, Candidate]) -> bool:
+    """Whether the map is only used to compute a finer one, such as the keys and values of an attention."""
+    parts = candidate.tap.name.split(".")
     owners = (every.get(".".join(parts[:end])) for end in range(1, len(parts)))
-    return any(owner is not None and owner.form.reduction < one.form.reduction for owner in owners)
+    return any(owner is not None and owner.form.reduction < candidate.form.reduction for owner in owners)
 
 
-def _maps(seen: Survey, model: nn.Module) -> Iterator[Found]:
-    """What modules return that is a map, and depends on parameters."""
+def _maps(trace: Survey, model: nn.Module) -> Iterator[Candidate]:
+    """Outputs of modules that are maps and depend on parameters."""
     bit = bits(model)
-    learnt = sum(bit[name] for name, _ in model.named_parameters())
-    for path, calls in seen.runs[0].calls.items():
+    parameters = sum(bit[name] for name, _ in model.named_parameters())
+    for path, calls in trace.runs[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
-        form = form_of(tap, path, seen.measured) if path and tap is not None and len(calls) == 1 else None
+        form = form_of(tap, path, trace.measured) if path and tap is not None and len(calls) == 1 else None
         if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
             sources = calls[0].sources_of(value)
-            if sources & learnt:
-                yield Found(tap, form, value, type(model.get_submodule(path)).__name__, sources)
+            if sources & parameters:
+                yield Candidate(tap, form, value, type(model.get_submodule(path)).__name__, sources)
 
 
 def _first_tensor(path: str, output: Any) -> Tap | None:
@@ -151,17 +168,17 @@ def _first_tensor(path: str, output: Any) -> Tap | None:
     return next((Tap(path, key) for key, value in entries if isinstance(value, Tensor)), None)
 
 
-def _blocks(candidates: Sequence[Found]) -> list[Found]:
-    """The most modules of one class that one container numbers, if there are at least two."""
-    rows: dict[tuple[str, str], list[Found]] = {}
-    for one in candidates:
-        numbered = re.fullmatch(r"(.*?)\d+", one.tap.name)
+def _blocks(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The longest series of modules of one class in one container, if it has at least two."""
+    rows: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in candidates:
+        numbered = re.fullmatch(r"(.*?)\d+", candidate.tap.name)
         if numbered:
-            rows.setdefault((numbered[1], one.kind), []).append(one)
+            rows.setdefault((numbered[1], candidate.kind), []).append(candidate)
     longest = max(rows.values(), key=len, default=[])
     return longest if len(longest) > 1 else []
 
 
-def _size(seen: Survey) -> Size:
-    height, width = seen.images.shape[2:]
+def _size(trace: Survey) -> Size:
+    height, width = trace.images.shape[2:]
     return height, width

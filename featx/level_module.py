@@ -1,4 +1,4 @@
-"""Where a level of a model is: the module that returns its map, and how that output becomes the map."""
+"""The module that returns the map of a level, and the conversion of its output to the map."""
 
 import copy
 import re
@@ -21,8 +21,11 @@ from .wrappers.tapped import form_of
 class LevelModule:
     """The module that returns the map of a level.
 
-    path: of the module. key: of the map in what the module returns, None if that is the map. level: as the model's
-    extractor lists it, and pyramid, its source of maps; None for a module that is no level.
+    Attributes:
+        path: path of the module.
+        key: key of the map in the module's output; None if the output is the map.
+        level: the level in the model's extractor; None for a module that is not a level.
+        pyramid: the extractor's source of maps; None for a module that is not a level.
     """
 
     path: str
@@ -31,16 +34,16 @@ class LevelModule:
     pyramid: Pyramid | None
 
     def value(self, output: Any) -> Tensor:
-        """The tensor in what the module returned; ContractError if there is none."""
+        """The tensor in the module's output. ContractError if there is none."""
         return Tap(self.path, self._key(output)).value(output)
 
     def replaced(self, output: Any, value: Tensor) -> Any:
-        """What the module returned, with another tensor in the place of the map."""
+        """The module's output with another tensor in place of the map."""
         key = self._key(output)
         if key is None:
             return value
         if type(output) in (list, tuple):
-            return type(output)(value if place == key % len(output) else one for place, one in enumerate(output))
+            return type(output)(value if i == key % len(output) else entry for i, entry in enumerate(output))
         if not isinstance(output, dict):
             raise ContractError(f"{self.path} returns {described(output)}: expected a tensor, tuple, list or dict")
         entries: Any = copy.copy(output)
@@ -48,12 +51,12 @@ class LevelModule:
         return entries
 
     def form(self, model: nn.Module, value: Tensor, images: Tensor) -> MapLayout:
-        """The layout of the map in the tensor; ContractError if it is no map of the level."""
-        found = [] if self.level is None else self._forms(value, images)
-        if len(found) == 1:
-            return found[0]
+        """The layout of the map in the tensor. ContractError if the tensor is not a map of the level."""
+        layouts = [] if self.level is None else self._forms(value, images)
+        if len(layouts) == 1:
+            return layouts[0]
         shape, form = tuple(value.shape), None
-        if self.level is None or found:  # channels do not decide: two sizes of images do
+        if self.level is None or layouts:  # ambiguous by channels: compare two image sizes
             form = form_of(Tap(self.path, self.key), self.path, survey(model, images).measured)
         if not isinstance(form, MapLayout):
             raise ContractError(
@@ -62,7 +65,7 @@ class LevelModule:
         return form
 
     def _forms(self, value: Tensor, images: Tensor) -> list[MapLayout]:
-        """What the tensor may be with the level's channels and reduction."""
+        """The layouts that fit the level's channels and reduction."""
         assert self.level is not None
         chs, reduction = self.level.chs, self.level.reduction
         if value.ndim == 3:
@@ -82,7 +85,7 @@ class LevelModule:
         return source.size_rule(side, self.level.reduction)
 
     def _key(self, output: Any) -> int | str | None:
-        """Of a level that is named without one, the first entry of a tuple: what transformers' blocks return."""
+        """The key; for a level named without one, the first entry of a tuple, which blocks of transformers return."""
         named = self.key is not None or self.level is None or not isinstance(output, tuple | list)
         return self.key if named else 0
 

@@ -1,4 +1,4 @@
-"""Which files count as pictures: the raster formats that are decoded, and no others."""
+"""The raster image formats that are decoded, and detection of a file's format."""
 
 import struct
 from collections.abc import Callable, Mapping
@@ -8,9 +8,9 @@ from PIL import Image, ImageFile
 
 from .errors import ImageError, in_short
 
-# Formats of Pillow that hold pixels of an agreed range and are decoded within this process, likely ones first; those
-# without a signature last. Not EPS and WMF, which are programs for an interpreter; not IPTC, which may contain either;
-# not BUFR, FITS, GRIB, HDF5, McIdas and Spider, which hold measurements; not MPEG and PDF.
+# Formats of Pillow with a defined range of pixel values that are decoded within this process; common ones first, those
+# without a signature last. Excluded: EPS and WMF, which are programs for an interpreter; IPTC, which may contain them;
+# BUFR, FITS, GRIB, HDF5, McIdas and Spider, which hold measurements; MPEG and PDF.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "PSD", "QOI", "DDS", "SGI", "DIB"),
     *(
@@ -33,29 +33,29 @@ FORMATS = (
     ),
 )
 MPO = "MPO"  # opened as JPEG
-HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
-# What starts files that people take for pictures, and why they are none.
+# Signatures of other files that users may mistake for images, and why they are refused.
 NOT_RASTER: Mapping[bytes, str] = {
     b"%!PS": "it holds PostScript, a program that is not run: convert it to PNG first",
     b"\xc5\xd0\xd3\xc6": "it holds PostScript, a program that is not run: convert it to PNG first",
     b"%PDF": "it holds PDF, which is no raster picture: convert its pages to PNG first",
     b"\xd7\xcd\xc6\x9a": "it holds a Windows metafile, a program that is not run: convert it to PNG first",
 }
-# What plug-ins of Pillow raise for files that are not theirs.
+# Exceptions that Pillow's plug-ins raise for files of other formats.
 REFUSALS = (SyntaxError, IndexError, TypeError, struct.error)
 
 
 def image_suffixes() -> set[str]:
-    """Endings in small letters by which image files are known, with their dots."""
-    endings = Image.registered_extensions().items()
-    return {ending for ending, name in endings if name in FORMATS or name == MPO} | HEIF_ENDINGS
+    """Lower-case suffixes of image files, with dots."""
+    suffixes = Image.registered_extensions().items()
+    return {suffix for suffix, name in suffixes if name in FORMATS or name == MPO} | HEIF_SUFFIXES
 
 
 def identified(content: bytes) -> ImageFile.ImageFile:
-    """The picture with its size known and its pixels not yet decoded. ImageError if it is of no format in FORMATS.
+    """The image with its size, before its pixels are decoded. ImageError if its format is not in FORMATS.
 
-    `PIL.Image.open` compares sizes with a limit that is one for the whole process; this does not compare them.
+    Unlike `PIL.Image.open`, this does not check the size against the process-wide limit.
     """
     prefix, file = content[:16], BytesIO(content)
     if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS:
@@ -65,7 +65,7 @@ def identified(content: bytes) -> ImageFile.ImageFile:
     for name in FORMATS:
         factory, accepts = Image.OPEN[name]
         fits = accepts is None or _fits(accepts, prefix)
-        if isinstance(fits, str):  # such as that Pillow was built without this decoder
+        if isinstance(fits, str):  # a message, such as that Pillow was built without this decoder
             problems.append(fits)
         elif fits:
             file.seek(0)
@@ -76,8 +76,8 @@ def identified(content: bytes) -> ImageFile.ImageFile:
     for start, reason in NOT_RASTER.items():
         if prefix.startswith(start):
             raise ImageError(reason)
-    told = f" ({'; '.join(problems)})" if problems else ""
-    raise ImageError(f"not an image in any format that Pillow reads{told}")
+    details = f" ({'; '.join(problems)})" if problems else ""
+    raise ImageError(f"not an image in any format that Pillow reads{details}")
 
 
 def _fits(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool | str:

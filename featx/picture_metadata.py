@@ -1,4 +1,4 @@
-"""Copies of picture files without metadata, because damaged metadata may keep a decoder from intact pixels."""
+"""Copies of image files without metadata, which may be damaged and break decoding although the pixels are intact."""
 
 import struct
 from collections.abc import Container, Iterator
@@ -6,13 +6,13 @@ from zlib import crc32
 
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-# Application segments and comments, without those that say how colours are coded: APP0 (JFIF) and APP14 (Adobe).
+# Application segments and comments, except those that define the color encoding: APP0 (JFIF) and APP14 (Adobe).
 JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 START_OF_SCAN = 0xDA
 
 
 def without_metadata(content: bytes) -> Iterator[bytes]:
-    """Copies of a PNG or JPEG file with less and less metadata; none of another file, or if nothing can be left out."""
+    """Copies of a PNG or JPEG file, each with less metadata; none for other files or without removable metadata."""
     if content.startswith(PNG_START):
         copies = (_png(content, PNG_PIXELS | {b"iCCP", b"eXIf"}), _png(content, PNG_PIXELS | {b"eXIf"}))
     elif content.startswith(JPEG_START):
@@ -26,7 +26,7 @@ def without_metadata(content: bytes) -> Iterator[bytes]:
 
 
 def _png(content: bytes, kept: Container[bytes]) -> bytes:
-    """The chunks of these kinds; of those that hold no pixels, only what has its checksum."""
+    """The file with these kinds of chunks only. Chunks without pixels must have a valid checksum."""
     parts, start = [PNG_START], len(PNG_START)
     while start + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, start)
@@ -38,7 +38,7 @@ def _png(content: bytes, kept: Container[bytes]) -> bytes:
 
 
 def _jpeg(content: bytes) -> bytes:
-    """The file up to its first scan without segments of metadata, and all that follows."""
+    """The file without metadata segments before its first scan."""
     parts, start = [JPEG_START], len(JPEG_START)
     while start + 4 <= len(content) and content[start] == 0xFF and content[start + 1] != START_OF_SCAN:
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])

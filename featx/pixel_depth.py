@@ -1,4 +1,4 @@
-"""Pixels of other depths than 8 bits, and transparent colours that are stated in these depths."""
+"""Conversion of pixels with other depths to 8 bits, including transparent colors stored in these depths."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from .errors import ImageError
 
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 WHITE_IS_ZERO, SEPARATE, SIGNED = 0, 2, 2
-# Grays of PNG files of fewer bits, as Pillow names them: by what their values are multiplied to fill 8 bits.
+# Pillow's raw modes of PNG files with fewer than 8 bits of gray, and the factor that scales their values to 8 bits.
 FEW_BITS = {"L;2": 85, "L;4": 17}
-COLOURS_OF_16_BITS, THEIR_LOW_BYTES = "RGB;16B", "RGB;16L"
+RGB16, RGB16_LOW_BYTES = "RGB;16B", "RGB;16L"
 
 
 def require_range(image: ImageFile) -> None:
-    """Raise ImageError for pixels whose range from black to white is not agreed, or that Pillow would mix up."""
+    """ImageError for pixels without a defined range from black to white, or that Pillow decodes wrongly."""
     if image.mode == "F":
         raise ImageError("floating-point pixels have no agreed range: convert the file to 8 or 16 bits")
     if isinstance(image, TiffImageFile):
@@ -30,25 +30,28 @@ def require_range(image: ImageFile) -> None:
 
 
 def rawmode_of(image: ImageFile) -> str:
-    """How the pixels of a PNG file are stored, in Pillow's words, before they are decoded; empty for other files."""
+    """Pillow's raw mode of a PNG file, before it is decoded; empty for other files."""
     return str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
 
 
-def eight_bits(image: ImageFile, rawmode: str, again: Callable[[], ImageFile]) -> Image.Image:
-    """A decoded picture in a mode of 8 bits per channel.
+def eight_bits(image: ImageFile, rawmode: str, reopen: Callable[[], ImageFile]) -> Image.Image:
+    """Convert a decoded image to a mode with 8 bits per channel.
 
-    rawmode: what `rawmode_of` gave. again: gives the picture once more, not yet decoded.
+    Args:
+        image: the image.
+        rawmode: its raw mode, from `rawmode_of`.
+        reopen: returns the image again, not yet decoded.
     """
     clear = image.info.get("transparency")
     if rawmode in FEW_BITS and isinstance(clear, int):
         image.info["transparency"] = clear * FEW_BITS[rawmode]
-    if rawmode == COLOURS_OF_16_BITS and isinstance(clear, tuple):
-        return _with_alpha(image, _all_bits(image, again()) == np.array(clear, dtype=np.uint16))
+    if rawmode == RGB16 and isinstance(clear, tuple):
+        return _with_alpha(image, _all_bits(image, reopen()) == np.array(clear, dtype=np.uint16))
     return _gray(image, clear) if image.mode.startswith("I") else image
 
 
 def _gray(image: ImageFile, clear: object) -> Image.Image:
-    """Gray of more than 8 bits in 8 bits; Pillow's own conversion would clip it to white."""
+    """Convert gray of more than 8 bits to 8 bits. Pillow's own conversion would clip it to white."""
     pixels = np.asarray(image).astype(np.int64)
     top, inverted = 2**16 - 1, False
     if isinstance(image, TiffImageFile):
@@ -62,7 +65,7 @@ def _gray(image: ImageFile, clear: object) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image, clear: np.ndarray) -> Image.Image:
-    """(h, w) or (h, w, chs) of True where the picture is transparent, in all of its channels."""
+    """Add an alpha channel. clear: (h, w), or (h, w, chs) with all channels True, where the image is transparent."""
     where = clear if clear.ndim == 2 else clear.all(axis=-1)
     solid = Image.fromarray(np.where(where, 0, 255).astype(np.uint8))
     image.info.pop("transparency", None)
@@ -71,11 +74,11 @@ def _with_alpha(image: Image.Image, clear: np.ndarray) -> Image.Image:
     return with_alpha
 
 
-def _all_bits(high: Image.Image, again: ImageFile) -> np.ndarray:
-    """(h, w, 3) of 16 bits, of which Pillow decodes the high bytes alone unless it takes the others for these."""
-    again.tile = [again.tile[0]._replace(args=THEIR_LOW_BYTES)]
-    again.load()
-    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(again)
+def _all_bits(high: Image.Image, low: ImageFile) -> np.ndarray:
+    """(h, w, 3) with 16 bits. Pillow decodes the high bytes only; another raw mode makes it decode the low bytes."""
+    low.tile = [low.tile[0]._replace(args=RGB16_LOW_BYTES)]
+    low.load()
+    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
 
 
 def _first(image: TiffImageFile, tag: int, default: int) -> int:

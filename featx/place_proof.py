@@ -1,10 +1,10 @@
-"""The proof of place: where pixels change, the cell that covers them changes, and no other cell changes more.
+"""Proof of spatial alignment: changed pixels change the cell that covers them, and no other cell more.
 
-Trained values do not show this: a class token, a pooled gate or one loud channel may carry a change further than to the
-pixels' own cell. So the proof is about the architecture, and runs on a copy with weights drawn so that places stay
-visible. A convolution keeps the taps at the middle of its kernel and little of the others, which shrinks its receptive
-field to the point that paddings and strides give it. Linear layers are small, so that a residual stream keeps what a
-token was. Batch norms have the statistics of what they normalise.
+Trained weights do not show this: a class token, a pooled gate or a channel of large values may spread a change beyond
+its cell. The proof concerns the architecture, and runs on a copy with random weights that preserve positions. The
+center taps of a convolution dominate the others, so that its receptive field shrinks to the point that padding and
+stride determine. Linear layers have small weights, so that the residual stream preserves tokens. Batch norms have the
+statistics of their inputs.
 """
 
 import copy
@@ -24,20 +24,20 @@ from .wrappers.extractor import maps_in, pyramid_of
 Size = tuple[int, int]
 Cell = tuple[int, int]
 
-PATCHES = 8  # at most, of one reduction and size
-TRIALS = 5  # draws of weights and pixels whose evidence is added up; one is enough for most models
-WEAKEST = 0.25  # of the strongest change of any cell: that of the patch's own
-OFF_CENTRE = 1e-4  # energy of a kernel's other taps, over that of the taps at its middle
-SMALLEST = 32  # pixels: half the side of the square image, which leaves a ViT of patch 16 with 4x4 cells
+PATCHES = 8  # largest number of patches per reduction and size
+TRIALS = 5  # random draws of weights and pixels whose evidence is summed; one is enough for most models
+WEAKEST = 0.25  # smallest change of a patch's own cell, relative to the strongest change of any cell
+OFF_CENTER = 1e-4  # energy of a kernel's other taps, relative to its center taps
+SMALLEST = 32  # pixels: half the side of the square image, in which a ViT of patch 16 has 4x4 cells
 SHAPES = ((2, 2), (2, 3), (3, 2))  # square, wide and tall
 
 
 def proof_sizes(extractor: FeatureExtractWrapper) -> list[Size]:
-    """A square, a wide and a tall size (height, width) in pixels at which places can be compared with the image.
+    """A square, a wide and a tall image size (height, width) in pixels for the proof.
 
     They are the smallest multiples of all reductions at which each map has at least two cells along a side, and no cell
-    beyond the image. A model that takes none of them is tried at its own size and its multiples, one that takes a
-    single size is run at that.
+    beyond the image. For a model that accepts none of them, its own size and multiples of that are tried. A fixed size
+    is returned alone.
     """
     fixed = extractor.fixed_size
     unit = lcm(*extractor.feature_info.reduction(), extractor.size_divisor)
@@ -45,20 +45,19 @@ def proof_sizes(extractor: FeatureExtractWrapper) -> list[Size]:
     units = [(unit, unit), (2 * unit, 2 * unit)]
     if extractor.data_config is not None and not any(side % 2 for side in extractor.data_config.size):
         units.append((extractor.data_config.size[0] // 2, extractor.data_config.size[1] // 2))
-    found: list[Size] = []
+    accepted: list[Size] = []
     for height, width in units if fixed is None else []:
         sizes = [(rows * height, columns * width) for rows, columns in SHAPES]
-        taken = [size for size in sizes if _takes(extractor, size)]
-        found = max(found, taken, key=len)
-        if len(found) == len(SHAPES):
+        accepted = max(accepted, [size for size in sizes if _accepts(extractor, size)], key=len)
+        if len(accepted) == len(SHAPES):
             break
-    return found if fixed is None else [fixed]
+    return accepted if fixed is None else [fixed]
 
 
-def _takes(extractor: FeatureExtractWrapper, size: Size) -> bool:
+def _accepts(extractor: FeatureExtractWrapper, size: Size) -> bool:
     try:
         maps = maps_in(run_on_meta(extractor, meta_images(extractor, size)))
-    except (ContractError, InputError):  # of a model that runs out of pixels too
+    except (ContractError, InputError):  # also raised by a model for which the images are too small
         return False
     return all(
         2 <= cells <= side // level.reduction
@@ -69,41 +68,41 @@ def _takes(extractor: FeatureExtractWrapper, size: Size) -> bool:
 
 @torch.no_grad()
 def misplaced(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> list[str]:
-    """A sentence for each level and size (height, width) at which a map changes elsewhere than the image does.
+    """Sentences on the levels and sizes (height, width) at which a map changes elsewhere than the image.
 
-    Deterministic. The extractor and PyTorch's generators stay as they are.
+    Deterministic. The extractor and PyTorch's random generators do not change.
     """
-    left = {(size, level): _Evidence(size, level.reduction) for size in sizes for level in extractor.feature_info}
+    pending = {(size, level): _Evidence(size, level.reduction) for size in sizes for level in extractor.feature_info}
     for seed in range(TRIALS):
-        if not left:
+        if not pending:
             break
-        drawn, generator = _drawn(extractor, sizes[0], seed), torch.Generator().manual_seed(seed)
-        for size, reduction in dict.fromkeys((size, level.reduction) for size, level in left):
-            for level, change in _changes(drawn, size, reduction, generator):
-                if (size, level) in left:
-                    left[size, level].add(change)
-        left = {key: evidence for key, evidence in left.items() if evidence.wrong()}
-    return list(_described(left))
+        randomized, generator = _randomized(extractor, sizes[0], seed), torch.Generator().manual_seed(seed)
+        for size, reduction in dict.fromkeys((size, level.reduction) for size, level in pending):
+            for level, change in _changes(randomized, size, reduction, generator):
+                if (size, level) in pending:
+                    pending[size, level].add(change)
+        pending = {key: evidence for key, evidence in pending.items() if evidence.wrong()}
+    return list(_problems(pending))
 
 
-def _described(left: "dict[tuple[Size, FeatureInfo], _Evidence]") -> Iterator[str]:
-    """One sentence per size: the levels out of place there, and what the first of them showed."""
-    for size in dict.fromkeys(size for size, _ in left):
-        found = {level.name: evidence for (other, level), evidence in left.items() if other == size}
-        name, evidence = next(iter(found.items()))
+def _problems(failed: "dict[tuple[Size, FeatureInfo], _Evidence]") -> Iterator[str]:
+    """One sentence per size: the misaligned levels, and the evidence of the first one."""
+    for size in dict.fromkeys(size for size, _ in failed):
+        levels = {level.name: evidence for (other, level), evidence in failed.items() if other == size}
+        name, evidence = next(iter(levels.items()))
         wrong = evidence.wrong()
         pixels, cell = wrong[0]
         yield (
-            f"cells do not lie as the pixels do at {size[0]}x{size[1]} in {', '.join(found)}: pixels of cell {pixels} "
+            f"cells do not lie as the pixels do at {size[0]}x{size[1]} in {', '.join(levels)}: pixels of cell {pixels} "
             f"change cell {cell} of {name} most, and {len(wrong)} of {len(evidence.cells)} patches a cell elsewhere"
         )
 
 
 class _Evidence:
-    """How strongly each cell of a map changes when one patch of the image does, over several trials.
+    """How strongly each cell of a map changes when one patch of the image changes, summed over trials.
 
-    Two measures are kept, and a patch is in place if one of them says so: the change itself, and the change over what
-    is typical of the cell, which takes away what global mixing does to a loud cell whatever the patch.
+    Two measures are kept, and a patch is aligned if one of them confirms it: the change itself, and the change relative
+    to the cell's typical change, which removes the effect of global mixing on cells that change for every patch.
     """
 
     def __init__(self, size: Size, reduction: int) -> None:
@@ -111,7 +110,7 @@ class _Evidence:
         self.plain, self.unusual = torch.zeros(()), torch.zeros(())
 
     def add(self, change: Tensor) -> None:
-        """Take in one trial: (patches, h, w), 0 or more."""
+        """Add the changes of one trial: (patches, h, w), 0 or more."""
         typical = change.median(0).values + 0.1 * change.amax((1, 2)).median()
         self.plain = self.plain + _over_strongest(change)
         self.unusual = self.unusual + _over_strongest(change / typical)
@@ -119,31 +118,31 @@ class _Evidence:
     def wrong(self) -> list[tuple[Cell, Cell]]:
         """Patches whose own cell changes too little, each with the cell that changes most.
 
-        A map with fewer cells than the image has patches, from convolutions without padding, may start anywhere inside.
+        A map with fewer cells than the image has patches, from convolutions without padding, may have any offset.
         """
         height, width = self.plain.shape[1:]
         shifts = [(y, x) for y in range(self.grid[0] - height + 1) for x in range(self.grid[1] - width + 1)]
         return min((self._wrong(shift) for shift in shifts), key=len)
 
     def _wrong(self, shift: Cell) -> list[tuple[Cell, Cell]]:
-        found = []
+        failures = []
         height, width = self.plain.shape[1:]
         for index, (row, column) in enumerate(self.cells):
             y, x = row - shift[0], column - shift[1]
             measures = (self.plain[index], self.unusual[index])
             if not (0 <= y < height and 0 <= x < width) or any(m[y, x] >= WEAKEST * m.max() > 0 for m in measures):
                 continue
-            found.append(((row, column), divmod(int(self.plain[index].argmax()), width)))
-        return found
+            failures.append(((row, column), divmod(int(self.plain[index].argmax()), width)))
+        return failures
 
 
 def _over_strongest(change: Tensor) -> Tensor:
-    """(patches, h, w), the strongest of each patch 1; zeros where nothing changed or values are not finite."""
+    """Scale (patches, h, w) to a maximum of 1 per patch; zeros where nothing changed or values are not finite."""
     return (change / change.amax((1, 2), keepdim=True)).nan_to_num(0, 0, 0)
 
 
 def patches(size: Size, reduction: int) -> list[Cell]:
-    """(row, column) of the cells whose pixels are changed: all if they are few, or the corners and some of the rest."""
+    """(row, column) of the cells whose pixels are changed: all, or the corners and a random sample."""
     height, width = size[0] // reduction, size[1] // reduction
     corners = dict.fromkeys((row, column) for row in (0, height - 1) for column in (0, width - 1))
     order = torch.randperm(height * width, generator=torch.Generator().manual_seed(height)).tolist()
@@ -151,22 +150,21 @@ def patches(size: Size, reduction: int) -> list[Cell]:
 
 
 def _changes(
-    drawn: FeatureExtractWrapper, size: Size, reduction: int, generator: torch.Generator
+    extractor: FeatureExtractWrapper, size: Size, reduction: int, generator: torch.Generator
 ) -> list[tuple[FeatureInfo, Tensor]]:
-    """Of each level of 1/`reduction`, how far each cell moves when the pixels of one do: (patches, h, w)."""
-    image = _images(drawn, 1, size, generator)
-    other = image + 2 * _images(drawn, 1, size, generator).sign()  # as far for every pixel
+    """For each level of 1/`reduction`, the change of each cell per changed patch: (patches, h, w)."""
+    image = _images(extractor, 1, size, generator)
+    other = image + 2 * _images(extractor, 1, size, generator).sign()  # the same distance for every pixel
     images = [image]
     for row, column in patches(size, reduction):
         rows, columns = (slice(start * reduction, (start + 1) * reduction) for start in (row, column))
         images.append(image.clone())
         images[-1][..., rows, columns] = other[..., rows, columns]
-    levels = dict(zip(drawn.feature_info.out_indices, drawn.feature_info, strict=True))
-    asked = sorted(place for place, level in levels.items() if level.reduction == reduction)
-    maps = [
-        map_.double() for map_ in pyramid_of(drawn).forward_maps(torch.cat(images), asked)
-    ]  # ends at the deepest asked
-    return [(levels[place], (map_[1:] - map_[:1]).norm(dim=1).cpu()) for place, map_ in zip(asked, maps, strict=True)]
+    levels = dict(zip(extractor.feature_info.out_indices, extractor.feature_info, strict=True))
+    indices = sorted(index for index, level in levels.items() if level.reduction == reduction)
+    # forward_maps stops at the deepest of these levels
+    maps = [map_.double() for map_ in pyramid_of(extractor).forward_maps(torch.cat(images), indices)]
+    return [(levels[index], (map_[1:] - map_[:1]).norm(dim=1).cpu()) for index, map_ in zip(indices, maps, strict=True)]
 
 
 def _images(extractor: FeatureExtractWrapper, count: int, size: Size, generator: torch.Generator) -> Tensor:
@@ -174,13 +172,13 @@ def _images(extractor: FeatureExtractWrapper, count: int, size: Size, generator:
     return torch.randn(count, channels_of(extractor), *size, generator=generator).to(device)
 
 
-def _drawn(extractor: FeatureExtractWrapper, size: Size, seed: int) -> FeatureExtractWrapper:
-    """A copy in single precision and evaluation, with the weights that the module's docstring describes."""
+def _randomized(extractor: FeatureExtractWrapper, size: Size, seed: int) -> FeatureExtractWrapper:
+    """A copy in float32 and evaluation mode, with the random weights that the module's docstring describes."""
     copied, generator = copy.deepcopy(extractor).float().eval(), torch.Generator().manual_seed(seed)
     for name, parameter in copied.named_parameters():
-        drawn = _weights(name.rpartition(".")[2], parameter.shape, generator)
-        if drawn is not None and parameter.is_floating_point():
-            parameter.copy_(drawn)
+        values = _weights(name.rpartition(".")[2], parameter.shape, generator)
+        if values is not None and parameter.is_floating_point():
+            parameter.copy_(values)
     for name, buffer in copied.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.fill_(name.endswith("var"))
@@ -194,9 +192,9 @@ def _drawn(extractor: FeatureExtractWrapper, size: Size, seed: int) -> FeatureEx
 
 
 def _weights(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
-    """Values of a parameter; None for one that stays as it is, such as positions and scales of residual branches."""
+    """Random values of a parameter; None to keep its values, as for positions and scales of residual branches."""
     if len(shape) == 4:
-        return torch.randn(*shape, generator=generator) * _centred(shape[2], shape[3]) * (2 / shape[1]) ** 0.5
+        return torch.randn(*shape, generator=generator) * _tap_scales(shape[2], shape[3]) * (2 / shape[1]) ** 0.5
     if len(shape) == 2:
         return torch.randn(*shape, generator=generator) * 0.5 * shape[1] ** -0.5
     if len(shape) == 1 and name == "weight":
@@ -204,9 +202,9 @@ def _weights(name: str, shape: Sequence[int], generator: torch.Generator) -> Ten
     return torch.randn(*shape, generator=generator) * 0.1 if len(shape) == 1 and name == "bias" else None
 
 
-def _centred(height: int, width: int) -> Tensor:
-    """Scales of a kernel's taps: of energy 1 the middle ones, which are two along an even side, OFF_CENTRE the rest."""
+def _tap_scales(height: int, width: int) -> Tensor:
+    """Scales of a kernel's taps: energy 1 for the center taps, two along an even side, and OFF_CENTER for the rest."""
     rows, columns = ((torch.arange(side) - (side - 1) / 2).abs() <= 0.5 for side in (height, width))
-    middle = (rows[:, None] & columns).float()
-    rest = 1 - middle
-    return middle / middle.sum().sqrt() + rest * (OFF_CENTRE / rest.sum().clamp(min=1)).sqrt()
+    center = (rows[:, None] & columns).float()
+    rest = 1 - center
+    return center / center.sum().sqrt() + rest * (OFF_CENTER / rest.sum().clamp(min=1)).sqrt()

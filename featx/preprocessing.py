@@ -1,4 +1,4 @@
-"""How images become the tensors that a model's weights expect."""
+"""Preprocessing: DataConfig, and transforms from PIL images to the tensors that a model's weights expect."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from .arguments import fits, require_number
 from .errors import ArgumentError, shortened
 from .image_checks import LARGEST_SIDE
 from .json_checks import Value
-from .resize import ROUNDINGS, Box, Rounding, resampling, resized, resized_centre
+from .resize import ROUNDINGS, Box, Rounding, resampling, resized, resized_center
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-# Fields of DataConfig that go together.
+# Common values of `mean` and `std` of a DataConfig.
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD}
 INCEPTION = {"mean": HALF, "std": HALF}
@@ -33,7 +33,7 @@ TIMM_CROP_MODES = ("center", "squash", "border")
 CROP_MODES = (*TIMM_CROP_MODES, "other")
 CHANNEL_ORDERS = ("rgb", "bgr")
 SMALLEST_CROP = 0.01
-# How each field of a DataConfig is read from a file.
+# Parsers of the fields of a DataConfig in a JSON file.
 FROM_JSON: Mapping[str, Callable[[Value], Any]] = {
     "size": lambda value: tuple(value.numbers(1, LARGEST_SIDE, 2)),
     "mean": lambda value: tuple(one.real() for one in value.each()),
@@ -48,20 +48,24 @@ FROM_JSON: Mapping[str, Callable[[Value], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """What images looked like when the weights were trained.
+    """The preprocessing that weights were trained with.
 
-    size: sides in pixels (height, width) of the crop.
-    crop: share of the resized image's sides that the crop keeps.
-    mean, std: per channel, of pixels in [0, 1], in RGB.
-    crop_mode: how an image of another aspect becomes one of `size`: "center" resizes it at its own aspect so that it
-        covers size / crop, and keeps its centre; "squash" resizes it to size / crop whatever its aspect, and keeps the
-        centre; "border" resizes it at its own aspect so that it fits into size / crop, and fills the border with the
-        mean; "other" is what only the model's own package does: `transform` refuses it.
-    channel_order: "rgb" or "bgr": the order of the channels that the model takes.
-    crop_rounding: where the crop starts if the centre lies between two pixels: at the "nearest" even one, as in
-        torchvision and timm, or the next one "down", as in transformers.
+    Args:
+        size: (height, width) of the crop in pixels.
+        mean: per channel, of pixels in [0, 1], in RGB order.
+        std: per channel, of pixels in [0, 1], in RGB order.
+        interpolation: name of Pillow's filter for resizing.
+        crop: fraction of the resized image's sides that the crop keeps.
+        crop_mode: how an image of another aspect ratio is fitted to `size`. "center" resizes it, keeping the aspect
+            ratio, to cover size / crop, and crops the center; "squash" resizes it to size / crop, ignoring the aspect
+            ratio, and crops the center; "border" resizes it, keeping the aspect ratio, to fit into size / crop, and
+            fills the border with the mean; "other" is a method of the model's own package, which `transform` refuses.
+        channel_order: "rgb" or "bgr", the order of the model's input channels.
+        crop_rounding: start of a crop whose center lies between two pixels: "nearest", ties to even, as in torchvision
+            and timm, or "down", as in transformers.
 
-    Raises ArgumentError naming every field that has no such value.
+    Raises:
+        ArgumentError: a field has an invalid value; the message lists all of them.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -96,33 +100,35 @@ class DataConfig:
             raise ArgumentError("; ".join(shortened(problems)))
 
     @classmethod
-    def from_json(cls, stated: Value) -> Self:
-        """The DataConfig whose `dataclasses.asdict` was written as JSON; the defaults for fields that it lacks.
+    def from_json(cls, json: Value) -> Self:
+        """Read a DataConfig from the JSON form of its `dataclasses.asdict`. Missing fields have their defaults.
 
-        Raises JsonError for anything else.
+        Raises:
+            JsonError: the value is not a valid DataConfig.
         """
-        if unknown := sorted(stated.object().keys() - cls.__slots__):
-            raise stated.mismatch(f"an object without {unknown[0][:80]!r}")
-        read: dict[str, Any] = {name: FROM_JSON[name](stated[name]) for name in stated.object()}
-        made = {**{field.name: field.default for field in fields(cls)}, **read}
-        if len(made["mean"]) != len(made["std"]) or not all(made["std"]):
-            raise stated.mismatch("a mean and a std per channel, no std of 0")
-        if not SMALLEST_CROP <= made["crop"] <= min(made["size"]):
-            raise stated.mismatch(f"a crop of at least {SMALLEST_CROP}")
-        return cls(**read)
+        if unknown := sorted(json.object().keys() - cls.__slots__):
+            raise json.mismatch(f"an object without {unknown[0][:80]!r}")
+        parsed: dict[str, Any] = {name: FROM_JSON[name](json[name]) for name in json.object()}
+        values = {**{field.name: field.default for field in fields(cls)}, **parsed}
+        if len(values["mean"]) != len(values["std"]) or not all(values["std"]):
+            raise json.mismatch("a mean and a std per channel, no std of 0")
+        if not SMALLEST_CROP <= values["crop"] <= min(values["size"]):
+            raise json.mismatch(f"a crop of at least {SMALLEST_CROP}")
+        return cls(**parsed)
 
     def resized(self) -> tuple[int, int]:
-        """The (height, width) in pixels that the image is resized to, before `size` is cropped from it."""
+        """(height, width) in pixels that images are resized to before the crop."""
         return int(self.size[0] / self.crop), int(self.size[1] / self.crop)
 
 
 def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
-    """The preprocessing that a timm-style `config.json` or `default_cfg` states; `default` where it is silent.
+    """The preprocessing in a timm-style `config.json` or `default_cfg`; missing fields are those of `default`.
 
-    Raises ArgumentError for values that mean nothing, such as a crop_pct of 0.
+    Raises:
+        ArgumentError: a value is invalid, such as a crop_pct of 0.
     """
     size = cfg.get("input_size")
-    stated = {
+    values = {
         "size": tuple(size[-2:]) if size else None,
         "mean": tuple(cfg["mean"]) if cfg.get("mean") else None,
         "std": tuple(cfg["std"]) if cfg.get("std") else None,
@@ -130,40 +136,54 @@ def from_hub(cfg: Mapping[str, Any], default: DataConfig) -> DataConfig:
         "crop": cfg.get("crop_pct"),
         "crop_mode": cfg.get("crop_mode") or None,
     }
-    return replace(default, **{key: value for key, value in stated.items() if value is not None})
+    return replace(default, **{key: value for key, value in values.items() if value is not None})
 
 
 def share(part: int, whole: int) -> float:
-    """The `crop` of a DataConfig by which `part` pixels are cropped from an image resized to exactly `whole` pixels."""
-    found = part / whole
-    return found if int(part / found) == whole else nextafter(found, 0)
+    """The `crop` fraction for cropping `part` pixels from an image resized to exactly `whole` pixels."""
+    fraction = part / whole
+    return fraction if int(part / fraction) == whole else nextafter(fraction, 0)
 
 
 def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """A function from an RGB PIL image to the (chs, size, size) float tensor that the model's weights expect.
+    """The preprocessing of a model: a function from an RGB PIL image to a float32 tensor (chs, size, size).
 
-    The image is resized and cropped as `crop_mode` of the model's DataConfig says, and normalised. `size` (pixels)
-    replaces the configured one. A model of one channel is given the gray image.
+    The image is resized and cropped according to `crop_mode` of the model's DataConfig, and normalized. For a model of
+    one channel it is converted to gray.
 
-    Raises ArgumentError for a size below 1, for a model without `data_config` or with one of other channels than it
-    takes, for an interpolation that Pillow does not have, and for the crop mode "other".
+    Args:
+        model: a model with `data_config`.
+        size: side in pixels, instead of the configured size.
+
+    Raises:
+        ArgumentError: `size` is below 1; the model has no `data_config`, or one with another number of channels; Pillow
+            does not have the interpolation; or the crop mode is "other".
     """
-    return partial(_normalised, prepare=cropped(model, size=size), config=expected(model, size))
+    return partial(_normalized, prepare=cropped(model, size=size), config=expected(model, size))
 
 
 def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """Like `transform`, but the whole image at its own aspect, its shorter side resized to `size`.
+    """Preprocessing without cropping: a function from an RGB PIL image to a float32 tensor (chs, H, W).
 
-    For a model with a `size_divisor`, both sides are rounded to multiples of it.
+    The shorter side is resized to `size`, keeping the aspect ratio. For a model with a `size_divisor`, both sides are
+    rounded to multiples of it.
+
+    Args:
+        model: a model with `data_config`.
+        size: shorter side in pixels, instead of the configured size.
+
+    Raises:
+        ArgumentError: `size` is below 1; the model has no `data_config`, or one with another number of channels; or
+            Pillow does not have the interpolation.
     """
-    return partial(_normalised, prepare=uncropped(model, size=size), config=expected(model, size))
+    return partial(_normalized, prepare=uncropped(model, size=size), config=expected(model, size))
 
 
 def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Image]":
-    """What `transform` does to the PIL image before its pixels become numbers: to the part that the model sees.
+    """The resizing and cropping of `transform`: a function from a PIL image to a PIL image.
 
-    Of an image that was decoded at a fraction of its size, it also takes `whole`, (width, height) of the whole picture,
-    and `box`, the left, upper, right and lower edge of the picture in pixels of the image.
+    For an image that was decoded at a fraction of its size, the function also accepts `whole`, (width, height) at full
+    size, and `box`, the left, upper, right and lower edge of the picture in pixels of the image.
     """
     config = expected(model, size)
     if config.crop_mode == "other":
@@ -176,21 +196,21 @@ def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Imag
 
 
 def uncropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Image]":
-    """What `transform_whole` does to the PIL image before its pixels become numbers.
+    """The resizing of `transform_whole`: a function from a PIL image to a PIL image.
 
-    It takes `whole` and `box` too, as `cropped` does.
+    The function also accepts `whole` and `box`, like that of `cropped`.
     """
     return partial(_whole, config=expected(model, size), divisor=getattr(model, "size_divisor", 1))
 
 
 def with_channels(image: "Image", count: int) -> "Image":
-    """The image in gray or in RGB, by the number of channels, 1 or 3; itself if it is, or if it is one of floats."""
+    """Convert an image to gray (`count` 1) or RGB (3). A float image is kept for one channel."""
     mode = "L" if count == 1 else "RGB"
     return image if image.mode == mode or (count == 1 and image.mode == "F") else image.convert(mode)
 
 
 def expected(model: nn.Module, size: int | None = None) -> DataConfig:
-    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if it is of no PIL images."""
+    """The model's DataConfig, with `size` if given. ArgumentError unless it has 1 or 3 channels, as PIL images do."""
     config = stated(model, size)
     if len(config.mean) not in (1, 3):
         raise ArgumentError(
@@ -201,7 +221,7 @@ def expected(model: nn.Module, size: int | None = None) -> DataConfig:
 
 
 def stated(model: nn.Module, size: int | None = None) -> DataConfig:
-    """The model's DataConfig, for `size` pixels if that is not None; ArgumentError if it is not one of the model."""
+    """The model's DataConfig, with `size` if given. ArgumentError if it is missing or does not fit the model."""
     config = getattr(model, "data_config", None)
     if not isinstance(config, DataConfig):
         raise ArgumentError(f"{type(model).__name__} has no data_config: set model.data_config = featx.DataConfig(...)")
@@ -232,7 +252,7 @@ def _cropped(
         size = max(1, round(whole[0] / ratio)), max(1, round(whole[1] / ratio))
     fill = tuple(round(255 * mean) for mean in config.mean) if config.crop_mode == "border" else None
     crop = config.size[1], config.size[0]
-    return resized_centre(
+    return resized_center(
         with_channels(image, len(config.mean)), size, crop, config.interpolation, config.crop_rounding, fill, box
     )
 
@@ -246,13 +266,13 @@ def _whole(
 
 
 def _with_shorter(whole: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) at the aspect of the whole, the shorter of them so many pixels, the longer rounded down."""
+    """(width, height) with the aspect ratio of `whole`: `shorter` pixels and the longer side rounded down."""
     width, height = (int(shorter * side / min(whole)) for side in whole)
     return width, height
 
 
-def _normalised(image: "Image", *, prepare: "Callable[[Image], Image]", config: DataConfig) -> Tensor:
-    """(chs, height, width); divided by 255 as in training, where a product with 1 / 255 would round differently."""
+def _normalized(image: "Image", *, prepare: "Callable[[Image], Image]", config: DataConfig) -> Tensor:
+    """Convert to (chs, height, width) in float32. Divides by 255, since multiplying by 1 / 255 rounds differently."""
     pixels = np.array(prepare(image))
     channels = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))

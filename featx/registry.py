@@ -1,4 +1,4 @@
-"""The table of named models: variants of the families, and creation functions that users register."""
+"""The registry of named models: variants of the families, and user-registered creation functions."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -26,12 +26,15 @@ CreationT = TypeVar("CreationT", bound=Creation)
 
 @dataclass(frozen=True, slots=True)
 class Variant(Generic[Config]):
-    """A backbone class and the configuration that makes it this variant.
+    """A named variant: a backbone class and its configuration.
 
-    weights: tags of its published weights, the default first; `tag` is the Hub repository `timm/<name>.<tag>`.
-    data: the preprocessing of the default weights.
-    tags: the fields of `data` that other weights state otherwise, by their tag or, before that, by "name.tag": families
-        share one table.
+    Attributes:
+        build: the backbone class.
+        config: the configuration.
+        weights: tags of the published weights, the default first. A tag is the Hub repository `timm/<name>.<tag>`.
+        data: the preprocessing of the default weights.
+        tags: fields of `data` in which other weights differ, by "name.tag" (which has precedence) or by tag. The
+            variants of a family share one table.
     """
 
     build: Callable[[Config], Backbone]
@@ -41,7 +44,7 @@ class Variant(Generic[Config]):
     tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def tagged(self, name: str, tag: str) -> Self:
-        """The variant with the preprocessing of the weights of that tag. name: of the variant."""
+        """The variant called `name`, with the preprocessing of the weights with that tag."""
         if not self.weights or tag == self.weights[0]:
             return self
         return replace(self, data=replace(self.data, **self.tags.get(f"{name}.{tag}", self.tags.get(tag, {}))))
@@ -51,14 +54,23 @@ _models: dict[str, Variant[Any] | Creation] = {}
 
 
 def register(variants: Mapping[str, Variant[Any]]) -> None:
-    """Add a family's variants; raises ArgumentError if a name is taken."""
+    """Add a family's variants. ArgumentError if a name is already registered."""
     _add(variants)
 
 
 def register_model(create: CreationT) -> CreationT:
-    """Decorator: `create_model(<name of the function>)` calls it as `create(pretrained, **what the user gave)`.
+    """Decorator that registers a creation function under its name.
 
-    Raises ArgumentError if the name is taken.
+    `create_model(name, pretrained, **kwargs)` then calls `create(pretrained, **kwargs)`.
+
+    Args:
+        create: the function.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        ArgumentError: the name is already registered.
     """
     _add({create.__name__: create})
     return create
@@ -81,24 +93,27 @@ def list_models(
     *,
     features_only: bool = False,
 ) -> list[str]:
-    """Names of all models that match the shell-style patterns, sorted; the arguments are those of timm's function.
-
-    A pattern such as "timm/*" lists another package's models; MissingPackageError if it is not installed.
+    """Sorted names of all models that match shell-style patterns. The arguments are those of timm's function.
 
     Args:
-        filter: a pattern or several, of which a name matches at least one. A pattern without a dot matches tags, too.
-        module: the file of `featx.models` that defines the model's class, such as "resnet" or "vit", or several; timm's
-            files of the same models ("vision_transformer", "byobnet") are understood.
-        pretrained: leave out models without published weights.
-        exclude_filters: a pattern or several, of which a name matches none.
-        name_matches_cfg: leave out models without preprocessing of their own, as users' creation functions are.
-        include_tags: list each model with every tag of its published weights; by default with `pretrained` alone.
-        features_only: leave out models that cannot be asked for maps: users' creation functions that do not take
-            `features_only`.
+        filter: one or more patterns, of which a name must match at least one. A pattern without a dot matches names
+            with any tag. A pattern such as "timm/*" lists another package's models.
+        module: one or more files of `featx.models` that define the models' classes, such as "resnet" or "vit". timm's
+            files of the same models ("vision_transformer", "byobnet") are accepted.
+        pretrained: only models with published weights.
+        exclude_filters: one or more patterns that a name must not match.
+        name_matches_cfg: only models with their own preprocessing, which excludes user-registered functions.
+        include_tags: list each model with every tag of its published weights; by default only with `pretrained`.
+        features_only: only models that return maps, which excludes user-registered functions without a `features_only`
+            argument.
+
+    Raises:
+        ArgumentError: a pattern is not a string.
+        MissingPackageError: the package of a pattern is not installed.
     """
     wanted, unwanted = _patterns(filter, "filter") or ("*",), _patterns(exclude_filters, "exclude_filters")
     _load_families()
-    modules = {file for name in _patterns(module, "module") for file in TIMMS_MODULES.get(name, (name,))}
+    modules = {file for name in _patterns(module, "module") for file in TIMM_MODULES.get(name, (name,))}
     tagged = pretrained if include_tags is None else include_tags
     rows = (
         name
@@ -112,12 +127,12 @@ def list_models(
     return sorted(name for name in {*names} if not _matches(name, unwanted))
 
 
-# Files of timm, and the files here that define the same models.
-TIMMS_MODULES = {"vision_transformer": ("vit",), "byobnet": ("repvgg", "mobilevit", "mobilevitv2")}
+# timm's files, and the files of `featx.models` that define the same models.
+TIMM_MODULES = {"vision_transformer": ("vit",), "byobnet": ("repvgg", "mobilevit", "mobilevitv2")}
 
 
 def _bridged(pattern: str) -> Iterable[str]:
-    """Names of another package's models that match the pattern, if it is one of such names."""
+    """Names of another package's models that match a pattern with the package's prefix."""
     if (bridge := bridge_of(pattern)) is None:
         return ()
     package, theirs = bridge
@@ -126,24 +141,24 @@ def _bridged(pattern: str) -> Iterable[str]:
 
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
-    """The patterns that are not empty, of one or several; ArgumentError for what are none."""
+    """The non-empty patterns of one or several. ArgumentError for other types."""
     several = [patterns] if isinstance(patterns, str) else require_strings(patterns, argument, what="patterns")
     return tuple(pattern for pattern in several if pattern)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name, or where the pattern has no tag the name without its own, matches one of the patterns."""
+    """Whether a name matches one of the patterns; a pattern without a tag is matched without the name's tag, too."""
     base = name.partition(".")[0]
     return any(fnmatch(name, pattern) or ("." not in pattern and fnmatch(base, pattern)) for pattern in patterns)
 
 
 def _module_of(entry: Variant[Any] | Creation) -> str:
-    made: Any = entry.build if isinstance(entry, Variant) else entry
-    return made.__module__.rpartition(".")[2]
+    build: Any = entry.build if isinstance(entry, Variant) else entry
+    return build.__module__.rpartition(".")[2]
 
 
 def _names(model: str, entry: Variant[Any] | Creation, pretrained: bool, tagged: bool) -> Iterable[str]:
-    """The name of a model, or with its tags; nothing if it has no weights although they are asked for."""
+    """A model's name, or its names with tags; empty if `pretrained` and it has no weights."""
     tags = entry.weights if isinstance(entry, Variant) else ()
     if pretrained and not tags:
         return ()
@@ -151,7 +166,7 @@ def _names(model: str, entry: Variant[Any] | Creation, pretrained: bool, tagged:
 
 
 def lookup(name: str) -> Variant[Any] | Creation:
-    """The entry of that name; UnknownModelError with the closest names if there is none."""
+    """The entry of that name. UnknownModelError, with the closest names, if there is none."""
     _load_families()
     if name not in _models:
         raise UnknownModelError(f"no model is named {name!r}; {suggestion(name)}")
@@ -159,10 +174,13 @@ def lookup(name: str) -> Variant[Any] | Creation:
 
 
 def suggestion(name: str, otherwise: str = "see featx.list_models()") -> str:
-    """What to ask for instead of a name that no model has: names like it, of featx's models and other packages'.
+    """Advice for an unknown name: similar names of featx's and other packages' models.
 
-    A name that looks like a path or a repository is answered with the spelling of that, and one that is like none with
-    what is to be said `otherwise`.
+    For a path or a repository, the advice is how to write it.
+
+    Args:
+        name: the unknown name.
+        otherwise: the advice if no name is similar.
     """
     if (bridge := bridge_of(name)) is not None:
         package, theirs = bridge
@@ -175,22 +193,22 @@ def suggestion(name: str, otherwise: str = "see featx.list_models()") -> str:
     elsewhere = names_elsewhere()
     if exact := [known for known in elsewhere if known.partition("/")[2] == name.partition(".")[0]]:
         tag = name.removeprefix(name.partition(".")[0])
-        return f"another package has it: ask for {' or '.join(found + tag for found in exact)}"
+        return f"another package has it: ask for {' or '.join(known + tag for known in exact)}"
     others = [known for known in elsewhere if known.partition("/")[2] not in _models]
     close = closest(name, [*sorted(_models), *others])
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 def _address(name: str) -> str:
-    """How to ask for a folder or a repository."""
+    """Advice on how to write the name of a folder or a repository."""
     if name.startswith((".", "~", "/")) or os.path.isdir(name):
         return f"for a folder, ask for 'local-dir:{name}'"
     package, _, rest = name.partition("/")
     packages = bridged_packages()
     if package.lower() in packages:
         return f"ask for {package.lower()}/{rest}"
-    if meant := closest(package, packages, 1):
-        return f"did you mean {meant[0]}/{rest}?"
+    if similar := closest(package, packages, 1):
+        return f"did you mean {similar[0]}/{rest}?"
     return (
         f"for a repository on the Hub, ask for transformers/{name}, or, if timm or featx wrote it, for hf-hub:{name}; "
         f"for a folder, for local-dir:{name}"
@@ -205,7 +223,7 @@ def _gives_maps(entry: Variant[Any] | Creation) -> bool:
 
 
 def _load_families() -> None:
-    """Import every file of `featx.models` once, so that a family is registered by being there."""
+    """Import every file of `featx.models` once; each registers its family on import."""
     for module in iter_modules(models.__path__):
         if not module.ispkg:
             import_module(f"{models.__name__}.{module.name}")

@@ -1,4 +1,4 @@
-"""Resizing and cropping of PIL images, to the pixels that torchvision's transforms make of them."""
+"""Resizing and cropping of PIL images, with the same pixels as torchvision's transforms."""
 
 from math import gcd
 from typing import TYPE_CHECKING, Literal, get_args
@@ -8,27 +8,28 @@ from .errors import ArgumentError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Parts of a pixel that edges of a box may lie at: Pillow takes them as floats of 24 bits.
+# Edges of a box may be at multiples of 1 / PARTS pixel: Pillow stores them as floats with 24 bits.
 PARTS = 2**8
-TALL = 100  # rows per column from which on Pillow decides on the order by how many rows are asked for
+TALL = 100  # rows per column from which Pillow chooses the order of passes by the number of requested rows
 
-# Left, upper, right and lower edge of what of an image is resized, in its pixels.
+# Left, upper, right and lower edge of the region of an image to resize, in its pixels.
 Box = tuple[float, float, float, float]
-# Where a centre starts that lies between two pixels: at the nearest one, the even one of two, or the next one down.
+# Start of a center crop that lies between two pixels: the nearest one (ties to even), or the next one down.
 Rounding = Literal["nearest", "down"]
 ROUNDINGS = get_args(Rounding)
 
 
 def resized(image: "Image.Image", size: tuple[int, int], interpolation: str, box: Box | None = None) -> "Image.Image":
-    """The image, or the box of it, at (width, height) pixels; itself if it has these.
+    """Resize the image, or a box of it, to (width, height) pixels. An image of that size is returned itself.
 
-    Raises ArgumentError for an unknown interpolation.
+    Raises:
+        ArgumentError: the interpolation is unknown.
     """
     whole = box is None or box == (0, 0, *image.size)
     return image if whole and image.size == size else image.resize(size, resampling(interpolation), box)
 
 
-def resized_centre(
+def resized_center(
     image: "Image.Image",
     size: tuple[int, int],
     crop: tuple[int, int],
@@ -37,13 +38,22 @@ def resized_centre(
     fill: tuple[int, ...] | None = None,
     box: Box | None = None,
 ) -> "Image.Image":
-    """The centre, (width, height) pixels of `crop`, of the image resized to `size`; where that is smaller, `fill`.
+    """Resize an image to `size`, and crop its center. Cropped columns and rows are not computed if that is exact.
 
-    Columns and rows that would be cropped are not computed, as far as that changes no pixel of the others. No `fill`
-    is black. A `box` is the part of the image that is resized; its edges are at multiples of 1 / PARTS.
+    Args:
+        image: the image.
+        size: (width, height) in pixels to resize to.
+        crop: (width, height) in pixels of the center crop.
+        interpolation: name of a filter.
+        rounding: start of a crop that lies between two pixels.
+        fill: color of the border if `crop` is larger than `size`; None for black.
+        box: the region of the image to resize, with edges at multiples of 1 / PARTS.
+
+    Raises:
+        ArgumentError: the interpolation is unknown.
     """
     left, top = (_start(whole, part, rounding) for whole, part in zip(size, crop, strict=True))
-    # "nearest" adds up steps from the first pixel on, and of tall images Pillow may resize rows before columns.
+    # "nearest" accumulates steps from the first pixel, and Pillow may resize rows of tall images before columns.
     if interpolation == "nearest" or image.height > TALL * image.width:
         image, box = resized(image, size, interpolation, box), None
     edges = (0, 0, *image.size) if box is None else box
@@ -52,8 +62,8 @@ def resized_centre(
         first, last = _span(width, size[0], left, crop[0])
         upper, lower = _span(height, size[1], top, crop[1])
         across, down = width / size[0], height / size[1]
-        part = edges[0] + first * across, edges[1] + upper * down, edges[0] + last * across, edges[1] + lower * down
-        image = image.resize((last - first, lower - upper), resampling(interpolation), part)
+        region = edges[0] + first * across, edges[1] + upper * down, edges[0] + last * across, edges[1] + lower * down
+        image = image.resize((last - first, lower - upper), resampling(interpolation), region)
         left, top = left - first, top - upper
     if fill is None:
         return image.crop((left, top, left + crop[0], top + crop[1]))
@@ -65,7 +75,7 @@ def resized_centre(
 
 
 def resampling(interpolation: str) -> "Image.Resampling":
-    """Pillow's filter of that name; ArgumentError if there is none."""
+    """Pillow's filter of that name. ArgumentError if there is none."""
     from PIL import Image
 
     try:
@@ -76,16 +86,16 @@ def resampling(interpolation: str) -> "Image.Resampling":
 
 
 def _start(whole: int, part: int, rounding: Rounding) -> int:
-    """Where the centre starts; below zero if it is larger than the whole."""
+    """Start of the center crop; negative if the crop is larger than the image."""
     if part > whole:
         return -((part - whole) // 2)
     return (whole - part) // 2 if rounding == "down" else round((whole - part) / 2)
 
 
 def _span(pixels: float, whole: int, start: int, part: int) -> tuple[int, int]:
-    """The shortest span of `whole` that holds the centre and whose ends are exact in the image's own pixels.
+    """The shortest span of `whole` that contains the center crop and whose ends are exact in the image's pixels.
 
-    Only then do the filter's weights come out the same as those of the whole.
+    Otherwise the filter's weights would differ from those of resizing the whole image.
     """
     step = whole // gcd(int(pixels * PARTS), whole)
     first, last = max(0, start), min(whole, start + part)

@@ -1,4 +1,4 @@
-"""tap: maps from any modules of any model."""
+"""`tap`: an extractor of the outputs of any modules of any model."""
 
 from collections.abc import Sequence
 
@@ -24,25 +24,28 @@ def tap(
     argument: str | None = None,
     output: Output = "list",
 ) -> FeatureExtractWrapper:
-    """An extractor whose maps are the outputs of the modules at these paths, in this order.
+    """An extractor whose maps are the outputs of the given modules, in this order.
 
-    names: paths, or what `discover` proposed; a `Tap` where more must be said: which entry of a tuple or dictionary,
-        the layout, prefix tokens.
-    example: images (N, C, H, W) that the model takes; only their shape matters, unless the model does not run without
-        values. By default of the size and channels that the model states, or 3 x 224 x 224.
-    argument: the keyword argument under which the model takes images, if that is not its first.
-    output: as in FeatureExtractWrapper.
+    Maps (N, C, H, W), (N, H, W, C) and sequences of tokens (N, prefix + h * w, C) are returned as (N, C, H, W). The
+    layout and the number of prefix tokens are inferred from the shapes at two image sizes, if the model accepts two.
+    `model` does not change; the extractor shares its parameters, under the same names.
 
-    Maps (N, C, H, W), (N, H, W, C) and sequences of tokens (N, prefix + h * w, C) come out as (N, C, H, W); which one
-    it is, and how many prefix tokens there are, is found out from the shapes at two sizes if the model takes those.
-    `model` stays untouched; the extractor shares its parameters, under the same names.
+    The model's own forward runs. Modules that no map depends on are replaced by placeholders if the forward still works
+    with them; `extractor.excess` lists the parameters that are kept although no map needs them. Operations between
+    modules still run.
 
-    The model's own forward runs, but modules whose results no map depends on are replaced by ones that compute
-    nothing, if the forward still works then; `extractor.excess` names the parameters that are kept although no map
-    needs them, and is empty where all of the rest could be left out. Operations between modules still run.
+    Args:
+        model: the model.
+        names: paths of modules, or the result of `discover`. A `Tap` instead of a path specifies the entry of a tuple
+            or dictionary, the layout, or the number of prefix tokens.
+        example: images (N, C, H, W) for the model. Only their shape is used, unless the model does not run on the meta
+            device. By default they have the size and channels that the model declares, or 3 x 224 x 224.
+        argument: name of the keyword argument for images, if they are not the model's first argument.
+        output: as for FeatureExtractWrapper.
 
-    Raises ArgumentError for a path that does not exist, ContractError, saying what the module returned, for what is no
-    map, and for a module that is called more than once or not at all.
+    Raises:
+        ArgumentError: a path does not exist.
+        ContractError: a module does not return a map, or is not called exactly once.
     """
     require_module(model)
     if isinstance(names, str):

@@ -21,7 +21,7 @@ from torch import nn
 
 import featx
 from featx.adapters import detectron2 as adapter
-from featx.adapters.source import simple_pyramid
+from featx.adapters.requirements import simple_pyramid
 from featx.necks import Pipeline, SimpleFeaturePyramid
 
 NAMES = ("res2", "res3", "res4", "res5")

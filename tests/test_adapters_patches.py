@@ -16,7 +16,7 @@ from featx.adapters import smp as smp_adapter
 from featx.adapters import smp_dpt
 from featx.adapters import torchvision as torchvision_adapter
 from featx.adapters import transformers as transformers_adapter
-from featx.adapters.source import STRIDES, simple_pyramid
+from featx.adapters.requirements import STRIDES, simple_pyramid
 from featx.necks import FPN, MaxPoolLevel, Pipeline, Resample, SimpleFeaturePyramid
 
 Config, Backbone = transformers_adapter.register()

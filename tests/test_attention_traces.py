@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featx import ContractError
 from featx.attention import capture_attention
-from featx.attention.weight_trace import Watch
+from featx.attention.weight_trace import WeightTrace
 
 
 def hooks_of(model):
@@ -38,7 +38,7 @@ def test_an_interrupted_forward_leaves_nothing_watching():
     with pytest.raises(KeyboardInterrupt), capture_attention(model):
         model(images(1, 3, 64, 64))
     handle.remove()
-    assert not any(isinstance(mode, Watch) for mode in torch.overrides._get_current_function_mode_stack())
+    assert not any(isinstance(mode, WeightTrace) for mode in torch.overrides._get_current_function_mode_stack())
     assert hooks_of(model) == []
 
 

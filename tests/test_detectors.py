@@ -77,9 +77,9 @@ def test_boxes_are_coded_with_the_variances_of_the_paper(published):
 def test_an_anchor_learns_what_it_overlaps_by_half_or_best():
     model = detector()
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 21], [0, 0, 10, 19], [50, 50, 60, 60]])
-    assert model._matched(torch.tensor([[0.0, 0, 10, 10]]), anchors).tolist() == [0, -1, 0, -1]
-    assert model._matched(torch.tensor([[0.0, 0, 10, 10], [58, 58, 70, 70]]), anchors).tolist() == [0, -1, 0, 1]
-    assert model._matched(torch.zeros(0, 4), anchors).tolist() == [-1] * 4
+    assert model._match(torch.tensor([[0.0, 0, 10, 10]]), anchors).tolist() == [0, -1, 0, -1]
+    assert model._match(torch.tensor([[0.0, 0, 10, 10], [58, 58, 70, 70]]), anchors).tolist() == [0, -1, 0, 1]
+    assert model._match(torch.zeros(0, 4), anchors).tolist() == [-1] * 4
 
 
 def test_predictions_come_map_by_map_and_cell_by_cell():
@@ -288,7 +288,7 @@ def test_other_levels_than_those_of_the_strides_are_refused():
 
 def test_a_source_without_preprocessing_needs_mean_and_std():
     extractor = featx.create_model("resnet18", features_only=True, out_indices=[3, 4], in_chans=4)
-    with pytest.raises(ArgumentError, match="images of 4 channels are to be normalised by mean="):
+    with pytest.raises(ArgumentError, match="images of 4 channels are to be normalized by mean="):
         SSD(extractor, 4)
     cfg = SSDConfig(size=(96, 128), mean=(0.5,) * 4, std=(0.5,) * 4)
     assert SSD(extractor, 4, cfg).eval()(torch.rand(1, 4, 96, 128))[0]["boxes"].shape[1] == 4

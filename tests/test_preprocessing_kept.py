@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 import featx
 from featx import ArgumentError, CheckpointError, DataConfig, FeatureExtractWrapper
-from featx.adapters.source import statistics
+from featx.adapters.requirements import statistics
 from featx.bulk.decoder import decoder_for
 from featx.bulk.inputs import find_items
 from featx.bulk.preview import _seen
 from featx.bulk.recipe import Recipe
 from featx.cli import app
-from featx.heads.ssd import SSDConfig, _normalisation
+from featx.heads.ssd import SSDConfig, _image_statistics
 from featx.necks import ChannelMapper, Pipeline
 
 SQUASH = DataConfig((64, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.9, "squash")
@@ -176,7 +176,7 @@ def test_what_normalises_images_itself_refuses_a_backbone_for_bgr():
     with pytest.raises(ArgumentError, match=r"in the order BGR, and would be given RGB: .*mobilevit_s"):
         statistics(extractor)
     with pytest.raises(ArgumentError, match="in the order BGR, and a detector gives it RGB"):
-        _normalisation(extractor, SSDConfig())
+        _image_statistics(extractor, SSDConfig())
 
 
 def test_info_says_which_images_the_weights_expect():

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from featx import ArgumentError
-from featx.resize import PARTS, resized, resized_centre
+from featx.resize import PARTS, resized, resized_center
 
 NOISE = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)  # which shows the smallest shift
 SIDES = st.integers(1, 400)
@@ -32,7 +32,7 @@ def test_the_centre_of_a_resized_image_has_torchvisions_pixels(
     width, height, across, down, right, lower, interpolation
 ):
     image, size, crop = noise(width, height), (across, down), (right, lower)
-    found = resized_centre(image, size, crop, interpolation)
+    found = resized_center(image, size, crop, interpolation)
     assert np.array_equal(np.asarray(found), np.asarray(reference(image, list(size), list(crop), interpolation)))
 
 
@@ -40,7 +40,7 @@ def test_the_centre_of_a_resized_image_has_torchvisions_pixels(
 @pytest.mark.parametrize("down", [40, 384])
 def test_the_centre_of_a_very_tall_image_has_torchvisions_pixels(interpolation, down):
     for across, crop in ((1, (1, 1)), (3, (2, 30)), (2, (2, 200))):
-        found = resized_centre(noise(2, 363), (across, down), crop, interpolation)
+        found = resized_center(noise(2, 363), (across, down), crop, interpolation)
         expected = reference(noise(2, 363), [across, down], list(crop), interpolation)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
 
@@ -50,7 +50,7 @@ def test_the_centre_of_a_very_tall_image_has_torchvisions_pixels(interpolation, 
 )
 def test_the_centre_of_a_large_photograph_has_torchvisions_pixels(pixels, size):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*pixels[::-1], 3), np.uint8))
-    found = resized_centre(image, size, (224, 224), "bicubic")
+    found = resized_center(image, size, (224, 224), "bicubic")
     assert np.array_equal(np.asarray(found), np.asarray(reference(image, list(size), [224, 224], "bicubic")))
 
 
@@ -61,7 +61,7 @@ def test_what_is_cropped_anyway_is_not_resized(monkeypatch):
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *rest: asked.append(size) or resize(self, size, *rest)
     )
-    resized_centre(Image.new("RGB", (1920, 1080)), (455, 256), (224, 224), "bicubic")
+    resized_center(Image.new("RGB", (1920, 1080)), (455, 256), (224, 224), "bicubic")
     step = 455 // gcd(1920 * PARTS, 455)
     assert asked == [(3 * step, 224)]
 

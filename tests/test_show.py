@@ -148,7 +148,7 @@ def test_a_report_holds_all_photographs(run, tmp_path, cat, cup):
 def test_the_maps_of_a_report_share_their_colours(run, cat, cup, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(looking, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
-    monkeypatch.setattr(featx.viz.report, "png_of", lambda figure: b"")
+    monkeypatch.setattr(featx.viz.html_report, "png_of", lambda figure: b"")
     run(cat, cup, *RESNET, "--levels", "2", "--out", tmp_path / "r.html")
     assert drawn[0] is drawn[1] is not None
 

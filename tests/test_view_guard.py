@@ -8,8 +8,8 @@ import pytest
 from viewing import closed_loops as closed_loops
 from viewing import files, request, send
 
-from featx.view.guard import AROUND, AT_ONCE, Guard, Limits, is_cross_site
-from featx.view.serve import serve
+from featx.webui.guard import FORM_OVERHEAD, PARALLEL_UPLOADS, Guard, Limits, is_cross_site
+from featx.webui.serve import serve
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -79,7 +79,7 @@ def test_many_files_at_once_count_as_many(served):
 
 
 @pytest.mark.parametrize(
-    ("path", "nbytes"), [("gradio_api/upload", 2**20 + AROUND + 1), ("gradio_api/queue/join", 2**20 + 1)]
+    ("path", "nbytes"), [("gradio_api/upload", 2**20 + FORM_OVERHEAD + 1), ("gradio_api/queue/join", 2**20 + 1)]
 )
 def test_large_requests_are_refused_before_they_are_read(path, nbytes):
     asked = {
@@ -110,7 +110,7 @@ def test_a_visitor_sends_few_files_at_the_same_time():
         async def send(message) -> None:
             statuses.append(message.get("status"))
 
-        sent = [asyncio.ensure_future(guard(asked, done.wait, send)) for _ in range(AT_ONCE + 2)]
+        sent = [asyncio.ensure_future(guard(asked, done.wait, send)) for _ in range(PARALLEL_UPLOADS + 2)]
         for _ in range(9):
             await asyncio.sleep(0)
         done.set()
@@ -118,7 +118,7 @@ def test_a_visitor_sends_few_files_at_the_same_time():
         return [status for status in statuses if status]
 
     assert asyncio.run(several()) == [429, 429]
-    assert len(reached) == AT_ONCE
+    assert len(reached) == PARALLEL_UPLOADS
 
 
 async def unreachable(scope, receive, send) -> None:

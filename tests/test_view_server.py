@@ -15,9 +15,9 @@ from viewing import files, request, send
 
 import featx
 import featx.cli
-from featx.view.guard import Limits
-from featx.view.serve import is_loopback, serve
-from featx.view.session import Session
+from featx.webui.guard import Limits
+from featx.webui.serve import is_loopback, serve
+from featx.webui.session import Session
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -69,7 +69,7 @@ def test_an_upload_with_too_many_bytes_is_refused_and_leaves_nothing(served):
 
 
 def test_an_upload_is_gone_once_the_page_has_received_it(served, coffee):
-    from featx.view.page import Handlers
+    from featx.webui.page import Handlers
 
     written, session = BytesIO(), Session()
     coffee.save(written, format="png")
@@ -77,7 +77,7 @@ def test_an_upload_is_gone_once_the_page_has_received_it(served, coffee):
     (path,) = json.loads(body)
     assert status == 200
     assert Path(path).is_relative_to(served.folder)
-    Handlers(Limits(), remote=False).received(path, session)
+    Handlers(Limits(), remote=False).receive(path, session)
     assert np.array_equal(session.photograph, coffee)
     assert not Path(path).exists()
 
@@ -130,7 +130,7 @@ def test_loopback_addresses_are_known(host, loopback):
 
 
 def test_a_page_for_other_machines_offers_no_files():
-    from featx.view.page import page
+    from featx.webui.page import page
 
     def component(remote: bool, id_: str) -> dict:
         parts = page(Limits(), remote=remote).get_config_file()["components"]
@@ -157,4 +157,4 @@ def test_the_command_listens_on_loopback_by_default_and_says_what_else_means(cap
         featx.cli.main()
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 127.0.0.1]" in said
-    assert "whoever reaches this machine's port use the page, unencrypted and without a password" in said
+    assert "anyone who reaches the port can use the page, unencrypted and without a password" in said

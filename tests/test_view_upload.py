@@ -12,7 +12,7 @@ from viewing import closed_loops as closed_loops
 from viewing import coffee as coffee
 
 import featx
-from featx.view.guard import Limits, take
+from featx.webui.guard import Limits, open_upload
 
 # gradio leaves its look at a port that is taken to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*socket:ResourceWarning")
@@ -36,7 +36,7 @@ def upload(tmp_path):
 
 def test_an_upload_is_decoded_and_deleted(upload, coffee):
     path = upload(coffee)
-    assert np.array_equal(take(path, Limits()), coffee)
+    assert np.array_equal(open_upload(path, Limits()), coffee)
     assert not path.parent.exists()
 
 
@@ -45,12 +45,12 @@ def test_a_photograph_stands_upright(upload, coffee):
     exif[0x0112] = 6  # to be turned by 90 degrees
     written = BytesIO()
     coffee.save(written, format="jpeg", exif=exif)
-    assert take(upload(written.getvalue(), "photograph.jpg"), Limits()).size == (96, 144)
+    assert open_upload(upload(written.getvalue(), "photograph.jpg"), Limits()).size == (96, 144)
 
 
 def test_an_upload_that_was_deleted_for_later_ones_is_told(tmp_path):
     with pytest.raises(featx.ImageError, match="the file is not there any more: drop it again"):
-        take(tmp_path / "0123" / "photograph.png", Limits())
+        open_upload(tmp_path / "0123" / "photograph.png", Limits())
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -77,5 +77,5 @@ def png_of_size(width: int, height: int) -> bytes:
 def test_what_is_refused_is_deleted_too(upload, content, limits, message):
     path = upload(content)
     with pytest.raises(featx.ImageError, match=message):
-        take(path, limits)
+        open_upload(path, limits)
     assert not path.parent.exists()

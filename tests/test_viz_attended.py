@@ -9,8 +9,8 @@ import featx
 from featx import ArgumentError, ContractError
 from featx.attention import Attention
 from featx.explain import attention_gradcam, attention_rollout, class_attention, patches_of
-from featx.viz.attended import attention_heats, gradcam_heats, heads_of, patches_in, rollout_heats
-from featx.viz.photograph import as_seen, seen_part
+from featx.viz.attention_maps import attention_heats, gradcam_heats, heads_of, patches_in, rollout_heats
+from featx.viz.model_view import as_seen, seen_part
 
 
 def pair(height: int, width: int, prefix: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

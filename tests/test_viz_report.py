@@ -11,7 +11,7 @@ from PIL import Image
 
 from featx import FeatureInfo, Levels, OutputError
 from featx.viz import overlay
-from featx.viz.report import Section, report, write_report
+from featx.viz.html_report import Section, report, write_report
 
 LEVELS = Levels([FeatureInfo(8, 4, "stem"), FeatureInfo(16, 8, "layer1"), FeatureInfo(32, 16, "<b>&amp;")])
 NASTY = "<script>alert(\"1\")</script> & 'кофе' \udcff.png"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from figures import coffee as coffee
 
-from featx.view.choice import Choice, Values
-from featx.view.session import Asked, Models, Parts, Session, What
+from featx.webui.model_choice import ModelChoice, WeightsKind
+from featx.webui.session import ModelParts, Models, PictureKind, PictureRequest, Session
 
 NAME = "mobilenetv3_small_050"
 VIT = "vit_tiny_patch16_224"
@@ -17,12 +17,12 @@ SIZE = 64
 LOCAL = {"remote": False}
 
 
-def random(name: str = NAME, seed: int = 0) -> Choice:
-    return Choice(name, Values.random, seed)
+def random(name: str = NAME, seed: int = 0) -> ModelChoice:
+    return ModelChoice(name, WeightsKind.random, seed)
 
 
-def asked(what: What, name: str = NAME, **fields) -> Asked:
-    return Asked(random(name), what, Parts(**{"levels": (1, 3), "level": 2, **fields}), SIZE)
+def asked(what: PictureKind, name: str = NAME, **fields) -> PictureRequest:
+    return PictureRequest(random(name), what, ModelParts(**{"levels": (1, 3), "level": 2, **fields}), SIZE)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
-"""Sources of maps in the interfaces of other packages, one file per package, which it imports when it is called.
+"""Adapters: feature extractors with the backbone interfaces of other packages, one file per package.
 
-A source is a feature extractor, from `create_model(..., features_only=True)`, or a `necks.Pipeline`.
+A source is a feature extractor, from `create_model(..., features_only=True)`, or a `necks.Pipeline`. Each package is
+imported when its adapter is called.
 """
 
 from importlib import import_module
@@ -13,7 +14,7 @@ __all__ = ["detectron2", "mmengine", "smp", "smp_dpt", "torchvision", "transform
 
 
 def __getattr__(name: str) -> Any:
-    """An adapter, imported when it is asked for."""
+    """Import an adapter on first access."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

@@ -1,6 +1,6 @@
 """Backbones for detectron2 (https://github.com/facebookresearch/detectron2).
 
-Its models normalise images themselves, of pixels from 0 to 255: give them what `pixel_statistics` says and
+Its models normalize images themselves, from pixel values in 0 to 255: configure them with `pixel_statistics` and
 `input_format="RGB"`.
 """
 
@@ -10,40 +10,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .source import maps_of, require_names, require_package, require_source, side_multiple, statistics
+from .requirements import maps_of, require_names, require_package, require_source, side_multiple, statistics
 
 INSTALL = "see https://detectron2.readthedocs.io/tutorials/install.html"
 
 
 def backbone(source: nn.Module, names: Sequence[str] | None = None) -> Any:
-    """A `detectron2.modeling.Backbone`, which its FPN and meta-architectures accept.
+    """Convert an extractor to a `detectron2.modeling.Backbone` for detectron2's FPN and meta-architectures.
 
-    names: of the maps, which `in_features` of necks and heads then choose from, such as ("res2", "res3", "res4",
-        "res5"); by default those of the levels. Raises ArgumentError unless each level has one, and
-        MissingPackageError.
+    `size_divisibility` is the deepest stride, or twice that in families that enlarge maps: for sides that are multiples
+    of it, each map is exactly twice as large as the next, which detectron2's FPN requires.
 
-    `size_divisibility` is the deepest stride, or twice that in families that enlarge maps: sides that are multiples of
-    it make each map exactly twice as large as the next, as the FPN there needs, which doubles sides and fails on odd
-    ones.
+    Args:
+        source: a feature extractor.
+        names: of the maps, for `in_features` of necks and heads, such as ("res2", "res3", "res4", "res5"). None for the
+            names of the levels.
+
+    Raises:
+        ArgumentError: a level has no name of its own.
+        MissingPackageError: detectron2 is not installed.
     """
     source = require_source(source)
     return _class()(source, require_names(names or source.feature_info.names(), source))
 
 
 def pixel_statistics(source: nn.Module) -> dict[str, list[float]]:
-    """`pixel_mean` and `pixel_std` of RGB images from 0 to 255; ArgumentError if the source does not state them."""
+    """`pixel_mean` and `pixel_std` for RGB values from 0 to 255. ArgumentError if the source has none."""
     data = statistics(require_source(source))
     return {"pixel_mean": [255 * mean for mean in data.mean], "pixel_std": [255 * std for std in data.std]}
 
 
 @cache
 def _class() -> type[nn.Module]:
-    """The subclass of the package's Backbone, which its FPN asks for."""
+    """A subclass of detectron2's Backbone, which its FPN requires."""
     base: Any = require_package("detectron2.modeling", INSTALL).Backbone
     shape: Any = require_package("detectron2.layers", INSTALL).ShapeSpec
 
     class FeatxBackbone(base):
-        """Images (N, C, H, W) to a map per name."""
+        """Images (N, C, H, W) to a dictionary of maps by name."""
 
         def __init__(self, source: nn.Module, names: Sequence[str]) -> None:
             super().__init__()
@@ -66,7 +70,7 @@ def _class() -> type[nn.Module]:
         def padding_constraints(self) -> dict[str, int]:
             return {"size_divisibility": self.size_divisibility, "square_size": 0}
 
-    FeatxBackbone.__qualname__ = "FeatxBackbone"  # where pickle finds it: see __getattr__
+    FeatxBackbone.__qualname__ = "FeatxBackbone"  # pickle finds it through __getattr__
     return FeatxBackbone
 
 

@@ -1,6 +1,6 @@
-"""Backbones for what is built from configurations by MMEngine (https://mmengine.readthedocs.io): MMDetection and so on.
+"""Backbones for MMEngine (https://mmengine.readthedocs.io) and packages that build on it, such as MMDetection.
 
-Channels of the levels stand in the `in_channels` of necks and heads there; `channels` tells them for a configuration.
+`channels` returns the channels of the levels, for the `in_channels` of necks and heads in a configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,30 +14,41 @@ from ..errors import ArgumentError
 from ..factory import create_model
 from ..training import freeze, freeze_norms
 from ..weights import load_weights
-from .source import maps_of, require_package
+from .requirements import maps_of, require_package
 
 INSTALL = "pip install -U onedl-mmengine, or mmengine"
 
 
 def register(registry: Any) -> type[nn.Module]:
-    """Register the class `FeatxBackbone`, so that configurations say dict(type="FeatxBackbone", model="resnet50", …).
+    """Register the class `FeatxBackbone`, for configurations such as dict(type="FeatxBackbone", model="resnet50", …).
 
-    registry: such as `mmdet.registry.MODELS` or `mmengine.registry.MODELS`.
+    Arguments of `FeatxBackbone` are `model`, a name for `create_model`, and further arguments of `create_model`; and as
+    in MMEngine's backbones `out_indices`; `frozen_stages`, the index of the last frozen level (0 is the stem if that is
+    a level, -1 freezes nothing; earlier levels are frozen, too); `norm_eval`, which keeps BatchNorm in evaluation mode;
+    `init_cfg`, where dict(type="Pretrained", checkpoint=…) loads any checkpoint that `featx.load_weights` accepts.
 
-    Its arguments: `model`, a name for `create_model`, and further arguments of that; and, as backbones there have them,
-    `out_indices`; `frozen_stages`, the index of the last level that is frozen with all before it (0 is the stem where
-    that is a level, -1 freezes nothing); `norm_eval`, BatchNorm that keeps its statistics; `init_cfg`, where
-    dict(type="Pretrained", checkpoint=…) loads what `featx.load_weights` takes.
+    Args:
+        registry: such as `mmdet.registry.MODELS` or `mmengine.registry.MODELS`.
 
-    Raises MissingPackageError.
+    Returns:
+        The class.
+
+    Raises:
+        MissingPackageError: MMEngine is not installed.
     """
-    made = _class()
-    registry.register_module(name="FeatxBackbone", module=made, force=True)
-    return made
+    backbone_class = _class()
+    registry.register_module(name="FeatxBackbone", module=backbone_class, force=True)
+    return backbone_class
 
 
 def channels(model: str, out_indices: Sequence[int], **arguments: Any) -> list[int]:
-    """Channels of the levels, for `in_channels` of the neck in a configuration."""
+    """Channels of the levels, for `in_channels` of a neck in a configuration.
+
+    Args:
+        model: a name for `create_model`.
+        out_indices: the levels.
+        arguments: further arguments of `create_model`.
+    """
     with torch.device("meta"):
         return create_model(model, features_only=True, out_indices=out_indices, **arguments).feature_info.channels()
 
@@ -70,20 +81,20 @@ def _class() -> type[nn.Module]:
             return tuple(maps_of(self.body, x))
 
         def init_weights(self) -> None:
-            """Load what `init_cfg` names; without it the values stay, with which featx has begun."""
+            """Load the checkpoint of `init_cfg`, if any. Otherwise the weights from `create_model` stay."""
             if self.init_cfg and not self.is_init:
                 load_weights(self.body, self.init_cfg["checkpoint"])
             self.is_init = True
 
-    FeatxBackbone.__qualname__ = "FeatxBackbone"  # where pickle finds it: see __getattr__
+    FeatxBackbone.__qualname__ = "FeatxBackbone"  # pickle finds it through __getattr__
     return FeatxBackbone
 
 
 def _require_pretrained(init_cfg: Mapping[str, Any] | None) -> None:
     if init_cfg and (init_cfg.get("type") != "Pretrained" or set(init_cfg) != {"type", "checkpoint"}):
         raise ArgumentError(
-            f"init_cfg={dict(init_cfg)}: expected dict(type='Pretrained', checkpoint=…) or None, with which the "
-            "family's own initialisation or that of pretrained=True stays"
+            f"init_cfg={dict(init_cfg)}: expected dict(type='Pretrained', checkpoint=…), or None to keep the family's "
+            "initialization or the weights of pretrained=True"
         )
 
 

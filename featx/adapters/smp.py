@@ -1,7 +1,7 @@
-"""Encoders for segmentation_models_pytorch (https://smp.readthedocs.io): its models on any backbone.
+"""Encoders for segmentation_models_pytorch (https://smp.readthedocs.io), with any backbone.
 
-Its encoders return the images and a map per stride from 2 to 2 ** depth. A stride that the backbone lacks is an empty
-map without channels, as in its own MiT encoders. For DPT, which takes no encoder by name, see `smp_dpt`.
+Encoders return the images and a map per stride from 2 to 2 ** depth. For a stride that the backbone lacks, the map is
+empty, without channels, as in the package's MiT encoders. DPT, which does not accept an encoder name, is in `smp_dpt`.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,33 @@ from ..errors import ArgumentError
 from ..factory import create_model
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
-from .source import enlarges, maps_of, require_package, resized_to_strides, simple_pyramid
+from .requirements import enlarges, maps_of, require_package, resized_to_strides, simple_pyramid
 
 INSTALL = "pip install -U 'featx[smp]'"
-THEIRS = ("in_chans", "output_stride", "features_only", "out_indices", "out_names", "output")
+RESERVED = ("in_chans", "output_stride", "features_only", "out_indices", "out_names", "output")
 
 
 def register(name: str, *, pyramid_channels: int = 0, **arguments: Any) -> str:
-    """Make a backbone known to segmentation_models_pytorch, and return its `encoder_name` there: "featx/<name>".
+    """Register a backbone with segmentation_models_pytorch. Registering a name again replaces its arguments.
 
-    pyramid_channels: of a SimpleFeaturePyramid of its deepest map, of strides 4, 8, 16 and 32, which most decoders need
-        of plain transformers.
-    arguments: further ones of `create_model`. Weights are loaded by featx (`pretrained=True`), so pass
-        `encoder_weights=None` to the models there. Registering a name again replaces its arguments.
+    Weights are loaded by featx (`pretrained=True`): pass `encoder_weights=None` to the package's models.
 
-    Raises ArgumentError for arguments that the models there choose, and MissingPackageError.
+    Args:
+        name: a name for `create_model`.
+        pyramid_channels: for a plain transformer, channels of a SimpleFeaturePyramid on its deepest map, with strides
+            4, 8, 16 and 32, which most decoders need; 0 for the backbone's own levels.
+        arguments: further arguments of `create_model`.
+
+    Returns:
+        The `encoder_name`: "featx/<name>".
+
+    Raises:
+        ArgumentError: an argument is chosen by the package's models.
+        MissingPackageError: segmentation_models_pytorch is not installed.
     """
     encoders = require_package("segmentation_models_pytorch.encoders", INSTALL).encoders
-    if taken := [argument for argument in arguments if argument in THEIRS]:
-        raise ArgumentError(f"{taken}: the models of segmentation_models_pytorch choose these; pass them there")
+    if reserved := [argument for argument in arguments if argument in RESERVED]:
+        raise ArgumentError(f"{reserved}: the models of segmentation_models_pytorch choose these; pass them there")
     plan = Plan(name, pyramid_channels, arguments)
     encoders[f"featx/{name}"] = {"encoder": Encoder, "pretrained_settings": {}, "params": {"plan": plan}}
     return f"featx/{name}"
@@ -41,31 +49,29 @@ def register(name: str, *, pyramid_channels: int = 0, **arguments: Any) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an encoder is built from; see `register`."""
+    """The arguments that an encoder is built from, as for `register`."""
 
     name: str
     pyramid_channels: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def source(self, out_indices: Sequence[int] | None, **arguments: Any) -> FeatureExtractWrapper:
-        """The extractor of these levels, which are the pyramid's if there is one."""
-        given = {**self.arguments, **arguments}
+        """The extractor of these levels, or of these levels of the simple pyramid."""
+        merged = {**self.arguments, **arguments}
         if not self.pyramid_channels:
-            return create_model(self.name, features_only=True, out_indices=out_indices, **given)
-        plain = create_model(self.name, features_only=True, out_indices=[-1], **given)
+            return create_model(self.name, features_only=True, out_indices=out_indices, **merged)
+        plain = create_model(self.name, features_only=True, out_indices=[-1], **merged)
         return simple_pyramid(plain, self.pyramid_channels, out_indices)
 
     def positions(self, depth: int) -> list[int | None]:
-        """Of the deepest level of each stride from 2 to 2 ** depth; None where there is none.
+        """Position of the deepest level of each stride from 2 to 2 ** depth; None for a missing stride.
 
-        ArgumentError if the last of them is missing, because decoders start there.
+        ArgumentError if the last stride is missing, where decoders start.
         """
         weights = ("pretrained", "checkpoint_path")
-        described = Plan(
-            self.name, self.pyramid_channels, {k: v for k, v in self.arguments.items() if k not in weights}
-        )
+        unloaded = Plan(self.name, self.pyramid_channels, {k: v for k, v in self.arguments.items() if k not in weights})
         with torch.device("meta"):
-            levels = described.source(None).feature_info
+            levels = unloaded.source(None).feature_info
         deepest = {reduction: position for position, reduction in enumerate(levels.reduction())}
         if 2**depth not in deepest:
             raise ArgumentError(f"{self.name} has no map of stride {2**depth}, where decoders start: {_advice(levels)}")
@@ -80,11 +86,18 @@ def _advice(levels: Levels) -> str:
 
 
 class Encoder(nn.Module):
-    """Images (N, C, H, W) to these and a map (N, chs, H / stride, W / stride) for each stride from 2 to 2 ** depth.
+    """An encoder: images (N, C, H, W) to a list of the images and a map per stride from 2 to 2 ** depth.
 
-    A family that enlarges its maps, to whole patches, has them resized to these sizes, which decoders count on.
+    Maps are (N, chs, H / stride, W / stride). Those of families that enlarge maps to whole patches are resized to these
+    sizes, which decoders assume.
 
-    Raises ArgumentError for a depth or an output_stride that the backbone cannot have.
+    Args:
+        plan: the backbone.
+        depth: number of strides.
+        output_stride: of the last map, at most.
+
+    Raises:
+        ArgumentError: the backbone does not support `depth` or `output_stride`.
     """
 
     _is_torch_scriptable = False
@@ -100,31 +113,31 @@ class Encoder(nn.Module):
         self._build(in_channels=3)
 
     def _build(self, in_channels: int) -> None:
-        taken = [position for position in self._positions if position is not None]
+        present = [position for position in self._positions if position is not None]
         dilation = {} if self._output_stride == 32 else {"output_stride": self._output_stride}
-        self.body = self._plan.source(taken, in_chans=in_channels, **dilation)
-        channels = dict(zip(taken, self.body.feature_info.channels(), strict=True))
+        self.body = self._plan.source(present, in_chans=in_channels, **dilation)
+        channels = dict(zip(present, self.body.feature_info.channels(), strict=True))
         self._resizes = enlarges(self.body)
         self._out_channels = [in_channels, *(0 if p is None else channels[p] for p in self._positions)]
 
     @property
     def out_channels(self) -> list[int]:
-        """Of the images, then of each map."""
+        """Channels of the images, then of each map."""
         return list(self._out_channels)
 
     @property
     def output_stride(self) -> int:
-        """Of the last map; the sides of images must be multiples of it."""
+        """Stride of the last map in pixels. The sides of images must be multiples of it."""
         return min(self._output_stride, 2**self._depth)
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Build the backbone for images of so many channels; featx adapts weights where it has loaded some."""
+        """Rebuild the backbone for images of `in_channels` channels. Loaded weights are adapted."""
         del pretrained
         if in_channels != self._out_channels[0]:
             self._build(in_channels)
 
     def make_dilated(self, output_stride: int) -> None:
-        """Build the backbone with that stride at most; weights must be loaded after it."""
+        """Rebuild the backbone with at most that stride. Load weights afterwards."""
         if output_stride != self._output_stride:
             self._output_stride = output_stride
             self._build(self._out_channels[0])

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError
 from ..wrappers import FeatureExtractWrapper
+from .requirements import require_package, require_source
 from .smp import INSTALL
-from .source import require_package, require_source
 
 
 class TokenEncoder(nn.Module):
-    """Images to the maps (N, chs, h, w) and the prefix tokens (N, tokens, chs), None where there are none."""
+    """Images to maps (N, chs, h, w) and prefix tokens (N, tokens, chs), or None in place of missing tokens."""
 
     def __init__(self, source: FeatureExtractWrapper, prefix: bool) -> None:
         super().__init__()
@@ -35,15 +35,23 @@ def dpt(
     intermediate_channels: tuple[int, ...] = (256, 512, 1024, 1024),
     fusion_channels: int = 256,
 ) -> nn.Module:
-    """The package's DPT on a source of four levels, built with output="tokens".
+    """The package's DPT on a plain transformer: images (N, C, H, W) to logits (N, classes, H, W).
 
-    It turns images (N, C, H, W) into logits (N, classes, H, W); H and W are multiples of the patch. A patch that is no
-    power of two, such as 14 pixels, is decoded as the nearest one, and the logits are resized to the image. So are maps
-    of an odd number of cells, which the decoder halves and doubles again.
+    H and W must be multiples of the patch size. A patch size that is not a power of two, such as 14 pixels, is decoded
+    as the nearest power of two, and the logits are resized to the image. Maps with an odd number of cells, which the
+    decoder halves and doubles, are resized to match.
 
-    readout: what the decoder does with prefix tokens; "ignore" where there are none. The channels are the decoder's.
+    Args:
+        source: an extractor of four levels, built with `output="tokens"`.
+        classes: number of classes.
+        readout: how the decoder uses prefix tokens; "ignore" for a model without them.
+        intermediate_channels: channels of the decoder's inputs.
+        fusion_channels: channels of the decoder's fusion blocks.
 
-    Raises ArgumentError for another source or readout, ContractError for other levels, MissingPackageError.
+    Raises:
+        ArgumentError: `source` is not such an extractor, or `readout` is invalid.
+        ContractError: the source does not have four levels.
+        MissingPackageError: segmentation_models_pytorch is not installed.
     """
     smp = require_package("segmentation_models_pytorch", INSTALL)
     decoder = require_package("segmentation_models_pytorch.decoders.dpt.decoder", INSTALL)
@@ -54,7 +62,7 @@ def dpt(
     patch = source.feature_info[-1].reduction
     stride = 2 ** round(log2(patch))
     model = smp.DPT.__new__(smp.DPT)
-    smp.base.SegmentationModel.__init__(model)  # its own __init__ builds an encoder of timm
+    smp.base.SegmentationModel.__init__(model)  # DPT.__init__ would build a timm encoder
     model.encoder = TokenEncoder(source, bool(prefix))
     model.decoder = decoder.DPTDecoder(
         encoder_out_channels=model.encoder.out_channels,
@@ -72,17 +80,17 @@ def dpt(
     return model
 
 
-def _resize_previous(block: nn.Module, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    """Give a fusion block, before it is called, what it adds to a map at the size of that map."""
+def _resize_previous(block: nn.Module, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """Forward pre-hook of a fusion block: resize the second input to the size of the map it is added to."""
     del block
-    feature, previous = given
+    feature, previous = inputs
     if feature is None or previous is None or previous.shape == feature.shape:
         return None
     return feature, F.interpolate(previous, feature.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _prefix_tokens(source: FeatureExtractWrapper) -> int:
-    """How many there are of them, for images of the size the source is for."""
+    """The number of prefix tokens, at the source's image size."""
     from ..tracing.execution_order import meta_images, run_on_meta
 
     if source._output != "tokens":

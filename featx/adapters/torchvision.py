@@ -1,7 +1,7 @@
 """Backbones for torchvision's detectors and segmenters (https://pytorch.org/vision/stable/models.html).
 
-Its detectors normalise images themselves: `detector_arguments` hands them the statistics that the weights expect, so
-pass them images in [0, 1].
+Its detectors normalize images themselves: `detector_arguments` passes them the statistics that the weights expect, so
+pass images in [0, 1].
 """
 
 from collections import OrderedDict
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ContractError
 from ..features import Levels
 from ..wrappers import FeatureExtractWrapper
-from .source import maps_of, require_levels, require_source, side_multiple, statistics
+from .requirements import maps_of, require_levels, require_source, side_multiple, statistics
 
 
 class NamedMaps(nn.Module):
-    """Images (N, C, H, W) to an OrderedDict of maps, as torchvision's models expect of their backbones.
+    """Images (N, C, H, W) to an OrderedDict of maps, the backbone interface of torchvision's models.
 
-    out_channels: of all maps, or of each.
+    Attributes:
+        out_channels: channels of all maps, or a list with those of each.
     """
 
     def __init__(self, source: FeatureExtractWrapper, names: Sequence[str], out_channels: int | list[int]) -> None:
@@ -33,9 +34,16 @@ class NamedMaps(nn.Module):
 
 
 def detection_backbone(source: nn.Module) -> NamedMaps:
-    """A backbone for FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS, its maps named "0", "1", ….
+    """Convert an extractor to a backbone for FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS.
 
-    Their heads are shared by all levels: ContractError unless these have one number of channels.
+    Maps are named "0", "1", ….
+
+    Args:
+        source: a feature extractor.
+
+    Raises:
+        ArgumentError: `source` is not a feature extractor.
+        ContractError: levels differ in channels; these detectors share their heads among levels.
     """
     source = require_source(source)
     channels = source.feature_info.channels()
@@ -48,15 +56,22 @@ def detection_backbone(source: nn.Module) -> NamedMaps:
 
 
 def ssd_backbone(source: nn.Module) -> NamedMaps:
-    """A backbone for SSD, whose levels may differ in channels."""
+    """Convert an extractor to a backbone for SSD. Its levels may differ in channels."""
     source = require_source(source)
     return NamedMaps(source, _numbers(source), source.feature_info.channels())
 
 
 def segmentation_backbone(source: nn.Module) -> NamedMaps:
-    """A backbone for DeepLabV3 and FCN: the last map for the classifier, one before it for the auxiliary one.
+    """Convert an extractor to a backbone for DeepLabV3 and FCN.
 
-    Order matters: out_indices=[-2, -1]. ContractError for more than two levels.
+    The last map is for the classifier, a map before it for the auxiliary classifier.
+
+    Args:
+        source: a feature extractor of one level, or of two with `out_indices=[-2, -1]`.
+
+    Raises:
+        ArgumentError: `source` is not a feature extractor.
+        ContractError: there are more than two levels.
     """
     source = require_source(source)
     if len(source.feature_info) != 1:
@@ -66,7 +81,7 @@ def segmentation_backbone(source: nn.Module) -> NamedMaps:
 
 
 def lraspp_backbone(source: nn.Module) -> NamedMaps:
-    """A backbone for LRASPP: the finer map, then the coarser one; ContractError unless these are two."""
+    """Convert an extractor to a backbone for LRASPP. ContractError unless it has two levels, the finer one first."""
     source = require_source(source)
     require_levels(source, 2, "LRASPP")
     fine, coarse = source.feature_info.reduction()
@@ -76,25 +91,32 @@ def lraspp_backbone(source: nn.Module) -> NamedMaps:
 
 
 def detector_arguments(detector: type[nn.Module], source: nn.Module) -> dict[str, Any]:
-    """Keyword arguments of FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, FCOS or SSD that depend on the source.
+    """Keyword arguments of torchvision's detectors that depend on the source.
 
-    These are image_mean and image_std, anchors for the levels, the poolers of the two-stage detectors, and the divisor
-    of the sizes. ArgumentError for another class and for a source that does not state its normalisation; ContractError
-    for levels the detector cannot use.
+    These are `image_mean` and `image_std`, anchors for the levels, the poolers of two-stage detectors, and the size
+    divisor.
+
+    Args:
+        detector: FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, FCOS or SSD.
+        source: a feature extractor.
+
+    Raises:
+        ArgumentError: `detector` is another class, or the source has no mean and std.
+        ContractError: the detector cannot use the levels.
     """
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
     from torchvision.models.detection.ssd import SSD
 
     source = require_source(source)
-    makers = {FasterRCNN: _two_stage, RetinaNet: _retinanet, FCOS: _fcos, SSD: _ssd}
-    make = next((make for kind, make in makers.items() if issubclass(detector, kind)), None)
-    if make is None:
-        known = [*(kind.__name__ for kind in makers), "MaskRCNN", "KeypointRCNN"]
+    builders = {FasterRCNN: _two_stage, RetinaNet: _retinanet, FCOS: _fcos, SSD: _ssd}
+    build = next((build for cls, build in builders.items() if issubclass(detector, cls)), None)
+    if build is None:
+        known = [*(cls.__name__ for cls in builders), "MaskRCNN", "KeypointRCNN"]
         raise ArgumentError(f"{detector.__name__}: expected one of {known}")
     data = statistics(source)
     size = {} if detector is SSD else {"size_divisible": _multiple(source)}
-    normalisation = {"image_mean": list(data.mean), "image_std": list(data.std)}
-    return {**normalisation, **size, **make(source.feature_info, detector)}
+    normalization = {"image_mean": list(data.mean), "image_std": list(data.std)}
+    return {**normalization, **size, **build(source.feature_info, detector)}
 
 
 def _numbers(source: FeatureExtractWrapper) -> list[str]:
@@ -102,9 +124,9 @@ def _numbers(source: FeatureExtractWrapper) -> list[str]:
 
 
 def _multiple(source: FeatureExtractWrapper) -> int:
-    """Pixels: batches are padded to multiples of it, so that cells have the strides that anchors and boxes count on.
+    """Pixels to pad the sides of batches to, so that cells have the strides that anchors and boxes assume.
 
-    torchvision pads to 32, and levels of 64 and more have what is left.
+    torchvision pads to 32 pixels, and levels of stride 64 and more get the remainder.
     """
     strides = source.feature_info.reduction()
     if all(stride.bit_count() == 1 for stride in strides):
@@ -113,7 +135,7 @@ def _multiple(source: FeatureExtractWrapper) -> int:
 
 
 def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
-    """Anchors of one size per level, of 8 cells (https://arxiv.org/abs/1612.03144), or of five on a single level."""
+    """Anchors of one size per level, 8 cells (https://arxiv.org/abs/1612.03144), or of five sizes on a single level."""
     from torchvision.models.detection import KeypointRCNN, MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -126,7 +148,7 @@ def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
     sizes = (
         tuple((8 * s,) for s in strides) if len(strides) > 1 else (tuple(k * strides[0] for k in (2, 4, 8, 16, 32)),)
     )
-    pooled = {str(i): stride for i, stride in enumerate(strides) if stride <= 32 or i == 0}  # P6 only proposes
+    pooled = {str(i): stride for i, stride in enumerate(strides) if stride <= 32 or i == 0}  # P6 is for proposals only
     poolers = {"box_roi_pool": _pooler(pooled, 7)}
     if issubclass(detector, MaskRCNN):
         poolers["mask_roi_pool"] = _pooler(pooled, 14)
@@ -136,17 +158,17 @@ def _two_stage(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
 
 
 def _pooler(levels: Mapping[str, int], cells: int) -> nn.Module:
-    """Regions of cells x cells in boxes, from the map of the level, by its stride, that fits the size of each box.
+    """RoI align to cells x cells, from the level whose stride fits the size of each box.
 
-    A box of 224 pixels has a stride of 16 for its level, as in torchvision, and in proportion for other strides. The
-    package would take strides for the nearest powers of two.
+    As in torchvision, a box of 224 pixels is assigned to stride 16, and other sizes in proportion. Scales are set here
+    from the exact strides, because torchvision rounds them to powers of two.
     """
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.poolers import initLevelMapper
 
     strides = list(levels.values())
     finest = round(log2(strides[0]))
-    size: Any = 224 * strides[0] / 2**finest  # which the package declares an int
+    size: Any = 224 * strides[0] / 2**finest  # torchvision annotates it as int
     pooler: Any = MultiScaleRoIAlign(list(levels), cells, 2)
     pooler.scales = [1 / stride for stride in strides]
     pooler.map_levels = initLevelMapper(finest, finest + len(strides) - 1, canonical_scale=size)
@@ -154,7 +176,7 @@ def _pooler(levels: Mapping[str, int], cells: int) -> nn.Module:
 
 
 def _retinanet(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
-    """Anchors of three sizes in an octave from 4 cells (https://arxiv.org/abs/1708.02002)."""
+    """Anchors of three sizes per octave, from 4 cells (https://arxiv.org/abs/1708.02002)."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
     del detector
@@ -163,7 +185,7 @@ def _retinanet(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
 
 
 def _fcos(levels: Levels, detector: type[nn.Module]) -> dict[str, Any]:
-    """A point per cell (https://arxiv.org/abs/1904.01355)."""
+    """One anchor point per cell (https://arxiv.org/abs/1904.01355)."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
     del detector

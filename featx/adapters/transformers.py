@@ -1,11 +1,11 @@
-"""Backbones for the models of transformers (https://huggingface.co/docs/transformers): its AutoBackbone.
+"""Backbones for the AutoBackbone of transformers (https://huggingface.co/docs/transformers).
 
-No model there takes a module: all build their backbone from a configuration, which `register` makes known.
+The package's models do not accept a module: they build their backbone from a configuration, which `register` adds.
 """
 
 from typing import TYPE_CHECKING
 
-from .source import require_package
+from .requirements import require_package
 
 if TYPE_CHECKING:
     from .transformers_backbone import FeatxBackbone, FeatxConfig
@@ -14,13 +14,17 @@ INSTALL = "pip install -U 'featx[transformers]'"
 
 
 def register() -> "tuple[type[FeatxConfig], type[FeatxBackbone]]":
-    """The configuration and the class of backbones that AutoConfig and AutoBackbone know as "featx" from now on.
+    """Register featx backbones with AutoConfig and AutoBackbone under the model type "featx".
 
-    Configurations of models there check from then on, when they are made, that a backbone of featx gives the levels
-    that the model takes, and choose them where `out_indices` were left out.
+    Call it before a model is built or loaded with `from_pretrained`; repeated calls have no effect. Afterwards,
+    configurations of the package's models check on creation that a featx backbone has the levels that the model needs,
+    and select them if `out_indices` is not given.
 
-    Call it, as often as you like, before a model is built or loaded with `from_pretrained`. MissingPackageError if
-    transformers is missing or older than 5.
+    Returns:
+        The classes of the configuration and the backbone.
+
+    Raises:
+        MissingPackageError: transformers is not installed, or older than 5.
     """
     require_package("transformers.backbone_utils", INSTALL)
     from transformers import AutoBackbone, AutoConfig

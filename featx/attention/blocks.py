@@ -1,6 +1,6 @@
-"""Which modules of a model compute attention, and what their blocks are called.
+"""The attention modules of a model, and the names of their blocks.
 
-Their classes are known by full name, so that none of their packages is imported.
+Classes are listed by their full names, so that no package is imported to recognize them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ArgumentError, ContractError
 
-# Modules whose weights are among tokens or pixels, not channels, and come as (B, heads, queries, keys).
+# Modules that attend among tokens or pixels, not channels, with weights (B, heads, queries, keys).
 TIMM = {
     "layers.attention": ("Attention", "AttentionRope"),
     "layers.attention2d": ("MultiQueryAttention2d",),
@@ -93,10 +93,10 @@ SEPARABLE = {
     "timm.models.mobilevit": ("LinearSelfAttention",),
     "transformers.models.mobilevitv2.modeling_mobilevitv2": ("MobileViTV2LinearSelfAttention",),
 }
-# Modules of transformers that are not called modeling_ and their folder.
+# Modules of transformers whose name is not "modeling_" and the name of their folder.
 MODELING = {"data2vec": "data2vec_vision", "donut": "donut_swin", "maskformer": "maskformer_swin"}
 ASKED = {"torch.nn.modules.activation": ("MultiheadAttention",)}
-# Blocks that attend to each pixel of their patches by itself, and how many pixels these have.
+# Blocks that attend to each pixel of their patches separately, and the pixels per patch.
 PER_POSITION: Mapping[str, Callable[[Any], int]] = {
     "featx.models.mobilevit.MobileViTBlock": lambda block: block.patch**2,
     "timm.models.mobilevit.MobileVitBlock": lambda block: block.patch_area,
@@ -107,88 +107,104 @@ PER_POSITION: Mapping[str, Callable[[Any], int]] = {
 Blocks = Sequence[int | str]
 
 
-class Kind(Enum):
-    """How a module's weights are proven.
+class CaptureKind(Enum):
+    """How the attention weights of a module are captured.
 
-    WATCHED: they go into the fused kernel, or from a softmax into a matrix product with the values.
-    SEPARABLE: they go from a softmax into a product with the keys.
-    ASKED: PyTorch's own module is asked for them.
+    TRACED: traced into the fused kernel, or from a softmax to a matrix product with the values.
+    SEPARABLE: traced from a softmax to a product with the keys.
+    ASKED: returned by `nn.MultiheadAttention` with `need_weights=True`.
     """
 
-    WATCHED = "watched"
+    TRACED = "watched"
     SEPARABLE = "separable"
     ASKED = "asked"
 
 
-def _full_names() -> Iterator[tuple[str, Kind]]:
+def _full_names() -> Iterator[tuple[str, CaptureKind]]:
     modeling = {f"{family}.modeling_{MODELING.get(family, family)}": names for family, names in TRANSFORMERS.items()}
     for kind, prefix, table in (
-        (Kind.WATCHED, "", OTHERS),
-        (Kind.WATCHED, "timm.", TIMM),
-        (Kind.WATCHED, "transformers.models.", modeling),
-        (Kind.SEPARABLE, "", SEPARABLE),
-        (Kind.ASKED, "", ASKED),
+        (CaptureKind.TRACED, "", OTHERS),
+        (CaptureKind.TRACED, "timm.", TIMM),
+        (CaptureKind.TRACED, "transformers.models.", modeling),
+        (CaptureKind.SEPARABLE, "", SEPARABLE),
+        (CaptureKind.ASKED, "", ASKED),
     ):
         yield from ((f"{prefix}{module}.{name}", kind) for module, names in table.items() for name in names)
 
 
-KINDS: Mapping[str, Kind] = dict(_full_names())
+KINDS: Mapping[str, CaptureKind] = dict(_full_names())
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class AttentionBlock:
     """A module that computes attention.
 
-    name: path of the block it is part of. path: its own. positions: pixels of a patch each of which is attended to by
-    itself, and stands beside the others in the batch (MobileViT); 1 where attention is among all tokens.
+    Attributes:
+        name: path of the block that contains the module.
+        path: path of the module.
+        module: the module.
+        kind: how its weights are captured.
+        positions: pixels per patch that are attended to separately, side by side in the batch (MobileViT); 1 where
+            attention is among all tokens.
     """
 
     name: str
     path: str
     module: nn.Module
-    kind: Kind
+    kind: CaptureKind
     positions: int = 1
 
 
-def blocks_of(model: nn.Module) -> list[Block]:
-    """Every block with attention, in the order the model registers them; ContractError naming what it has instead."""
+def blocks_of(model: nn.Module) -> list[AttentionBlock]:
+    """All blocks with attention, in the order of registration. ContractError, with the reason, if there are none."""
     _require_uncompiled(model)
-    found: list[Block] = []
+    blocks: list[AttentionBlock] = []
     for path, module in model.named_modules():
         kind = KINDS.get(_class_of(module))
         if kind is not None:
-            found.append(Block(_block_of(path), path, module, kind, _positions(model, path)))
-    if not found:
-        suspects = sorted({_class_of(module) for module in model.modules() if _says_attention(module)})
+            blocks.append(AttentionBlock(_block_of(path), path, module, kind, _positions(model, path)))
+    if not blocks:
+        suspects = sorted({_class_of(module) for module in model.modules() if _is_named_attention(module)})
         why = (
-            f"its {', '.join(suspects)} have no map that could be proven" if suspects else "it has only " + _has(model)
+            f"its {', '.join(suspects)} have no map that could be proven"
+            if suspects
+            else "it has only " + _leaf_classes(model)
         )
         raise ContractError(f"{type(model).__name__} has no attention among tokens that can be captured: {why}")
-    names = [block.name for block in found]
-    return [b if names.count(b.name) == 1 else Block(b.path, b.path, b.module, b.kind, b.positions) for b in found]
+    names = [block.name for block in blocks]
+    return [
+        b if names.count(b.name) == 1 else AttentionBlock(b.path, b.path, b.module, b.kind, b.positions) for b in blocks
+    ]
 
 
-def chosen(model: nn.Module, blocks: Blocks | None) -> list[Block]:
-    """The blocks asked for, in the order asked; None is all of them.
+def select_blocks(model: nn.Module, blocks: Blocks | None) -> list[AttentionBlock]:
+    """The requested blocks in the requested order.
 
-    A number counts among the blocks that are numbered in the model, from the last one if it is negative; a name is the
-    block's or its module's, also of an attention pool, which has no number. A module of the user's own class is found
-    by its path alone. ArgumentError listing the blocks if there is no such.
+    Args:
+        model: the model.
+        blocks: None for all. An int is an index into the numbered blocks; negative indices count from the last one. A
+            name is the path of a block or of its attention module, including attention pools, which have no number. A
+            module of a user-defined class is requested by its path.
+
+    Raises:
+        ArgumentError: a block does not exist; the message lists those that do.
     """
     if blocks is None:
         return blocks_of(model)
     if isinstance(blocks, str | int) or not isinstance(blocks, Sequence) or not blocks:
         raise ArgumentError(f"blocks={blocks!r}: expected None for all, or numbers and names in a list, such as [-1]")
-    own = [block for wanted in blocks if isinstance(wanted, str) for block in _own(model, wanted)]
-    if len(own) == len(blocks):
+    user_defined = [block for wanted in blocks if isinstance(wanted, str) for block in _user_defined(model, wanted)]
+    if len(user_defined) == len(blocks):
         _require_uncompiled(model)
-        return _distinct(own, blocks)
+        return _distinct(user_defined, blocks)
     every = blocks_of(model)
     numbered = [block for block in every if any(map(str.isdigit, block.path))] or every
-    return _distinct([_one(every + own, numbered, wanted, blocks) for wanted in blocks], blocks)
+    return _distinct([_find_block(every + user_defined, numbered, wanted, blocks) for wanted in blocks], blocks)
 
 
-def _one(every: list[Block], numbered: list[Block], wanted: int | str, blocks: object) -> Block:
+def _find_block(
+    every: list[AttentionBlock], numbered: list[AttentionBlock], wanted: int | str, blocks: object
+) -> AttentionBlock:
     if isinstance(wanted, str):
         matching = [block for block in every if wanted in (block.name, block.path)]
     else:
@@ -209,22 +225,22 @@ def _number(wanted: Any, blocks: object) -> int:
     return index(wanted)
 
 
-def _distinct(found: list[Block], blocks: object) -> list[Block]:
-    if len({block.path for block in found}) < len(found):
+def _distinct(selected: list[AttentionBlock], blocks: object) -> list[AttentionBlock]:
+    if len({block.path for block in selected}) < len(selected):
         raise ArgumentError(f"blocks={blocks!r} asks for a block twice")
-    return found
+    return selected
 
 
-def _own(model: nn.Module, path: str) -> Iterator[Block]:
-    """The module at that path if its class is the user's own, of no package whose classes are known."""
+def _user_defined(model: nn.Module, path: str) -> Iterator[AttentionBlock]:
+    """The module at `path` if its class is user-defined: not part of a package whose classes are listed here."""
     module = dict(model.named_modules()).get(path)
     package = _class_of(module).partition(".")[0] if module is not None else "torch"
     if module is not None and package not in ("featx", "timm", "transformers", "torchvision", "torch"):
-        yield Block(path, path, module, Kind.WATCHED)
+        yield AttentionBlock(path, path, module, CaptureKind.TRACED)
 
 
 def _block_of(path: str) -> str:
-    """`blocks.3` of `blocks.3.attn`: up to the last number in the path, or the parent's path if there is none."""
+    """Path of the block: up to the last number (`blocks.3` for `blocks.3.attn`), or the parent's path without one."""
     parts = path.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     if numbers:
@@ -233,7 +249,7 @@ def _block_of(path: str) -> str:
 
 
 def _positions(model: nn.Module, path: str) -> int:
-    """Pixels per patch where an ancestor of the module attends to each by itself."""
+    """Pixels per patch if an ancestor of the module attends to each separately, else 1."""
     while path:
         path = path.rpartition(".")[0]
         ancestor = model.get_submodule(path)
@@ -246,12 +262,12 @@ def _class_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _says_attention(module: nn.Module) -> bool:
+def _is_named_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return "attention" in name or "attn" in name
 
 
-def _has(model: nn.Module) -> str:
+def _leaf_classes(model: nn.Module) -> str:
     kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
     return ", ".join(kinds) or "nothing"
 

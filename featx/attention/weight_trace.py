@@ -1,9 +1,9 @@
-"""Watches one module compute attention, and proves which tensor its weights are.
+"""Trace one module's forward pass, and prove which tensor holds its attention weights.
 
-What goes into `F.scaled_dot_product_attention` defines the weights in it (https://arxiv.org/abs/1706.03762), though the
-kernel never writes them down. A module that computes step by step is followed: its weights are what leaves a softmax
-over the last axis and, unchanged but for dropout and precision, weighs values in a product. Whatever mixes heads or
-changes weights in between breaks that chain, and nothing is proven.
+The inputs of `F.scaled_dot_product_attention` determine the weights in it (https://arxiv.org/abs/1706.03762), though
+the kernel does not return them. In a module that computes attention step by step, the weights are the output of a
+softmax over the last axis that multiplies the values, unchanged except by dropout and casts. Any operation in between
+that mixes heads or changes weights ends the trace, and nothing is proven.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,6 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 SAME_WEIGHTS = (F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.float, Tensor.contiguous)
 MATRIX_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 PRODUCTS = (torch.mul, Tensor.mul, Tensor.__mul__)
-# What gives the gradient of the weights to the one that asks, during a backward pass.
-OnGradient = Callable[[Callable[[Tensor], None]], None]
 
 
 @torch.no_grad()
@@ -34,11 +32,19 @@ def probabilities(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(query keyᵀ · scale + mask), the weights inside `F.scaled_dot_product_attention`, before dropout.
+    """The weights inside `F.scaled_dot_product_attention` before dropout: softmax(query keyᵀ · scale + mask).
 
-    query, key: (..., heads, queries, dim), (..., heads, keys, dim), seen as the kernel does under autocast. Returns
-    (..., heads, queries, keys), in float32 or the inputs' precision, whichever is higher. A query whose keys are all
-    masked has zeros.
+    Args:
+        query: (..., heads, queries, dim), cast as the kernel does under autocast.
+        key: (..., heads, keys, dim), cast likewise.
+        attn_mask: a boolean mask of the allowed keys, or a mask that is added to the scores.
+        is_causal: mask the keys after each query.
+        scale: of the scores; None for 1 / sqrt(dim).
+        enable_gqa: repeat the heads of `key` to those of `query`.
+
+    Returns:
+        (..., heads, queries, keys) in float32, or in the inputs' precision if that is higher. A query whose keys are
+        all masked has zero weights.
     """
     query, key = as_computed(query), as_computed(key)
     if enable_gqa:
@@ -55,16 +61,19 @@ def probabilities(
 
 @torch.no_grad()
 def gradient_of_weights(output: Tensor, value: Tensor, heads: int) -> Tensor:
-    """From the gradient of what attention puts out to that of its weights: of `weights @ value`, output valueᵀ.
+    """Gradient with respect to the weights in `weights @ value`, from the gradient of the product: output valueᵀ.
 
-    output: (..., heads, queries, dim); value: (..., heads, keys, dim), or fewer heads which are repeated.
+    Args:
+        output: the gradient of the product, (..., heads, queries, dim).
+        value: (..., heads, keys, dim); fewer heads are repeated.
+        heads: the number of heads.
     """
     value = value.repeat_interleave(heads // value.shape[-3], dim=-3)
     return precise(output) @ precise(value).transpose(-2, -1)
 
 
 def as_computed(x: Tensor) -> Tensor:
-    """The tensor with the values that a kernel under the present autocast reads, in float32 or more."""
+    """The values that a kernel reads under the current autocast mode, in float32 or higher precision."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(device))
@@ -72,16 +81,19 @@ def as_computed(x: Tensor) -> Tensor:
 
 
 def precise(x: Tensor) -> Tensor:
-    """In float32, or more if it is."""
+    """Detach; cast float16 and bfloat16 to float32."""
     x = x.detach()
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Weights (B, heads, queries, keys), detached, and the tensor whose gradient tells theirs.
+class AttentionWeights:
+    """Attention weights (B, heads, queries, keys), detached, and the tensor that their gradient is computed from.
 
-    to_gradient: from the gradient of `source` to that of the weights.
+    Attributes:
+        values: the weights.
+        source: a tensor of the graph.
+        to_gradient: maps the gradient of `source` to the gradient of the weights.
     """
 
     values: Tensor
@@ -89,18 +101,19 @@ class Weights:
     to_gradient: Callable[[Tensor], Tensor] = precise
 
 
-class Watch(TorchFunctionMode):
-    """Follows the calls inside one module; afterwards `proven` has the weights it used.
+class WeightTrace(TorchFunctionMode):
+    """Traces the calls inside one module. Afterwards `proven` holds the weights that it used.
 
-    separable: the weights multiply keys one by one, as in MobileViTv2, instead of values in a matrix product.
-    grow: let the graph begin at the weights where nothing before them wants a gradient.
+    Args:
+        separable: the weights multiply keys elementwise, as in MobileViTv2, instead of values in a matrix product.
+        grow: start the graph at the weights if nothing before them requires a gradient.
     """
 
     def __init__(self, separable: bool = False, grow: bool = False) -> None:
         super().__init__()
         self.products = PRODUCTS if separable else MATRIX_PRODUCTS
         self.grow = grow
-        self.proven: list[Weights] = []
+        self.proven: list[AttentionWeights] = []
         self._weights: dict[int, tuple[Tensor, Tensor]] = {}  # by id: the tensor, and the softmax it came from
         self._states: dict[int, int | Tensor] = {}
 
@@ -108,18 +121,18 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._fused(output, *args, **kwargs)
+            return self._record_fused(output, *args, **kwargs)
         if func in SOFTMAX and _over_last_axis(output, args, kwargs):
             output = self._begin(output)
             self._follow(output, output)
         elif func in SAME_WEIGHTS and (origin := self._origin(args[0] if args else kwargs.get("input"))) is not None:
             self._follow(output, origin)
         elif func in self.products:
-            self._use(args)
+            self._record_product(args)
         return output
 
     def unchanged(self) -> bool:
-        """Whether nothing wrote into the weights after they were proven."""
+        """Whether the weights were not modified in place after they were proven."""
         return all(self._is_unchanged(weights.source) for weights in self.proven)
 
     def _is_unchanged(self, x: Tensor) -> bool:
@@ -128,7 +141,7 @@ class Watch(TorchFunctionMode):
             return torch.equal(x, state)
         return state is None or state == x._version
 
-    def _fused(
+    def _record_fused(
         self,
         output: Tensor,
         query: Tensor,
@@ -152,15 +165,15 @@ class Watch(TorchFunctionMode):
                 f"gradients=True with fused attention that drops weights (rate {dropout_p}): the kernel does not tell "
                 "which it dropped; call eval() on the attention modules, or build the model with a rate of 0"
             )
-        if self.grow:  # only then the output itself matters, by its gradient
+        if self.grow:  # only then the gradient of the output is read
             self._states[id(output)] = _state(output)
-        self.proven.append(Weights(values, output, to_gradient))
+        self.proven.append(AttentionWeights(values, output, to_gradient))
         return output
 
     def _begin(self, x: Tensor) -> Tensor:
-        """The same values, with a graph if `grow` asks for one."""
+        """The same values; with `grow`, as part of a graph."""
         if self.grow and not x.requires_grad and torch.is_grad_enabled():
-            return x.requires_grad_().clone()  # a clone, because a leaf of the graph must not be written into
+            return x.requires_grad_().clone()  # a clone: in-place operations on a leaf of the graph raise
         return x
 
     def _follow(self, x: Tensor, origin: Tensor) -> None:
@@ -168,22 +181,22 @@ class Watch(TorchFunctionMode):
         self._states.setdefault(id(x), _state(x))
 
     def _origin(self, x: object) -> Tensor | None:
-        """The softmax whose weights `x` still has; None if it has none, or other values by now."""
+        """The softmax output whose values `x` still holds, or None."""
         if id(x) not in self._weights:
             return None
-        found, origin = self._weights[id(x)]
-        return origin if self._is_unchanged(found) and self._is_unchanged(origin) else None
+        tensor, origin = self._weights[id(x)]
+        return origin if self._is_unchanged(tensor) and self._is_unchanged(origin) else None
 
-    def _use(self, factors: Any) -> None:
+    def _record_product(self, factors: Any) -> None:
         weighing = factors[:1] if self.products is MATRIX_PRODUCTS else factors
         for factor in weighing:
             origin = self._origin(factor)
             if origin is not None and all(known.source is not origin for known in self.proven):
-                self.proven.append(Weights(precise(origin), origin))
+                self.proven.append(AttentionWeights(precise(origin), origin))
 
 
 def _state(x: Tensor) -> int | Tensor:
-    """What tells whether it was written into: its version, or its values where PyTorch counts no versions."""
+    """State that shows in-place modification: the version counter, or a copy of an inference tensor, which has none."""
     return x.clone() if x.is_inference() else x._version
 
 

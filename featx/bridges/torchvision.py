@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..backbone import Pyramid
 from ..errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from ..features import FeatureInfo, Levels
-from ..level_discovery import Found, propose
+from ..level_discovery import Candidate, propose
 from ..preprocessing import DataConfig, share
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
@@ -127,7 +127,7 @@ def pyramid(model: nn.Module) -> Pyramid:
     return pyramid
 
 
-def _in_order(model: nn.Module, found: Sequence[Found], images: Tensor) -> Chain | None:
+def _in_order(model: nn.Module, found: Sequence[Candidate], images: Tensor) -> Chain | None:
     """The levels of a model whose modules run one after another; None if that cannot be proven."""
     if any(one.tap.key is not None for one in found):
         return None

@@ -14,11 +14,11 @@ from ..errors import ArgumentError, ContractError
 from ..explain import gradcam
 from ..features import Levels
 from ..viz import channels, maps_grid, norms, overlays, similarity
-from ..viz.attended import attention_heats, gradcam_heats, rollout_heats
-from ..viz.colours import Basis
+from ..viz.attention_maps import attention_heats, gradcam_heats, rollout_heats
+from ..viz.cell_similarity import Point
 from ..viz.figure import caption_of
-from ..viz.photograph import as_seen, seen_part
-from ..viz.points import Point
+from ..viz.model_view import as_seen, seen_part
+from ..viz.pca_colors import Basis
 from ..wrappers import FeatureExtractWrapper
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from ..viz.points import Point
+    from ..viz.cell_similarity import Point
 
 Images = Annotated[list[Path], typer.Argument(help="Image files or folders of them; several go into a report.")]
 Out = Annotated[Path, typer.Option("--out", help="A picture such as maps.png, or a report such as maps.html.")]
@@ -112,7 +112,7 @@ def _require_taken(what: What, given: Mapping[str, object]) -> None:
 def _require_place(picture: Path, images: Sequence[Path]) -> None:
     """Refuse a place for the result before minutes go into weights."""
     from featx.viz.figure import picture_formats, require_format
-    from featx.viz.report import SUFFIXES
+    from featx.viz.html_report import SUFFIXES
 
     if picture.suffix.lower() in SUFFIXES:
         return
@@ -141,7 +141,7 @@ def _blocks(what: What, text: str | None) -> list[int | str] | None:
 
 
 def _point(text: str | None) -> "Point | None":
-    from featx.viz.points import cell_at
+    from featx.viz.cell_similarity import cell_at
 
     if text is None:
         return None
@@ -187,7 +187,7 @@ def _seeing(name: str, values: Values, what: What, levels: tuple[list[int] | Non
 
 def _looks(models: Sequence[Seeing], photograph: "Image", size: int | None, chosen: Chosen) -> list[Look]:
     """What each model sees in the part of the photograph that all of them take."""
-    from featx.viz.photograph import seen_part
+    from featx.viz.model_view import seen_part
 
     part = photograph
     for model in models:
@@ -217,7 +217,7 @@ def _compared(looks: Sequence[Look]) -> "list[Figure]":
 
 def _write(picture: Path, pages: "Mapping[Path, list[Figure]]", models: Sequence[Seeing], what: What) -> None:
     from featx.viz import save_figure
-    from featx.viz.report import SUFFIXES, Section, report, write_report
+    from featx.viz.html_report import SUFFIXES, Section, report, write_report
 
     if picture.suffix.lower() in SUFFIXES:
         tables = {model.name: model.extractor.feature_info for model in models}

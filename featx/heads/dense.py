@@ -1,10 +1,10 @@
-"""The heads of segmentation, which classify every cell of the last of the maps they are given.
+"""Segmentation heads, which classify every cell of the last map.
 
-DeepLabV3, https://arxiv.org/abs/1706.05587: convolutions of several dilations side by side, and the whole image. As in
-CVNets and transformers, the classifier follows the pyramid at once, where torchvision has one more convolution; the
-pyramid is torchvision's. PSPNet, https://arxiv.org/abs/1612.01105: the map beside its averages over coarse grids, and a
-second head on the map before the last, for the loss of training; reference: CVNets. A linear probe: what a map knows of
-the classes without another layer.
+DeepLabV3 (https://arxiv.org/abs/1706.05587): parallel convolutions with several dilations, and global pooling. The
+pyramid is torchvision's; as in CVNets and transformers, the classifier follows it directly, where torchvision has
+another convolution. PSPNet (https://arxiv.org/abs/1612.01105): the map concatenated with its averages over coarse
+grids, and an auxiliary head on the second-to-last map for the training loss; the reference is CVNets. Linear probe: a
+1x1 convolution.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +21,20 @@ from ..features import Levels
 from ..models.layers.conv_norm import ConvNorm
 
 NARROWEST = 128
-MULTIPLE = 16  # of which the channels of a branch are one
+MULTIPLE = 16  # the channels of a branch are a multiple of it
 
 
 class DenseHead(nn.Module, ABC):
-    """Maps of these levels to logits (N, num_classes, h, w) at the size of the map it takes, by default the last one.
+    """Base class of heads: maps to logits (N, num_classes, h, w) at the size of one of the maps.
 
-    Raises ArgumentError for fewer than 1 class or if there is no such level, and, when called, InputError for maps that
-    are not those of the levels.
+    Args:
+        feature_info: the levels of the maps.
+        num_classes: number of classes, at least 1.
+        position: of the map that is classified.
+
+    Raises:
+        ArgumentError: `num_classes` is below 1, or there is no level at `position`.
+        InputError: when called with maps that do not match the levels.
     """
 
     def __init__(self, feature_info: Levels, num_classes: int, position: int = -1) -> None:
@@ -52,7 +58,7 @@ class DenseHead(nn.Module, ABC):
 
 
 class SegmentationConfig(Protocol):
-    """The configuration of a head, which builds it."""
+    """The configuration of a segmentation head."""
 
     def build(self, feature_info: Levels, num_classes: int) -> DenseHead:
         """The head, with random weights."""
@@ -60,30 +66,30 @@ class SegmentationConfig(Protocol):
 
 
 def dropout(rate: float) -> nn.Module:
-    """A layer that drops whole maps in training at this rate; ArgumentError unless it is in [0, 1)."""
+    """Dropout of whole channels in training. ArgumentError unless the rate is in [0, 1)."""
     if not 0 <= rate < 1:
         raise ArgumentError(f"dropout={rate!r}: expected a rate from 0 to below 1")
     return nn.Dropout2d(rate)
 
 
 def require_classes(num_classes: int, fewest: int) -> None:
-    """Raise ArgumentError for a number of classes that no head can have."""
+    """ArgumentError unless `num_classes` is an int of at least `fewest`."""
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < fewest:
         raise ArgumentError(f"num_classes={num_classes!r}: expected an int of at least {fewest}")
 
 
 def require_maps(maps: Sequence[Tensor], levels: Levels, owner: str) -> None:
-    """Raise InputError unless there is one map per level with the channels of the level."""
-    wanted, given = levels.channels(), [tuple(map_.shape) for map_ in maps]
-    if len(given) != len(wanted) or any(
-        len(shape) != 4 or shape[1] != chs for shape, chs in zip(given, wanted, strict=False)
+    """InputError unless there is one map per level with the channels of the level."""
+    expected, shapes = levels.channels(), [tuple(map_.shape) for map_ in maps]
+    if len(shapes) != len(expected) or any(
+        len(shape) != 4 or shape[1] != chs for shape, chs in zip(shapes, expected, strict=False)
     ):
-        raise InputError(f"{owner} expects maps (N, chs, h, w) with chs {wanted}, got shapes {given}")
+        raise InputError(f"{owner} expects maps (N, chs, h, w) with chs {expected}, got shapes {shapes}")
 
 
 @dataclass(frozen=True, slots=True)
 class LinearConfig:
-    """A linear probe has nothing to configure."""
+    """The configuration of a linear probe, which has no options."""
 
     def build(self, feature_info: Levels, num_classes: int) -> "LinearProbe":
         """The head, with random weights."""
@@ -91,7 +97,7 @@ class LinearConfig:
 
 
 class LinearProbe(DenseHead):
-    """Maps to logits (N, num_classes, h, w): each cell of the last map by itself. Raises what DenseHead does."""
+    """A 1x1 convolution on the last map: logits (N, num_classes, h, w). Raises the errors of DenseHead."""
 
     def __init__(self, feature_info: Levels, num_classes: int) -> None:
         super().__init__(feature_info, num_classes)
@@ -102,9 +108,9 @@ class LinearProbe(DenseHead):
 
 
 class AuxiliaryHead(DenseHead):
-    """Maps to logits (N, num_classes, h, w) at the size of the last map but one. Raises what DenseHead does.
+    """Auxiliary head: maps to logits (N, num_classes, h, w) at the size of the second-to-last map.
 
-    It has a quarter of the map's channels, at least 128, as in CVNets.
+    Its convolution has a quarter of the map's channels, at least 128, as in CVNets. Raises the errors of DenseHead.
     """
 
     def __init__(self, feature_info: Levels, num_classes: int, drop_rate: float = 0.1) -> None:
@@ -120,10 +126,15 @@ class AuxiliaryHead(DenseHead):
 
 @dataclass(frozen=True, slots=True)
 class DeepLabV3Config:
-    """chs: channels of every branch. atrous_rates: dilations of the 3x3 convolutions.
+    """The configuration of DeepLabV3.
 
-    The rates cannot be seen in a checkpoint. CVNets trained its published models with (6, 12, 18) at output stride 16
-    and with (12, 24, 36) at 8; its MobileViTv2 have 512 channels, and so have transformers' MobileViTV2.
+    The rates are not part of a checkpoint. CVNets trained its published models with (6, 12, 18) at output stride 16 and
+    with (12, 24, 36) at 8. Its MobileViTv2 models, and transformers' MobileViTV2, have 512 channels.
+
+    Attributes:
+        chs: channels of every branch.
+        atrous_rates: dilations of the 3x3 convolutions.
+        dropout: rate of dropout before the classifier.
     """
 
     chs: int = 256
@@ -136,10 +147,10 @@ class DeepLabV3Config:
 
 
 class DeepLabV3(DenseHead):
-    """Maps to logits (N, num_classes, h, w) at the size of the last map.
+    """DeepLabV3 head: maps to logits (N, num_classes, h, w) at the size of the last map.
 
-    In training, the branch that pools needs more than one image. Raises what DenseHead does, and ArgumentError for a
-    configuration that cannot be built.
+    In training, the pooling branch needs more than one image per batch. Raises the errors of DenseHead, and
+    ArgumentError for an invalid configuration.
     """
 
     def __init__(self, feature_info: Levels, num_classes: int, cfg: DeepLabV3Config = DeepLabV3Config()) -> None:
@@ -158,7 +169,13 @@ class DeepLabV3(DenseHead):
 
 @dataclass(frozen=True, slots=True)
 class PSPNetConfig:
-    """chs: channels of the fused map. pool_sizes: cells along a side of each branch's grid."""
+    """The configuration of PSPNet.
+
+    Attributes:
+        chs: channels of the fused map.
+        pool_sizes: cells along a side of each branch's grid.
+        dropout: rate of dropout before the classifier.
+    """
 
     chs: int = 512
     pool_sizes: tuple[int, ...] = (1, 2, 3, 6)
@@ -170,10 +187,10 @@ class PSPNetConfig:
 
 
 class PSPNet(DenseHead):
-    """Maps to logits (N, num_classes, h, w) at the size of the last map.
+    """PSPNet head: maps to logits (N, num_classes, h, w) at the size of the last map.
 
-    The branches share the channels of the map among them. In training, a grid of a single cell needs more than one
-    image. Raises what DenseHead does, and ArgumentError for a configuration that cannot be built on this map.
+    The branches together have as many channels as the map. In training, a grid of a single cell needs more than one
+    image per batch. Raises the errors of DenseHead, and ArgumentError for a configuration that does not fit the map.
     """
 
     def __init__(self, feature_info: Levels, num_classes: int, cfg: PSPNetConfig = PSPNetConfig()) -> None:

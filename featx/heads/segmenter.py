@@ -1,4 +1,4 @@
-"""Segmenter: images in, a class per pixel out; and the loss of semantic segmentation."""
+"""Segmenter: a network that classifies every pixel, and the loss of semantic segmentation."""
 
 from dataclasses import fields
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from ..preprocessing import DataConfig
 from ..wrappers.extractor import maps_in, source_of
 from .dense import DenseHead
 
-IGNORED = 255  # the label of pixels that belong to no class, as in Pascal VOC
+IGNORED = 255  # the label of pixels without a class, as in Pascal VOC
 AUX_WEIGHT = 0.4  # of the auxiliary loss, as in PSPNet (https://arxiv.org/abs/1612.01105)
 
 
@@ -26,12 +26,17 @@ def segmentation_loss(
     aux_weight: float = AUX_WEIGHT,
     ignore_index: int = IGNORED,
 ) -> Tensor:
-    """Cross entropy of logits (N, classes, H, W), averaged over the pixels whose label is not `ignore_index`: a scalar.
+    """Cross entropy averaged over the pixels whose label is not `ignore_index`: a scalar. 0 if all are ignored.
 
-    labels: integers (N, H, W) from 0 to classes - 1, or `ignore_index`. aux: further logits of that shape, whose loss
-    is added with `aux_weight`. Where every pixel is ignored the loss is 0, not NaN.
+    Args:
+        logits: (N, classes, H, W).
+        labels: integers (N, H, W) from 0 to classes - 1, or `ignore_index`.
+        aux: auxiliary logits of the same shape.
+        aux_weight: weight of the auxiliary loss.
+        ignore_index: the label of pixels to ignore.
 
-    Raises InputError for labels of another shape or kind, for labels of classes there are not, and for a single class.
+    Raises:
+        InputError: the labels have another shape or dtype, a label is not a class, or there is a single class.
     """
     _require_labels(logits, labels, ignore_index)
     loss = _cross_entropy(logits, labels.long(), ignore_index)
@@ -59,7 +64,7 @@ def _require_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
     classes = logits.shape[1]
     if classes < 2:
         raise InputError("there is nothing to learn from the cross entropy of 1 class: give the background one, too")
-    if torch.compiler.is_compiling():  # looking at values would break the graph
+    if torch.compiler.is_compiling():  # reading values would cause a graph break
         return
     strange = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
     if len(strange):
@@ -70,14 +75,21 @@ def _require_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
 
 
 class Segmenter(nn.Module):
-    """A source of maps and a head on them.
+    """A backbone and a segmentation head.
 
-    backbone: an extractor, or whatever else has `feature_info` and turns images into one map per level.
-    head: built from the backbone's `feature_info`. aux: a second head, which only the loss of training sees.
-    label_names: of the classes, where the weights came with them; `load_report`: what loading them did.
-    align_corners: how logits are resized to the image; CVNets aligns the corners, transformers and torchvision do not.
+    Args:
+        backbone: an extractor, or another module with `feature_info` that returns one map per level.
+        head: a head built from the backbone's `feature_info`.
+        aux: an auxiliary head, used only in the training loss.
+        align_corners: how logits are resized to the image. CVNets aligns the corners; transformers and torchvision do
+            not.
 
-    Raises ArgumentError if a head was built for other levels than the backbone's.
+    Attributes:
+        label_names: names of the classes, if the weights came with them.
+        load_report: what loading the weights did.
+
+    Raises:
+        ArgumentError: a head was built for other levels than the backbone's.
     """
 
     label_names: tuple[str, ...] = ()
@@ -87,10 +99,10 @@ class Segmenter(nn.Module):
         self, backbone: nn.Module, head: DenseHead, aux: DenseHead | None = None, *, align_corners: bool = False
     ) -> None:
         super().__init__()
-        for part in (head, aux):
-            if part is not None and part.feature_info != backbone.feature_info:
+        for module in (head, aux):
+            if module is not None and module.feature_info != backbone.feature_info:
                 raise ArgumentError(
-                    f"{type(part).__name__} was built for other levels than the backbone returns; build it from "
+                    f"{type(module).__name__} was built for other levels than the backbone returns; build it from "
                     f"backbone.feature_info:\n{backbone.feature_info}"
                 )
         self.backbone, self.head, self.aux = backbone, head, aux
@@ -98,42 +110,42 @@ class Segmenter(nn.Module):
 
     @property
     def feature_info(self) -> Levels:
-        """The levels that the heads are given."""
+        """The levels of the maps that the heads receive."""
         return self.head.feature_info
 
     @property
     def in_chans(self) -> int | None:
-        """Channels of the images, None if the backbone does not say."""
+        """Channels of the images; None if the backbone does not declare them."""
         return getattr(self.backbone, "in_chans", None)
 
     @property
     def data_config(self) -> DataConfig | None:
-        """Preprocessing that the weights expect, None if the backbone does not say; see `featx.transform_whole`."""
+        """Preprocessing that the weights expect, for `featx.transform_whole`; None if the backbone has none."""
         return getattr(self.backbone, "data_config", None)
 
     @property
     def config(self) -> SimpleNamespace:
-        """What else than weights the logits depend on, as far as loading weights of other programs asks."""
-        own = getattr(source_of(self.backbone), "config", None)
-        stated = {} if own is None else {field.name: getattr(own, field.name) for field in fields(own)}
-        return SimpleNamespace(**stated, align_corners=self.align_corners)
+        """The backbone's configuration and `align_corners`, which converting other programs' weights depends on."""
+        config = getattr(source_of(self.backbone), "config", None)
+        values = {} if config is None else {field.name: getattr(config, field.name) for field in fields(config)}
+        return SimpleNamespace(**values, align_corners=self.align_corners)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (N, in_chans, H, W) to logits (N, num_classes, H, W); with labels (N, H, W) to the loss, a scalar.
+        """Logits (N, num_classes, H, W) of images (N, in_chans, H, W); with labels (N, H, W) the loss, a scalar.
 
-        The loss is that of `segmentation_loss`; it counts the auxiliary head in training. Through `forward`, it works
-        with wrappers that only see calls, such as DistributedDataParallel.
+        The loss is `segmentation_loss`, in training with the auxiliary head. Computing it in `forward` supports
+        wrappers that intercept calls, such as DistributedDataParallel.
         """
         maps = maps_in(self.backbone(images))
-        logits = self._resized(self.head(maps), images)
+        logits = self._resize(self.head(maps), images)
         if labels is None:
             return logits
-        aux = self._resized(self.aux(maps), images) if self.aux is not None and self.training else None
+        aux = self._resize(self.aux(maps), images) if self.aux is not None and self.training else None
         return segmentation_loss(logits, labels, aux=aux)
 
     def forward_coarse(self, images: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to logits (N, num_classes, h, w) at the size of the map that the head takes."""
+        """Logits (N, num_classes, h, w), at the size of the head's map, of images (N, in_chans, H, W)."""
         return self.head(maps_in(self.backbone(images)))
 
-    def _resized(self, logits: Tensor, images: Tensor) -> Tensor:
+    def _resize(self, logits: Tensor, images: Tensor) -> Tensor:
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)

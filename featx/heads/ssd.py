@@ -1,7 +1,8 @@
-"""SSD, https://arxiv.org/abs/1512.02325: torchvision's detector around a source of maps and the head of CVNets.
+"""SSD (https://arxiv.org/abs/1512.02325): torchvision's detector with any backbone and the head of CVNets.
 
-torchvision resizes and normalises images, makes, matches and decodes anchors, has the loss, and suppresses overlaps.
-Head and loss equal CVNets'; boxes are clipped to the image before overlaps are suppressed, which CVNets does not do.
+torchvision resizes and normalizes images, generates, matches and decodes anchors, computes the loss, and runs
+non-maximum suppression. Head and loss equal CVNets'. Boxes are clipped to the image before non-maximum suppression,
+unlike in CVNets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,21 +28,24 @@ Target = Mapping[str, Tensor]
 
 
 class SSD(ssd.SSD):
-    """Images to the boxes of objects; with targets to losses.
+    """The SSD detector.
 
-    `model(images)` gives a dictionary per image, best first: `boxes` (n, 4) as x1, y1, x2, y2 in pixels of the image as
-    it was given, `scores` (n,) and `labels` (n,) from 1 to num_classes - 1; 0 is the background. `model(images,
-    targets)` gives {"bbox_regression": …, "classification": …}, two scalars to be added and minimised.
+    `model(images)` returns a dictionary per image, sorted by score: `boxes` (n, 4) as x1, y1, x2, y2 in pixels of the
+    input image, `scores` (n,) and `labels` (n,) from 1 to num_classes - 1; 0 is the background.
+    `model(images, targets)` returns the losses {"bbox_regression": …, "classification": …}, two scalars to be summed.
 
-    images: a batch (N, in_chans, H, W) or a list of (in_chans, H, W), of values in [0, 1]. They are resized and
-        normalised here, unlike those of other models.
-        In training, a batch needs two of them at least.
-    targets: per image a dictionary with `boxes` (n, 4), floating, as above, and `labels` (n,), int64. Without objects,
-        n is 0.
-    backbone: an extractor, or whatever else gives maps at the strides that `cfg` starts from.
+    Images are a batch (N, in_chans, H, W) or a list of (in_chans, H, W), with values in [0, 1]. Unlike other models,
+    the detector resizes and normalizes them itself. A training batch needs at least two images. Targets are one
+    dictionary per image with floating `boxes` (n, 4) as above and int64 `labels` (n,); without objects, n is 0.
 
-    Raises ArgumentError where SSDHead does, and if mean and std are not known, and InputError for images and targets
-    that are not as said here, and in training without targets.
+    Args:
+        backbone: an extractor, or another module that returns maps of the strides in `cfg.backbone_strides`.
+        num_classes: number of classes including the background.
+        cfg: the configuration.
+
+    Raises:
+        ArgumentError: the configuration is invalid or does not fit the backbone, or mean and std are unknown.
+        InputError: when called with invalid images or targets, or in training without targets.
     """
 
     head: SSDHead
@@ -51,8 +55,8 @@ class SSD(ssd.SSD):
     def __init__(self, backbone: nn.Module, num_classes: int, cfg: SSDConfig = SSDConfig()) -> None:
         levels = as_levels(backbone.feature_info, type(backbone).__name__)
         head = SSDHead(levels, num_classes, cfg)
-        mean, std = _normalisation(backbone, cfg)
-        ratios: list[Any] = [list(ratios) for ratios in cfg.aspect_ratios]  # torchvision takes fractions, too
+        mean, std = _image_statistics(backbone, cfg)
+        ratios: list[Any] = [list(ratios) for ratios in cfg.aspect_ratios]  # torchvision accepts fractions, too
         scales = np.linspace(*cfg.scales, len(cfg.strides) + 1).tolist()
         super().__init__(
             backbone,
@@ -72,13 +76,18 @@ class SSD(ssd.SSD):
 
     @property
     def in_chans(self) -> int | None:
-        """Channels of the images, None if the backbone does not say."""
+        """Channels of the images; None if the backbone does not declare them."""
         return getattr(self.backbone, "in_chans", None)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (theirs returns what TorchScript makes of it)
         self, images: Images, targets: Sequence[Target] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """See the class. Both do the same in training and in eval mode, but for the layers that differ between them."""
+        """Detections without targets, losses with targets, in training and evaluation mode alike.
+
+        Args:
+            images: (N, in_chans, H, W), or a list of (in_chans, H, W), with values in [0, 1].
+            targets: one dictionary per image with `boxes` (n, 4) and `labels` (n,).
+        """
         for image in images:
             check_images(image.unsqueeze(0), self.in_chans)
         if targets is None and self.training:
@@ -90,25 +99,25 @@ class SSD(ssd.SSD):
         every = self.head.every_map(maps_in(self.backbone(batch.tensors)))
         predicted, anchors = self.head.predict(every), self.anchor_generator(batch, every)
         if resized is None:
-            found = self.postprocess_detections(predicted, anchors, batch.image_sizes)
-            return self.transform.postprocess(found, batch.image_sizes, sizes)
-        matches = [self._matched(target["boxes"], boxes) for target, boxes in zip(resized, anchors, strict=True)]
+            detections = self.postprocess_detections(predicted, anchors, batch.image_sizes)
+            return self.transform.postprocess(detections, batch.image_sizes, sizes)
+        matches = [self._match(target["boxes"], boxes) for target, boxes in zip(resized, anchors, strict=True)]
         return self.compute_loss(resized, predicted, anchors, matches)
 
-    def _matched(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """For each anchor, the number of the object it learns, negative if none."""
+    def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """For each anchor, the index of the object assigned to it; negative for none."""
         if not len(boxes):
             return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
         return self.proposal_matcher(box_iou(boxes, anchors))
 
 
 def require_targets(targets: Sequence[Target], images: int, num_classes: int) -> None:
-    """Raise InputError listing everything that keeps these from being the targets of so many images."""
+    """InputError that lists everything wrong with the targets of `images` images."""
     if len(targets) != images:
         raise InputError(f"{len(targets)} targets for {images} images: expected one each")
     problems = [f"target {number} {problem}" for number, t in enumerate(targets) for problem in _wrong(t, num_classes)]
     if problems:
-        raise InputError("targets cannot be learnt from:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise InputError("invalid targets:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def _wrong(target: Target, num_classes: int) -> list[str]:
@@ -128,7 +137,7 @@ def _wrong(target: Target, num_classes: int) -> list[str]:
     return problems
 
 
-def _normalisation(backbone: nn.Module, cfg: SSDConfig) -> tuple[list[float], list[float]]:
+def _image_statistics(backbone: nn.Module, cfg: SSDConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the images."""
     data = getattr(backbone, "data_config", None) or DataConfig(mean=(), std=())
     if data.channel_order != "rgb":
@@ -137,7 +146,7 @@ def _normalisation(backbone: nn.Module, cfg: SSDConfig) -> tuple[list[float], li
     chans = getattr(backbone, "in_chans", None) or len(mean)
     if not mean or not std or {len(mean), len(std)} != {chans}:
         raise ArgumentError(
-            f"images of {chans} channels are to be normalised by mean={mean} and std={std}: give SSDConfig one of each "
+            f"images of {chans} channels are to be normalized by mean={mean} and std={std}: give SSDConfig one of each "
             "per channel"
         )
     return list(mean), list(std)

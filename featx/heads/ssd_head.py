@@ -1,4 +1,4 @@
-"""The layers of SSD, https://arxiv.org/abs/1512.02325, as CVNets has them: separable convolutions on six maps."""
+"""The SSD head (https://arxiv.org/abs/1512.02325) of CVNets: separable convolutions on six maps."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,24 +13,32 @@ from ..models.layers.conv_norm import ConvNorm
 from ..models.layers.steps import Step
 from .dense import require_classes, require_maps
 
-WHOLE = -1  # the stride of a map of a single cell
+GLOBAL = -1  # stands for the stride of a map with a single cell
 COORDINATES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class SSDConfig:
-    """What shapes an SSD; the defaults are those of CVNets' models on COCO.
+    """The configuration of an SSD. The defaults are those of CVNets' models on COCO.
 
-    size: (height, width) in pixels that images are resized to. strides: of the maps, finest first; those beyond the
-    backbone's 32 double, and the last may be -1, the average of the map before. chs: of each map inside the head.
-    aspect_ratios: of the anchors on each map, besides two squares. scales: smallest and largest anchor over the image.
-    score_thresh, nms_thresh, candidates, detections: what is kept, of which `candidates` per class enter the
-    suppression of overlaps. match_iou: overlap of an anchor with the object it learns. mean, std: of the images in
-    [0, 1], the backbone's own by default.
+    Attributes:
+        size: (height, width) in pixels that images are resized to.
+        strides: strides of the maps in pixels, finest first. Those beyond the backbone's 32 double; the last may be -1,
+            the global average of the previous map.
+        chs: channels of each map inside the head.
+        aspect_ratios: of the anchors on each map, in addition to two squares.
+        scales: smallest and largest anchor, relative to the image.
+        score_thresh: lowest score of a detection.
+        nms_thresh: IoU threshold of non-maximum suppression.
+        candidates: detections per class that enter non-maximum suppression.
+        detections: largest number of detections per image.
+        match_iou: lowest IoU of an anchor with the object assigned to it.
+        mean: per channel, of images in [0, 1]; None for the backbone's.
+        std: per channel, of images in [0, 1]; None for the backbone's.
     """
 
     size: tuple[int, int] = (320, 320)
-    strides: tuple[int, ...] = (16, 32, 64, 128, 256, WHOLE)
+    strides: tuple[int, ...] = (16, 32, 64, 128, 256, GLOBAL)
     chs: tuple[int, ...] = (512, 256, 256, 128, 128, 64)
     aspect_ratios: tuple[tuple[float, ...], ...] = ((2, 3), (2, 3), (2, 3), (2, 3), (2, 3), (2,))
     scales: tuple[float, float] = (0.1, 1.05)
@@ -44,12 +52,12 @@ class SSDConfig:
 
     @property
     def backbone_strides(self) -> tuple[int, ...]:
-        """The strides of the maps that the backbone gives."""
+        """Strides of the maps that come from the backbone."""
         return tuple(stride for stride in self.strides if 0 < stride <= 32)
 
     @property
     def extra_strides(self) -> tuple[int, ...]:
-        """The strides of the maps that the head makes from the deepest of them."""
+        """Strides of the maps that the head computes from the backbone's deepest map."""
         return self.strides[len(self.backbone_strides) :]
 
     @property
@@ -58,7 +66,7 @@ class SSDConfig:
         return tuple(2 + 2 * len(ratios) for ratios in self.aspect_ratios)
 
     def check(self) -> None:
-        """Raise ArgumentError if this cannot be built."""
+        """ArgumentError if the configuration is invalid."""
         if not len(self.strides) == len(self.chs) == len(self.aspect_ratios) or not self.backbone_strides:
             raise ArgumentError(
                 f"strides={self.strides}, chs={self.chs} and aspect_ratios={self.aspect_ratios}: expected one of each "
@@ -66,7 +74,7 @@ class SSDConfig:
             )
         first = self.backbone_strides[-1]
         doubled = [first * 2 ** (number + 1) for number in range(len(self.extra_strides))]
-        allowed = [tuple(doubled), (*doubled[:-1], WHOLE)]
+        allowed = [tuple(doubled), (*doubled[:-1], GLOBAL)]
         if list(self.backbone_strides) != sorted({*self.backbone_strides}) or self.extra_strides not in allowed:
             raise ArgumentError(
                 f"strides={self.strides}: expected them to ascend and to double after {first}; the last may be -1"
@@ -74,10 +82,16 @@ class SSDConfig:
 
 
 class SSDHead(nn.Module):
-    """Maps at the backbone's strides to what the anchors on all maps predict, finest first, cell by cell.
+    """The SSD head: maps of the backbone to predictions for all anchors, finest map first, cell by cell.
 
-    Raises ArgumentError for a configuration that cannot be built, or for other levels than its strides, and, when
-    called, InputError for maps that are not those of the levels.
+    Args:
+        feature_info: the levels of the backbone's maps.
+        num_classes: number of classes including the background.
+        cfg: the configuration.
+
+    Raises:
+        ArgumentError: the configuration is invalid, or the levels do not have its strides.
+        InputError: when called with maps that do not match the levels.
     """
 
     def __init__(self, feature_info: Levels, num_classes: int, cfg: SSDConfig = SSDConfig()) -> None:
@@ -89,28 +103,30 @@ class SSDHead(nn.Module):
                 f"this head starts from maps of strides {cfg.backbone_strides}, but the source gives\n{feature_info}"
             )
         self.feature_info, self.num_classes = feature_info, num_classes
-        own = cfg.chs[len(feature_info) :]
-        made_from = (feature_info[-1].chs, *own)
+        extra_chs = cfg.chs[len(feature_info) :]
+        input_chs = (feature_info[-1].chs, *extra_chs)
         self.extra = nn.ModuleList(
-            averaged(in_chs, chs) if stride == WHOLE else Separable(in_chs, ConvNorm(in_chs, chs, act=nn.ReLU), 2)
-            for in_chs, chs, stride in zip(made_from, own, cfg.extra_strides, strict=False)
+            global_average(in_chs, chs)
+            if stride == GLOBAL
+            else Separable(in_chs, ConvNorm(in_chs, chs, act=nn.ReLU), 2)
+            for in_chs, chs, stride in zip(input_chs, extra_chs, cfg.extra_strides, strict=False)
         )
         self.projections = nn.ModuleList(
             ConvNorm(in_chs, chs, act=nn.ReLU) if in_chs != chs else nn.Identity()
-            for in_chs, chs in zip((*feature_info.channels(), *own), cfg.chs, strict=True)
+            for in_chs, chs in zip((*feature_info.channels(), *extra_chs), cfg.chs, strict=True)
         )
         self.predictions = nn.ModuleList(
             prediction(chs, count * (COORDINATES + num_classes), stride)
             for chs, count, stride in zip(cfg.chs, cfg.anchors, cfg.strides, strict=True)
         )
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`bbox_regression` (N, anchors, 4) and `cls_logits` (N, anchors, num_classes), as torchvision names them."""
+        """`bbox_regression` (N, anchors, 4) and `cls_logits` (N, anchors, num_classes), with torchvision's names."""
         return self.predict(self.every_map(maps))
 
     def every_map(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps and those made from the deepest of them, each (N, chs, h, w)."""
+        """The given maps and the extra maps computed from the deepest one, each (N, chs, h, w)."""
         require_maps(maps, self.feature_info, type(self).__name__)
         every = list(maps)
         for layer in self.extra:
@@ -118,7 +134,7 @@ class SSDHead(nn.Module):
         return every
 
     def predict(self, every: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` returns, from every map."""
+        """The predictions that `forward` returns, from the maps of `every_map`."""
         rows = []
         for x, project, predict in zip(every, self.projections, self.predictions, strict=True):
             y = predict(project(x)).permute(0, 2, 3, 1)  # (N, h, w, anchors per cell * (4 + num_classes))
@@ -128,7 +144,7 @@ class SSDHead(nn.Module):
 
 
 class Separable(nn.Module):
-    """A depthwise convolution without activation before the pointwise one: (N, chs, H, W) to (N, …, H / stride, …)."""
+    """A depthwise convolution without activation, then a pointwise one: (N, chs, H, W) to (N, …, H / stride, …)."""
 
     def __init__(self, chs: int, pointwise: nn.Module, stride: int = 1) -> None:
         super().__init__()
@@ -139,20 +155,20 @@ class Separable(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
-def averaged(in_chs: int, chs: int) -> nn.Sequential:
-    """The map's average, mixed: (N, in_chs, h, w) to (N, chs, 1, 1)."""
+def global_average(in_chs: int, chs: int) -> nn.Sequential:
+    """Global average pooling and a 1x1 convolution: (N, in_chs, h, w) to (N, chs, 1, 1)."""
     pool, conv = nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_chs, chs, 1, bias=False)
     return nn.Sequential(OrderedDict(pool=pool, conv=conv, act=nn.ReLU()))
 
 
 def prediction(in_chs: int, chs: int, stride: int) -> nn.Module:
-    """(N, in_chs, h, w) to (N, chs, h, w)."""
+    """The layer that predicts boxes and logits: (N, in_chs, h, w) to (N, chs, h, w)."""
     pointwise = nn.Conv2d(in_chs, chs, 1)
-    return pointwise if stride == WHOLE else Separable(in_chs, pointwise)
+    return pointwise if stride == GLOBAL else Separable(in_chs, pointwise)
 
 
-def initialise(module: nn.Module) -> None:
-    """Give a convolution Glorot's uniform values, in place."""
+def initialize(module: nn.Module) -> None:
+    """Initialize a convolution in place: Xavier uniform weights, zero bias."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -160,7 +176,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def level_at(levels: Levels, stride: int) -> int:
-    """Position of the deepest of these levels with that stride; OutIndicesError if there is none."""
+    """Position of the deepest level with that stride. OutIndicesError if there is none."""
     positions = [position for position, level in enumerate(levels) if level.reduction == stride]
     if not positions:
         raise OutIndicesError(

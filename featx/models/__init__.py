@@ -1,4 +1,4 @@
-"""One family per file; a file registers its variants when it is imported."""
+"""Model families, one per file. A file registers its variants on import."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """A family's file, imported when it is asked for."""
+    """Import a family's file on first access."""
     if name not in __dir__():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

@@ -1,7 +1,7 @@
 """ConvNeXt, https://arxiv.org/abs/2201.03545, and ConvNeXt V2, https://arxiv.org/abs/2301.00808.
 
-Blocks convolve 7x7 depthwise and mix channels by a perceptron; V2 normalises inside it where V1 scales what it returns.
-Pixels that do not fill a cell are left out: the maps' sizes are rounded down. Reference: timm.
+Blocks are a 7x7 depthwise convolution and an MLP over channels. V2 has global response norm inside the MLP, V1 layer
+scale after it. Sizes of maps are rounded down: pixels that do not fill a cell are dropped. Reference: timm.
 """
 
 from collections import OrderedDict
@@ -36,13 +36,20 @@ class ChannelLinear(nn.Linear):
 
 @dataclass(frozen=True, slots=True)
 class ConvNeXtConfig(StridedConfig):
-    """depths, chs: blocks and channels per stage. mix: from (in, out) channels to a layer of the perceptrons.
+    """The configuration of a ConvNeXt.
 
-    grn: global response norm instead of layer scale. stem_chs: between the stem's overlapping convolutions; 0 stands
-    for a stem of one 4x4 convolution. act: of the perceptrons. norm_first: norm before the global pool. hidden_chs: of
-    a layer before the logits, 0 for none. norm_eps: of all norms but, unless it is None, the last: head_norm_eps.
-    patch: the convolutions that divide a map into patches; SameConv2d fills up those that pixels only partly cover, so
-    that the maps' sizes are rounded up.
+    Attributes:
+        depths: blocks per stage.
+        chs: channels per stage.
+        mix: a function from (in, out) channels to a layer of the MLPs.
+        grn: global response norm instead of layer scale.
+        stem_chs: channels between the stem's overlapping convolutions; 0 for a stem of one 4x4 convolution.
+        act: activation of the MLPs.
+        norm_first: norm before the global pool.
+        hidden_chs: channels of a layer before the logits; 0 for none.
+        norm_eps: of all norms.
+        head_norm_eps: of the last norm; None for `norm_eps`.
+        patch: class of the strided convolutions; SameConv2d pads partly covered patches, which rounds sizes up.
     """
 
     depths: tuple[int, int, int, int]
@@ -76,7 +83,7 @@ class ConvNeXt(Backbone):
 
     @staticmethod
     def size_rule(side: int, reduction: int) -> int:
-        """Cells of a map along a side of so many pixels: only whole cells count."""
+        """Cells of a map along a side of `side` pixels, rounded down."""
         return side // reduction
 
     def __init__(self, cfg: ConvNeXtConfig) -> None:
@@ -103,12 +110,12 @@ class ConvNeXt(Backbone):
 
 
 def overlapping_size_rule(side: int, reduction: int) -> int:
-    """Cells along a side of so many pixels: the stem counts cells that are partly covered, the stages do not."""
+    """Cells along a side of `side` pixels: the stem rounds up, the stages round down."""
     return -(-side // 4) // (reduction // 4)
 
 
 class Stage(nn.Module):
-    """Norm and strided 2x2 convolution, where the shapes change, then blocks, one per drop-path rate.
+    """A norm and a strided 2x2 convolution if the shape changes, then one block per drop-path rate.
 
     (N, in_chs, H, W) to (N, chs, H / stride, W / stride).
     """
@@ -123,7 +130,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise convolution, norm and perceptron around a shortcut: (N, chs, H, W) to the same shape."""
+    """A residual block of depthwise convolution, norm and MLP: (N, chs, H, W) to the same shape."""
 
     def __init__(self, cfg: ConvNeXtConfig, chs: int, dilation: int, drop: float) -> None:
         super().__init__()
@@ -151,7 +158,7 @@ def stem(cfg: ConvNeXtConfig) -> nn.Sequential:
 
 
 def downsample(cfg: ConvNeXtConfig, in_chs: int, chs: int, step: Step) -> nn.Module:
-    """Nothing where neither stride nor dilation changes; a convolution that may not stride keeps the size."""
+    """The identity if neither stride nor dilation changes. A convolution without stride keeps the size."""
     if step == Step():
         return nn.Identity()
     conv = cfg.patch if step.stride > 1 else SameConv2d
@@ -172,7 +179,7 @@ def last_norm(cfg: ConvNeXtConfig) -> LayerNorm2d:
 
 
 def head(cfg: ConvNeXtConfig) -> Head:
-    """(N, chs, H, W) to logits (N, num_classes); the norm follows the pool unless it came before."""
+    """(N, chs, H, W) to logits (N, num_classes). The norm follows the pool, unless the model has it before the pool."""
     chs, pool = pooled_chs(cfg.chs[-1], cfg.global_pool), cfg.global_pool
     if chs != cfg.chs[-1] and not cfg.norm_first:
         kinds = [kind for kind in POOLS if kind not in DOUBLING]
@@ -200,7 +207,7 @@ pointwise = partial(nn.Conv2d, kernel_size=1)
 
 
 def small(third: int, chs: int, stem_chs: int = 0, *, grn: bool = False) -> ConvNeXtConfig:
-    """Few blocks, of `chs` channels in the first stage, mixed by 1x1 convolutions."""
+    """A small variant with `chs` channels in the first stage and MLPs of 1x1 convolutions."""
     return ConvNeXtConfig((2, 2, third, 2), doubling(chs), pointwise, grn, stem_chs)
 
 
@@ -209,7 +216,7 @@ def doubling(chs: int) -> tuple[int, int, int, int]:
 
 
 def uncropped(side: int, crop_mode: str = "center") -> dict[str, Any]:
-    """Fields of weights that see the whole of a square image of `side` pixels."""
+    """DataConfig fields of weights for square images of `side` pixels without cropping."""
     return {"size": (side, side), "crop": 1.0, "crop_mode": crop_mode}
 
 
@@ -230,7 +237,7 @@ CLIP_XXLARGE = "clip_laion2b_soup_ft_in1k clip_laion2b_soup_ft_in12k clip_laion2
 SELF = "dinov3_lvd1689m"
 FCMAE1 = "fcmae_ft_in1k fcmae"
 FCMAE22 = "fcmae_ft_in22k_in1k fcmae_ft_in22k_in1k_384 fcmae_ft_in1k fcmae"
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
     **{tag: {"crop": 0.875} for tag in ("fb_in22k_ft_in1k", "fb_in22k", "fb_in1k")},
     **dict.fromkeys(("r384_in12k", "r384_ad_in12k", "r384_in12k_ft_in1k"), uncropped(384)),

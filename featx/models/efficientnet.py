@@ -1,10 +1,10 @@
 """EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants, EfficientNetV2, and MobileNetV2.
 
-https://arxiv.org/abs/2104.00298, https://arxiv.org/abs/1801.04381. B1 to B8 are B0, wider and deeper. Lite variants
-have no squeeze-and-excitation. The first stages of EfficientNetV2 fuse the expansion with the depthwise convolution.
-`tf_` variants pad as TensorFlow does. MobileNetV2 is made of the same blocks in the same order, so that one class
-serves both; its D variants are deeper and keep the stem and head narrow. `forward_features` goes one convolution beyond
-the deepest level. Reference: timm.
+https://arxiv.org/abs/2104.00298, https://arxiv.org/abs/1801.04381. B1 to B8 are wider and deeper versions of B0. Lite
+variants have no squeeze-and-excitation. The first stages of EfficientNetV2 fuse the expansion with the depthwise
+convolution. `tf_` variants pad as TensorFlow does. MobileNetV2 has the same blocks in the same order and shares the
+class; its D variants are deeper and do not widen stem and head. `forward_features` includes one convolution after the
+deepest level. Reference: timm.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ SILU, RELU6 = MobileStyle(nn.SiLU), MobileStyle(nn.ReLU6)
 
 @dataclass(frozen=True, slots=True)
 class EfficientNetConfig(MobileConfig):
-    """As EfficientNet-B0 has it, where nothing else is said."""
+    """The configuration of an EfficientNet. Defaults are those of EfficientNet-B0."""
 
     stem_chs: int = 32
     head_chs: int = 1280
@@ -78,7 +78,9 @@ LITE0 = tuple(tuple(replace(row, se=False) for row in stage) for stage in B0)
 def v2(
     first: Row, fused: Sequence[tuple[int, int]], separable: Sequence[tuple[int, int, int, int]]
 ) -> tuple[Stage, ...]:
-    """The first stage; fused ones of (channels, repeats); gated ones of (channels, stride, expansion, repeats)."""
+    """The stages of EfficientNetV2: the first, fused ones of (channels, repeats), and inverted residuals with
+    squeeze-and-excitation of (channels, stride, expansion, repeats).
+    """
     return (
         (first,),
         *((Row(FusedInvertedResidual, chs, 3, 2, 4, repeats),) for chs, repeats in fused),
@@ -107,7 +109,7 @@ TINY = v2(dense(16, 1), [(24, 1), (32, 1)], [(48, 2, 4, 1), (64, 2, 4, 1)])
 def scaled(
     stages: tuple[Stage, ...], width: float, *, stem: int = 32, head: int = 1280, lowest: float = 0.9
 ) -> EfficientNetConfig:
-    """All channels times `width`, rounded to not less than `lowest` of that."""
+    """Multiply all channels by `width`. Rounding keeps at least the fraction `lowest`."""
     stem, head = (round_chs(chs * width, lowest=lowest) for chs in (stem, head))
     return EfficientNetConfig(widen(stages, width, lowest), stem, head)
 
@@ -135,7 +137,7 @@ def data(size: int = 224, crop: float = 0.875) -> DataConfig:
 
 
 def half(size: int, crop: float, interpolation: str = "bicubic") -> DataConfig:
-    """Pixels between -1 and 1."""
+    """Preprocessing that scales pixels to [-1, 1]."""
     return DataConfig((size, size), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation, crop)
 
 
@@ -148,7 +150,7 @@ RW_M = scaled((*deepen(V2_RW[:4], 1.2), *deepen(V2_RW[4:], 1.6)), 1.2, stem=24, 
 S, M = (EfficientNetConfig(stages, stem_chs=24) for stages in (V2_S, V2_M))
 L, XL = EfficientNetConfig(V2_L), EfficientNetConfig(V2_XL)
 NS, TF21 = "ns_jft_in1k aa_in1k ap_in1k", "in21k_ft_in1k in1k in21k"
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
     "ap_in1k": INCEPTION,
     "ra_in1k": IMAGENET,
@@ -218,7 +220,7 @@ MOBILENETV2: tuple[Stage, ...] = (
 
 
 def mobilenetv2(width: float) -> EfficientNetConfig:
-    """All channels times `width`, but never fewer at the head."""
+    """Multiply all channels by `width`; the head's channels do not decrease."""
     head_chs = max(1280, round_chs(1280 * width))
     return EfficientNetConfig(widen(MOBILENETV2, width), round_chs(32 * width), head_chs, RELU6)
 

@@ -1,7 +1,8 @@
-"""HRNet, https://arxiv.org/abs/1908.07919: branches of four resolutions run side by side and exchange what they see.
+"""HRNet, https://arxiv.org/abs/1908.07919: parallel branches at four resolutions with repeated fusion.
 
-Upsampled branches are cropped to the branch they are added to, so that any size works; at sizes that need no crop the
-numbers are the reference's (timm), which refuses the others. The level after a branch is what its classifier reads.
+Upsampled branches are cropped to the branch that they are added to, so that any image size works. At sizes that need no
+crop, outputs equal those of the reference (timm), which refuses other sizes. The level of a branch is the map that its
+classifier uses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,30 +23,35 @@ from .layers.residual import BasicBlock, Bottleneck, init_conv_norm
 
 HEAD_CHS = (32, 64, 128, 256)
 
-# From a map (N, C, h, w), a size (H, W), and how many times as large it nominally is, to a map (N, C, H, W).
+# A function from a map (N, C, h, w), a size (H, W) and the nominal scale factor to a map (N, C, H, W).
 Fit = Callable[[Tensor, torch.Size, int], Tensor]
 
 
 def enlarged(x: Tensor, size: torch.Size, factor: int) -> Tensor:
-    """Every cell repeated as often along each side; what is beyond the size is cropped."""
-    if torch.compiler.is_compiling():  # a program for any size must not depend on whether something is cropped
+    """Nearest-neighbor upsampling by the scale factor, cropped to the size."""
+    if torch.compiler.is_compiling():  # a graph for any size must not branch on whether a crop is needed
         rows, columns = (torch.arange(cells, device=x.device) // factor for cells in size)
         return x.index_select(2, rows).index_select(3, columns)
     return F.interpolate(x, scale_factor=float(factor))[..., : size[0], : size[1]]
 
 
 def resized(x: Tensor, size: torch.Size, _factor: int) -> Tensor:
-    """Every cell repeated so that they fill the size: the same as `enlarged` where sizes are multiples of 32."""
+    """Nearest-neighbor resizing to the size: equals `enlarged` for sides that are multiples of 32 pixels."""
     return F.interpolate(x, size)
 
 
 @dataclass(frozen=True, slots=True)
 class HRNetConfig(BackboneConfig):
-    """width: channels of the finest branch; each coarser one has twice as many.
+    """The configuration of an HRNet.
 
-    head_bias: in the convolutions of the classifier.
-    modules: exchange modules in stages 2, 3 and 4. depth: blocks per branch in a module. stem_depth, stem_chs: of
-    stage 1, which has one branch. fit: brings a coarse branch to the size of the branch it is added to.
+    Attributes:
+        width: channels of the finest branch; each coarser branch has twice as many.
+        head_bias: whether the classifier's convolutions have a bias.
+        modules: exchange modules in stages 2, 3 and 4.
+        depth: blocks per branch in a module.
+        stem_depth: blocks of stage 1, which has one branch.
+        stem_chs: channels of stage 1.
+        fit: resizes a coarse branch to the size of the branch that it is added to.
     """
 
     width: int
@@ -105,7 +111,7 @@ class HRNet(Pyramid):
         return maps + [self.incre_modules[level - 1](branches[level - 1]) for level in levels if level > 0]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """What the classifier pools: the four branches summed from fine to coarse, (N, 2048, H / 32, W / 32)."""
+        """The input of the global pool: the four branches summed from fine to coarse, (N, 2048, H / 32, W / 32)."""
         return self._joined(self.forward_maps(x, range(1, len(self.feature_info))))
 
     def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -138,7 +144,7 @@ class HRNet(Pyramid):
         maps = [self.layer1(self.act2(normed(self.conv2, self.bn2, x)))]
         for number in (1, 2, 3):
             paths = self.get_submodule(f"transition{number}").children()
-            # a branch that this stage adds starts from the coarsest one there is
+            # a branch that this stage adds starts from the coarsest existing one
             maps = [path(maps[min(branch, len(maps) - 1)]) for branch, path in enumerate(paths)]
             maps = self.get_submodule(f"stage{number + 1}")(maps)
         return maps
@@ -154,12 +160,12 @@ class Exchange(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
-        # where nobody reads a branch, pruning leaves an identity in its place
+        # pruning replaces an unused branch by an identity
         return [fuse(maps) for fuse in self.fuse_layers]
 
 
 class Fuse(nn.ModuleList):
-    """All branches brought to the size and width of one of them and summed."""
+    """The sum of all branches, converted to the size and channels of one of them."""
 
     def __init__(self, widths: Sequence[int], branch: int, fit: Fit) -> None:
         super().__init__(
@@ -193,7 +199,7 @@ def conv_norm(in_chs: int, chs: int, stride: int, *, act: bool, bias: bool = Fal
 
 
 def transition(widths: Sequence[int], wider: Sequence[int]) -> nn.ModuleList:
-    """From the branches of one stage to those of the next, which has one more."""
+    """Convert the branches of a stage to those of the next stage, which has one more."""
     kept = [nn.Identity() if a == b else conv_norm(a, b, 1, act=True) for a, b in zip(widths, wider, strict=False)]
     return nn.ModuleList([*kept, nn.Sequential(conv_norm(widths[-1], wider[-1], 2, act=True))])
 
@@ -203,7 +209,7 @@ def narrowed(in_chs: int, chs: int) -> nn.Sequential:
 
 
 def downsampled(in_chs: int, chs: int, halvings: int) -> nn.Module:
-    """The identity, or as many strided convolutions as it takes, the last without activation."""
+    """The identity, or the necessary number of strided convolutions, the last without activation."""
     if halvings == 0:
         return nn.Identity()
     before = [conv_norm(in_chs, in_chs, 2, act=True) for _ in range(halvings - 1)]

@@ -1,7 +1,7 @@
 """MobileNetV3, https://arxiv.org/abs/1905.02244.
 
-The last convolution comes after the global pool, so that it belongs to the head. Minimal variants have 3x3 kernels and
-ReLU only, and no squeeze-and-excitation; `tf_` variants pad as TensorFlow does. Reference: timm.
+The last convolution follows the global pool and is part of the head. Minimal variants have 3x3 kernels and ReLU only,
+and no squeeze-and-excitation. `tf_` variants pad as TensorFlow does. Reference: timm.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ HARD = MobileStyle(nn.Hardswish, inner_gate)
 
 @dataclass(frozen=True, slots=True)
 class MobileNetV3Config(MobileConfig):
-    """The convolution behind the stages comes after the pool."""
+    """The configuration of a MobileNetV3, whose last convolution follows the global pool."""
 
     style: MobileStyle = HARD
 
@@ -95,7 +95,7 @@ def tf(cfg: MobileNetV3Config) -> MobileNetV3Config:
 
 PLAIN, BILINEAR = DataConfig(), DataConfig(interpolation="bilinear")
 HALF = replace(BILINEAR, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
     "ra4_e3600_r224_in1k": INCEPTION | {"crop": 0.95},
     **{

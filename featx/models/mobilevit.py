@@ -1,9 +1,10 @@
 """MobileViT, https://arxiv.org/abs/2110.02178: convolutions, and attention among patches in the later stages.
 
-A block resizes a map whose sides are no multiples of the patch, and resizes it back. In a stage that dilates instead of
-striding, its local convolution stays as it is, as in the original (CVNets) and transformers; timm dilates it:
-`local_dilation=True`. Both the last stage and its expansion, which alone timm lists, are levels. Any table of stages
-can be built, and read from the YAML of a NetsPresso model. References: timm, CVNets, NetsPresso Trainer.
+A block resizes a map whose sides are not multiples of the patch, and resizes it back. In a stage with dilation instead
+of stride, the block's local convolution is not dilated, as in the original (CVNets) and transformers;
+`local_dilation=True` dilates it, as timm does. The last stage and its expansion are levels; timm lists the expansion
+only. Any table of stages can be built, or read from the YAML file of a NetsPresso model. References: timm, CVNets,
+NetsPresso Trainer.
 """
 
 from dataclasses import dataclass
@@ -35,18 +36,23 @@ from .layers.transformer import Block, TransformerStyle
 
 MOST_EXPANDED = 960
 
-# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+# symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
 torch.fx.wrap("enlarged")
 torch.fx.wrap("from_enlarged")
 
 
 @dataclass(frozen=True, slots=True)
 class MobileViTConfig(StridedConfig):
-    """stages: in running order behind a stem of stride 2, `stem_chs` channels wide.
+    """The configuration of a MobileViT.
 
-    attention_dropout_prob, ffn_dropout_prob: in the transformer blocks. output_expansion_ratio: channels of the last
-    map over those of the last stage, at most 960 channels in all. use_fusion_layer: a block ends by fusing its input
-    with what attention made of it. local_dilation: with dilation, dilate the blocks' local convolutions too, as timm.
+    Attributes:
+        stages: in running order, after a stem of stride 2.
+        stem_chs: channels of the stem.
+        attention_dropout_prob: dropout of attention weights in the transformer blocks.
+        ffn_dropout_prob: dropout of the MLPs in the transformer blocks.
+        output_expansion_ratio: channels of the last map relative to the last stage, at most 960 channels.
+        use_fusion_layer: whether a block fuses its input with the output of attention.
+        local_dilation: also dilate the blocks' local convolutions, as timm does.
     """
 
     stages: tuple[StageRow, ...]
@@ -108,7 +114,7 @@ def stage(cfg: MobileViTConfig, row: StageRow, in_chs: int, step: Step, rates: l
 
 
 class MobileViTBlock(nn.Module):
-    """Local convolution, attention among patches, projection and fusion with the input: (N, chs, H, W) to the same."""
+    """Local convolution, attention among patches, projection, fusion with the input; keeps (N, chs, H, W)."""
 
     def __init__(self, cfg: MobileViTConfig, row: MobileViTStage, dilation: int, drop: float) -> None:
         super().__init__()
@@ -127,15 +133,15 @@ class MobileViTBlock(nn.Module):
         return y if self.conv_fusion is None else self.conv_fusion(torch.cat((x, y), dim=1))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Attention among the pixels at the same place in their patches: (N, dim, H, W) to the same."""
+        """Attention among the pixels at the same position in their patches: (N, dim, H, W) to the same shape."""
         tokens = to_tokens(enlarged(x, self.patch), self.patch)  # (N, pixels, patches, dim)
         mixed = self.norm(self.transformer(tokens.flatten(0, 1))).reshape(tokens.shape)
         return from_enlarged(mixed, self.patch, x)
 
 
 def transformer_block(cfg: MobileViTConfig, row: MobileViTStage, drop_path: float) -> Block:
-    """A block whose attention drops only weights, and whose feed-forward layers have the width of the row."""
-    # half a channel more survives the rounding of the ratio, and is cut off in the product
+    """A transformer block with dropout of attention weights only, and MLPs of the row's width."""
+    # the extra half channel absorbs rounding of the ratio and is truncated in the product
     ratio = (row.ffn_intermediate_channels + 0.5) / row.attention_channels
     drop, attn_drop = cfg.ffn_dropout_prob, cfg.attention_dropout_prob
     style = TransformerStyle(mlp_ratio=ratio, act=nn.SiLU, eps=1e-5, drop=drop, attn_drop=attn_drop)
@@ -145,7 +151,7 @@ def transformer_block(cfg: MobileViTConfig, row: MobileViTStage, drop_path: floa
 
 
 def _check_table(cfg: MobileViTConfig) -> None:
-    """Raise ArgumentError listing everything in the configuration that cannot be built."""
+    """ArgumentError that lists everything invalid in the configuration."""
     heads, in_chs, problems = cfg.num_attention_heads, cfg.stem_chs, []
     if not cfg.stages or min(cfg.patch_size, heads) < 1:
         given = f"{len(cfg.stages)} stages, patch_size={cfg.patch_size}, num_attention_heads={heads}"
@@ -166,7 +172,7 @@ def _check_table(cfg: MobileViTConfig) -> None:
 
 
 def read_config(path: str | Path) -> MobileViTConfig:
-    """The configuration that a YAML file of NetsPresso Trainer's shape describes; see `read_table`."""
+    """Read a configuration from a YAML file in the format of NetsPresso Trainer."""
     rows, params = read_table(path)
     return MobileViTConfig(rows, **params)
 

@@ -1,8 +1,8 @@
-"""MobileViTv2, https://arxiv.org/abs/2206.02680: MobileViT with attention whose cost is linear in the pixels.
+"""MobileViTv2, https://arxiv.org/abs/2206.02680: MobileViT with attention of linear cost.
 
-A block enlarges a map whose sides are no multiples of the patch, and keeps it enlarged: 224 pixels give 8 cells at
-1/32. In a stage that dilates instead of striding, the block's local convolution is dilated too. Both are so in the
-original (CVNets) and in timm; transformers zero-fills what is left over and dilates no block. References: timm, CVNets.
+A block enlarges a map whose sides are not multiples of the patch, and does not shrink it again: 224 pixels give 8 cells
+at 1/32. In a stage with dilation instead of stride, the block's local convolution is dilated, too. Both are as in the
+original (CVNets) and timm; transformers pads with zeros instead and dilates no block. References: timm, CVNets.
 """
 
 from collections import OrderedDict
@@ -35,7 +35,7 @@ from .layers.steps import Step, plan_steps
 STRIDES, DEPTHS = (1, 2, 2, 2, 2), (1, 2, 2, 2, 2)
 FIRST_ATTENTION = 8  # total stride of the first stage with attention
 
-# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+# symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
 torch.fx.wrap("enlarged")
 torch.fx.wrap("to_patches")
 torch.fx.wrap("from_patches")
@@ -43,13 +43,17 @@ torch.fx.wrap("from_patches")
 
 @dataclass(frozen=True, slots=True)
 class MobileViTV2Config(StridedConfig):
-    """What shapes a MobileViTv2, under the names of transformers' MobileViTV2Config where it has one.
+    """The configuration of a MobileViTv2, with names of transformers' MobileViTV2Config where it has them.
 
-    width_multiplier: of all channels, which are rounded to multiples of 8. expand_ratio: channels inside an inverted
-    residual over those that enter it. n_attn_blocks, base_attn_unit_dims (channels before the multiplier): of the three
-    stages with attention. ffn_multiplier: channels inside their feed-forward layers, cut down to multiples of 16.
-    conv_kernel_size: of their local convolutions; odd. hidden_act: after the convolutions.
-    local_dilation: dilate their local convolutions with `output_stride`; False is what transformers does.
+    Attributes:
+        width_multiplier: of all channels, which are rounded to multiples of 8.
+        expand_ratio: channels inside an inverted residual relative to its input.
+        n_attn_blocks: attention blocks of the three stages with attention.
+        base_attn_unit_dims: channels of these stages before the multiplier.
+        ffn_multiplier: channels inside the MLPs relative to their input, rounded down to multiples of 16.
+        conv_kernel_size: of the local convolutions of these stages; odd.
+        hidden_act: activation after convolutions.
+        local_dilation: dilate these local convolutions with `output_stride`; False as in transformers.
     """
 
     width_multiplier: float = 1.0
@@ -96,7 +100,7 @@ class MobileViTV2(Backbone):
 
 
 def stage(cfg: MobileViTV2Config, in_chs: int, chs: int, number: int, step: Step, rates: list[float]) -> nn.Sequential:
-    """Inverted residuals, of which a block with attention takes the last one's place in the last three stages."""
+    """Inverted residuals; in the last three stages, an attention block replaces the last one."""
     first = InvertedResidual(in_chs, chs, cfg.expand_ratio, step, cfg.hidden_act, rates[0])
     if number >= 2:
         return nn.Sequential(first, MobileViTV2Block(cfg, chs, number - 2, step, rates[1]))
@@ -154,7 +158,7 @@ class LinearTransformer(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """One score per patch weighs the keys into a context, which gates every value: (N, chs, pixels, patches)."""
+    """Linear attention (N, chs, pixels, patches): scores weight the keys to a context, which gates the values."""
 
     def __init__(self, chs: int, drop: float) -> None:
         super().__init__()
@@ -177,7 +181,7 @@ def widths(multiplier: float) -> list[int]:
 
 
 def grown_cells(side: int, reduction: int, patch: int = 2) -> int:
-    """Cells of a map along a side of so many pixels: every stage with attention rounds up to whole patches."""
+    """Cells of a map along a side of `side` pixels: every stage with attention rounds up to whole patches."""
     cells, total = side, 1
     while total < reduction:
         cells, total = -(-cells // 2), total * 2

@@ -1,8 +1,7 @@
-"""RegNet, https://arxiv.org/abs/2003.13678: widths that rise linearly with depth, in steps, make four stages of blocks.
+"""RegNet, https://arxiv.org/abs/2003.13678: four stages whose widths follow a quantized linear function of depth.
 
-X has plain bottlenecks with grouped convolutions, Y squeeze-and-excitation behind the 3x3 convolution, whose waist
-follows the channels that enter the block. `_tv` variants round their widths to groups as torchvision does. Reference:
-timm.
+X has bottlenecks with grouped convolutions. Y adds squeeze-and-excitation after the 3x3 convolution, with a width
+relative to the block's input channels. `_tv` variants round widths to groups as torchvision does. Reference: timm.
 """
 
 from collections import Counter
@@ -24,12 +23,17 @@ from .layers.steps import Step, plan_steps
 
 @dataclass(frozen=True, slots=True)
 class RegNetConfig(StridedConfig):
-    """The paper's parameters, under its names.
+    """The configuration of a RegNet, with the paper's parameters.
 
-    w0, wa: block i would have w0 + wa * i channels. wm: widths become w0 times powers of it. depth: blocks in all.
-    group_size: channels per group of the 3x3 convolutions. se_ratio: channels of the squeeze-and-excitation's waist
-    over those that enter the block; 0 leaves it out. group_min_ratio: share that rounding a width to groups must leave
-    of it, as torchvision rounds; 0 rounds as the authors do.
+    Attributes:
+        w0: block i has w0 + wa * i channels before quantization.
+        wa: slope of the widths.
+        wm: widths are quantized to w0 times powers of it.
+        depth: total number of blocks.
+        group_size: channels per group of the 3x3 convolutions.
+        se_ratio: channels of the squeeze-and-excitation relative to the block's input; 0 for none.
+        group_min_ratio: smallest fraction of a width that rounding to groups keeps, as in torchvision; 0 rounds as the
+            authors do.
     """
 
     w0: int
@@ -43,7 +47,7 @@ class RegNetConfig(StridedConfig):
 
 
 def init_regnet(model: nn.Module) -> None:
-    """Normal convolutions (fan out per group) and linear layers, zero biases, blocks that start as their shortcuts."""
+    """Initialize in place: normal weights (fan out per group), zero biases, zero scales at the end of branches."""
     init_by_fan_out(model, narrow_normal)
     for module in model.modules():
         if isinstance(module, Bottleneck):
@@ -96,7 +100,7 @@ class Bottleneck(nn.Module):
 
 
 def stage(cfg: RegNetConfig, in_chs: int, width: int, step: Step, rates: list[float]) -> nn.Sequential:
-    """A block per drop-path rate, `b1` and on; the first changes the channels and takes the stride."""
+    """One block per drop-path rate, from `b1`; the first has the stride and changes the channels."""
     blocks, chs = nn.Sequential(), to_groups(width, cfg)
     for number, rate in enumerate(rates, start=1):
         blocks.add_module(f"b{number}", Bottleneck(cfg, in_chs, chs, step, rate))
@@ -105,13 +109,13 @@ def stage(cfg: RegNetConfig, in_chs: int, width: int, step: Step, rates: list[fl
 
 
 def stage_widths(cfg: RegNetConfig) -> Counter[int]:
-    """Blocks by width, ascending: every linear width becomes the nearest power of `wm`, and a multiple of 8."""
+    """Number of blocks by width, ascending. Widths are quantized to w0 times powers of `wm` and to multiples of 8."""
     powers = (round(log(1 + cfg.wa * block / cfg.w0) / log(cfg.wm)) for block in range(cfg.depth))
     return Counter(round(cfg.w0 * cfg.wm**power / 8) * 8 for power in powers)
 
 
 def to_groups(width: int, cfg: RegNetConfig) -> int:
-    """The width as the nearest multiple of the channels of a group; of two, the authors take the even one."""
+    """The width rounded to a multiple of the channels of a group; the authors round ties to even."""
     group = min(cfg.group_size, width)
     if cfg.group_min_ratio:
         return round_chs(width, group, cfg.group_min_ratio)
@@ -130,7 +134,7 @@ X004, Y008, Y080 = RegNetConfig(24, 24.48, 2.54, 22, 16), y(56, 38.84, 2.4, 14, 
 PYCLS, TV2, LATER, LARGE = DataConfig(), DataConfig(crop=0.965), DataConfig(crop=0.95), DataConfig((384, 384), crop=1.0)
 SW = "sw_in12k_ft_in1k sw_in12k pycls_in1k"
 SEER, SWAG = "seer_ft_in1k seer", "swag_ft_in1k swag_lc_in1k"
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
     "pycls_in1k": asdict(PYCLS),
     **dict.fromkeys(("tv2_in1k", "swag_lc_in1k", "seer"), asdict(TV2)),

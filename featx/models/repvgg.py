@@ -28,10 +28,13 @@ from .layers.steps import Step, plan_steps
 
 @dataclass(frozen=True, slots=True)
 class RepVGGConfig(StridedConfig):
-    """depths: blocks per stage. widths: channels per stage over 64, 128, 256 and 512.
+    """The configuration of a RepVGG.
 
-    groups: of every second block's convolutions, or of every block's, stage by stage. attn: from channels to the
-    channel attention after the sum.
+    Attributes:
+        depths: blocks per stage.
+        widths: channels per stage relative to 64, 128, 256 and 512.
+        groups: of the convolutions of every second block, or of every block, per stage.
+        attn: a function from channels to the channel attention after the sum.
     """
 
     depths: tuple[int, ...]
@@ -41,7 +44,7 @@ class RepVGGConfig(StridedConfig):
 
 
 def init_repvgg(model: nn.Module) -> None:
-    """Normal weights everywhere, in place: norms around 0.1, so that the sum of the branches starts small."""
+    """Initialize in place with normal weights; norm scales around 0.1 keep the sum of the branches small."""
     init_mobile(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -81,9 +84,9 @@ class RepVGG(Backbone):
 
 
 class RepVGGBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution and, where shapes allow it, the identity, each with its norm, summed.
+    """The sum of a 3x3 convolution, a 1x1 convolution and, if shapes allow it, the identity, each with a norm.
 
-    (N, in_chs, H, W) to (N, chs, H / stride, W / stride). Once reparameterised, one 3x3 convolution.
+    (N, in_chs, H, W) to (N, chs, H / stride, W / stride). After reparameterization, a single 3x3 convolution.
     """
 
     identity: nn.BatchNorm2d | None
@@ -146,11 +149,16 @@ def with_norm(kernel: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def reparameterize(model: nn.Module) -> None:
-    """Fuse the branches of every RepVGG block in `model`, a network or a feature extractor, in place.
+    """Fuse the branches of every RepVGG block in place.
 
-    Maps and logits stay the same up to rounding; the blocks' parameters have other names afterwards, as timm's. What
-    shares blocks with `model` is fused with it. Raises ArgumentError, before anything is changed, in training mode, in
-    which the norms do not use the statistics that are fused.
+    Maps and logits are equal up to rounding. The blocks' parameters then have timm's names for fused blocks. Models
+    that share blocks with `model` are fused, too.
+
+    Args:
+        model: a model or a feature extractor.
+
+    Raises:
+        ArgumentError: the model is in training mode, in which norms do not use running statistics. Nothing is changed.
     """
     blocks = [module for module in model.modules() if isinstance(module, RepVGGBlock)]
     require_eval(*blocks)
@@ -173,14 +181,14 @@ def stage_groups(cfg: RepVGGConfig, number: int) -> tuple[int, ...]:
 def stage(
     cfg: RepVGGConfig, in_chs: int, chs: int, step: Step, groups: tuple[int, ...], rates: list[float]
 ) -> nn.Sequential:
-    """A block per drop-path rate; the first changes the channels and takes the stride."""
+    """One block per drop-path rate; the first has the stride and changes the channels."""
     first = RepVGGBlock(in_chs, chs, step, groups[0], cfg.attn, rates[0])
     others = zip(groups[1:], rates[1:], strict=True)
     return nn.Sequential(first, *(RepVGGBlock(chs, chs, step.after, group, cfg.attn, rate) for group, rate in others))
 
 
 def squeeze_excite(chs: int) -> SEModule:
-    """Its waist is a sixteenth of the channels, not rounded."""
+    """Squeeze-and-excitation with a sixteenth of the channels, not rounded."""
     return SEModule(chs, chs // 16)
 
 

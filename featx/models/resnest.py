@@ -1,7 +1,6 @@
-"""ResNeSt, https://arxiv.org/abs/2004.08955: a ResNet-D whose 3x3 convolutions give several splits of every group, of
-which attention makes one.
+"""ResNeSt, https://arxiv.org/abs/2004.08955: a ResNet-D with split attention in place of 3x3 convolutions.
 
-Where a stage strides, an average pool before or after the splits takes the stride. Reference: timm.
+In a stage with stride, an average pool before or after the split attention has the stride. Reference: timm.
 """
 
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from .resnet import ResNet, ResNetConfig
 
 @dataclass(frozen=True, slots=True)
 class Splits(Residual):
-    """radix: splits per group. pool_first: the pool comes before the splits."""
+    """The configuration of a ResNeSt. radix: splits per group; pool_first: whether the pool precedes the splits."""
 
     radix: int = 2
     pool_first: bool = False
@@ -41,12 +40,12 @@ class SplitBottleneck(Bottleneck):
 
     @staticmethod
     def pool(stride: int) -> nn.Module:
-        """What takes the stride."""
+        """The pool that has the stride."""
         return nn.AvgPool2d(3, stride, 1)
 
 
 class SamePoolSplitBottleneck(SplitBottleneck):
-    """The same with its pool padded as TensorFlow does."""
+    """The block with its pool padded as in TensorFlow."""
 
     @staticmethod
     def pool(stride: int) -> nn.Module:
@@ -54,7 +53,7 @@ class SamePoolSplitBottleneck(SplitBottleneck):
 
 
 class SplitAttention(nn.Module):
-    """Splits of a 3x3 convolution, weighed against each other: (N, chs, H, W) to (N, chs, H / stride, W / stride)."""
+    """Split attention, a weighted sum of the splits of a 3x3 convolution: (N, chs, H, W) to (N, chs, H / s, W / s)."""
 
     def __init__(self, chs: int, step: Step, style: Splits, pool: nn.Module) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class SplitAttention(nn.Module):
         self.fc2 = nn.Conv2d(waist, chs * style.radix, 1, groups=style.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        # chunks keep the memory format, also of a single image; views with an axis for the splits need not
+        # chunks keep the memory format, also for a single image; views with an axis for the splits may not
         chunks = self.act0(normed(self.conv, self.bn0, self.pool_before(x))).chunk(self.radix, 1)
         parts = [chunks[split] for split in range(self.radix)]
         scores = added(parts).mean((2, 3), keepdim=True)

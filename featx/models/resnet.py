@@ -25,10 +25,13 @@ from .layers.steps import Step, plan_steps
 
 @dataclass(frozen=True, slots=True)
 class ResNetConfig(StridedConfig):
-    """depths: blocks per stage. stem: channels of its convolutions: one of 7x7, or several of 3x3.
+    """The configuration of a ResNet.
 
-    max_pool: the pool behind the stem. conv_pool: a strided convolution takes its place
-    (https://arxiv.org/abs/2103.07579).
+    Attributes:
+        depths: blocks per stage.
+        stem: channels of the stem's convolutions: one of 7x7, or several of 3x3.
+        max_pool: the pool after the stem.
+        conv_pool: a strided convolution instead of the pool (https://arxiv.org/abs/2103.07579).
     """
 
     depths: tuple[int, ...]
@@ -88,14 +91,14 @@ def conv_pool(chs: int, style: Residual) -> nn.Sequential:
 
 
 def stage(cfg: ResNetConfig, in_chs: int, chs: int, step: Step, rates: list[float]) -> nn.Sequential:
-    """A block per drop-path rate; the first changes the channels and takes the stride."""
+    """One block per drop-path rate; the first has the stride and changes the channels."""
     first = cfg.block(in_chs, chs, step, cfg.style, rates[0])
     out_chs = chs * cfg.block.expansion
     return nn.Sequential(first, *(cfg.block(out_chs, chs, step.after, cfg.style, rate) for rate in rates[1:]))
 
 
 def group_norm(chs: int) -> nn.GroupNorm:
-    """In 32 groups (https://arxiv.org/abs/1803.08494)."""
+    """GroupNorm with 32 groups (https://arxiv.org/abs/1803.08494)."""
     return nn.GroupNorm(32, chs)
 
 
@@ -131,7 +134,7 @@ RESNET50 = (
     "tv2_in1k tv_in1k"
 )
 A1H = f"a1h_in1k {A} gluon_in1k tv2_in1k tv_in1k"
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 LESS = {"size": (224, 224), "interpolation": "bicubic", "crop": 0.875}
 BILINEAR = LESS | {"interpolation": "bilinear"}
 TAGS = {

@@ -1,4 +1,4 @@
-"""ReXNet, https://arxiv.org/abs/2007.00992: every block has more channels than the one before, by the same number.
+"""ReXNet, https://arxiv.org/abs/2007.00992: channels increase linearly from block to block.
 
 The shortcut of a block is added to the first channels of its output. `rexnetr_*` round all channels to multiples of 8
 or 16. Reference: timm.
@@ -23,7 +23,7 @@ from .layers.steps import Step, plan_steps
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """depth: blocks, of which the first takes the stride. expand: channels inside a block over those that enter it."""
+    """A stage. depth: number of blocks, the first with the stride; expand: inner over input channels of a block."""
 
     depth: int
     stride: int = 2
@@ -36,10 +36,14 @@ STAGES = (Stage(1, 1, 1, False), Stage(2, has_se=False), Stage(2), Stage(6), Sta
 
 @dataclass(frozen=True, slots=True)
 class ReXNetConfig(StridedConfig):
-    """width: multiplies all channels. divisor: channels are rounded to its multiples.
+    """The configuration of a ReXNet.
 
-    first_chs, growth: channels of the first block, and how many more a block after the last would have, before `width`.
-    se_ratio: channels of the squeeze-and-excitation's waist over those inside the block.
+    Attributes:
+        width: multiplier of all channels.
+        divisor: channels are rounded to its multiples.
+        first_chs: channels of the first block, before `width`.
+        growth: total increase of channels from the first block to one past the last, before `width`.
+        se_ratio: channels of the squeeze-and-excitation relative to a block's inner channels.
     """
 
     width: float = 1.0
@@ -83,9 +87,11 @@ class ReXNet(Backbone):
 
 
 class LinearBottleneck(nn.Module):
-    """Expand, convolve depthwise, project without activation: (N, in_chs, H, W) to (N, chs, H / stride, W / stride).
+    """Expansion, depthwise convolution, linear projection: (N, in_chs, H, W) to (N, chs, H / stride, W / stride).
 
-    inner: channels of the depthwise convolution. waist: of the squeeze-and-excitation; 0 leaves it out.
+    Args:
+        inner: channels of the depthwise convolution.
+        waist: channels of the squeeze-and-excitation; 0 for none.
     """
 
     def __init__(self, in_chs: int, inner: int, chs: int, waist: int, step: Step, drop: float = 0.0) -> None:
@@ -107,7 +113,7 @@ class LinearBottleneck(nn.Module):
 
 
 def layer_chs(cfg: ReXNetConfig) -> list[int]:
-    """Channels of the stem and of each block; the first ones of a thin network are as wide as at width 1."""
+    """Channels of the stem and of each block. At a width below 1, stem and first block keep the width-1 channels."""
     depth = sum(stage.depth for stage in STAGES)
     thin = min(cfg.width, 1.0)
     widths = [32 / thin, *(cfg.first_chs / thin + number * cfg.growth / depth for number in range(depth))]

@@ -1,7 +1,7 @@
 """ViT, https://arxiv.org/abs/2010.11929, with DeiT (https://arxiv.org/abs/2012.12877), DeiT III, DINOv2 and CLIP's.
 
-Images of any size: sides are zero-padded on the right and at the bottom to whole patches, and the learnt grid of
-positions is interpolated to theirs. With `antialias=False` the interpolation is that of BLIP
+Images of any size are accepted: they are zero-padded at the right and bottom to whole patches, and the learned position
+embeddings are interpolated to the grid of patches. With `antialias=False` the interpolation is that of BLIP
 (https://arxiv.org/abs/2201.12086), whose image encoder is vit_base_patch16_224 with num_classes=0. Reference: timm with
 dynamic_img_size and dynamic_img_pad.
 """
@@ -26,26 +26,34 @@ from .layers.hybrid import hybrid_stem
 from .layers.pos_embed import resample_positions
 from .layers.transformer import Block, TransformerStyle, init_transformer
 
-# what a symbolic tracer calls as a whole: sizes and memory formats decide in them
+# symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
 torch.fx.wrap("resample_positions")
 torch.fx.wrap("format_of")
 
 
 @dataclass(frozen=True, slots=True)
 class ViTConfig(BackboneConfig):
-    """dim: channels of a token. patch: pixels along a side.
+    """The configuration of a ViT.
 
-    image_size: pixels along a side, or (height, width); it only sets the grid of positions, of whole patches.
-    mlp_ratio: hidden channels of the MLPs over those of a token; None is as the style has it.
-    stem: blocks per stage of a ResNet before the patches, which are then counted in cells of its map; None for none.
-    stem_chs: channels of its first convolution; stage n gives 4 * 2**n times as many.
-    class_token, registers: the prefix tokens, which stand before the patches. prefix_positions: whether these have
-    positions too. pre_norm: a norm before the blocks, and patches without bias. antialias, position_excess: how
-    positions are resized, see `resample_positions`.
-    global_pool: "token" for the class token; "avg", "max" or "avgmax" (their mean) over the patches; "" for all tokens.
-    fc_norm: the last norm comes after the pool; where it is not given, it is where the weights have it.
-    norm_maps: maps, too, go through the last norm. representation: width of a tanh layer before the classifier
-    (`pre_logits`), 0 for none. norm_eps: of all norms; None is as the style has it.
+    Attributes:
+        dim: channels of a token.
+        patch: side of a patch in pixels; with `stem`, in cells of its map.
+        image_size: side, or (height, width), in pixels. It only sets the grid of position embeddings, in whole patches.
+        mlp_ratio: hidden channels of the MLPs relative to `dim`; None for the style's default.
+        stem: blocks per stage of a ResNet before the patches; None for none.
+        stem_chs: channels of its first convolution; stage n has 4 * 2**n times as many.
+        class_token: whether there is a class token, before the patches.
+        registers: number of register tokens, before the patches.
+        prefix_positions: whether prefix tokens have position embeddings.
+        pre_norm: norm before the blocks, and patch embedding without bias.
+        antialias: how position embeddings are resized, as for `resample_positions`.
+        position_excess: how position embeddings are resized, as for `resample_positions`.
+        global_pool: "token" for the class token; "avg", "max" or "avgmax" (their mean) over the patches; "" for all
+            tokens.
+        fc_norm: whether the last norm follows the pool; by default as in the weights.
+        norm_maps: whether maps pass through the last norm.
+        representation: width of a tanh layer before the classifier (`pre_logits`); 0 for none.
+        norm_eps: of all norms; None for the style's default.
     """
 
     dim: int
@@ -74,7 +82,7 @@ class ViTConfig(BackboneConfig):
     drop_path_rate: float = 0.0
 
     def stated_by(self, names: Collection[str]) -> dict[str, Any]:
-        """The place of the last norm."""
+        """`fc_norm`, by the name of the last norm in the checkpoint."""
         return {"fc_norm": "fc_norm.weight" in names} if {"norm.weight", "fc_norm.weight"} & set(names) else {}
 
 
@@ -121,7 +129,7 @@ class ViT(Pyramid):
         return [map_ for _, map_ in self.forward_tokens(x, levels)]
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """As in Pyramid. The class token comes before the registers; `norm_maps` normalises the prefix tokens, too."""
+        """Prefix tokens and map per level. The class token precedes the registers; `norm_maps` normalizes both."""
         patches = self.patch_embed(x)
         tokens, taken = self._tokens(patches), {}
         for level, block in enumerate(self.blocks):
@@ -145,25 +153,25 @@ class ViT(Pyramid):
 
     @property
     def maps_are_normed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether maps and prefix tokens have gone through the last norm."""
+        """Whether maps and prefix tokens pass through the last norm."""
         return self.norm_maps
 
     def normed(self) -> "ViT":
-        """As in Pyramid: the same as a model built with norm_maps=True."""
+        """This model with `norm_maps=True`, with shared parameters. ArgumentError for a norm after the pool."""
         if isinstance(self.norm, nn.Identity):
-            raise ArgumentError("this ViT normalises after its pool (fc_norm=True), and its tokens not at all")
+            raise ArgumentError("this ViT normalizes after its pool (fc_norm=True), and its tokens not at all")
         other = shallow_copy(self)
         other.norm_maps = True
         return other
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens and map through the last norm, which `norm_maps` has them in already."""
+        """Apply the last norm to prefix tokens and map; with `norm_maps` it is already applied."""
         if self.norm_maps:
             return prefix, map_
         return self.norm(prefix), self.norm(map_.movedim(1, -1)).movedim(-1, 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the tokens that `forward_features` returns, or pooled features if there are no classes."""
+        """Logits of the tokens that `forward_features` returns, or pooled features without classes."""
         x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(x))))
         return x if pre_logits else self.head(x)
 
@@ -174,7 +182,7 @@ class ViT(Pyramid):
         yield from (f"blocks.{i}" for i in range(levels[-1] + 1, len(self.blocks)))
 
     def _tokens(self, patches: Tensor) -> Tensor:
-        """What enters the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
+        """The input of the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
         height, width = patches.shape[-2:]
         positions = resample_positions(
             self.pos_embed,
@@ -195,7 +203,7 @@ class ViT(Pyramid):
         return self.norm_pre(self.pos_drop(tokens))
 
     def _split(self, tokens: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens, and the others as a map in the memory format of `patches`."""
+        """Prefix tokens, and the patch tokens as a map in the memory format of `patches`."""
         prefix, rest = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         map_ = rest.transpose(1, 2).unflatten(2, patches.shape[-2:])
         return prefix, map_.contiguous(memory_format=format_of(patches))
@@ -206,7 +214,7 @@ def format_of(patches: Tensor) -> torch.memory_format:
 
 
 class PatchEmbed(nn.Module):
-    """A vector per patch, partly covered or whole: (N, in_chans, H, W) to (N, dim, H / reduction, W / reduction)."""
+    """Patch embedding, with padding: (N, in_chans, H, W) to (N, dim, H / reduction, W / reduction), rounded up."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -218,13 +226,13 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.backbone(x)
         below, right = (-x.shape[axis] % self.patch for axis in (-2, -1))
-        # padding by nothing would copy; a side that torch.export or a tracer leaves open is no int
+        # padding by 0 would copy; under torch.export or a tracer a symbolic side is not an int
         whole = isinstance(below, int) and isinstance(right, int) and below == right == 0
         return self.proj(x if whole else F.pad(x, (0, right, 0, below)))
 
 
 class TokenPool(nn.Module):
-    """One vector for the tokens in a range: (N, L, dim) to (N, dim)."""
+    """Pool a range of the tokens to one vector: (N, L, dim) to (N, dim)."""
 
     def __init__(self, tokens: slice, reduce: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -246,7 +254,7 @@ def mean_and_largest(tokens: Tensor) -> Tensor:
     return 0.5 * (tokens.mean(1) + tokens.amax(1))
 
 
-# From the number of prefix tokens to what pools (N, L, dim).
+# Functions from the number of prefix tokens to a pool of (N, L, dim).
 POOLS: dict[str, Callable[[int], nn.Module]] = {
     "token": lambda _: TokenPool(slice(0, 1), mean),
     "avg": lambda prefix: TokenPool(slice(prefix, None), mean),
@@ -257,7 +265,7 @@ POOLS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def check(cfg: ViTConfig, reduction: int) -> None:
-    """Raise ArgumentError that lists what does not fit together in `cfg`, whose patches cover `reduction` pixels."""
+    """ArgumentError that lists all conflicts in `cfg`, whose patches cover `reduction` pixels."""
     problems = {
         f"global_pool={cfg.global_pool!r}: choose one of {[*POOLS]}": cfg.global_pool not in POOLS,
         "global_pool='token' needs class_token=True; without it choose 'avg', 'max', 'avgmax' or ''": (
@@ -266,7 +274,7 @@ def check(cfg: ViTConfig, reduction: int) -> None:
         f"dim={cfg.dim} is no multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
         f"image_size={cfg.image_size} is smaller than a patch ({reduction} pixels)": min(image_sides(cfg.image_size))
         < reduction,
-        "norm_maps=True has no norm to apply: this variant normalises after its pool (fc_norm=True)": cfg.norm_maps
+        "norm_maps=True has no norm to apply: this variant normalizes after its pool (fc_norm=True)": cfg.norm_maps
         and cfg.fc_norm,
     }
     found = [problem for problem, holds in problems.items() if holds]
@@ -275,13 +283,13 @@ def check(cfg: ViTConfig, reduction: int) -> None:
 
 
 def position_grid(cfg: ViTConfig, reduction: int) -> tuple[int, int]:
-    """Rows and columns of the learnt positions, for patches that cover `reduction` pixels."""
+    """Rows and columns of the position embeddings, for patches that cover `reduction` pixels."""
     height, width = image_sides(cfg.image_size)
     return height // reduction, width // reduction
 
 
 def prefix_tokens(dim: int, count: int) -> nn.Parameter | None:
-    """(1, count, dim), nearly zero; None if there are none."""
+    """Parameter (1, count, dim) with values near zero; None for a count of 0."""
     return nn.Parameter(nn.init.normal_(torch.empty(1, count, dim), std=1e-6)) if count else None
 
 
@@ -294,7 +302,7 @@ def norm_eps(cfg: ViTConfig) -> float:
 
 
 def representation(cfg: ViTConfig) -> nn.Module:
-    """(N, dim) to (N, representation), or the identity."""
+    """The layer (N, dim) to (N, representation), or the identity."""
     if not cfg.representation:
         return nn.Identity()
     return nn.Sequential(OrderedDict(fc=nn.Linear(cfg.dim, cfg.representation), act=nn.Tanh()))

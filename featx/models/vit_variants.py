@@ -1,4 +1,4 @@
-"""The named variants of ViT, with their published weights and the images these expect."""
+"""The named variants of ViT, with their published weights and preprocessing."""
 
 from dataclasses import replace
 
@@ -37,13 +37,13 @@ def hybrid(size: Size, stem: tuple[int, ...], image: int = 224, patch: int = 1, 
 
 
 def gap(size: Size, image: int, num_classes: int = 1000) -> ViTConfig:
-    """Without class token: the classifier reads the mean of the patches."""
+    """A variant without class token: the classifier uses the mean of the patches."""
     style = TransformerStyle(qkv_bias=False, layer_scale=1e-6)
     return ViTConfig(*size, 16, image, style, class_token=False, global_pool="avg", num_classes=num_classes)
 
 
 def reg_gap(size: Size, registers: int, image: int = 256, mlp_ratio: float = 4.0) -> ViTConfig:
-    """The same with registers, and the norm after the pool."""
+    """A variant without class token, with registers and the norm after the pool."""
     style = TransformerStyle(mlp_ratio, layer_scale=1e-5)
     prefix = ViTConfig(*size, 16, image, style, class_token=False, registers=registers, prefix_positions=False)
     return replace(prefix, global_pool="avg", fc_norm=True)
@@ -74,7 +74,7 @@ LAION = "laion2b_ft_in12k_in1k"
 OPENAI = "openai openai_ft_in1k openai_ft_in12k openai_ft_in12k_in1k"
 LAION_TAGS = "laion2b laion2b_ft_in1k laion2b_ft_in12k"
 SBB2 = "sbb2_e200_in12k_ft_in1k"
-# What weights expect that are not a variant's default ones, where that is something else.
+# DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
     **dict.fromkeys(("dino", "mae"), IMAGENET),
     "fb_in22k_ft_in1k": {"crop": 1.0},

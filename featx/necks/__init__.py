@@ -1,4 +1,4 @@
-"""Necks: from the maps of a backbone to the maps a head wants."""
+"""Necks: modules that turn a backbone's maps into the maps that a head needs."""
 
 from .base import Neck as Neck
 from .bifpn import BiFPN as BiFPN

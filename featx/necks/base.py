@@ -1,4 +1,4 @@
-"""Neck: maps in, maps out; and what necks ask of the levels they are built for."""
+"""The base class of necks, and checks of the levels that necks are built for."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -14,10 +14,14 @@ from ..wrappers.extractor import layout_of
 
 
 class Neck(nn.Module, ABC):
-    """Turns the maps of some levels into maps of others.
+    """Base class of necks: modules from the maps of some levels to the maps of other levels.
 
-    takes: the levels it was built for, one per map it takes; dictionaries with `chs`, `reduction` and `name` will do.
-    feature_info: the levels of the maps it returns; a name is the path of the module in this neck whose output it is.
+    Args:
+        takes: the levels of the input maps: Levels, or dictionaries with `chs`, `reduction` and `name`.
+
+    Attributes:
+        takes: the levels of the input maps.
+        feature_info: the levels of the output maps. A name is the path of the module of this neck that returns the map.
     """
 
     feature_info: Levels
@@ -27,9 +31,9 @@ class Neck(nn.Module, ABC):
         self.takes = levels_of(takes, type(self).__name__)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (N, chs, h, w), one per level of `takes`, to one per level of `feature_info`.
+        """Maps (N, chs, h, w), one per level of `takes`, to one map per level of `feature_info`.
 
-        They are contiguous in the memory format of the first map. InputError for other maps.
+        The output is contiguous in the memory format of the first map. InputError for maps that do not match `takes`.
         """
         self._check(maps)
         layout = layout_of(maps[0])
@@ -37,10 +41,10 @@ class Neck(nn.Module, ABC):
 
     @abstractmethod
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
-        """The maps of `feature_info` from those of `takes`, which have been checked."""
+        """Compute the maps of `feature_info` from checked maps of `takes`."""
 
     def cells(self, cells: Sequence[int]) -> list[int]:
-        """Cells along a side of each map it returns, from those along the same side of each map it takes."""
+        """Cells along a side of each output map, from the cells along that side of each input map."""
         return list(cells)
 
     def _check(self, maps: Sequence[Tensor]) -> None:
@@ -57,8 +61,8 @@ class Neck(nn.Module, ABC):
             )
 
 
-def described(rows: Iterable[tuple[int, int, str]]) -> Levels:
-    """The levels a neck returns, from channels, reduction and module path of each; ArgumentError for no channels."""
+def levels_from(rows: Iterable[tuple[int, int, str]]) -> Levels:
+    """Levels from (chs, reduction, module path) of each. ArgumentError unless channels are positive."""
     levels = Levels(FeatureInfo(*row) for row in rows)
     if wrong := [chs for chs in levels.channels() if not isinstance(chs, int) or chs < 1]:
         raise ArgumentError(f"a neck cannot return maps of {wrong[0]!r} channels: expected a positive int")
@@ -66,17 +70,17 @@ def described(rows: Iterable[tuple[int, int, str]]) -> Levels:
 
 
 def levels_of(rows: object, owner: str) -> Levels:
-    """The levels in `rows`, without those of the full model they were chosen from; ContractError if they are none."""
+    """Levels of `rows` only, without the other levels of their full model. ContractError if rows are invalid."""
     if isinstance(rows, nn.Module):
         raise ArgumentError(f"{owner} is built from the feature_info of {type(rows).__name__}: pass that")
-    chosen = getattr(rows, "get_dicts", None)  # timm's class has it; its `info` would be all levels of the full model
-    if chosen is not None and not isinstance(rows, Levels):
-        rows = chosen()
+    get_dicts = getattr(rows, "get_dicts", None)  # of timm's class, whose `info` lists all levels of the full model
+    if get_dicts is not None and not isinstance(rows, Levels):
+        rows = get_dicts()
     return Levels(as_levels(rows, f"the maps that {owner} takes"))
 
 
 def pyramid_of(rows: object, owner: str) -> Levels:
-    """The levels in `rows`, each of twice the reduction of the one before; ContractError with a choice if not so."""
+    """Levels of `rows`. ContractError, with out_indices to choose, unless each reduction is twice the previous one."""
     levels = levels_of(rows, owner)
     reductions = levels.reduction()
     if any(deeper != 2 * shallower for shallower, deeper in pairwise(reductions)):
@@ -88,36 +92,36 @@ def pyramid_of(rows: object, owner: str) -> Levels:
 
 
 def _choice(levels: Levels) -> str:
-    """What to ask the extractor for instead."""
+    """Advice on which out_indices to choose instead."""
     deepest = {row["reduction"]: row["index"] for row in levels.info}
     if len(deepest) == 1:
         return "All levels have one stride: take the last map, out_indices=[-1], and make SimpleFeaturePyramid of it"
     chains = [[r for k in range(len(deepest)) if (r := start << k) in deepest] for start in deepest]
-    chosen = max((c for c in chains if [c[0] << k for k in range(len(c))] == c), key=len)
-    if len(chosen) == 1:
+    longest = max((c for c in chains if [c[0] << k for k in range(len(c))] == c), key=len)
+    if len(longest) == 1:
         return f"No two of all its levels do: they have reductions of {sorted(deepest)} pixels"
-    return f"Choose one level per reduction, shallow to deep: out_indices={[deepest[r] for r in chosen]}"
+    return f"Choose one level per reduction, shallow to deep: out_indices={[deepest[r] for r in longest]}"
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """(N, C, h, w) to the height and width of `like`, by the nearest cell."""
-    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+def resize(x: Tensor, target: Tensor) -> Tensor:
+    """Nearest-neighbor resize of (N, C, h, w) to the height and width of `target`."""
+    return F.interpolate(x, size=target.shape[-2:], mode="nearest")
 
 
-def start_uniform(conv: nn.Conv2d) -> None:
-    """Xavier's uniform values, in place, and no bias."""
+def init_xavier(conv: nn.Conv2d) -> None:
+    """Initialize in place: Xavier uniform weights, zero bias."""
     nn.init.xavier_uniform_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 
 
-def named(**layers: nn.Module) -> nn.Sequential:
-    """The layers one after another, under these names."""
+def sequential(**layers: nn.Module) -> nn.Sequential:
+    """A sequence of layers with these names."""
     return nn.Sequential(OrderedDict(layers))
 
 
-def halved(cells: Sequence[int], count: int) -> list[int]:
-    """`cells` and further ones up to `count`, each half of the one before, rounded up."""
+def extend_by_halving(cells: Sequence[int], count: int) -> list[int]:
+    """Extend `cells` to `count` entries, each half of the previous one, rounded up."""
     cells = list(cells)
     while len(cells) < count:
         cells.append(-(-cells[-1] // 2))

@@ -7,20 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from .base import Neck, described, halved, named, pyramid_of, resize
+from .base import Neck, extend_by_halving, levels_from, pyramid_of, resize, sequential
 
 EPSILON = 1e-4
 
 
 class BiFPN(Neck):
-    """Maps of doubling reductions to maps of `chs` channels and the same sizes, and `extra` coarser ones.
+    """BiFPN: maps of doubling reductions to maps of `chs` channels and the same sizes, and `extra` coarser maps.
 
-    `repeats` layers go from deep to shallow and back; every sum is weighted by learned weights that are kept positive
-    and divided by their sum, and followed by SiLU, a separable convolution and batch norm, in the order of the authors'
-    code. Each map of the backbone is projected to `chs` once, by a 1x1 convolution and batch norm. The first extra map
-    is pooled from a projection of the deepest, each further one from the one before. Any sizes fit.
+    Each layer fuses maps from deep to shallow and back. A fusion is a sum with learned weights, kept non-negative and
+    normalized to sum to 1, followed by SiLU, a separable convolution and batch norm, in the order of the authors' code.
+    Each map of the backbone is first projected to `chs` by a 1x1 convolution and batch norm. The first extra map is
+    pooled from a projection of the deepest map, each further one from the previous one. Any image size is accepted.
 
-    Raises ContractError if reductions do not double, ArgumentError for less than two levels or no repeats.
+    Args:
+        feature_info: the levels of the input maps.
+        chs: channels of the output maps.
+        repeats: number of layers.
+        extra: number of coarser maps to add.
+
+    Raises:
+        ArgumentError: there are fewer than two levels, or no repeats.
+        ContractError: reductions do not double.
     """
 
     def __init__(self, feature_info: object, chs: int = 64, repeats: int = 3, *, extra: int = 0) -> None:
@@ -33,14 +41,16 @@ class BiFPN(Neck):
             )
         super().__init__(levels)
         last = f"layers.{repeats - 1}.outer"
-        self.feature_info = described((chs, levels[0].reduction << i, f"{last}.{i}") for i in range(count))
+        self.feature_info = levels_from((chs, levels[0].reduction << i, f"{last}.{i}") for i in range(count))
         sources = [*levels.channels(), levels[-1].chs][: len(levels) + min(extra, 1)]
-        self.projections = nn.ModuleList(named(conv=nn.Conv2d(c, chs, 1, bias=False), bn=_norm(chs)) for c in sources)
+        self.projections = nn.ModuleList(
+            sequential(conv=nn.Conv2d(c, chs, 1, bias=False), bn=_norm(chs)) for c in sources
+        )
         self.layers = nn.ModuleList(BiFPNLayer(chs, count) for _ in range(repeats))
 
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
-        given = [*maps, maps[-1]][: len(self.projections)]
-        projected = [project(map_) for project, map_ in zip(self.projections, given, strict=True)]
+        sources = [*maps, maps[-1]][: len(self.projections)]
+        projected = [project(map_) for project, map_ in zip(self.projections, sources, strict=True)]
         for level in range(len(maps), len(self.feature_info)):
             projected[level:] = [_pool(projected[-1])]
         for layer in self.layers:
@@ -48,14 +58,15 @@ class BiFPN(Neck):
         return projected
 
     def cells(self, cells: Sequence[int]) -> list[int]:
-        return halved(cells, len(self.feature_info))
+        return extend_by_halving(cells, len(self.feature_info))
 
 
 class BiFPNLayer(nn.Module):
-    """One pass down and up over `count` maps of `chs` channels, which keep their sizes.
+    """One top-down and one bottom-up pass over `count` maps of `chs` channels. Sizes do not change.
 
-    inner: the fusions on the way from deep to shallow, of all levels between the first and the last.
-    outer: the fusions that give each level's map, shallow to deep.
+    Attributes:
+        inner: fusions of the top-down pass, for all levels except the first and the last.
+        outer: fusions that compute each level's output map, shallow to deep.
     """
 
     def __init__(self, chs: int, count: int) -> None:
@@ -70,13 +81,13 @@ class BiFPNLayer(nn.Module):
             inner[i] = self.inner[i - 1]([maps[i], resize(inner[i + 1], maps[i])])
         outer = [self.outer[0]([maps[0], resize(inner[1], maps[0])])]
         for i in range(1, len(maps)):
-            own = [maps[i]] if i == len(maps) - 1 else [maps[i], inner[i]]
-            outer.append(self.outer[i]([*own, resize(_pool(outer[-1]), maps[i])]))
+            inputs = [maps[i]] if i == len(maps) - 1 else [maps[i], inner[i]]
+            outer.append(self.outer[i]([*inputs, resize(_pool(outer[-1]), maps[i])]))
         return outer
 
 
 class Fusion(nn.Module):
-    """Maps of one shape to their weighted mean, and that through SiLU, a separable convolution and batch norm."""
+    """The weighted mean of maps of one shape, followed by SiLU, a separable convolution and batch norm."""
 
     def __init__(self, chs: int, inputs: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Feature pyramids: FPN, as torchvision has it, and PAFPN, whose shallow maps reach the deep ones again.
+"""Feature pyramids: FPN (https://arxiv.org/abs/1612.03144) as in torchvision, and PAFPN with a bottom-up path.
 
-https://arxiv.org/abs/1612.03144 and PANet, https://arxiv.org/abs/1803.01534.
+PAFPN is from PANet, https://arxiv.org/abs/1803.01534.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,23 +10,28 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..features import Levels
-from .base import Neck, described, halved, named, pyramid_of, resize, start_uniform
+from .base import Neck, extend_by_halving, init_xavier, levels_from, pyramid_of, resize, sequential
 
 if TYPE_CHECKING:
     from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 
 class FPN(Neck):
-    """Maps of doubling reductions to maps of `chs` channels and the same sizes, each with what the deeper ones saw.
+    """FPN: maps of doubling reductions to maps of `chs` channels and the same sizes, with a top-down path.
 
-    It is made of the layers of torchvision's FeaturePyramidNetwork, under the same names: with the same weights, those
-    of its detectors under `backbone.fpn.`, it gives the same numbers. Any sizes fit: deeper maps are resized to the
-    shallower's.
+    Layers and parameter names are those of torchvision's FeaturePyramidNetwork. With the same weights, which
+    torchvision's detectors have under `backbone.fpn.`, the outputs are equal. Any image size is accepted: deeper maps
+    are resized to the size of the shallower ones.
 
-    extra_blocks: torchvision's LastLevelMaxPool() or LastLevelP6P7(in_channels, chs), for one or two coarser maps.
-    norm: of each convolution, which then has no bias; None for none.
+    Args:
+        feature_info: the levels of the input maps.
+        chs: channels of the output maps.
+        extra_blocks: torchvision's LastLevelMaxPool() or LastLevelP6P7(in_channels, chs), for one or two coarser maps.
+        norm: the norm after each convolution, which then has no bias; None for no norm.
 
-    Raises ContractError if reductions do not double, ArgumentError for other extra blocks.
+    Raises:
+        ArgumentError: `extra_blocks` is of another class or does not fit.
+        ContractError: reductions do not double.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class FPN(Neck):
         levels = pyramid_of(feature_info, "FPN")
         super().__init__(levels)
         names = [*(f"layer_blocks.{i}" for i in range(len(levels))), *_extra_names(extra_blocks, chs, levels)]
-        self.feature_info = described((chs, levels[0].reduction << i, name) for i, name in enumerate(names))
+        self.feature_info = levels_from((chs, levels[0].reduction << i, name) for i, name in enumerate(names))
         built = FeaturePyramidNetwork(levels.channels(), chs, extra_blocks, norm)
         self.inner_blocks, self.layer_blocks = built.inner_blocks, built.layer_blocks
         self.extra_blocks = extra_blocks
@@ -58,11 +63,11 @@ class FPN(Neck):
         return results
 
     def cells(self, cells: Sequence[int]) -> list[int]:
-        return halved(cells, len(self.feature_info))
+        return extend_by_halving(cells, len(self.feature_info))
 
 
 def _extra_names(block: object, chs: int, levels: Levels) -> list[str]:
-    """Paths of the modules that make the extra maps; ArgumentError for a block that does not fit."""
+    """Paths of the modules that compute the extra maps. ArgumentError for a block that does not fit."""
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
     if block is None:
@@ -74,17 +79,17 @@ def _extra_names(block: object, chs: int, levels: Levels) -> list[str]:
             f"extra_blocks={block!r}: expected torchvision's LastLevelMaxPool or LastLevelP6P7; put other coarser maps "
             "after it with ExtraLevels"
         )
-    given, expected = block.p6.in_channels, chs if block.use_P5 else levels[-1].chs
-    if given != expected or block.p7.out_channels != chs:
+    in_channels, expected = block.p6.in_channels, chs if block.use_P5 else levels[-1].chs
+    if in_channels != expected or block.p7.out_channels != chs:
         raise ArgumentError(
-            f"LastLevelP6P7({given}, {block.p7.out_channels}) does not fit: expected ({chs}, {chs}), or "
+            f"LastLevelP6P7({in_channels}, {block.p7.out_channels}) does not fit: expected ({chs}, {chs}), or "
             f"({levels[-1].chs}, {chs}) to take the deepest map of the backbone"
         )
     return ["extra_blocks.p6", "extra_blocks.p7"]
 
 
 def _with_current_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Rename, in place, what torchvision wrote before each convolution stood in a block of its own."""
+    """Rename, in place, keys of older torchvision versions, in which convolutions were not wrapped in blocks."""
     for name, _layer in list(module.named_parameters()):
         blocks, *rest = name.split(".0.")  # inner_blocks.<i>.0.weight was inner_blocks.<i>.weight
         old = f"{prefix}{blocks}.{rest[0]}" if rest else ""
@@ -93,13 +98,18 @@ def _with_current_names(module: nn.Module, state: dict[str, Any], prefix: str, *
 
 
 class PAFPN(Neck):
-    """Maps of doubling reductions to maps of `chs` channels and the same sizes: deep to shallow, then back.
+    """PAFPN: maps of doubling reductions to maps of `chs` channels and the same sizes, top-down and then bottom-up.
 
-    Layers, names and numbers are those of mmdetection's PAFPN without extra levels: what goes on to the deeper level is
-    the sum, before the level's last convolution, and no activation follows a convolution, where the paper has both
-    otherwise. Any sizes fit: maps are resized to those they are added to.
+    Layers, parameter names and outputs are those of mmdetection's PAFPN without extra levels. It differs from the paper
+    in two ways: the sum before a level's last convolution is passed to the deeper level, and no activation follows a
+    convolution. Any image size is accepted: maps are resized before they are added.
 
-    Raises ContractError if reductions do not double.
+    Args:
+        feature_info: the levels of the input maps.
+        chs: channels of the output maps.
+
+    Raises:
+        ContractError: reductions do not double.
     """
 
     def __init__(self, feature_info: object, chs: int = 256) -> None:
@@ -107,7 +117,7 @@ class PAFPN(Neck):
         super().__init__(levels)
         deeper = range(len(levels) - 1)
         names = ["fpn_convs.0", *(f"pafpn_convs.{i}" for i in deeper)]
-        self.feature_info = described((chs, *row) for row in zip(levels.reduction(), names, strict=True))
+        self.feature_info = levels_from((chs, *row) for row in zip(levels.reduction(), names, strict=True))
         self.lateral_convs = nn.ModuleList(_conv(level.chs, chs, 1) for level in levels)
         self.fpn_convs = nn.ModuleList(_conv(chs, chs, 3) for _ in levels)
         self.downsample_convs = nn.ModuleList(_conv(chs, chs, 3, stride=2) for _ in deeper)
@@ -125,5 +135,5 @@ class PAFPN(Neck):
 
 def _conv(in_chs: int, chs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_chs, chs, kernel, stride, kernel // 2)
-    start_uniform(conv)
-    return named(conv=conv)
+    init_xavier(conv)
+    return sequential(conv=conv)

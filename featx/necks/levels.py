@@ -1,4 +1,4 @@
-"""Necks that take each level by itself: its channels, its stride, its context, and coarser levels after the deepest."""
+"""Necks without fusion: channel projection, resampling, ASPP, and extra coarser levels."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,46 +10,51 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, InputError
 from ..features import Levels
-from .base import Neck, described, halved, levels_of, named, pyramid_of, start_uniform
+from .base import Neck, extend_by_halving, init_xavier, levels_from, levels_of, pyramid_of, sequential
 
 
 def group_norm(chs: int) -> nn.GroupNorm:
-    """Of 32 groups, or fewer where they would not divide `chs`."""
+    """GroupNorm with 32 groups, or the largest power-of-two divisor of `chs` below that."""
     return nn.GroupNorm(gcd(32, chs), chs)
 
 
 class ChannelMapper(Neck):
-    """Maps of any levels to maps of `chs` channels and the same sizes: a 1x1 convolution and a norm each.
+    """A 1x1 convolution and a norm per map: maps of any levels to maps of `chs` channels and the same sizes.
 
-    It is what detection transformers put between backbone and encoder (https://arxiv.org/abs/2010.04159).
+    Detection transformers use it between backbone and encoder (https://arxiv.org/abs/2010.04159).
+
+    Args:
+        feature_info: the levels of the input maps.
+        chs: channels of the output maps.
+        norm: a function from a number of channels to a norm.
     """
 
     def __init__(self, feature_info: object, chs: int = 256, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__(feature_info)
-        self.feature_info = described((chs, level.reduction, f"convs.{i}") for i, level in enumerate(self.takes))
+        self.feature_info = levels_from((chs, level.reduction, f"convs.{i}") for i, level in enumerate(self.takes))
         self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(level.chs, chs, 1), norm(chs)) for level in self.takes)
         for conv in self.convs.modules():
             if isinstance(conv, nn.Conv2d):
-                start_uniform(conv)
+                init_xavier(conv)
 
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
         return [conv(map_) for conv, map_ in zip(self.convs, maps, strict=True)]
 
 
 class Resample(Neck):
-    """Maps of any levels to maps of the same channels at one reduction, by bilinear interpolation.
+    """Bilinear interpolation of maps of any levels to one reduction, with the same channels.
 
-    Detectors and decoders whose strides are powers of two take a ViT of patch 14 after it: 224 pixels, 16 cells, become
-    14 cells of 16 pixels. Each new cell is interpolated at its own place in the image; what remains at the right and at
-    the bottom, less than a new cell, is left out.
+    It adapts a ViT of patch 14 to detectors and decoders whose strides are powers of two: the 16 cells of 224 pixels
+    become 14 cells of 16 pixels. Each output cell is interpolated at its position in the image; a remainder of less
+    than one cell at the right and at the bottom is cropped.
 
     Args:
-        feature_info: the levels of the maps it takes.
-        reduction: of the maps it returns, in pixels per cell.
+        feature_info: the levels of the input maps.
+        reduction: of the output maps, in pixels per cell.
 
     Raises:
-        ArgumentError: for a reduction that is no positive int.
-        InputError: when called, for a map that has less than one new cell along a side.
+        ArgumentError: `reduction` is not a positive int.
+        InputError: when called with a map that is smaller than one output cell.
     """
 
     def __init__(self, feature_info: object, reduction: int = 16) -> None:
@@ -57,7 +62,7 @@ class Resample(Neck):
         if not isinstance(reduction, int) or reduction < 1:
             raise ArgumentError(f"reduction={reduction!r}: expected pixels per cell, a positive int such as 16")
         self.scales = [level.reduction / reduction for level in self.takes]
-        self.feature_info = described((level.chs, reduction, f"resized.{i}") for i, level in enumerate(self.takes))
+        self.feature_info = levels_from((level.chs, reduction, f"resized.{i}") for i, level in enumerate(self.takes))
         self.resized = nn.ModuleList(nn.Upsample(scale_factor=scale, mode="bilinear") for scale in self.scales)
 
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
@@ -74,14 +79,18 @@ class Resample(Neck):
 
 
 class ASPP(Neck):
-    """One map to one of `chs` channels that has seen it at several dilations, and as a whole.
+    """Atrous spatial pyramid pooling: one map to one map of `chs` channels.
 
-    It is made of the layers of torchvision's ASPP, under the same names, and gives the same numbers.
+    Layers, parameter names and outputs are those of torchvision's ASPP.
 
-    rates: dilations in cells; 12, 24 and 36 are for a stride of 8 pixels, half of them for 16.
+    Args:
+        feature_info: the level of the input map.
+        chs: channels of the output map.
+        rates: dilations in cells. 12, 24 and 36 are meant for a stride of 8 pixels, half of them for 16.
 
-    Raises ContractError for several maps, and InputError for a single image in training, where the batch norm of pooled
-    features needs two.
+    Raises:
+        ContractError: there are several levels.
+        InputError: when called in training with a single image: the batch norm of pooled features needs two.
     """
 
     def __init__(self, feature_info: object, chs: int = 256, *, rates: Sequence[int] = (12, 24, 36)) -> None:
@@ -91,7 +100,7 @@ class ASPP(Neck):
         if len(levels) != 1:
             raise ContractError(f"ASPP takes one map, got\n{levels}\nChoose one, as out_indices=[-1]")
         super().__init__(levels)
-        self.feature_info = described([(chs, levels[0].reduction, "project")])
+        self.feature_info = levels_from([(chs, levels[0].reduction, "project")])
         built = deeplabv3.ASPP(levels[0].chs, rates, chs)
         self.convs, self.project = built.convs, built.project
 
@@ -101,33 +110,37 @@ class ASPP(Neck):
         return [self.project(torch.cat([conv(maps[0]) for conv in self.convs], dim=1))]
 
 
-class Extended(Neck):
-    """Returns the maps it takes as they are, and coarser ones, whose channels and module paths are `added`.
+class ExtendedNeck(Neck):
+    """Base class of necks that return their input maps and add coarser ones.
 
-    Each raises ContractError if reductions of the given maps do not double.
+    Subclasses raise ContractError if the reductions of the input maps do not double.
+
+    Args:
+        levels: the levels of the input maps.
+        added: channels and module path of each added map.
     """
 
     def __init__(self, levels: Levels, added: Sequence[tuple[int, str]]) -> None:
         super().__init__(levels)
         self.kept = nn.ModuleList(nn.Identity() for _ in levels)
         rows = [*((level.chs, f"kept.{i}") for i, level in enumerate(levels)), *added]
-        self.feature_info = described((chs, levels[0].reduction << i, name) for i, (chs, name) in enumerate(rows))
+        self.feature_info = levels_from((chs, levels[0].reduction << i, name) for i, (chs, name) in enumerate(rows))
 
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
         return [*(keep(map_) for keep, map_ in zip(self.kept, maps, strict=True)), *self.coarser(maps[-1])]
 
     @abstractmethod
     def coarser(self, x: Tensor) -> list[Tensor]:
-        """The added maps, from the deepest given one."""
+        """Compute the added maps from the deepest input map."""
 
     def cells(self, cells: Sequence[int]) -> list[int]:
-        return halved(cells, len(self.feature_info))
+        return extend_by_halving(cells, len(self.feature_info))
 
 
-class MaxPoolLevel(Extended):
-    """Adds every second cell of the deepest map: the level that proposals of FPN detectors have beyond the pyramid.
+class MaxPoolLevel(ExtendedNeck):
+    """Adds a map with every second cell of the deepest map, for the proposals of FPN detectors.
 
-    The same as torchvision's and detectron2's LastLevelMaxPool.
+    It equals torchvision's and detectron2's LastLevelMaxPool.
     """
 
     def __init__(self, feature_info: object) -> None:
@@ -139,10 +152,10 @@ class MaxPoolLevel(Extended):
         return [self.pool(x)]
 
 
-class P6P7(Extended):
+class P6P7(ExtendedNeck):
     """Adds two maps by convolutions of stride 2, the second after ReLU (RetinaNet, https://arxiv.org/abs/1708.02002).
 
-    Names and numbers are those of torchvision's LastLevelP6P7 on the deepest given map.
+    Parameter names and outputs are those of torchvision's LastLevelP6P7 on the deepest input map.
     """
 
     def __init__(self, feature_info: object, chs: int = 256) -> None:
@@ -157,10 +170,19 @@ class P6P7(Extended):
         return [p6, self.p7(F.relu(p6))]
 
 
-class ExtraLevels(Extended):
-    """Adds maps of `chs` channels: a 1x1 convolution to half of them and a 3x3 of stride 2 each, with norm and ReLU.
+class ExtraLevels(ExtendedNeck):
+    """Adds maps as SSD does (https://arxiv.org/abs/1512.02325), here with norms.
 
-    So SSD grows small maps from a backbone (https://arxiv.org/abs/1512.02325), here with a norm.
+    Each map is a 1x1 convolution to half of its channels and a 3x3 convolution of stride 2, both with norm and ReLU.
+
+    Args:
+        feature_info: the levels of the input maps.
+        chs: channels of each added map.
+        norm: a function from a number of channels to a norm.
+
+    Raises:
+        ArgumentError: `chs` is empty or has a value below 2.
+        ContractError: reductions do not double.
     """
 
     def __init__(
@@ -170,8 +192,8 @@ class ExtraLevels(Extended):
             raise ArgumentError(f"chs={chs!r}: expected the channels, 2 or more, of each added map")
         levels = pyramid_of(feature_info, "ExtraLevels")
         super().__init__(levels, [(number, f"extra.{i}") for i, number in enumerate(chs)])
-        given = [self.takes[-1].chs, *chs]
-        self.extra = nn.ModuleList(_step(*pair, norm) for pair in zip(given[:-1], chs, strict=True))
+        in_chs = [self.takes[-1].chs, *chs][:-1]
+        self.extra = nn.ModuleList(_step(*pair, norm) for pair in zip(in_chs, chs, strict=True))
 
     def coarser(self, x: Tensor) -> list[Tensor]:
         maps = [x]
@@ -182,7 +204,7 @@ class ExtraLevels(Extended):
 
 def _step(in_chs: int, chs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
     narrow = chs // 2
-    return named(
+    return sequential(
         squeeze=nn.Conv2d(in_chs, narrow, 1, bias=False),
         squeeze_norm=norm(narrow),
         squeeze_act=nn.ReLU(),

@@ -1,4 +1,4 @@
-"""Pipeline: an extractor and the necks after it, as one source of maps."""
+"""Pipeline: an extractor followed by necks, with the interface of an extractor."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,12 +14,17 @@ from .base import Neck
 
 
 class Pipeline(FeatureExtractWrapper):
-    """Images in, the last neck's maps out: an extractor whose levels are those of its last neck.
+    """An extractor followed by necks. It returns the maps of the last neck.
 
-    It answers to all that `extractor` does (`in_chans`, `data_config`, `size_divisor`, `featx.verify`). Its parameters
-    are `backbone.` and the name in the plain model, and `necks.<i>.` and the name in the neck.
+    It has the interface of `extractor` (`in_chans`, `data_config`, `size_divisor`, `featx.verify`). State dict keys are
+    `backbone.` plus the key in the model, and `necks.<i>.` plus the key in the neck.
 
-    Raises ContractError if `extractor` is none, or a neck was built for other maps than it would get.
+    Args:
+        extractor: the feature extractor.
+        necks: run in this order.
+
+    Raises:
+        ContractError: `extractor` is not a feature extractor, or a neck was built for other maps than it would receive.
     """
 
     backbone: FeatureExtractWrapper
@@ -29,12 +34,12 @@ class Pipeline(FeatureExtractWrapper):
 
     @property
     def size_divisor(self) -> int:
-        """The sides of an image must be multiples of it; 1 takes any size."""
+        """Pixels that the sides of images must be multiples of; 1 for any size."""
         return self.backbone.size_divisor
 
 
 class BackboneAndNecks(Pyramid):
-    """The maps of the last of `necks`, which run one after another on those of `backbone`."""
+    """The pyramid of a Pipeline: `necks` run one after another on the maps of `backbone`."""
 
     def __init__(self, backbone: FeatureExtractWrapper, necks: Sequence[Neck]) -> None:
         super().__init__()
@@ -49,7 +54,7 @@ class BackboneAndNecks(Pyramid):
             self.data_config = backbone.data_config
         self.load_report, self.size_rule = backbone.load_report, self._cells
         self.fixed_size, self.corrections = backbone.fixed_size, backbone.corrections
-        self.smallest = backbone._smallest  # a neck's coarser maps exist for small images too
+        self.smallest = backbone._smallest  # necks compute their coarser maps for small images, too
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         maps = maps_in(self.backbone(x))
@@ -58,12 +63,12 @@ class BackboneAndNecks(Pyramid):
         return [maps[level] for level in levels]
 
     def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Nothing: necks pass on what all their levels hold."""
+        """Always empty: necks fuse the information of all their input levels."""
         del levels
         return ()
 
     def _cells(self, side: int, reduction: int) -> int:
-        """Cells of the map of that reduction along a side of so many pixels, by the rules of all that are passed."""
+        """Cells along a side of `side` pixels of the map with that reduction, by the rules of backbone and necks."""
         cells = cells_along(self.backbone, side)
         for neck in self.necks:
             assert isinstance(neck, Neck)
@@ -72,7 +77,7 @@ class BackboneAndNecks(Pyramid):
 
 
 def cells_along(extractor: FeatureExtractWrapper, side: int) -> list[int]:
-    """Cells of each map along a side of so many pixels; measured where the model has no rule."""
+    """Cells of each map along a side of `side` pixels; measured on the meta device if the model has no size rule."""
     source = extractor.source
     if isinstance(source, Backbone):
         return [source.size_rule(side, reduction) for reduction in extractor.feature_info.reduction()]
@@ -89,8 +94,8 @@ def _require_fit(extractor: object, necks: Sequence[Neck]) -> None:
     for position, neck in enumerate(necks):
         if not isinstance(neck, Neck):
             raise ContractError(f"neck {position} is {type(neck).__name__}, no featx.necks.Neck")
-        given, taken = ([(level.chs, level.reduction) for level in rows] for rows in (levels, neck.takes))
-        if given != taken:
+        produced, expected = ([(level.chs, level.reduction) for level in rows] for rows in (levels, neck.takes))
+        if produced != expected:
             raise ContractError(
                 f"{type(neck).__name__} (neck {position}) was built for\n{neck.takes}\nbut would get\n{levels}\n"
                 "Build each neck from the feature_info of what comes before it"

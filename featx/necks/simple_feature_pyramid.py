@@ -1,4 +1,4 @@
-"""SimpleFeaturePyramid: a pyramid of the one map of a plain transformer (ViTDet, https://arxiv.org/abs/2203.16527)."""
+"""SimpleFeaturePyramid: a pyramid from the last map of a plain ViT (ViTDet, https://arxiv.org/abs/2203.16527)."""
 
 from collections.abc import Iterator, Sequence
 from math import log2
@@ -8,22 +8,26 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ContractError, InputError
 from ..features import FeatureInfo, Levels
 from ..models.layers.norm import LayerNorm2d
-from .base import Neck, described, levels_of
+from .base import Neck, levels_from, levels_of
 
 
 class SimpleFeaturePyramid(Neck):
-    """One map to maps of several strides: upsampled by transposed convolutions, or pooled, then two convolutions each.
+    """One map to maps of several strides: transposed convolutions or max pooling, then two convolutions each.
 
-    scale_factors: sides of the maps relative to the given one, halving from one to the next. For a patch of 16 pixels
-        4, 2, 1 and 0.5 give strides of 4, 8, 16 and 32; `MaxPoolLevel` adds 64.
+    Parameter names and outputs are those of detectron2's SimpleFeaturePyramid, whose checkpoints have it under
+    `backbone.`. Sides are multiples of the map's, not of the image's: a ViT of patch 16 that pads 97 pixels to 7 cells
+    gives 28, 14, 7 and 3 cells.
 
-    Names are those of detectron2's SimpleFeaturePyramid: its checkpoints fit under `backbone.`, as do its numbers.
-    Sides follow the map, not the image: a ViT of patch 16 that pads 97 pixels to 7 cells gives 28, 14, 7 and 3.
+    Args:
+        feature_info: the level of the input map. A single level, `[feature_info[-1]]`, is accepted from any model.
+        chs: channels of the output maps.
+        scale_factors: sides of the output maps relative to the input map, each half of the previous one. For a patch of
+            16 pixels, 4, 2, 1 and 0.5 give strides of 4, 8, 16 and 32; `MaxPoolLevel` adds 64.
 
-    A level on its own, `[feature_info[-1]]`, is taken whatever other levels its model has.
-
-    Raises ContractError for several maps, a model that has a pyramid, or strides that are no whole numbers of pixels,
-    ArgumentError for other scale factors, and, when called, InputError for a map too small to be pooled.
+    Raises:
+        ArgumentError: `scale_factors` are not powers of two that halve.
+        ContractError: there are several levels, the model already has a pyramid, or strides are not whole pixels.
+        InputError: when called with a map that is too small to be pooled.
     """
 
     def __init__(
@@ -35,7 +39,7 @@ class SimpleFeaturePyramid(Neck):
         super().__init__([source])
         self.scale_factors = tuple(scale_factors)
         names = [f"simfp_{int(log2(stride))}" for stride in strides]
-        self.feature_info = described((chs, *row) for row in zip(strides, names, strict=True))
+        self.feature_info = levels_from((chs, *row) for row in zip(strides, names, strict=True))
         for name, scale in zip(names, scale_factors, strict=True):
             self.add_module(name, nn.Sequential(*_stage(source.chs, chs, scale)))
 
@@ -52,7 +56,7 @@ class SimpleFeaturePyramid(Neck):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution that holds the layer norm over channels after it."""
+    """A convolution followed by layer norm over channels."""
 
     def __init__(self, in_chs: int, chs: int, kernel: int) -> None:
         super().__init__(in_chs, chs, kernel, padding=kernel // 2, bias=False)
@@ -63,7 +67,7 @@ class NormedConv(nn.Conv2d):
 
 
 def _stage(in_chs: int, chs: int, scale: float) -> Iterator[nn.Module]:
-    """Layers from the given map to the one of `scale` times its sides; each doubling halves the channels."""
+    """Layers that scale the sides of a map by `scale`. Each doubling halves the channels."""
     if scale < 1:
         yield nn.MaxPool2d(int(1 / scale), int(1 / scale))
     for doubling in range(int(log2(scale))):

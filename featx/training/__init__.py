@@ -1,8 +1,8 @@
-"""What training needs of a model that is there already: functions that work in place, whatever is around a backbone."""
+"""In-place changes of a model for training: freezing, stochastic depth, parameter groups, activation checkpointing."""
 
-from .drop import drop_path as drop_path
+from .activation_checkpointing import recompute as recompute
 from .freezing import freeze as freeze
 from .freezing import freeze_norms as freeze_norms
 from .freezing import unfreeze as unfreeze
-from .groups import param_groups as param_groups
-from .recomputing import recompute as recompute
+from .parameter_groups import param_groups as param_groups
+from .stochastic_depth import drop_path as drop_path

@@ -1,8 +1,8 @@
-"""Parts of a model that training leaves as they are.
+"""Freeze parts of a model for training.
 
-A frozen module ignores `train()`. To that end it has an attribute of that name, a partial of a function of this file:
-it is pickled and copied with the module, and no name in the state dict changes. Code that replaces modules, such as
-`nn.SyncBatchNorm.convert_sync_batchnorm`, replaces frozen ones too: convert first, then freeze.
+A frozen module ignores `train()`: an instance attribute of that name, a partial of a function of this file, overrides
+the method. It is pickled and copied with the module, and state dict keys do not change. Code that replaces modules,
+such as `nn.SyncBatchNorm.convert_sync_batchnorm`, also replaces frozen ones: convert first, then freeze.
 """
 
 from functools import partial
@@ -11,17 +11,21 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..arguments import require_module
-from .parts import backbone_in
+from .backbone_part import backbone_in
 
 
 def freeze(model: nn.Module, upto: int | str | None = None) -> None:
-    """Train nothing that a level is computed with, in place: no gradients, and always in eval mode.
+    """Freeze in place everything that a level is computed from: no gradients, and always in evaluation mode.
 
-    model: a backbone, an extractor, or anything around one, such as a Pipeline or a detector.
-    upto: a level of the backbone: its name, or its index among all levels of the full backbone, as in `out_indices`
-        (negatives count from the deepest). None freezes all of `model`, not only the backbone in it.
+    Args:
+        model: a backbone, an extractor, or a model that contains one, such as a Pipeline or a detector.
+        upto: a level of the backbone: its name, or its index among all levels of the full backbone, as in `out_indices`
+            (negative indices count from the deepest level). None freezes all of `model`, not only its backbone.
 
-    Raises OutIndicesError for a level that is not there.
+    Raises:
+        ArgumentError: `model` contains several extractors.
+        ContractError: `model` has neither levels nor an extractor.
+        OutIndicesError: the level does not exist.
     """
     require_module(model)
     if upto is None:
@@ -42,10 +46,13 @@ def freeze(model: nn.Module, upto: int | str | None = None) -> None:
 
 
 def freeze_norms(model: nn.Module, *, affine: bool = True) -> None:
-    """Let norms that keep running statistics (BatchNorm) use these and not change them, in place.
+    """Keep norms with running statistics (BatchNorm) in evaluation mode, in place, so that statistics do not change.
 
-    affine: their scales and shifts are not trained either. Norms without statistics do not depend on the batch, and
-    stay as they are.
+    Norms without running statistics do not depend on the batch and are left unchanged.
+
+    Args:
+        model: the model.
+        affine: also freeze their scales and shifts.
     """
     for module in require_module(model).modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
@@ -55,7 +62,7 @@ def freeze_norms(model: nn.Module, *, affine: bool = True) -> None:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Train all parameters again, in place, whoever froze them; modules are as `model.training` says, and follow it."""
+    """Undo freezing in place: all parameters require gradients, and all modules follow `model.training` again."""
     for parameter in require_module(model).parameters():
         parameter.requires_grad_(True)
     for module in model.modules():
@@ -64,14 +71,14 @@ def unfreeze(model: nn.Module) -> None:
 
 
 def _stay_in_eval(module: nn.Module) -> None:
-    for part in module.modules():
-        vars(part).pop("train", None)  # what was frozen before would not follow
+    for submodule in module.modules():
+        vars(submodule).pop("train", None)  # modules that are frozen already would ignore eval()
     module.eval()
-    for part in module.modules():
-        vars(part)["train"] = partial(_unchanged, part)
+    for submodule in module.modules():
+        vars(submodule)["train"] = partial(_ignore_train, submodule)
 
 
-def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In the place of a frozen module's `train`, which returns the module, too."""
+def _ignore_train(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Replacement for `train` of a frozen module. It returns the module, as `train` does."""
     del mode
     return module

@@ -1,4 +1,4 @@
-"""Figures of maps: channels reduced to colours, and heats, one number per cell in colours that a bar explains."""
+"""Figures of feature maps: PCA colors, and heatmaps with a color bar."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -7,36 +7,52 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
-from .colours import Basis, principal_colours
-from .figure import DENSE, WIDE, Layout, Panel, as_heat, caption_of, draw, photograph, scale_of, single
-from .points import Point
+from .cell_similarity import Point
+from .figure import DENSE, WIDE, FigureLayout, Panel, as_heat, caption_of, draw, photograph, scale_of, single
+from .pca_colors import Basis, principal_colours
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-OWN = "colours: each map's three strongest principal components as red, green and blue"
-SHARED = "colours: three principal components of all images together; the same colour is the same in each picture"
+COLORS_PER_MAP = "colors: each map's three strongest principal components as red, green and blue"
+COLORS_SHARED = (
+    "colors: three principal components of all images together; the same color means the same in each picture"
+)
 
 
 def maps_grid(
     image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: str = "", basis: Sequence[Basis] | None = None
 ) -> "Figure":
-    """A figure with `image` and each of its maps (1, chs, h, w) or (chs, h, w), in the order given.
+    """A figure of `image` and its maps in PCA colors, each titled with its level, channels, reduction and size.
 
-    Every map is titled with its level, channels, reduction and size. basis: one per level, from `shared_bases`, so that
-    the colours of several images can be compared. Raises MissingPackageError without matplotlib, InputError for NaN.
+    Args:
+        image: the photograph.
+        maps: one (1, chs, h, w) or (chs, h, w) per level.
+        levels: the levels of the maps.
+        title: the title of the figure.
+        basis: one basis per level from `shared_bases`, to make the colors of several images comparable.
+
+    Raises:
+        InputError: a map holds NaN or infinite values.
+        MissingPackageError: matplotlib is not installed.
     """
     bases = basis or [None] * len(maps)
-    panels = [_panel(map_, level, own) for map_, level, own in zip(maps, levels, bases, strict=True)]
-    return draw(image, [photograph(image), *panels], WIDE, title, SHARED if basis else OWN)
+    panels = [_panel(map_, level, map_basis) for map_, level, map_basis in zip(maps, levels, bases, strict=True)]
+    return draw(image, [photograph(image), *panels], WIDE, title, COLORS_SHARED if basis else COLORS_PER_MAP)
 
 
 def compare(image: "Image", rows: Mapping[str, tuple[Sequence[Tensor], Levels]], *, title: str = "") -> "Figure":
-    """A figure with one row per model: its name over the photograph, then its maps.
+    """A figure with one row per model: the photograph titled with the model's name, then its maps.
 
-    rows: what each model returned for `image`, with its levels, by the model's name. Raises ArgumentError without rows,
-    MissingPackageError without matplotlib.
+    Args:
+        image: the photograph.
+        rows: by model name, the maps of `image` and their levels.
+        title: the title of the figure.
+
+    Raises:
+        ArgumentError: `rows` is empty.
+        MissingPackageError: matplotlib is not installed.
     """
     if not rows:
         raise ArgumentError("rows is empty: pass the maps and levels of at least one model")
@@ -45,7 +61,7 @@ def compare(image: "Image", rows: Mapping[str, tuple[Sequence[Tensor], Levels]],
     for name, (maps, levels) in rows.items():
         row = [_panel(map_, level, None) for map_, level in zip(maps, levels, strict=True)]
         panels += [Panel(name), *row, *[None] * (columns - 1 - len(row))]
-    return draw(image, panels, Layout(columns, DENSE.side, DENSE.points), title, OWN)
+    return draw(image, panels, FigureLayout(columns, DENSE.side, DENSE.points), title, COLORS_PER_MAP)
 
 
 def _panel(map_: Tensor, level: FeatureInfo, basis: Basis | None) -> Panel:
@@ -54,9 +70,17 @@ def _panel(map_: Tensor, level: FeatureInfo, basis: Basis | None) -> Panel:
 
 
 def norms(image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: str = "") -> "Figure":
-    """A figure with `image` and, per level, the length of every cell's vector of channels.
+    """A figure of `image` and, per level, the L2 norm over channels at every cell.
 
-    maps: (1, chs, h, w) or (chs, h, w) each. Raises MissingPackageError without matplotlib, InputError for NaN.
+    Args:
+        image: the photograph.
+        maps: one (1, chs, h, w) or (chs, h, w) per level.
+        levels: the levels of the maps.
+        title: the title of the figure.
+
+    Raises:
+        InputError: a map holds NaN or infinite values.
+        MissingPackageError: matplotlib is not installed.
     """
     panels = [photograph(image)]
     for map_, level in zip(map(single, maps), levels, strict=True):
@@ -66,10 +90,18 @@ def norms(image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: str 
 
 
 def channels(image: "Image", map_: Tensor, level: FeatureInfo, *, count: int = 16, title: str = "") -> "Figure":
-    """A figure with `image` and the channels of one map that vary most over its cells, the most varying first.
+    """A figure of `image` and the channels of one map with the largest standard deviation over cells, largest first.
 
-    map_: (1, chs, h, w) or (chs, h, w). Every channel's colours span its own values. Raises ArgumentError for a count
-    below 1, MissingPackageError without matplotlib.
+    Args:
+        image: the photograph.
+        map_: (1, chs, h, w) or (chs, h, w). The colors of each channel span its own values.
+        level: the level of the map.
+        count: the number of channels.
+        title: the title of the figure.
+
+    Raises:
+        ArgumentError: `count` is below 1.
+        MissingPackageError: matplotlib is not installed.
     """
     if count < 1:
         raise ArgumentError(f"count={count}: expected at least one channel")
@@ -92,11 +124,21 @@ def overlay(
     label: str = "",
     point: Point | None = None,
 ) -> "Figure":
-    """A figure of a heat (h, w) over the photograph in gray, at its own aspect, beside a bar of colours.
+    """A figure of a heatmap over the photograph in gray, with a color bar.
 
-    Cells are spread evenly over the photograph. Colours span the values; about 0, in two colours, if some are negative.
-    label: what the numbers are. point: (x, y), shares of width and height, to mark. Raises InputError for another shape
-    and for NaN, MissingPackageError without matplotlib.
+    Cells are spread evenly over the photograph. Colors span the values; if some are negative, the palette diverges
+    from 0.
+
+    Args:
+        image: the photograph, drawn at its own aspect ratio.
+        heat: (h, w).
+        title: the title of the figure.
+        label: what the values measure, for the color bar.
+        point: (x, y) to mark, as fractions of width and height.
+
+    Raises:
+        InputError: the heatmap has another shape, or holds NaN or infinite values.
+        MissingPackageError: matplotlib is not installed.
     """
     heat = as_heat(heat)
     caption = f"{heat.shape[1]}×{heat.shape[0]} cells"
@@ -111,9 +153,21 @@ def overlays(
     label: str = "",
     point: Point | None = None,
 ) -> "Figure":
-    """A figure with the photograph and, as `overlay`, each of several heats (h, w) under its caption."""
+    """A figure of the photograph and several heatmaps over it, each under its caption.
+
+    Args:
+        image: the photograph, drawn at its own aspect ratio.
+        heats: heatmaps (h, w) by caption.
+        title: the title of the figure.
+        label: what the values measure, for the color bars.
+        point: (x, y) to mark, as fractions of width and height.
+
+    Raises:
+        InputError: a heatmap has another shape, or holds NaN or infinite values.
+        MissingPackageError: matplotlib is not installed.
+    """
     panels = [photograph(image)]
-    for caption, given in heats.items():
-        heat = as_heat(given)
+    for caption, values in heats.items():
+        heat = as_heat(values)
         panels.append(Panel(caption, heat, scale_of(heat), True, label, point))
     return draw(image, panels, WIDE, title)

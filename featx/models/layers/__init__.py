@@ -1,1 +1,1 @@
-"""Blocks that several families share."""
+"""Layers and blocks that several families share."""

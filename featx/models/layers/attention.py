@@ -1,4 +1,4 @@
-"""Channels: numbers of them that hardware likes, and attention, which scales each by a gate computed from all means."""
+"""Channel attention (squeeze-and-excitation, ECA), and rounding of channel counts."""
 
 from functools import partial
 from math import log2
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def round_chs(chs: float, divisor: int = 8, lowest: float = 0.9) -> int:
-    """The nearest multiple of `divisor`, at least one, and not less than `lowest` of `chs`."""
+    """Round to a multiple of `divisor`: at least `divisor`, and at least the fraction `lowest` of `chs`."""
     rounded = max(divisor, int(chs + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < lowest * chs else rounded
 
@@ -30,7 +30,7 @@ class SqueezeExcite(nn.Module):
 
 
 class SEModule(nn.Module):
-    """The same with the names of SE-ResNets, and room for a norm at the waist."""
+    """Squeeze-and-excitation with the parameter names of SE-ResNets, and an optional norm between its layers."""
 
     def __init__(self, chs: int, waist: int, norm: type[nn.Module] = nn.Identity) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SEModule(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """A convolution along the channels makes the gates (https://arxiv.org/abs/1910.03151)."""
+    """Efficient channel attention: gates from a 1d convolution over channels (https://arxiv.org/abs/1910.03151)."""
 
     def __init__(self, chs: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class EfficientChannelAttention(nn.Module):
 
 
 def se_module(chs: int, ratio: float = 1 / 16) -> SEModule:
-    """Its waist is `ratio` of the channels, rounded to a multiple of 8."""
+    """Squeeze-and-excitation with `ratio` of the channels inside, rounded to a multiple of 8."""
     return SEModule(chs, round_chs(chs * ratio, lowest=0.0))
 
 

@@ -1,4 +1,4 @@
-"""A convolution, its batch norm and an activation, and the random values that such layers start from."""
+"""Convolution with batch norm and activation, and initialization of such layers."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -12,7 +12,7 @@ OVERWRITING = (nn.ReLU, nn.SiLU, nn.Hardswish)  # activations that can
 
 
 class ConvNorm(nn.Module):
-    """(N, in_chs, H, W) to (N, chs, H / stride, W / stride), padded so that nothing but the stride changes the size."""
+    """Convolution, norm, activation, with padding: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
 
 
 def init_by_fan_out(model: nn.Module, init_linear: Callable[[nn.Linear], object]) -> None:
-    """Normal convolutions (fan out per group), linear layers as `init_linear` has them, zero biases, in place."""
+    """Initialize in place: normal convolutions (fan out per group), linear layers by `init_linear`, zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups

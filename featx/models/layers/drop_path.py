@@ -6,7 +6,7 @@ from ...errors import ArgumentError
 
 
 class DropPath(nn.Module):
-    """In training, zero whole samples of a residual branch with probability `rate` and scale up the others."""
+    """In training, set a residual branch to zero per sample with probability `rate`, and rescale the other samples."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -19,24 +19,24 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.rate)
 
     def extra_repr(self) -> str:
-        """Shown when the model is printed."""
+        """The rate, for the module's repr."""
         return f"rate={self.rate:.3f}"
 
 
 def drop_path(rate: float) -> nn.Module:
-    """A DropPath, or nothing for a rate of 0."""
+    """A DropPath, or the identity for a rate of 0."""
     return DropPath(rate) if rate else nn.Identity()
 
 
 def require_rate(rate: float) -> float:
-    """The rate itself; ArgumentError unless 0 <= rate < 1."""
+    """The rate itself. ArgumentError unless 0 <= rate < 1."""
     if not 0 <= rate < 1:
         raise ArgumentError(f"drop_path_rate={rate}: expected 0 or more, and less than 1")
     return rate
 
 
 def rising_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """A rate per block and stage, rising evenly from 0 at the first block to `rate` at the last."""
+    """Rates per block and stage that increase linearly from 0 at the first block to `rate` at the last."""
     last = max(sum(depths) - 1, 1)
     rates = [require_rate(rate) * block / last for block in range(sum(depths))]
     starts = [sum(depths[:stage]) for stage in range(len(depths))]

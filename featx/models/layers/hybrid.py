@@ -1,6 +1,7 @@
-"""The stem of hybrid ViTs: a ResNet with group norms and standardised kernels (https://arxiv.org/abs/1912.11370).
+"""The stem of hybrid ViTs: a ResNet with group norms and weight standardization (https://arxiv.org/abs/1912.11370).
 
-All padding is TensorFlow's SAME. Shortcuts widen in the first block of a stage, strides are in its 3x3 convolution.
+All padding is TensorFlow's SAME. The first block of a stage has a projection shortcut, and the stride in its 3x3
+convolution.
 """
 
 from collections import OrderedDict
@@ -14,17 +15,17 @@ from .padding import SameConv2d
 GROUPS = 32  # of all norms
 
 
-class StandardisedConv2d(SameConv2d):
-    """A convolution whose kernels are brought to mean 0 and variance 1 (https://arxiv.org/abs/1903.10520)."""
+class StandardizedConv2d(SameConv2d):
+    """A convolution with weight standardization: kernels of mean 0, variance 1 (https://arxiv.org/abs/1903.10520)."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # a norm of one sample with a channel per kernel
+        # batch norm of one sample with a channel per kernel
         flat = F.batch_norm(weight.flatten(1).unsqueeze(0), None, None, training=True, eps=1e-8)
         return super()._conv_forward(input, flat.view_as(weight), bias)
 
 
 class GroupNormReLU(nn.GroupNorm):
-    """(N, chs, H, W) to the same shape, in 32 groups."""
+    """GroupNorm with 32 groups, then ReLU: (N, chs, H, W) to the same shape."""
 
     def __init__(self, chs: int) -> None:
         super().__init__(GROUPS, chs)
@@ -34,7 +35,7 @@ class GroupNormReLU(nn.GroupNorm):
 
 
 class SameMaxPool(nn.Module):
-    """Of maps that are nowhere negative: (N, C, H, W) to (N, C, H / 2, W / 2)."""
+    """Max pooling of non-negative maps with SAME padding: (N, C, H, W) to (N, C, H / 2, W / 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
         below, right = (1 + x.shape[axis] % 2 for axis in (-2, -1))
@@ -42,7 +43,7 @@ class SameMaxPool(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """(N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
+    """Projection shortcut: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
 
     def __init__(self, in_chs: int, chs: int, stride: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Shortcut(nn.Module):
 
 
 class HybridBottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 beside a shortcut: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
+    """A residual bottleneck block: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
 
     def __init__(self, in_chs: int, chs: int, stride: int) -> None:
         super().__init__()
@@ -73,8 +74,8 @@ class HybridBottleneck(nn.Module):
         return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
 
 
-def conv(in_chs: int, chs: int, kernel: int, stride: int = 1) -> StandardisedConv2d:
-    return StandardisedConv2d(in_chs, chs, kernel, stride, bias=False)
+def conv(in_chs: int, chs: int, kernel: int, stride: int = 1) -> StandardizedConv2d:
+    return StandardizedConv2d(in_chs, chs, kernel, stride, bias=False)
 
 
 def hybrid_stem(in_chans: int, depths: tuple[int, ...], width: int = 64) -> tuple[nn.Module, int, int]:
@@ -101,7 +102,7 @@ def hybrid_stem(in_chans: int, depths: tuple[int, ...], width: int = 64) -> tupl
 
 
 def init_hybrid(stem: nn.Module) -> None:
-    """Kaiming-normal convolutions (fan out), every block the identity, in place."""
+    """Initialize in place: Kaiming-normal convolutions (fan out), and residual branches that are zero."""
     for module in stem.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,6 +1,6 @@
 """Blocks and stages of the mobile families: MobileNetV2 (https://arxiv.org/abs/1801.04381) and its descendants.
 
-A family's stages are tables of rows; `build_stages` turns them into modules and says which levels they give.
+A family's stages are tables of rows. `build_stages` returns their modules and levels.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,18 @@ Activation = type[nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Blocks of one kind in a stage; only the first takes the stride.
+    """Blocks of one kind in a stage; only the first has the stride.
 
-    expand: channels inside a block over those that enter it. se: whether a block gates its channels, as the style says.
-    act: in place of the style's. shortcut: whether there is one where the shapes allow it.
+    Attributes:
+        block: the class of the blocks.
+        chs: output channels.
+        kernel: side of the spatial convolution.
+        stride: of the first block.
+        expand: inner channels of a block relative to its input.
+        repeats: number of blocks.
+        se: whether blocks have the style's squeeze-and-excitation.
+        act: activation; None for the style's.
+        shortcut: whether blocks have a shortcut if shapes allow it.
     """
 
     block: type["MobileBlock"]
@@ -45,23 +53,24 @@ Stage = tuple[Row, ...]
 
 
 def input_gate(in_chs: int, chs: int, act: Activation) -> SqueezeExcite:
-    """Squeeze-and-excitation through a quarter of the channels that enter a block (EfficientNet)."""
+    """Squeeze-and-excitation with a quarter of a block's input channels (EfficientNet)."""
     return SqueezeExcite(chs, round(in_chs / 4), nn.Sigmoid, act)
 
 
 def inner_gate(_in_chs: int, chs: int, _act: Activation) -> SqueezeExcite:
-    """Squeeze-and-excitation through a quarter of the channels inside a block, gated by Hardsigmoid (MobileNetV3)."""
+    """Squeeze-and-excitation with a quarter of a block's inner channels and a hard sigmoid (MobileNetV3)."""
     return SqueezeExcite(chs, round_chs(chs / 4), nn.Hardsigmoid)
 
 
 @dataclass(frozen=True, slots=True)
 class MobileStyle:
-    """What all blocks of a network have in common.
+    """The components that all blocks of a network share.
 
-    act: the activation, where a row has none of its own.
-    gate: from the channels that enter a block, those inside it, and its activation to its squeeze-and-excitation.
-    conv: from input and output channels, kernel, stride, dilation and groups to a convolution.
-    norm: from channels to the norm.
+    Attributes:
+        act: the activation of rows without their own.
+        gate: a function from a block's input channels, inner channels and activation to squeeze-and-excitation.
+        conv: a function from input and output channels, kernel, stride, dilation and groups to a convolution.
+        norm: a function from channels to a norm.
     """
 
     act: Activation
@@ -74,16 +83,19 @@ tensorflow_norm = partial(nn.BatchNorm2d, eps=1e-3)
 
 
 def as_tensorflow(style: MobileStyle) -> MobileStyle:
-    """The style with the padding and the norms that weights trained in TensorFlow expect."""
+    """The style with the padding and norms of weights trained in TensorFlow."""
     return replace(style, conv=same_conv, norm=tensorflow_norm)
 
 
 @dataclass(frozen=True, slots=True)
 class MobileConfig(StridedConfig):
-    """What the families whose stages are such tables have in common.
+    """The configuration of families whose stages are tables of rows.
 
-    stem_chs, head_chs: channels of the convolutions before the stages and behind them. norm_eps: of the batch norms;
-    None leaves them as the style has them.
+    Attributes:
+        stages: the rows of each stage.
+        stem_chs: channels of the convolution before the stages.
+        head_chs: channels of the convolution after the stages.
+        norm_eps: of the batch norms; None for the style's.
     """
 
     stages: tuple[Stage, ...]
@@ -109,7 +121,7 @@ class MobileBlock(nn.Module):
         self.drop_path = drop_path(drop)
 
     def transform(self, x: Tensor) -> Tensor:
-        """What the block adds to its shortcut."""
+        """The residual branch of the block."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +129,7 @@ class MobileBlock(nn.Module):
 
 
 class ConvNormAct(MobileBlock):
-    """A dense convolution; it has no room for squeeze-and-excitation."""
+    """A dense convolution, without squeeze-and-excitation."""
 
     def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
         super().__init__(in_chs, row, step, style, drop)
@@ -147,7 +159,7 @@ class DepthwiseSeparable(MobileBlock):
 
 
 class InvertedResidual(MobileBlock):
-    """Expand by 1x1, convolve depthwise, project by 1x1 without activation."""
+    """1x1 expansion, depthwise convolution, 1x1 projection without activation."""
 
     def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
         super().__init__(in_chs, row, step, style, drop)
@@ -169,7 +181,7 @@ class InvertedResidual(MobileBlock):
 
 
 class FusedInvertedResidual(MobileBlock):
-    """One dense convolution expands and looks around (https://arxiv.org/abs/2104.00298); a 1x1 projects."""
+    """A dense spatial convolution that expands (https://arxiv.org/abs/2104.00298), then a 1x1 projection."""
 
     def __init__(self, in_chs: int, row: Row, step: Step, style: MobileStyle, drop: float = 0.0) -> None:
         super().__init__(in_chs, row, step, style, drop)
@@ -195,7 +207,7 @@ def squeeze_excite(in_chs: int, chs: int, row: Row, style: MobileStyle) -> nn.Mo
 
 
 def widen(stages: Sequence[Stage], multiplier: float, lowest: float = 0.9) -> tuple[Stage, ...]:
-    """The table with all channels times `multiplier`, rounded to not less than `lowest` of that."""
+    """Multiply all channels of the table. Rounding keeps at least the fraction `lowest`."""
 
     def wider(row: Row) -> Row:
         return replace(row, chs=round_chs(row.chs * multiplier, lowest=lowest))
@@ -204,12 +216,12 @@ def widen(stages: Sequence[Stage], multiplier: float, lowest: float = 0.9) -> tu
 
 
 def deepen(stages: Sequence[Stage], multiplier: float) -> tuple[Stage, ...]:
-    """The table with the blocks of every stage times `multiplier`, rounded up."""
+    """Multiply the number of blocks of every stage, rounded up."""
     return tuple(_deeper(stage, multiplier) for stage in stages)
 
 
 def _deeper(stage: Stage, multiplier: float) -> Stage:
-    """Later rows take their share of the blocks first, so that the first row takes what rounding leaves."""
+    """Distribute the blocks to the rows in reverse order; the first row gets the rounding remainder."""
     before = sum(row.repeats for row in stage)
     after, deeper = ceil(before * multiplier), []
     for row in reversed(stage):
@@ -222,10 +234,10 @@ def _deeper(stage: Stage, multiplier: float) -> Stage:
 def build_stages(
     stages: Sequence[Stage], in_chs: int, style: MobileStyle, *, output_stride: int, drop_path_rate: float
 ) -> tuple[nn.Sequential, list[FeatureInfo]]:
-    """The stages behind a stem of stride 2, to be registered as `blocks`, and one level per nominal reduction.
+    """Build the stages after a stem of stride 2, to be registered as `blocks`, and one level per nominal reduction.
 
-    A level is the last stage before the next stride. Where the first stage strides, the stem's `act1` is a level too.
-    Block i of n drops its branch at a rate of `drop_path_rate` * i / n.
+    A level is the last stage before the next stride. If the first stage has a stride, the stem's `act1` is a level,
+    too. Block i of n has a stochastic depth rate of `drop_path_rate` * i / n.
     """
     strides = [stage[0].stride for stage in stages]
     plan = plan_steps(strides, stem=2, output_stride=output_stride)
@@ -246,12 +258,12 @@ def build_stages(
 
 
 def init_mobile(model: nn.Module) -> None:
-    """Normal convolutions (fan out per group), uniform linear layers, zero biases, in place (TensorFlow's recipe)."""
+    """Initialize in place as in TensorFlow: normal convolutions (fan out per group), uniform linear, zero biases."""
     init_by_fan_out(model, uniform_by_fan_out)
 
 
 class MobileTrunk(Backbone):
-    """The stem and the stages of a network, behind which its family puts a head."""
+    """Base class with the stem and the stages of a network; a family adds its head."""
 
     last_linear = "classifier"
     pool_layers = ("global_pool", "flatten")

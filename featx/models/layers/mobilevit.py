@@ -1,4 +1,4 @@
-"""What MobileViT and MobileViTv2 share: inverted residuals, patches, levels and the recipe of fresh weights."""
+"""Inverted residuals, patch conversion, levels and initialization of MobileViT and MobileViTv2."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from .steps import Step
 
 
 class InvertedResidual(nn.Module):
-    """Expand, convolve depthwise, project: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
+    """Expansion, depthwise convolution, projection: (N, in_chs, H, W) to (N, chs, H / stride, W / stride)."""
 
     def __init__(
         self, in_chs: int, chs: int, expand: float, step: Step, act: type[nn.Module], drop: float = 0.0
@@ -33,40 +33,40 @@ class InvertedResidual(nn.Module):
 
 
 def whole_patches(side: int, patch: int) -> int:
-    """The side rounded up to a multiple of the patch's."""
+    """The side rounded up to a multiple of the patch side."""
     return (side + patch - 1) // patch * patch  # ONNX divides negative numbers otherwise than Python
 
 
 def resized(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """The map interpolated bilinearly to a size, or itself if it has that already."""
-    # a side that torch.export or a tracer leaves open is no int, and not to be compared: that would close it
+    """Bilinear interpolation to a size; a map of that size is returned itself."""
+    # a symbolic side of torch.export or a tracer is not an int; comparing it would specialize the graph
     if all(isinstance(side, int) for side in (*x.shape[-2:], *size)) and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 def enlarged(x: Tensor, patch: int, *, align_corners: bool = False) -> Tensor:
-    """The map interpolated to whole patches."""
+    """Bilinear interpolation to whole patches."""
     size = whole_patches(x.shape[-2], patch), whole_patches(x.shape[-1], patch)
     return resized(x, size, align_corners=align_corners)
 
 
 def to_tokens(x: Tensor, patch: int) -> Tensor:
-    """Pixels at the same place in their patches, side by side: (N, C, H, W) to (N, patch * patch, cells, C)."""
+    """Group pixels by their position in the patch: (N, C, H, W) to (N, patch * patch, cells, C)."""
     n, chs, height, width = x.shape
     x = x.reshape(n, chs, height // patch, patch, width // patch, patch).permute(0, 3, 5, 2, 4, 1)
     return x.reshape(n, patch * patch, (height // patch) * (width // patch), chs)
 
 
 def from_tokens(x: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The way back: (N, patch * patch, cells, C) to (N, C, height, width), channels last in memory."""
+    """Inverse of `to_tokens`: (N, patch * patch, cells, C) to (N, C, height, width), channels last in memory."""
     n, chs = x.shape[0], x.shape[3]
     x = x.reshape(n, patch, patch, height // patch, width // patch, chs).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(n, height, width, chs).permute(0, 3, 1, 2)
 
 
 def from_enlarged(x: Tensor, patch: int, like: Tensor) -> Tensor:
-    """The tokens of a map that was `enlarged`, as a map of its size before that and in its memory format."""
+    """The tokens of an `enlarged` map as a map of the original size and memory format."""
     height, width = like.shape[-2:]
     x = from_tokens(x, patch, whole_patches(height, patch), whole_patches(width, patch))
     return resized(x if is_channels_last(like) else x.contiguous(), (height, width))
@@ -97,9 +97,11 @@ def is_channels_last(x: Tensor) -> bool:
 def stage_levels(
     stem_chs: int, strides: Sequence[int], chs: Sequence[int], reductions: Sequence[int]
 ) -> list[FeatureInfo]:
-    """The last stage before each next stride, behind a `stem` of stride 2, which is a level if the first one strides.
+    """Levels: the last stage before each stride. The `stem` of stride 2 is a level if the first stage has a stride.
 
-    strides: as designed; reductions: as they are after any dilation.
+    Args:
+        strides: per stage, before dilation.
+        reductions: per stage, after any dilation.
     """
     info = [FeatureInfo(stem_chs, 2, "stem")] if strides[0] > 1 else []
     for number, (width, reduction) in enumerate(zip(chs, reductions, strict=True)):
@@ -109,7 +111,7 @@ def stage_levels(
 
 
 def init_weights(model: nn.Module) -> None:
-    """Normal convolutions (fan out per group) and linear layers, identities as residual branches, in place."""
+    """Initialize in place: normal convolutions (fan out per group) and linear layers, zero residual branches."""
     init_by_fan_out(model, narrow_normal)
     for module in model.modules():
         if isinstance(module, InvertedResidual) and module.has_shortcut:

@@ -1,9 +1,9 @@
-"""A convolution, its norm and its activation, with less memory where nobody can tell.
+"""Convolution, norm and activation with less memory and equal results.
 
-In inference a batch norm writes over what the convolution returned. In training, PyTorch keeps what enters the norm and
-what enters the activation. The second is the first scaled and shifted, so that the backward pass can compute it again
-in the time that a copy of it takes in the forward pass (the idea of https://arxiv.org/abs/1712.02616). ReLU gains
-nothing: PyTorch keeps what it returns, which the next layer keeps anyway.
+In inference a batch norm overwrites the output of the convolution. In training, PyTorch keeps the inputs of the norm
+and of the activation. The second is the first scaled and shifted, so that the backward pass recomputes it in the time
+that a copy of it takes in the forward pass (the idea of https://arxiv.org/abs/1712.02616). ReLU gains nothing: PyTorch
+keeps its output, which the next layer keeps anyway.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch.nn.modules import module as hooks
 
 aten: Any = torch.ops.aten
 
-# by class: the activation, and its gradient from that of what it returns and what entered it
+# by class: the activation, and its backward function of (gradient of the output, input)
 ACTIVATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     nn.SiLU: (F.silu, aten.silu_backward),
     nn.Hardswish: (F.hardswish, aten.hardswish_backward),
@@ -27,10 +27,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """act(norm(x)): (N, C, H, W) to the same shape, with the same values, gradients and running statistics.
+    """act(norm(x)) for (N, C, H, W), with less memory in training and equal values, gradients and running statistics.
 
-    Both modules are called as they are wherever one of them has a hook, is of a class of the user's, does not train, or
-    is captured, and on other devices than the CPU.
+    Both modules are called unchanged if one of them has a hook, is a subclass, is not training, or is traced, and on
+    devices other than the CPU.
     """
     if not (isinstance(norm, nn.BatchNorm2d) and _keeps_less(norm, act, x)):
         return act(norm(x))
@@ -40,7 +40,7 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
 
 class _NormAct(torch.autograd.Function):
-    """Of x, the norm's scale and shift, the norm, and the class of the activation."""
+    """Batch norm and activation of x, from the norm's scale and shift, the norm, and the class of the activation."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,17 +56,17 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, bias, mean, rstd = ctx.saved_tensors
         (forward, backward), wanted = ACTIVATIONS[ctx.act], ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            inputs = [one for one, needed in zip((x, weight, bias), wanted, strict=True) if needed]
+        if torch.is_grad_enabled():  # for double backward
+            inputs = [tensor for tensor, needed in zip((x, weight, bias), wanted, strict=True) if needed]
             y = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
-            found = iter(torch.autograd.grad(forward(y), inputs, grad, create_graph=True))
-            return *(next(found) if needed else None for needed in wanted), None, None
-        # with statistics that change nothing, so that y is the same to the last digit
+            grads = iter(torch.autograd.grad(forward(y), inputs, grad, create_graph=True))
+            return *(next(grads) if needed else None for needed in wanted), None, None
+        # scale by rstd * weight with unit statistics, so that y equals the forward pass bit for bit
         ones = torch.ones_like(rstd)
         y, _, _ = torch.native_batch_norm(x, rstd * weight, bias, mean, ones, False, 0.0, 0.0)
         grad = backward(grad, y)
         grads = aten.native_batch_norm_backward(grad, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
-        return *(one if needed else None for one, needed in zip(grads, wanted, strict=True)), None, None
+        return *(g if needed else None for g, needed in zip(grads, wanted, strict=True)), None, None
 
 
 def _keeps_less(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor) -> bool:
@@ -85,8 +85,8 @@ def _keeps_less(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor) -> bool:
 
 
 def _is_plain_map(x: Tensor) -> bool:
-    """Whether it is an ordinary map of several values a channel, that no compiler, tracer or transform sees."""
-    functorch: Any = torch._C  # whose types do not know of it
+    """Whether `x` is a plain CPU map with several values per channel, outside of compilers, tracers and transforms."""
+    functorch: Any = torch._C  # untyped functions
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
@@ -100,10 +100,10 @@ def _is_plain_map(x: Tensor) -> bool:
 
 
 def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)), where conv is a convolution, or ends with one.
+    """norm(conv(x)), where conv is a convolution or ends with one.
 
-    In inference on a CPU a batch norm writes over what the convolution returned, with the same numbers: otherwise much
-    of its time in large batches goes into new memory, which the kernel fills with zeros first.
+    In inference on a CPU, batch norm overwrites the output of the convolution, with equal values. This saves the
+    allocation of new, zero-filled memory, which takes much of its time in large batches.
     """
     y = conv(x)
     if not isinstance(norm, nn.BatchNorm2d) or not (_overwrites(conv, norm) and _is_plain(y, norm)):
@@ -115,12 +115,12 @@ def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def activated(conv: nn.Module, norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """act(norm(conv(x))) as `normed` in inference, and as `norm_act` in training."""
+    """act(norm(conv(x))), by `normed` in inference and by `norm_act` in training."""
     return norm_act(norm, act, conv(x)) if norm.training else act(normed(conv, norm, x))
 
 
 class ConvNorms(nn.Sequential):
-    """A sequence in which every convolution and the norm behind it run as `normed`."""
+    """A sequence in which every convolution and the norm after it run by `normed`."""
 
     def forward(self, input: Tensor) -> Tensor:
         x, layers = input, iter(self)
@@ -134,7 +134,7 @@ class ConvNorms(nn.Sequential):
 
 
 def last_conv(module: nn.Module) -> nn.Conv2d | None:
-    """The convolution that the module is, or ends with; None if it does not return what a convolution returned."""
+    """The convolution whose output the module returns: itself or its last layer; None if there is none."""
     last = module[-1] if isinstance(module, ConvNorms) and len(module) else module
     return last if isinstance(last, nn.Conv2d) else None
 
@@ -152,7 +152,7 @@ def _overwrites(conv: nn.Module, norm: nn.BatchNorm2d) -> bool:
 
 
 def _is_plain(y: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether it is an ordinary tensor in the norm's own dtype: not one of a tracer, `vmap` or autocast."""
+    """Whether `y` is a plain tensor in the norm's dtype, not one of a tracer, `vmap` or autocast."""
     functorch: Any = torch._C  # whose types do not know of it
     return (
         type(y) is Tensor

@@ -50,17 +50,17 @@ class SameAvgPool2d(nn.Module):
 
 
 def missing_cells(side: int, reach: int, stride: int) -> int:
-    """Cells that a side lacks for windows of so many cells, one per stride."""
+    """Padding of a side in cells for windows of a given size, one per stride."""
     return max(reach - stride + -side % stride, 0)
 
 
 def even_conv(in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Without bias, and padded by the same amount on all sides; `kernel` is odd."""
+    """A convolution without bias, padded equally on all sides; `kernel` is odd."""
     return nn.Conv2d(in_chs, chs, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
 
 
 def same_conv(in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Without bias, and padded as TensorFlow does; `kernel` is odd."""
+    """A convolution without bias, padded as TensorFlow does; `kernel` is odd."""
     if stride == 1:
         return even_conv(in_chs, chs, kernel, stride, dilation, groups)
     return SameConv2d(in_chs, chs, kernel, stride, 0, dilation, groups, bias=False)
@@ -69,6 +69,6 @@ def same_conv(in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int
 def same_depthwise_conv(
     in_chs: int, chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Without bias, and padded as TensorFlow does if there are groups, evenly if not; `kernel` is odd."""
+    """A convolution without bias, padded as TensorFlow does if it has groups, else equally; `kernel` is odd."""
     conv = same_conv if groups > 1 else even_conv
     return conv(in_chs, chs, kernel, stride, dilation, groups)

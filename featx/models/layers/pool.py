@@ -1,4 +1,4 @@
-"""From a map to one number per channel, or to none where a head reads every cell, and from these to logits."""
+"""Global pooling, and layers from pooled features to logits."""
 
 from collections import OrderedDict
 
@@ -13,14 +13,14 @@ HEAD_POOL = ("head.global_pool", "head.flatten")  # where `pooled_head`, registe
 
 
 class AverageMaxPool(nn.Module):
-    """The mean of average and maximum: (N, C, H, W) to (N, C, 1, 1)."""
+    """The mean of average and max pooling: (N, C, H, W) to (N, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * (x.mean((2, 3), keepdim=True) + x.amax((2, 3), keepdim=True))
 
 
 class CatAverageMaxPool(nn.Module):
-    """The averages, then the maxima: (N, C, H, W) to (N, 2 * C, 1, 1)."""
+    """Average and max pooling, concatenated: (N, C, H, W) to (N, 2 * C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)), 1)
@@ -36,27 +36,27 @@ POOLS = {
 
 
 def global_pool(kind: str) -> nn.Module:
-    """(N, C, H, W) to (N, pooled_chs, 1, 1), or the map itself for ""; ArgumentError if there is no such kind."""
+    """Global pool: (N, C, H, W) to (N, pooled_chs, 1, 1), or the identity for "". ArgumentError for an unknown kind."""
     if not isinstance(kind, str) or kind not in POOLS:
         raise ArgumentError(f"global_pool={kind!r}: choose one of {list(POOLS)}")
     return POOLS[kind]()
 
 
 def pooled_chs(chs: int, kind: str) -> int:
-    """Channels behind the pool of a map with `chs` channels."""
+    """Channels after the pool of a map with `chs` channels."""
     return 2 * chs if kind in DOUBLING else chs
 
 
 def flatten(kind: str) -> nn.Module:
-    """(N, C, 1, 1) to (N, C) behind a pool; maps stay maps where there is none."""
+    """The layer (N, C, 1, 1) to (N, C) after a pool, or the identity without one."""
     return nn.Flatten() if kind else nn.Identity()
 
 
 class Head(nn.Sequential):
-    """Layers in their order, of which the last is the classifier."""
+    """A sequence of layers, the last of which is the classifier."""
 
     def forward(self, input: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, or with `pre_logits` what enters the last layer."""
+        """Logits, or with `pre_logits` the input of the last layer."""
         x, *layers = input, *self
         for layer in layers[:-1] if pre_logits else layers:
             x = layer(x)
@@ -64,7 +64,7 @@ class Head(nn.Sequential):
 
 
 def pooled_head(chs: int, num_classes: int, pool: str, drop_rate: float) -> Head:
-    """(N, chs, H, W) to logits (N, num_classes), or pooled features if there are no classes; `fc` is its last layer."""
+    """Head (N, chs, H, W) to logits (N, num_classes), or pooled features without classes; `fc` is its last layer."""
     return Head(
         OrderedDict(
             global_pool=global_pool(pool),

@@ -1,4 +1,4 @@
-"""Learnt position embeddings at another size than the one they were learnt at, in captured programs too."""
+"""Interpolation of learned position embeddings to other grid sizes, also in captured graphs."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -17,17 +17,22 @@ def resample_positions(
     antialias: bool = True,
     excess: float = 0.0,
 ) -> Tensor:
-    """The embedding (1, prefix + rows * columns, dim) of a grid, for one of `size` cells: (1, prefix + h * w, dim).
+    """Resize a position embedding (1, prefix + rows * columns, dim) to a grid of `size`: (1, prefix + h * w, dim).
 
-    The grid is interpolated bicubically, in float32 whatever the type of `embedding`; the entries of the first `prefix`
-    tokens, which have no place in it, stay.
+    The grid is interpolated bicubically in float32, for any dtype of `embedding`. The entries of the first `prefix`
+    tokens, which are not part of the grid, do not change.
 
-    grid: its rows and columns; None for a square. antialias: low-pass where the grid shrinks. excess: cells by which a
-    side counts as longer than it is, which moves every position a little.
+    Args:
+        embedding: the position embedding.
+        size: (h, w) of the new grid.
+        prefix: number of prefix tokens.
+        grid: rows and columns of the embedding's grid; None for a square.
+        antialias: apply a low-pass filter if the grid shrinks.
+        excess: cells added to the sides in the computation of the scale, which shifts every position slightly.
     """
-    # a tracer's sizes are tensors
+    # sizes in a tracer are tensors
     grid = square(int(embedding.shape[1]) - prefix) if grid is None else grid
-    # a side that torch.export or a tracer leaves open is no int, and not to be compared: that would close it
+    # a symbolic side of torch.export or a tracer is not an int; comparing it would specialize the graph
     if all(isinstance(cells, int) for cells in size) and size == grid:
         return embedding
     table = embedding[:, prefix:].float().transpose(1, 2).unflatten(2, grid)
@@ -36,7 +41,7 @@ def resample_positions(
 
 
 def square(positions: int) -> tuple[int, int]:
-    """Rows and columns of a square grid of so many positions."""
+    """Rows and columns of a square grid with that number of positions."""
     return isqrt(positions), isqrt(positions)
 
 

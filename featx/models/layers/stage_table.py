@@ -1,4 +1,4 @@
-"""The table of a MobileViT's stages: its rows, their strides and dilations, and the YAML it can be written in."""
+"""The stage table of MobileViT: its rows, their strides and dilations, and its YAML format."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,9 @@ from .steps import OUTPUT_STRIDES, Step
 
 @dataclass(frozen=True, slots=True)
 class Mv2Stage:
-    """Inverted residuals, of which the first takes the stride.
+    """Inverted residuals, the first with the stride.
 
-    ir_expansion_ratio: channels inside one over those that enter it; the product is rounded to a multiple of 8.
+    ir_expansion_ratio: inner channels relative to the input; the product is rounded to a multiple of 8.
     """
 
     out_channels: int
@@ -32,10 +32,13 @@ class Mv2Stage:
 
 @dataclass(frozen=True, slots=True)
 class MobileViTStage:
-    """An inverted residual, which is left out where the stage has no stride, and a block with attention.
+    """An inverted residual, if the stage has a stride, and a block with attention.
 
-    num_blocks: transformer blocks in it. attention_channels: of their tokens. ffn_intermediate_channels: inside their
-    feed-forward layers. dilate: trade the stride for dilation, whatever the output stride.
+    Attributes:
+        num_blocks: transformer blocks in the attention block.
+        attention_channels: channels of their tokens.
+        ffn_intermediate_channels: hidden channels of their MLPs.
+        dilate: dilation instead of stride, for any output stride.
     """
 
     out_channels: int
@@ -57,8 +60,8 @@ StageRow = Mv2Stage | MobileViTStage
 def plan_stages(rows: Sequence[StageRow], output_stride: int) -> list[tuple[Step, int]]:
     """(step of the first block, total stride after the stage) per stage.
 
-    A stage trades its stride for dilation where it says so, or where it would exceed an output stride of 8 or 16; 32
-    leaves the table as it is.
+    A stage has dilation instead of stride if its row has `dilate`, or if it would exceed an output stride of 8 or 16.
+    An output stride of 32 keeps the table unchanged.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise ArgumentError(f"output_stride={output_stride!r}: choose one of {OUTPUT_STRIDES}")
@@ -83,7 +86,7 @@ PARAMS = {
 }
 
 
-# What values in a file may be; many more blocks or channels than any network has would take for ever to build.
+# Allowed values in a file: implausible numbers of blocks or channels would take too long to build.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "stride"), (1, 64)),
     **dict.fromkeys(("num_attention_heads", "num_blocks"), (1, 256)),
@@ -100,13 +103,15 @@ YAML_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, Typ
 
 
 def read_table(path: str | Path) -> tuple[tuple[StageRow, ...], dict[str, Any]]:
-    """The rows and the parameters of the MobileViT that a YAML file of NetsPresso Trainer's shape describes.
+    """Read the rows and the parameters of a MobileViT from a YAML file in the format of NetsPresso Trainer.
 
-    Read is the mapping at `model.architecture.backbone`, or the whole file if it has no `model`: `name: mobilevit`,
-    `params` with all of PARAMS, and `stage_params` with a row per stage, whose `block_type` says which fields it has
-    besides: those of Mv2Stage ("mv2") or of MobileViTStage ("mobilevit"). Raises ArgumentError naming keys that are
-    unknown, missing, of another type or out of range, WeightsNotFoundError if there is no
-    such file.
+    The mapping at `model.architecture.backbone`, or the whole file without `model`, must have `name: mobilevit`,
+    `params` with all of PARAMS, and `stage_params` with one row per stage. Its `block_type` selects the other fields:
+    those of Mv2Stage ("mv2") or of MobileViTStage ("mobilevit").
+
+    Raises:
+        ArgumentError: keys are unknown, missing, of another type or out of range; the message lists all.
+        WeightsNotFoundError: the file does not exist.
     """
     backbone = _backbone(read_yaml(Path(path)))
     problems = list(_problems(backbone))
@@ -189,7 +194,7 @@ def _unfit(where: str, given: Any, expected: Mapping[str, type]) -> Iterator[str
 
 
 def _is_a(kind: type, value: object) -> bool:
-    """Whether a value from YAML is of that type: an int is a float too, true and false are no numbers."""
+    """Whether a YAML value has that type. An int is accepted as a float; true and false are not numbers."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)

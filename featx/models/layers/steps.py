@@ -1,4 +1,4 @@
-"""How a stage widens: by stride, or by dilation once the output stride is reached (https://arxiv.org/abs/1606.00915)."""
+"""Strides and dilations of stages: dilation after the output stride is reached (https://arxiv.org/abs/1606.00915)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Geometry of one block: its stride, the dilation of its first spatial convolution, and that of the others."""
+    """The stride of a block, the dilation of its first spatial convolution (`entry`), and that of the others."""
 
     stride: int = 1
     entry: int = 1
@@ -18,15 +18,17 @@ class Step:
 
     @property
     def after(self) -> "Step":
-        """The step of the blocks that follow in the same stage."""
+        """The step of the next blocks in the same stage."""
         return Step(1, self.dilation, self.dilation)
 
 
 def plan_steps(strides: Sequence[int], *, stem: int, output_stride: int) -> list[tuple[Step, int]]:
-    """(step of the first block, total stride after the stage) for each stage behind a stem of stride `stem`.
+    """(step of the first block, total stride after the stage) for each stage after a stem of stride `stem`.
 
-    A stage that would exceed `output_stride` trades its stride for dilation, which its first spatial convolution does
-    not have yet. Raises ArgumentError for output strides other than 8, 16 and 32.
+    A stage that would exceed `output_stride` has dilation instead of stride, from its second spatial convolution.
+
+    Raises:
+        ArgumentError: `output_stride` is not 8, 16 or 32.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise ArgumentError(f"output_stride={output_stride!r}: choose one of {OUTPUT_STRIDES}")

@@ -1,4 +1,4 @@
-"""One HTML file with pictures of several photographs: nothing in it is fetched from elsewhere."""
+"""A self-contained HTML report with figures of several photographs."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,16 +31,22 @@ h2 { font-size: 1.1rem; margin-bottom: 0; }
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The figures of one photograph under its name."""
+    """A photograph's name and its figures."""
 
     name: str
     figures: Sequence["Figure"]
 
 
 def report(title: str, facts: Iterable[str], tables: Mapping[str, Levels], sections: Iterable[Section]) -> str:
-    """An HTML page: the title, lines of facts, a table of levels per model, and the figures as embedded PNG files.
+    """An HTML page: title, paragraphs, a table of levels per model, and the figures as embedded PNG data.
 
-    Texts may hold any characters. The page forbids the browser to fetch anything.
+    All text is escaped. The page's content security policy forbids the browser to fetch anything.
+
+    Args:
+        title: the title of the page.
+        facts: one paragraph each.
+        tables: the levels by model name.
+        sections: the figures of each photograph.
     """
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -57,10 +63,10 @@ def report(title: str, facts: Iterable[str], tables: Mapping[str, Levels], secti
 
 
 def write_report(page: str, path: Path) -> None:
-    """Write a page in UTF-8; OutputError if that cannot be."""
+    """Write a page in UTF-8. OutputError if the file cannot be written."""
     path = local(path)
-    with alone(path, MOMENT), whole_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+    with alone(path, MOMENT), whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _table(name: str, levels: Levels) -> str:
@@ -82,5 +88,5 @@ def _section(section: Section, title: str) -> str:
 
 
 def _text(text: str) -> str:
-    """The text as HTML; a file's name may hold bytes that are no text."""
+    """Escape text for HTML. File names may contain bytes that are not valid UTF-8."""
     return escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,4 +1,4 @@
-"""The page: its fields, what it does when a visitor does something, and which function answers what. Needs gradio."""
+"""The gradio page: its components, event handlers, and the connections between them."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,15 +10,26 @@ import gradio as gr
 from ..errors import FeatxError, ImageError
 from ..features import Levels
 from ..registry import list_models
-from ..viz.points import Point
-from .choice import LARGEST_SEED, Choice, Values, facts, require_published
-from .guard import MIB, Limits, take
-from .session import Answer, Asked, Models, Parts, Session, What, answer, marked, public, usual
+from ..viz.cell_similarity import Point
+from .guard import MIB, Limits, open_upload
+from .model_choice import LARGEST_SEED, ModelChoice, WeightsKind, levels_and_blocks, require_published
+from .session import (
+    Answer,
+    ModelParts,
+    Models,
+    PictureKind,
+    PictureRequest,
+    Session,
+    answer,
+    default_parts,
+    hide_folders,
+    with_marker,
+)
 
 FIRST = "vit_small_patch16_224"
 SIZES = [("as the weights expect", 0), *((f"{side} pixels", side) for side in (128, 192, 224, 256, 320, 384, 512))]
 WELCOME = "Drop a photograph to begin."
-HOUR = 3600  # seconds after which what a visitor left is forgotten
+HOUR = 3600  # seconds that a session is kept after its visitor left
 Update = tuple[Any, ...]
 CSS = """
 #message:has(p) {border: 1px solid var(--border-color-accent); border-radius: var(--radius-lg); padding: 0.8rem 1rem}
@@ -32,7 +43,7 @@ footer {display: none !important}
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The components that a visitor sees, and the session behind them."""
+    """The components of the page, and the visitor's session."""
 
     session: gr.State
     name: gr.Dropdown
@@ -52,7 +63,7 @@ class Fields:
 
     @property
     def model(self) -> list[Any]:
-        """What `asked` takes, in its order."""
+        """The components that `read_controls` reads, in its order."""
         return [self.name, self.values, self.seed, self.checkpoint, self.size, self.what]
 
     @property
@@ -61,14 +72,14 @@ class Fields:
 
     @property
     def parts(self) -> list[Any]:
-        """Those of the parts of a model."""
+        """The components that choose parts of a model."""
         return [self.levels, self.level, self.block]
 
     @classmethod
-    def laid_out(cls, limits: Limits, remote: bool) -> Self:
-        """Within a Blocks: two columns, the model and the photograph, and the picture."""
-        levels, blocks = facts(FIRST)
-        first = usual(levels, blocks)
+    def build(cls, limits: Limits, remote: bool) -> Self:
+        """Create the components inside a `gr.Blocks`: one column of controls and one with the picture."""
+        levels, blocks = levels_and_blocks(FIRST)
+        first = default_parts(levels, blocks)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 left = [*_model(remote), *_photograph(limits)]
@@ -81,7 +92,7 @@ def _model(remote: bool) -> list[Any]:
     name = gr.Dropdown(
         list_models(features_only=True), value=FIRST, label="Model", allow_custom_value=not remote, elem_id="model"
     )
-    kinds = [value for value in Values if not (remote and value is Values.checkpoint)]
+    kinds = [value for value in WeightsKind if not (remote and value is WeightsKind.checkpoint)]
     values = gr.Radio([str(kind) for kind in kinds], value="published", label="Weights", elem_id="weights")
     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, visible=False, elem_id="seed")
     checkpoint = gr.Textbox(
@@ -102,8 +113,10 @@ def _photograph(limits: Limits) -> list[Any]:
     return [upload, photograph]
 
 
-def _parts(levels: Levels, blocks: list[str], first: Parts) -> list[Any]:
-    what = gr.Radio([str(what) for what in What], value="maps", show_label=False, container=False, elem_id="what")
+def _parts(levels: Levels, blocks: list[str], first: ModelParts) -> list[Any]:
+    what = gr.Radio(
+        [str(what) for what in PictureKind], value="maps", show_label=False, container=False, elem_id="what"
+    )
     shown = gr.CheckboxGroup(labels(levels), value=list(first.levels), label="Levels", elem_id="levels")
     level = gr.Dropdown(labels(levels), value=first.level, label="Level", visible=False, elem_id="level")
     block = gr.Dropdown(blocks, value=first.block, label="Block", visible=False, elem_id="block")
@@ -127,101 +140,103 @@ def labels(levels: Levels) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """Answers to events. remote: visitors are on other machines."""
+    """Event handlers. remote: visitors are on other machines."""
 
     limits: Limits
     remote: bool
     models: Models = field(default_factory=Models)
 
-    def drawn(self, session: Session, *model: Any) -> Update:
-        """A new answer."""
-        return self._answered(session, asked(session.parts, *model))
+    def redraw(self, session: Session, *model: Any) -> Update:
+        """The updated answer."""
+        return self._respond(session, read_controls(session.parts, *model))
 
-    def drawn_at_point(self, session: Session, event: gr.SelectData, *model: Any) -> Update:
-        """A new answer that depends on the point clicked."""
+    def redraw_at_point(self, session: Session, event: gr.SelectData, *model: Any) -> Update:
+        """The updated answer for the point clicked."""
         session.point = point_of(session, event)
-        wanted = asked(session.parts, *model)
-        return self._answered(session, replace(wanted, what=_of_point(wanted.what)))
+        wanted = read_controls(session.parts, *model)
+        return self._respond(session, replace(wanted, what=_of_point(wanted.what)))
 
-    def drawn_with(self, part: str, session: Session, chosen: Any, *model: Any) -> Update:
-        """A new answer that looks at another part: levels, level or block."""
+    def redraw_with(self, part: str, session: Session, chosen: Any, *model: Any) -> Update:
+        """The updated answer for another choice of `part`: levels, level or block."""
         session.parts = replace(session.parts, **{part: sorted(chosen) if part == "levels" else chosen})
-        return self.drawn(session, *model)
+        return self.redraw(session, *model)
 
-    def received(self, file: str | None, session: Session) -> Update:
-        """The photograph that was uploaded, or why it is refused; the field is empty for the next one either way."""
+    def receive(self, file: str | None, session: Session) -> Update:
+        """The uploaded photograph, or the reason why it is refused. Clears the upload field."""
         reason = ""
         session.show(None)
         try:
-            session.show(take(Path(file), self.limits) if file else None)
+            session.show(open_upload(Path(file), self.limits) if file else None)
         except ImageError as error:
-            reason = f"This photograph is refused: {public(error)}."
-        shown = gr.Image(marked(session), visible=session.photograph is not None)
+            reason = f"This photograph is refused: {hide_folders(error)}."
+        shown = gr.Image(with_marker(session), visible=session.photograph is not None)
         return session, None, shown, *_update(Answer(message=reason))
 
-    def renamed(self, session: Session, name: str, *others: Any) -> Update:
-        """The levels and blocks of another model, and its answer."""
+    def change_model(self, session: Session, name: str, *others: Any) -> Update:
+        """The levels and blocks of another model, and the updated answer."""
         try:
             if self.remote:
-                require_published(Choice(name))
-            levels, blocks = facts(name)
+                require_published(ModelChoice(name))
+            levels, blocks = levels_and_blocks(name)
         except FeatxError as error:
             nothing = gr.CheckboxGroup([], value=[]), gr.Dropdown([], value=None), gr.Dropdown([], value=None)
-            return *nothing, *_update(Answer(message=public(error)))
-        session.parts = first = usual(levels, blocks)
+            return *nothing, *_update(Answer(message=hide_folders(error)))
+        session.parts = first = default_parts(levels, blocks)
         updates = (
             gr.CheckboxGroup(labels(levels), value=list(first.levels)),
             gr.Dropdown(labels(levels), value=first.level),
             gr.Dropdown(blocks, value=first.block),
         )
-        return *updates, *self.drawn(session, name, *others)
+        return *updates, *self.redraw(session, name, *others)
 
-    def _answered(self, session: Session, wanted: Asked) -> Update:
+    def _respond(self, session: Session, wanted: PictureRequest) -> Update:
         if session.photograph is None:
             return gr.skip(), gr.skip(), gr.skip()
         return _update(answer(session, self.models, wanted, remote=self.remote))
 
 
-def clicked(session: Session, what: str, event: gr.SelectData) -> Update:
-    """The photograph with the point marked, and the fields of a picture that depends on it."""
+def on_click(session: Session, what: str, event: gr.SelectData) -> Update:
+    """The photograph with the point marked, and the controls of a picture that depends on the point."""
     session.point = point_of(session, event)
-    kept = _of_point(What(what))
-    return marked(session), str(kept), *controls(kept)
+    kept = _of_point(PictureKind(what))
+    return with_marker(session), str(kept), *controls(kept)
 
 
 def point_of(session: Session, event: gr.SelectData) -> Point | None:
-    """The point clicked, from pixels of the photograph as it is shown."""
-    shown = marked(session)
+    """The point clicked, converted from pixels of the displayed photograph."""
+    shown = with_marker(session)
     return (event.index[0] / shown.width, event.index[1] / shown.height) if shown else None
 
 
-def weighed(values: str) -> Update:
-    """The field that the kind of weights needs: seed, checkpoint."""
-    return gr.Number(visible=values == Values.random), gr.Textbox(visible=values == Values.checkpoint)
+def weights_controls(values: str) -> Update:
+    """Visibility of the seed and checkpoint fields for a kind of weights."""
+    return gr.Number(visible=values == WeightsKind.random), gr.Textbox(visible=values == WeightsKind.checkpoint)
 
 
 def controls(what: str) -> Update:
-    """The fields that the picture needs: levels, level, block."""
+    """Visibility of the levels, level and block fields for a kind of picture."""
     return (
-        gr.CheckboxGroup(visible=what in (What.maps, What.norms)),
-        gr.Dropdown(visible=what in (What.channels, What.similarity)),
-        gr.Dropdown(visible=what == What.attention),
+        gr.CheckboxGroup(visible=what in (PictureKind.maps, PictureKind.norms)),
+        gr.Dropdown(visible=what in (PictureKind.channels, PictureKind.similarity)),
+        gr.Dropdown(visible=what == PictureKind.attention),
     )
 
 
-def asked(parts: Parts, name: str, values: str, seed: float | None, checkpoint: str, size: int, what: str) -> Asked:
-    """What the fields say, in the order of `Fields.model`."""
-    choice = Choice(
+def read_controls(
+    parts: ModelParts, name: str, values: str, seed: float | None, checkpoint: str, size: int, what: str
+) -> PictureRequest:
+    """The picture request that the values of `Fields.model` describe."""
+    choice = ModelChoice(
         name or "",
-        Values(values),
-        int(seed or 0) if values == Values.random else 0,
-        checkpoint.strip() if values == Values.checkpoint else "",
+        WeightsKind(values),
+        int(seed or 0) if values == WeightsKind.random else 0,
+        checkpoint.strip() if values == WeightsKind.checkpoint else "",
     )
-    return Asked(choice, What(what), parts, size or None)
+    return PictureRequest(choice, PictureKind(what), parts, size or None)
 
 
-def _of_point(what: What) -> What:
-    return what if what is What.attention else What.similarity
+def _of_point(what: PictureKind) -> PictureKind:
+    return what if what is PictureKind.attention else PictureKind.similarity
 
 
 def _update(answer: Answer) -> Update:
@@ -230,17 +245,17 @@ def _update(answer: Answer) -> Update:
 
 
 def page(limits: Limits, *, remote: bool) -> gr.Blocks:
-    """The page. remote: visitors are on other machines, so it opens no file of this one."""
+    """The page. remote: visitors are on other machines, so local files are not opened for them."""
     with gr.Blocks(title="featx view", analytics_enabled=False, delete_cache=(60, 600), fill_width=True) as blocks:
-        _wire(Fields.laid_out(limits, remote), Handlers(limits, remote))
+        _wire(Fields.build(limits, remote), Handlers(limits, remote))
     return blocks
 
 
 def _wire(fields: Fields, handlers: Handlers) -> None:
-    """One event at a time runs a model, whoever asks; of several that wait, the last.
+    """Connect events to handlers. One event at a time runs a model; of several queued events, the last one.
 
-    The parts chosen are in the session, where they are always those of the model chosen last: as inputs of every event
-    they could be of the model before, which Gradio refuses.
+    The chosen parts are kept in the session, not passed as inputs: inputs could still belong to the previous model,
+    and gradio rejects such values.
     """
     alone: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model"}
     shown: dict[str, Any] = {"show_progress_on": fields.picture, "trigger_mode": "always_last", **alone}
@@ -248,17 +263,17 @@ def _wire(fields: Fields, handlers: Handlers) -> None:
     session, model, answer = fields.session, fields.model, fields.answer
 
     for changed in (fields.values.input, fields.seed.input, fields.size.input, fields.what.input):
-        changed(handlers.drawn, [session, *model], answer, **shown)
-    fields.checkpoint.submit(handlers.drawn, [session, *model], answer, **shown)
-    fields.name.input(handlers.renamed, [session, *model], [*fields.parts, *answer], **shown)
+        changed(handlers.redraw, [session, *model], answer, **shown)
+    fields.checkpoint.submit(handlers.redraw, [session, *model], answer, **shown)
+    fields.name.input(handlers.change_model, [session, *model], [*fields.parts, *answer], **shown)
     for part, box in zip(("levels", "level", "block"), fields.parts, strict=True):
-        box.input(partial(handlers.drawn_with, part), [session, box, *model], answer, **shown)
-    fields.values.input(weighed, fields.values, [fields.seed, fields.checkpoint], **quick)
+        box.input(partial(handlers.redraw_with, part), [session, box, *model], answer, **shown)
+    fields.values.input(weights_controls, fields.values, [fields.seed, fields.checkpoint], **quick)
     fields.what.input(controls, fields.what, fields.parts, **quick)
 
-    fields.photograph.select(clicked, [session, fields.what], [fields.photograph, fields.what, *fields.parts], **quick)
-    fields.photograph.select(handlers.drawn_at_point, [session, *model], answer, **shown)
+    fields.photograph.select(on_click, [session, fields.what], [fields.photograph, fields.what, *fields.parts], **quick)
+    fields.photograph.select(handlers.redraw_at_point, [session, *model], answer, **shown)
 
     taken = [session, fields.upload, fields.photograph, *answer]
-    received = fields.upload.upload(handlers.received, [fields.upload, session], taken, show_progress="hidden", **alone)
-    received.success(handlers.drawn, [session, *model], answer, **shown)
+    received = fields.upload.upload(handlers.receive, [fields.upload, session], taken, show_progress="hidden", **alone)
+    received.success(handlers.redraw, [session, *model], answer, **shown)

@@ -1,4 +1,4 @@
-"""A photograph as the model takes it, and the part of it that the model sees."""
+"""A photograph as model input, and the region of it that the model sees."""
 
 from typing import TYPE_CHECKING
 
@@ -14,31 +14,43 @@ if TYPE_CHECKING:
 
 
 def seen_part(image: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> "Image":
-    """The part of the image that the model sees: all of it, at its own aspect.
+    """The region of the image that the model sees: the whole image at its own aspect ratio, where sizes are free.
 
-    Where the model does not take every size, the largest part about the centre that has the aspect of one it takes.
-    Raises ArgumentError for a `size` that the model does not take.
+    For a model with a fixed size or a size divisor, the largest center crop with an aspect ratio that it accepts.
+
+    Args:
+        image: the photograph.
+        extractor: the model.
+        size: pixels of the shorter side of the input; None for the size that the weights expect.
+
+    Raises:
+        ArgumentError: the model does not accept `size`.
     """
     sides = _sides(image, extractor, size)
-    return image if sides is None else _centre(image, sides[0] / sides[1])
+    return image if sides is None else _center_crop(image, sides[0] / sides[1])
 
 
 def as_seen(image: "Image", extractor: FeatureExtractWrapper, size: int | None = None) -> Tensor:
-    """A batch of one (1, 3, H, W): the part of the image that the model sees, as it takes it.
+    """The region of the image that the model sees, as a batch of one (1, 3, H, W), resized and normalized.
 
-    Its shorter side is resized to `size` pixels, by default to those that the weights expect. ArgumentError for a
-    `size` that the model does not take.
+    Args:
+        image: the photograph.
+        extractor: the model.
+        size: pixels of the shorter side of the input; None for the size that the weights expect.
+
+    Raises:
+        ArgumentError: the model does not accept `size`.
     """
     sides = _sides(image, extractor, size)
     if sides is None:
         return transform_whole(extractor, size=size)(image)[None]
-    part = _centre(image, sides[0] / sides[1])
-    resized = part.resize(sides, resample=3)  # bicubic; resizing once more changes nothing
+    cropped = _center_crop(image, sides[0] / sides[1])
+    resized = cropped.resize(sides, resample=3)  # bicubic; the transform then finds the size it resizes to
     return transform_whole(extractor, size=min(sides))(resized)[None]
 
 
 def _sides(image: "Image", extractor: FeatureExtractWrapper, size: int | None) -> tuple[int, int] | None:
-    """The (width, height) to resize the image to; None if it can keep its aspect, whatever that is."""
+    """The (width, height) to resize the image to; None if the model accepts any aspect ratio."""
     fixed, divisor, config = extractor.fixed_size, extractor.size_divisor, extractor.data_config
     if fixed is not None:
         if size not in (None, *fixed):
@@ -47,15 +59,15 @@ def _sides(image: "Image", extractor: FeatureExtractWrapper, size: int | None) -
     if divisor == 1 or config is None:
         return None
     side = size or min(config.size)
-    shorter, _ = nearest((side, side), divisor)  # so that the part of the part is the part
+    shorter, _ = nearest((side, side), divisor)  # rounded first, so that cropping a crop leaves it unchanged
     height, width = nearest(
         (shorter * image.height // min(image.size), shorter * image.width // min(image.size)), divisor
     )
     return width, height
 
 
-def _centre(image: "Image", aspect: float) -> "Image":
-    """The largest part of that width / height about the centre."""
+def _center_crop(image: "Image", aspect: float) -> "Image":
+    """The largest center crop with the aspect ratio width / height."""
     width = min(image.width, max(1, round(image.height * aspect)))
     height = min(image.height, max(1, round(image.width / aspect)))
     if (width, height) == image.size:

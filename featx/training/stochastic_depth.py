@@ -1,4 +1,4 @@
-"""Stochastic depth of a model that is there already."""
+"""Stochastic depth (https://arxiv.org/abs/1603.09382), set on an existing model."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -11,31 +11,36 @@ from ..errors import ArgumentError
 from ..models.layers.drop_path import DropPath, require_rate
 from ..registry import lookup
 from ..wrappers.extractor import source_of
-from .parts import backbone_in
+from .backbone_part import backbone_in
 
 
 def drop_path(model: nn.Module, rate: float) -> None:
-    """Drop residual branches in training, in place, as `create_model(..., drop_path_rate=rate)` would have it.
+    """Set the stochastic depth rate of a model in place, as `create_model(..., drop_path_rate=rate)` does.
 
-    The rates rise from the first block of the full backbone to the last, as its family defines. 0 takes them away.
-    `model` is a backbone of a family of featx, its extractor, or anything around one. ArgumentError for others, which
-    take `drop_path_rate` when they are created, and for a rate that is not at least 0 and less than 1 (https://arxiv.org/abs/1603.09382).
+    Rates increase from the first block of the full backbone to the last, as its family defines.
+
+    Args:
+        model: a native backbone, its extractor, or a model that contains one.
+        rate: of the last block, at least 0 and less than 1; 0 removes stochastic depth.
+
+    Raises:
+        ArgumentError: the backbone is not native, or `rate` is out of range.
     """
     require_rate(rate)
     part = backbone_in(model)
-    twin = _twin(part.module, rate)
-    rates = {path: m.rate for path, m in twin.named_modules() if isinstance(m, DropPath)}
-    ours = dict(part.module.named_modules(remove_duplicate=False))
-    for path in [path for path, module in ours.items() if isinstance(module, DropPath) or path in rates]:
-        part.module.set_submodule(path, _branch(rates.get(path, 0.0), ours[path].training))
+    reference = _meta_variant(part.module, rate)
+    rates = {path: m.rate for path, m in reference.named_modules() if isinstance(m, DropPath)}
+    modules = dict(part.module.named_modules(remove_duplicate=False))
+    for path in [path for path, module in modules.items() if isinstance(module, DropPath) or path in rates]:
+        part.module.set_submodule(path, _branch(rates.get(path, 0.0), modules[path].training))
 
 
 def _branch(rate: float, training: bool) -> nn.Module:
     return (DropPath(rate) if rate else nn.Identity()).train(training)
 
 
-def _twin(backbone: nn.Module, rate: float) -> nn.Module:
-    """The same variant with that rate, without values."""
+def _meta_variant(backbone: nn.Module, rate: float) -> nn.Module:
+    """The same variant with that rate, on the meta device."""
     source: Any = source_of(backbone)
     name, config = getattr(source, "architecture", None), getattr(source, "config", None)
     if name is None or not isinstance(config, BackboneConfig) or "drop_path_rate" not in _fields(config):

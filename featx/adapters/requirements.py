@@ -1,4 +1,4 @@
-"""What adapters ask of the sources they take and of the packages they serve."""
+"""Checks and conversions of sources that adapters share, and the import of optional packages."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,12 +18,12 @@ from ..preprocessing import DataConfig
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in, pyramid_of
 
-# Strides, in pixels, of the maps of a simple pyramid, whatever the patch of its transformer.
+# Strides in pixels of the maps of a simple pyramid, for any patch size of its transformer.
 STRIDES = (4, 8, 16, 32)
 
 
 def require_source(source: object) -> FeatureExtractWrapper:
-    """The source itself; ArgumentError if it is something else, such as a classifier."""
+    """The source itself. ArgumentError if it is not a feature extractor."""
     if not isinstance(source, FeatureExtractWrapper):
         raise ArgumentError(
             f"an adapter takes a feature extractor, got {type(source).__name__}: pass create_model(..., "
@@ -33,16 +33,16 @@ def require_source(source: object) -> FeatureExtractWrapper:
 
 
 def maps_of(source: nn.Module, x: Tensor) -> list[Tensor]:
-    """The maps of images (N, C, H, W), whatever `output` the source was asked for."""
+    """The maps of images (N, C, H, W), for any `output` format of the source."""
     return maps_in(source(x))
 
 
 def statistics(source: FeatureExtractWrapper) -> DataConfig:
-    """The mean and std that the source expects; ArgumentError if it states none, others than it takes, or BGR."""
+    """The source's DataConfig. ArgumentError without one, with another number of channels, or for BGR channels."""
     data, channels = source.data_config, source.in_chans
     if data is None:
         raise ArgumentError(
-            "the source does not say how its images are normalised: set data_config = featx.DataConfig(...) on the "
+            "the source does not say how its images are normalized: set data_config = featx.DataConfig(...) on the "
             "model before it is wrapped"
         )
     if channels is not None and not len(data.mean) == len(data.std) == channels:
@@ -59,7 +59,7 @@ def statistics(source: FeatureExtractWrapper) -> DataConfig:
 
 
 def require_names(names: Sequence[str], source: FeatureExtractWrapper) -> tuple[str, ...]:
-    """The names themselves; ArgumentError unless there is a different one for each level."""
+    """The names themselves. ArgumentError unless each level has a different one."""
     if len(set(names)) != len(source.feature_info) or len(names) != len(source.feature_info):
         raise ArgumentError(
             f"{len(names)} names {list(names)} for {len(source.feature_info)} levels: give each level its own\n"
@@ -69,10 +69,10 @@ def require_names(names: Sequence[str], source: FeatureExtractWrapper) -> tuple[
 
 
 def require_package(module: str, extra: str) -> Any:
-    """The module of another package; MissingPackageError, with how to get it, if that is missing or too old."""
+    """Import a module of another package. MissingPackageError, with `extra` as advice, if it is missing or too old."""
     package = module.partition(".")[0]
     try:
-        found: ModuleType = import_module(module)
+        imported: ModuleType = import_module(module)
     except ImportError as error:
         try:
             import_module(package)
@@ -81,11 +81,11 @@ def require_package(module: str, extra: str) -> Any:
         raise MissingPackageError(
             f"the installed {package} has no {module}, so it is too old for this adapter: {extra}"
         ) from error
-    return found
+    return imported
 
 
 def require_levels(source: FeatureExtractWrapper, count: int, owner: str) -> None:
-    """ContractError unless the source has exactly so many levels."""
+    """ContractError unless the source has exactly `count` levels."""
     if len(source.feature_info) != count:
         raise ContractError(
             f"{owner} takes {count} maps, the source has {len(source.feature_info)}: choose with out_indices\n"
@@ -93,18 +93,23 @@ def require_levels(source: FeatureExtractWrapper, count: int, owner: str) -> Non
         )
 
 
-def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int] | None) -> FeatureExtractWrapper:
-    """Maps of a SimpleFeaturePyramid at these positions among STRIDES, None for all, of a source of one level.
+def simple_pyramid(plain: FeatureExtractWrapper, chs: int, indices: Sequence[int] | None) -> FeatureExtractWrapper:
+    """A SimpleFeaturePyramid on a source of one level.
 
-    A map whose stride is no power of two is resampled to the nearest one first. There is no branch that no chosen map
-    needs, as far as branches have consecutive strides.
+    A map whose stride is not a power of two is first resampled to the nearest one. Branches below the first and above
+    the last selected stride are not built.
+
+    Args:
+        plain: the source.
+        chs: channels of the maps.
+        indices: positions among STRIDES of the maps to return; None for all.
     """
     if len(strides := sorted({row["reduction"] for row in plain.feature_info.info})) > 1:
         raise ArgumentError(
             f"pyramid_channels={chs} makes a pyramid of a plain transformer, and this backbone has maps of strides "
             f"{strides} already: leave it out"
         )
-    positions = [position % len(STRIDES) for position in (range(len(STRIDES)) if chosen is None else chosen)]
+    positions = [position % len(STRIDES) for position in (range(len(STRIDES)) if indices is None else indices)]
     first = min(positions)
     patch = plain.feature_info[0].reduction
     stride = 2 ** round(log2(patch))
@@ -116,15 +121,18 @@ def simple_pyramid(plain: FeatureExtractWrapper, chs: int, chosen: Sequence[int]
 
 
 def enlarges(source: FeatureExtractWrapper) -> bool:
-    """Whether maps have other sizes than side / stride where sides are multiples of the deepest stride."""
+    """Whether maps differ in size from side / stride for sides that are multiples of the deepest stride."""
     deepest = max(source.feature_info.reduction())
     return not exact(source, lcm(source.size_divisor, deepest), deepest)
 
 
 def resized_to_strides(maps: Sequence[Tensor], levels: Levels, image: Tensor) -> list[Tensor]:
-    """The maps of images (N, C, H, W), resized to (N, chs, H / stride, W / stride), rounded up.
+    """Maps resized to (N, chs, H / stride, W / stride), rounded up, with aligned corners as in families that enlarge.
 
-    The corners stay in place, as they do where families enlarge maps.
+    Args:
+        maps: one per level.
+        levels: the levels.
+        image: the images (N, C, H, W).
     """
     height, width = image.shape[2:]
     sizes = [(-(-height // stride), -(-width // stride)) for stride in levels.reduction()]
@@ -134,18 +142,19 @@ def resized_to_strides(maps: Sequence[Tensor], levels: Levels, image: Tensor) ->
 
 
 def side_multiple(source: FeatureExtractWrapper, deepest: int) -> int:
-    """Pixels: sides that are multiples of it make every map of a stride up to `deepest` exactly side / stride cells.
+    """Pixels such that sides that are multiples of it give side / stride cells in every map of stride <= `deepest`.
 
-    It is the source's `size_divisor` and `deepest` in one, or more in families that enlarge maps to whole patches.
+    It is the least common multiple of the source's `size_divisor` and `deepest`, or 2 or 4 times that in families that
+    enlarge maps to whole patches.
     """
     least = lcm(source.size_divisor, deepest)
     return next((multiple for multiple in (least, 2 * least, 4 * least) if exact(source, multiple, deepest)), least)
 
 
 def exact(source: FeatureExtractWrapper, multiple: int, deepest: int) -> bool:
-    """Whether sides that are multiples of so many pixels give maps of side / stride cells, for strides to `deepest`.
+    """Whether sides that are multiples of `multiple` pixels give side / stride cells, for strides up to `deepest`.
 
-    A model without a size rule is taken to keep to it.
+    True for a model without a size rule.
     """
     if not isinstance(source.source, Backbone):
         return True

@@ -1,6 +1,6 @@
-"""create_segmenter and create_detector: a head by name on a backbone by name, with the weights of the whole.
+"""`create_segmenter` and `create_detector`: networks from the names of a head and a backbone, with their weights.
 
-The `config.json` beside a network's weights says of its head what the tensors do not show.
+Settings of a head that its tensors do not show are read from the `config.json` beside the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,31 +47,40 @@ def create_segmenter(
     in_chans: int | None = None,
     **arguments: Any,
 ) -> Segmenter:
-    """A network for semantic segmentation: images (N, in_chans, H, W) to logits (N, num_classes, H, W).
+    """Create a network for semantic segmentation: images (N, in_chans, H, W) to logits (N, num_classes, H, W).
 
-    head: "deeplabv3", "pspnet" or "linear" as their papers have them, or a configuration, e.g.
-        `DeepLabV3Config(chs=512)`. It takes the deepest map, in MobileViT the one before the expansion.
-    backbone: any name `create_model` takes; `output_stride` and `arch` as there.
-    pretrained: take the backbone's published weights; the head's are random.
-    aux_head: put a second head on the level before, which counts in the loss of training.
-    align_corners: how logits are resized to the image; by default as the program that wrote the weights does it, False
-        for our own.
-    checkpoint_path: weights of the whole network, see `create_model`; our own, or those of CVNets or of transformers'
-        `MobileViT(V2)ForSemanticSegmentation`. A classifier of another number of classes stays random. Where there is
-        transformers' `config.json`, output_stride is by default as it says, and other rates than it says are refused.
+    Args:
+        head: "deeplabv3", "pspnet" or "linear" as in their papers, or a configuration such as
+            `DeepLabV3Config(chs=512)`. Its input is the deepest map; in MobileViT, the map before the expansion.
+        backbone: any name that `create_model` accepts.
+        pretrained: load the backbone's published weights. The head's weights are random.
+        num_classes: number of classes.
+        output_stride: as for `create_model`.
+        aux_head: add a second head on the previous level, which contributes to the training loss.
+        align_corners: how logits are resized to the image. None: as in the program that wrote the weights; False for
+            featx weights.
+        checkpoint_path: weights of the complete network, as for `create_model`: featx's, CVNets' or those of
+            transformers' `MobileViT(V2)ForSemanticSegmentation`. A classifier with another number of classes stays
+            random. With a transformers `config.json`, `output_stride` defaults to its value, and atrous rates that
+            differ from it are refused.
+        in_chans: channels of the images, as for `create_model`.
+        arguments: further arguments of `create_model`.
 
-    The remaining arguments, and the errors, are those of `create_model`.
+    Raises:
+        ArgumentError: the head or an argument is invalid.
+        CheckpointError: the weights do not fit.
+        FeatxError: any other error of `create_model`.
     """
     cfg = _config(head, SEGMENTATION)
     require_classes(num_classes, fewest=1)
     options, arch = LoadOptions.split({**arguments, "checkpoint_path": checkpoint_path}, pretrained)
-    description = described(checkpoint_path, options.cache_dir)
+    description = read_description(checkpoint_path, options.cache_dir)
     description.require(cfg)
     stride = description.output_stride if output_stride is None else output_stride
-    chosen = {"output_stride": stride, "in_chans": in_chans, **arch}
+    defaults = {"output_stride": stride, "in_chans": in_chans, **arch}
 
     def build(settings: Mapping[str, Any]) -> Segmenter:
-        settings = {**chosen, **settings}
+        settings = {**defaults, **settings}
         aligned = settings.pop("align_corners", align_corners or False)
         model = _backbone(backbone, options, settings)
         deepest = _dense_position(model)
@@ -79,8 +88,8 @@ def create_segmenter(
         aux = AuxiliaryHead(extractor.feature_info, num_classes) if aux_head else None
         return Segmenter(extractor, cfg.build(extractor.feature_info, num_classes), aux, align_corners=aligned)
 
-    given = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
-    model = _loaded(build, given, options, resized=("head.classifier.", "aux.classifier."))
+    explicit = {**arch, **({} if align_corners is None else {"align_corners": align_corners})}
+    model = _build_and_load(build, explicit, options, resized=("head.classifier.", "aux.classifier."))
     model.label_names = description.label_names(num_classes)
     return model
 
@@ -95,16 +104,22 @@ def create_detector(
     in_chans: int | None = None,
     **arguments: Any,
 ) -> "SSD":
-    """A network for object detection, called as torchvision's: see `featx.heads.ssd.SSD`.
+    """Create a network for object detection, with the interface of torchvision's detectors (`featx.heads.ssd.SSD`).
 
-    head: "ssd" as CVNets has it, or a configuration, e.g. `SSDConfig(size=(512, 512))`.
-    backbone: any name `create_model` takes whose maps have the strides that the head starts from, 16 and 32.
-    num_classes: with the background, which is class 0: 81 for COCO.
-    pretrained: take the backbone's published weights; the head's are random.
-    checkpoint_path: weights of the whole network, see `create_model`; our own, or those of CVNets. What predicts stays
-        random if the number of classes is another one.
+    Args:
+        head: "ssd" as in CVNets, or a configuration such as `SSDConfig(size=(512, 512))`.
+        backbone: any name that `create_model` accepts whose maps include the head's strides, 16 and 32 by default.
+        pretrained: load the backbone's published weights. The head's weights are random.
+        num_classes: number of classes including the background, which is class 0: 81 for COCO.
+        checkpoint_path: weights of the complete network, as for `create_model`: featx's or CVNets'. The prediction
+            layers stay random if the number of classes differs.
+        in_chans: channels of the images, as for `create_model`.
+        arguments: further arguments of `create_model`.
 
-    The remaining arguments, and the errors, are those of `create_model`; OutIndicesError if a stride is missing.
+    Raises:
+        ArgumentError: the head or an argument is invalid.
+        OutIndicesError: the backbone has no map of a stride that the head needs.
+        FeatxError: any other error of `create_model`.
     """
     from .ssd import SSD
 
@@ -119,7 +134,7 @@ def create_detector(
         extractor = FeatureExtractWrapper(model, [level_at(levels, stride) for stride in cfg.backbone_strides])
         return SSD(extractor, num_classes, cfg)
 
-    return _loaded(build, arch, options, resized=("head.predictions.",))
+    return _build_and_load(build, arch, options, resized=("head.predictions.",))
 
 
 def _config(head: str | Config, table: Mapping[str, Config]) -> Config:
@@ -135,25 +150,25 @@ def _backbone(name: str, options: LoadOptions, settings: Mapping[str, Any]) -> n
 
 
 def _dense_position(model: nn.Module) -> int:
-    """Position, among all levels of the model, of the one that dense prediction starts from."""
+    """Position, among all levels of the model, of the level that dense prediction uses."""
     return len(FeatureExtractWrapper(model).feature_info) + getattr(model, "dense_level", -1)
 
 
-def _loaded(
+def _build_and_load(
     build: Callable[[Mapping[str, Any]], Model],
-    given: Mapping[str, Any],
+    explicit: Mapping[str, Any],
     options: LoadOptions,
     resized: tuple[str, ...],
 ) -> Model:
-    """The model with the weights of a checkpoint, if any, and the settings of their program, if not given.
+    """Build the model and load its checkpoint, if any. Settings that are not explicit default to the checkpoint's.
 
-    The weights that are published are those of the backbone, which `build` has loaded.
+    Published weights are the backbone's; `build` loads them.
     """
     model, device, dtype = build({}), options.device, options.dtype
     if options.checkpoint_path is not None:
         checkpoint = open_checkpoint(options.checkpoint_path, full_keys(model), family_names(model), options)
-        asked = checkpoint.layout.settings if checkpoint.layout else {}
-        if settings := {name: value for name, value in asked.items() if name not in given}:
+        defaults = checkpoint.layout.settings if checkpoint.layout else {}
+        if settings := {name: value for name, value in defaults.items() if name not in explicit}:
             model = build(settings)
         tensors, report = fit_tensors(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
         assign_tensors(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
@@ -163,7 +178,7 @@ def _loaded(
 
 
 def _without_aux(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without an auxiliary head if the model has none, since only training would use it."""
+    """The checkpoint without its auxiliary head if the model has none: only training uses it."""
     if getattr(model, "aux", None) is not None:
         return checkpoint
     left_out = {name: "of the auxiliary head: aux_head=True" for name in checkpoint.state if name.startswith("aux.")}
@@ -173,23 +188,23 @@ def _without_aux(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """transformers' configuration of a network for segmentation, empty if there is none."""
+    """transformers' configuration of a segmentation network; empty without one."""
 
     config: Mapping[str, Any]
 
     @property
     def output_stride(self) -> int | None:
-        """What the network was trained at."""
+        """The output stride that the network was trained with."""
         return self.config.get("output_stride")
 
     def label_names(self, num_classes: int) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits; empty if they are not stated for so many."""
-        stated = {int(number): str(name) for number, name in self.config.get("id2label", {}).items()}
-        names = {number: name for number, name in stated.items() if name != f"LABEL_{number}"}  # that is no name
+        """Names of the classes in the order of the logits; empty unless each of `num_classes` has one."""
+        labels = {int(number): str(name) for number, name in self.config.get("id2label", {}).items()}
+        names = {number: name for number, name in labels.items() if name != f"LABEL_{number}"}  # a placeholder
         return tuple(names[number] for number in range(num_classes)) if {*names} == {*range(num_classes)} else ()
 
     def require(self, head: object) -> None:
-        """Raise CheckpointError if the weights were trained in a head of other rates, which would go unnoticed."""
+        """CheckpointError if the weights were trained with other atrous rates, which the tensors do not show."""
         rates = tuple(self.config.get("atrous_rates", ()))
         if rates and isinstance(head, DeepLabV3Config) and tuple(head.atrous_rates) != rates:
             raise CheckpointError(
@@ -198,15 +213,15 @@ class Description:
             )
 
 
-def described(weights: Weights | None, cache_dir: str | Path | None) -> Description:
-    """What stands beside weights in a folder or a repository on the Hub; CheckpointError if it cannot be read."""
+def read_description(weights: Weights | None, cache_dir: str | Path | None) -> Description:
+    """Read the `config.json` beside weights in a folder or a Hub repository. CheckpointError if it is unreadable."""
     if weights is None or isinstance(weights, Mapping):
         return Description({})
-    where = str(weights)
-    if not where.startswith(HUB) and not Path(where.removeprefix(FOLDER)).is_dir():
+    source = str(weights)
+    if not source.startswith(HUB) and not Path(source.removeprefix(FOLDER)).is_dir():
         return Description({})
     try:
-        config = config_of(where, cache_dir)
+        config = config_of(source, cache_dir)
     except WeightsNotFoundError:
         return Description({})
     return Description(config if config.get("model_type") in MODEL_TYPES else {})

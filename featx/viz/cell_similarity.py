@@ -1,4 +1,4 @@
-"""Places in a photograph, and how alike the cells of a map are."""
+"""Points in a photograph, and the cosine similarity of a map's cells to the cell at a point."""
 
 import torch
 from torch import Tensor
@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from ..errors import ArgumentError, InputError
 
-# (x, y): shares of the photograph's width and height, from its upper left corner.
+# (x, y) as fractions of the photograph's width and height, from its upper left corner.
 Point = tuple[float, float]
 
 
 def cell_at(point: Point, height: int, width: int) -> tuple[int, int]:
-    """(row, column) of the cell that a point is in; ArgumentError if it is outside of the photograph."""
+    """(row, column) of the cell that contains a point. ArgumentError for a point outside the photograph."""
     x, y = point
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ArgumentError(
@@ -21,10 +21,15 @@ def cell_at(point: Point, height: int, width: int) -> tuple[int, int]:
 
 
 def similarity(map_: Tensor, point: Point) -> Tensor:
-    """Cosine similarity of every cell to the cell at a point: (chs, h, w) or (1, chs, h, w) to (h, w) in [-1, 1].
+    """Cosine similarity of every cell of a map to the cell at a point: (h, w) in [-1, 1].
 
-    point: (x, y), shares of the photograph's width and height, from its upper left corner. A cell whose channels are
-    all zero is similar to none: 0. Raises ArgumentError for a point outside, InputError for another shape.
+    Args:
+        map_: (chs, h, w) or (1, chs, h, w). A cell whose channels are all zero has similarity 0.
+        point: (x, y) as fractions of the photograph's width and height, from its upper left corner.
+
+    Raises:
+        ArgumentError: the point is outside the photograph.
+        InputError: the map has another shape.
     """
     if map_.ndim == 4 and len(map_) == 1:
         map_ = map_[0]

@@ -1,4 +1,4 @@
-"""featx view: the page from this machine, to this machine unless told otherwise, and leave nothing behind."""
+"""`featx view`: serve the page, by default on the loopback interface only, and delete its files at the end."""
 
 import ipaddress
 import os
@@ -19,7 +19,7 @@ from ..terminal import Terminal
 from .guard import Guard, Limits
 
 LOOPBACK = "127.0.0.1"
-# Nothing leaves the machine, no history is kept, and nothing is offered but the page.
+# No data leaves the machine, no history is kept, and nothing but the page is served.
 PRIVATE: dict[str, Any] = {
     "share": False,
     "run_history": False,
@@ -38,7 +38,7 @@ PRIVATE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A page that is being served: its address, and the folder that holds its files until it is closed."""
+    """A running server: the page's URL, and the folder that holds its files until it is closed."""
 
     url: str
     folder: str
@@ -46,14 +46,20 @@ class Served:
 
 @contextmanager
 def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None = None) -> Iterator[Served]:
-    """The page, served within the block.
+    """Serve the page within a `with` block.
 
-    host: the address to listen on. Whoever reaches another one than a loopback address can use the page, though not
-        to open files of this machine. port: by default the first free one from 7860.
+    Uploads are deleted after decoding. Pictures are kept in a temporary folder, which is deleted at the end. No data is
+    sent to other machines.
 
-    Uploads are deleted once they are decoded; pictures that were made of them are in a folder of their own, which is
-    deleted at the end. Nothing is sent to anyone else. Raises MissingPackageError without gradio or matplotlib, and
-    ArgumentError for a host or a port that cannot be listened on.
+    Args:
+        host: the address to listen on. With an address other than loopback, anyone who reaches it can use the page,
+            but not open files of this machine.
+        port: None for the first free port from 7860.
+        limits: limits on uploads.
+
+    Raises:
+        ArgumentError: the host or the port cannot be listened on.
+        MissingPackageError: gradio or matplotlib is not installed.
     """
     _require_packages()
     limits, remote = limits or Limits(), not is_loopback(host)
@@ -71,7 +77,7 @@ def serve(host: str = LOOPBACK, port: int | None = None, limits: Limits | None =
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address; ArgumentError if it is no address."""
+    """Whether an address is reachable from this machine only. ArgumentError if it is not an IP address."""
     if host == "localhost":
         return True
     try:
@@ -81,7 +87,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _middleware(host: str, limits: Limits) -> list[Any]:
-    """Answer only to names of this machine, so that no other site's name can be pointed at the page; and the guard."""
+    """The upload guard and, on loopback, a check of the Host header, which prevents DNS rebinding."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -92,7 +98,7 @@ def _middleware(host: str, limits: Limits) -> list[Any]:
 
 
 def _require_free(host: str, port: int | None) -> None:
-    """ArgumentError if that port of that address, or any, cannot be listened on."""
+    """ArgumentError if the port of the address cannot be listened on. None stands for any port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,7 +112,7 @@ def _require_free(host: str, port: int | None) -> None:
 
 @contextmanager
 def _gradio_files_in(folder: str) -> Iterator[None]:
-    """Gradio keeps uploads and pictures in `folder`; a variable of the environment is the only way to tell it."""
+    """Make gradio store its files in `folder`. It reads the location from an environment variable only."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:
@@ -128,7 +134,7 @@ def _require_packages() -> None:
 
 
 def wait() -> None:
-    """Return when the terminal interrupts this process, or when it is asked to end."""
+    """Block until this process receives SIGINT, SIGTERM or SIGHUP."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -144,8 +150,8 @@ def view(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on. Any other than a loopback address lets whoever reaches this machine's port use "
-            "the page, unencrypted and without a password; files of this machine are then not opened for visitors."
+            help="Address to listen on. With an address other than loopback, anyone who reaches the port can use the "
+            "page, unencrypted and without a password; files of this machine are then not opened for visitors."
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -153,10 +159,10 @@ def view(
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
-    """Look into models on a local page: drop a photograph, choose a model, click a point. Ctrl-C ends it."""
+    """Show a model's maps and attention on a local page: drop a photograph, choose a model, click a point."""
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # the page says what failed
+    logging.set_verbosity_error()  # the page shows errors
     out = Terminal()
     with serve(host, port) as served:
         out.print(f"featx view: {served.url} (Ctrl-C to end)", soft_wrap=True)

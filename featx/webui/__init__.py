@@ -1,0 +1,1 @@
+"""A local web page that shows a model's feature maps and attention for a photograph."""
