@@ -58,7 +58,7 @@ def test_a_tensor_of_no_level_is_told(tmp_path):
 
 
 def test_too_many_files_are_refused_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.bulk.run.MOST_SHARDS", 2)
+    monkeypatch.setattr("featx.bulk.extraction.MOST_SHARDS", 2)
     images = paint(tmp_path / "in", 3)
     with pytest.raises(ArgumentError, match="rows_per_shard=1 makes 3 files of 3 images, more than 2: choose a larger"):
         extract(images, small(), tmp_path / "out", size=32, rows_per_shard=1)

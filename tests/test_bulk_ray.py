@@ -27,10 +27,10 @@ from featx import (
     extract,
 )
 from featx.bulk import OnRay, Recipe, Resources, find_items
+from featx.bulk.extraction import plan_job
 from featx.bulk.meta import Meta, write_meta
 from featx.bulk.pipeline import Job
 from featx.bulk.ray_runner import Extracting, _connected
-from featx.bulk.run import plan_job
 from featx.cli import app
 
 IMAGES, ROWS = 40, 2

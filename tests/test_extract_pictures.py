@@ -17,7 +17,7 @@ import featx
 from featx import ArgumentError, FeatxError, OutputError
 from featx.bulk import Recipe, Resources, find_items
 from featx.bulk.decoder import Decoder, decoder_for
-from featx.bulk.identity import decided
+from featx.bulk.provenance import decided
 from featx.cli import app
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import featx
 from featx import ArgumentError, ContractError, FeatureDataset, FeatureExtractWrapper, extract
 from featx.bulk import Recipe, Resources
+from featx.bulk.config import RecipeFields, ResourcesFields
 from featx.bulk.extractor import created, wrapped
-from featx.bulk.recipe import RecipeFields, ResourcesFields
 
 SIZE = 64
 

@@ -14,11 +14,11 @@ from test_runtime_cache import net
 import featx
 from featx import ArgumentError, FeatureDataset, MissingPackageError, OutputError
 from featx.bulk import find_items, inference, merge
+from featx.bulk.config import Recipe, Resources
+from featx.bulk.extraction import plan_job
 from featx.bulk.meta import require_meta, write_meta
 from featx.bulk.pipeline import Worker
 from featx.bulk.ray_runner import OnRay
-from featx.bulk.recipe import Recipe, Resources
-from featx.bulk.run import plan_job
 from featx.commands.extract import Runtime as Offered
 from featx.runtime import Choice, auto, runtimes
 
@@ -126,9 +126,9 @@ def test_a_folder_of_a_runtime_that_is_gone_is_refused(tmp_path, images):
 
 
 def test_jobs_that_begin_at_once_on_other_machines_use_one_runtime(tmp_path, images, fastest, monkeypatch):
-    from featx.bulk import run as running
+    from featx.bulk import extraction
 
-    planned, begun = running.plan_job, []
+    planned, begun = extraction.plan_job, []
 
     def slowly(*words):
         job = planned(*words)
@@ -138,7 +138,7 @@ def test_jobs_that_begin_at_once_on_other_machines_use_one_runtime(tmp_path, ima
             run(images, tmp_path / "out", shard="1/2")
         return job
 
-    monkeypatch.setattr(running, "plan_job", slowly)
+    monkeypatch.setattr(extraction, "plan_job", slowly)
     fastest("openvino")
     run(images, tmp_path / "out", shard="0/2")
     assert recorded(tmp_path / "out") == "onnxruntime"

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 import featx
 from featx import ArgumentError, CheckpointError, DataConfig, FeatureExtractWrapper
 from featx.adapters.source import statistics
+from featx.bulk.config import Recipe
 from featx.bulk.decoder import decoder_for
 from featx.bulk.inputs import find_items
 from featx.bulk.preview import _seen
-from featx.bulk.recipe import Recipe
 from featx.cli import app
 from featx.heads.ssd import SSDConfig, _normalisation
 from featx.necks import ChannelMapper, Pipeline

@@ -12,7 +12,7 @@ from skimage import data
 
 import featx
 import featx.cli
-from featx.commands import looking, show
+from featx.commands import show, show_figures
 
 RESNET = ("--model", "resnet18", "--random-weights", "0", "--size", "64")
 VIT = ("--model", "vit_tiny_patch16_224", "--random-weights", "0", "--size", "64")
@@ -147,7 +147,7 @@ def test_a_report_holds_all_photographs(run, tmp_path, cat, cup):
 
 def test_the_maps_of_a_report_share_their_colours(run, cat, cup, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(looking, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
+    monkeypatch.setattr(show_figures, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
     monkeypatch.setattr(featx.viz.report, "png_of", lambda figure: b"")
     run(cat, cup, *RESNET, "--levels", "2", "--out", tmp_path / "r.html")
     assert drawn[0] is drawn[1] is not None

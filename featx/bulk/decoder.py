@@ -16,7 +16,7 @@ from ..images import Opening, open_sized, require_size
 from ..picture_formats import identified
 from ..preprocessing import DataConfig, cropped, stated, uncropped
 from ..wrappers import FeatureExtractWrapper
-from .recipe import Recipe
+from .config import Recipe
 from .shard import Stamp, stamp_of
 from .sources import Items
 

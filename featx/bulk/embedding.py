@@ -13,13 +13,13 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, shortened
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
+from .config import Fields, Pooling, Recipe, Resources, parted
 from .decoder import decoder_for
 from .extractor import extractor_for
 from .inference import Model, fastest_batch_size, is_filled
 from .inputs import Input, find_items
 from .meta import Plan
 from .pipeline import shards
-from .recipe import Fields, Pooling, Recipe, Resources, parted
 from .shard import Failure
 from .sources import Items
 

@@ -13,7 +13,7 @@ from ..features import FeatureInfo, Levels, OutIndices
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import as_pyramid, pyramid_of
 from ..wrappers.transparent import Transparent
-from .recipe import Recipe
+from .config import Recipe
 
 Create = Callable[..., nn.Module]  # `create_model` without what a recipe decides
 

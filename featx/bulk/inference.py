@@ -18,7 +18,7 @@ from ..runtime.backends.engine import EngineExtractor
 from ..runtime.optimization import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper
-from .recipe import DTYPES, Pooling, Recipe, Resources
+from .config import DTYPES, Pooling, Recipe, Resources
 
 GEM_POWER = 3.0  # Radenovic et al., https://arxiv.org/abs/1711.02512
 GEM_LEAST = 1e-6  # what it replaces values below by, since it takes roots

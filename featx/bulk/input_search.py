@@ -12,9 +12,9 @@ from ..errors import ArgumentError, OutputError, shortened
 from ..images import image_suffixes
 from ..walk import fits, fixed_part, is_folder, is_sidecar, matching, walked
 from .archives import TARS, ZIPS, Tar, Zip, tar_images, zip_images
+from .converters import Format
 from .file_lists import LISTS, STDIN, Listed, listed_images, listed_in_stdin
 from .filesystems import is_address, listing, open_system
-from .formats import Format
 from .hf_datasets import dataset_images, is_dataset
 from .meta import read_meta
 from .output_folder import INDEX, shards_in

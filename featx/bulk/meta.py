@@ -11,8 +11,8 @@ from typing import Any, get_args
 from ..errors import OutputError
 from ..json_checks import MOST_VALUES, JsonError, Value, parsed, values_in
 from ..preprocessing import DataConfig
+from .config import DTYPES, Pooling
 from .filesystems import joined, read_range, size_of
-from .recipe import DTYPES, Pooling
 from .shard import write_whole
 
 FORMAT = 1

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from ..errors import OutputError, shortened
 from ..locks import MOMENT, locked
 from ..whole_files import local, remove_parts
+from .config import BEFORE
 from .filesystems import names_in
 from .header import Header, number_of, read_header
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
-from .recipe import BEFORE
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 from ..errors import MissingPackageError
+from .config import usable_cores
 from .filesystems import is_address, open_binary, open_regular
-from .recipe import usable_cores
 from .shard import Stamp
 
 Held = Literal["bytes", "paths"]

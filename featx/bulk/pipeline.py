@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..wrappers import FeatureExtractWrapper
+from .config import Recipe, Resources
 from .decoder import Decoded, Decoder, decoder_for
 from .inference import Model, threads_of_a_stream
 from .meta import Plan
 from .prefetch import DecoderProcesses, ahead
-from .recipe import Recipe, Resources
 from .shard import Failure, Shard, write_shard
 from .sources import Items
 

@@ -17,7 +17,7 @@ import featx
 from .options import Precision, Size, err, out
 
 if TYPE_CHECKING:
-    from .measuring import Row
+    from .benchmark import Row
 
 Names = Annotated[list[str], typer.Argument(help="Names of models; 'featx list' shows all.", metavar="NAME…")]
 Batches = Annotated[str, typer.Option(help="Images at once, one number or several.", metavar="N,M,…")]
@@ -45,7 +45,7 @@ def bench(
     """Time a model as it comes and on every runtime, and say which to use. Weights are random: they take as long."""
     from featx.runtime.allocator import keep_freed_memory
 
-    from .measuring import Task, measure
+    from .benchmark import Task, measure
 
     batches, place = _batches(batch), _device(device)
     chosen, missing = _choose(runtimes)

@@ -31,8 +31,8 @@ from .options import (
 from .progress import CONVERTED, LOGS, TELL, Log, asked_to_stop
 
 if TYPE_CHECKING:
-    from ..bulk.recipe import Pooling, Recipe
-    from ..bulk.run import Runner
+    from ..bulk.config import Pooling, Recipe
+    from ..bulk.extraction import Runner
 
 
 class Decoders(StrEnum):
@@ -228,7 +228,7 @@ def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str
     """Where --format writes to; what would stop it at the end is told before anything is done."""
     if to is None:
         return None
-    from ..bulk.formats import require_new, require_package
+    from ..bulk.converters import require_new, require_package
 
     if shard != "0/1":
         raise featx.ArgumentError(f"--format {to} writes all images: when all jobs are done, use featx convert")
@@ -259,7 +259,7 @@ def _runner(
     engine: Engine, address: str | None, device: str, workers: int | None, batch_size: int | None, runtime: Runtime
 ) -> "tuple[Runner, str]":
     """Who extracts, and the device of this process."""
-    from ..bulk.run import locally
+    from ..bulk.extraction import locally
 
     if engine is Engine.local:
         if address is not None:

@@ -53,7 +53,7 @@ def convert(
     partial: Partial = False,
 ) -> None:
     """Write a folder of maps as NumPy arrays, tars for WebDataset, a Zarr group or, vectors only, a Parquet table."""
-    from ..bulk.formats import convert as converted
+    from ..bulk.converters import convert as converted
 
     tell_converted(target, converted(folder, target, to.value, partial=partial), to.value)
 

@@ -11,8 +11,8 @@ import featx
 
 from ..images import find_images
 from ..whole_files import local
-from .looking import DRAW, Chosen, Look, Seeing, What, look
 from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, Values, out, values_of
+from .show_figures import DRAW, Chosen, Look, Seeing, What, look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,10 @@ from ..errors import ArgumentError, ContractError, FeatxError, OutputError
 from ..features import OutIndices
 from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
+from .config import Fields, Recipe, Resources, Runtime, parted
 from .decoder import decoder_for
 from .extractor import extractor_for
 from .growth import Work, finish, settle
-from .identity import decided, environment
 from .index import write_index
 from .inference import Model, fastest_batch_size, is_filled
 from .inputs import Input, find_items
@@ -27,7 +27,7 @@ from .parquet_reader import require_pyarrow
 from .pipeline import Job, Seen, ShardReport, Worker
 from .prefetch import end_where_main_is_imported
 from .progress import Count, Progress, Summary, again, shown
-from .recipe import Fields, Recipe, Resources, Runtime, parted
+from .provenance import decided, environment
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20

@@ -13,7 +13,7 @@ import torch
 from ..preprocessing import DataConfig
 from ..version import __version__
 from ..wrappers import FeatureExtractWrapper
-from .recipe import BEFORE, Recipe
+from .config import BEFORE, Recipe
 
 
 def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
