@@ -124,10 +124,10 @@ for number, found in enumerate(extract((file for file in FILES), batch_size={BAT
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 {FEATX}
-from featx.bulk.inference import Model; from featx.bulk.config import Recipe, Resources, usable_cores
+from featx.bulk.inference import InferenceModel; from featx.bulk.config import Recipe, Resources, usable_cores
 cores = usable_cores()
 torch.set_num_threads(cores)
-made = Model(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
+made = InferenceModel(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
 torch.set_num_threads(1)
 images = [np.random.default_rng(i).integers(0, 256, (*model.data_config.size, 3), np.uint8) for i in range({BATCH})]
 made(images)

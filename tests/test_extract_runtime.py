@@ -66,9 +66,11 @@ def test_the_command_offers_every_runtime():
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_the_runtime_that_was_chosen_is_recorded_and_used(tmp_path, images, fastest, runtime, monkeypatch):
-    measured, run_on, call = fastest(runtime), set(), inference.Model.__call__
+    measured, run_on, call = fastest(runtime), set(), inference.InferenceModel.__call__
     monkeypatch.setattr(
-        inference.Model, "__call__", lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels)
+        inference.InferenceModel,
+        "__call__",
+        lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels),
     )
     run(images, tmp_path / "out")
     monkeypatch.undo()
@@ -120,7 +122,7 @@ def test_a_folder_of_a_runtime_that_is_gone_is_refused(tmp_path, images):
     meta = require_meta(tmp_path / "out")
     earlier = replace(meta.plan, decided={**meta.plan.decided, "runtime": "onednn"})
     write_meta(tmp_path / "out", replace(meta, generations=(earlier,)))
-    message = "out was made with runtime='onednn', which this version of featx has not: name a new folder"
+    message = "out was made with runtime='onednn', which this version of featx does not have: name a new folder"
     with pytest.raises(OutputError, match=message):
         run(images, tmp_path / "out")
 

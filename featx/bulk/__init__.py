@@ -1,4 +1,4 @@
-"""From images to files of feature maps, and back."""
+"""Extraction of feature maps from many images to files, and reading of these files."""
 
 from .config import Recipe as Recipe
 from .config import Resources as Resources

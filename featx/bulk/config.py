@@ -1,4 +1,4 @@
-"""What is asked for: a Recipe decides the numbers, Resources how fast and where they are computed."""
+"""Configuration of an extraction: a Recipe determines the results, Resources the speed and the device."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,43 +13,46 @@ from ..spelling import closest
 
 Pooling = Literal["none", "mean", "max", "gem", "cls", "pre_logits"]
 Runtime = Literal["plain", "eager", "onnxruntime", "openvino", "auto"]
-# Fields of a Recipe with the values that folders go by which were made before there were these fields. They are left
-# out of what is decided, so that such a folder is one of the same extraction still.
-BEFORE: Mapping[str, object] = {"color_management": "none", "allow_truncated": False}
+# Values of Recipe fields that older versions did not have. `decided` in meta.json omits fields with these values, so
+# that folders of these versions can still be resumed.
+LEGACY_DEFAULTS: Mapping[str, object] = {"color_management": "none", "allow_truncated": False}
 LONGEST_TIMEOUT = 86_400  # seconds
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def short_repr(given: Any) -> str:
-    """The class and the fields that have another value than their default, as `repr` of a dataclass shows them."""
-    shown = [(field.name, getattr(given, field.name)) for field in fields(given)]
-    others = [
-        f"{name}={value!r}" for (name, value), field in zip(shown, fields(given), strict=True) if value != field.default
-    ]
-    return f"{type(given).__name__}({', '.join(others)})"
+def short_repr(config: Any) -> str:
+    """The `repr` of a dataclass, without the fields that have their default value."""
+    values = [(field, getattr(config, field.name)) for field in fields(config)]
+    changed = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+    return f"{type(config).__name__}({', '.join(changed)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What decides the numbers, beside the model and its weights.
+    """Settings that determine the stored values, besides the model and its weights.
 
-    pooling: one for all levels, or one per level: "none" keeps maps (chs, h, w), the others give vectors (chs,):
-        "mean", "max" and "gem" (generalised mean, p = 3) over cells, "cls" a transformer's class token. "pre_logits",
-        which stands alone, is what enters the classifier's last linear layer: `forward_head(..., pre_logits=True)`.
-    dtype: of what is stored, by name or as a torch.dtype: "float32", "float16" or "bfloat16".
-    size: pixels of the square that images are resized and cropped to; None is what the weights expect.
-    keep_aspect: the whole image at its own aspect instead, its shorter side resized to `size`.
-    scaled_decode: JPEGs may be decoded at a half, a quarter or an eighth where at least twice the pixels needed remain.
-    runtime: "plain" is the model as it is; "eager", "onnxruntime" and "openvino" are those of `featx.optimize`. "auto"
-        is the one that a folder was begun with, and in a new folder the fastest on this machine, which is recorded.
-    color_management: "srgb" converts images with an ICC profile of other colours to sRGB; "none" takes their numbers as
-        they are stored, as torchvision and timm do.
-    allow_truncated: a JPEG that is cut short is the part that is there, and gray below it, and has not failed.
-    norm: whether maps and class tokens of a vision transformer go through its last norm before they are pooled, as with
-        timm's `forward_intermediates(norm=True)`. None is True with the pooling "cls", which then is the token that a
-        classifier sees, and False without.
+    Args:
+        pooling: one for all levels, or one per level. "none" stores maps (chs, h, w); the others store vectors (chs,):
+            "mean", "max" and "gem" (generalized mean, p = 3) over the cells, "cls" the class token of a transformer.
+            "pre_logits", which cannot be combined with others, is the input of the classifier's last linear layer:
+            `forward_head(..., pre_logits=True)`.
+        dtype: of the stored values, by name or as a torch.dtype: "float32", "float16" or "bfloat16".
+        size: side in pixels of the square that images are resized and cropped to; None is the size that the weights
+            expect.
+        keep_aspect: use the whole image with its aspect ratio, and resize its shorter side to `size`.
+        scaled_decode: allow decoding JPEGs at 1/2, 1/4 or 1/8 if at least twice the required pixels remain.
+        runtime: "plain" runs the unmodified model; "eager", "onnxruntime" and "openvino" are runtimes of
+            `featx.optimize`. "auto" is the runtime recorded in the folder; for a new folder, the fastest on this
+            machine, which is then recorded.
+        color_management: "srgb" converts images with another ICC profile to sRGB; "none" ignores profiles, as
+            torchvision and timm do.
+        allow_truncated: decode the existing part of a truncated JPEG, gray below it, instead of recording a failure.
+        norm: apply the last norm of a vision transformer to maps and class tokens before pooling, as timm's
+            `forward_intermediates(norm=True)`. None is True for the pooling "cls", which then is the classifier's
+            input, and False otherwise.
 
-    Raises ArgumentError for values that are none of these.
+    Raises:
+        ArgumentError: a value is not one of these.
     """
 
     pooling: Pooling | Sequence[Pooling] = "none"
@@ -66,20 +69,20 @@ class Recipe:
         object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         if not isinstance(self.pooling, str):
             object.__setattr__(self, "pooling", tuple(self.pooling))
-        given = (self.pooling,) if isinstance(self.pooling, str) else self.pooling
-        for what, value, known in (
-            *(("pooling", one, get_args(Pooling)) for one in given),
+        poolings = (self.pooling,) if isinstance(self.pooling, str) else self.pooling
+        for argument, value, known in (
+            *(("pooling", pooling, get_args(Pooling)) for pooling in poolings),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("runtime", self.runtime, get_args(Runtime)),
             ("color_management", self.color_management, COLOR_MANAGEMENT),
         ):
             if value not in known:
-                raise ArgumentError(f"{what}={value!r}: choose one of {known}")
+                raise ArgumentError(f"{argument}={value!r}: choose one of {known}")
         if self.size is not None and self.size < 1:
             raise ArgumentError(f"size={self.size}: expected a positive number of pixels")
-        if "pre_logits" in given and len(given) > 1:
+        if "pre_logits" in poolings and len(poolings) > 1:
             raise ArgumentError(f"pooling={self.pooling}: 'pre_logits' is of the whole model and stands alone")
-        if self.norm and "pre_logits" in given:
+        if self.norm and "pre_logits" in poolings:
             raise ArgumentError(
                 "norm=True: the model's own head decides what is normed before its logits: leave it out"
             )
@@ -94,11 +97,11 @@ class Recipe:
 
     @property
     def is_normed(self) -> bool:
-        """Whether maps and class tokens go through the last norm."""
+        """Whether the last norm is applied to maps and class tokens."""
         return self.takes_tokens if self.norm is None else self.norm
 
     def poolings(self, levels: int) -> tuple[Pooling, ...]:
-        """One pooling per level; ArgumentError if it was given for another number of levels."""
+        """One pooling per level; ArgumentError if `pooling` has another number of levels."""
         if isinstance(self.pooling, str):
             return (self.pooling,) * levels
         if len(self.pooling) != levels:
@@ -108,20 +111,22 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What may differ when an extraction goes on: it changes how fast numbers come, beyond the last digits not which.
+    """Settings that may change on resume: they affect speed, and results only up to rounding.
 
-    batch_size: images the model sees at once; None measures which is fastest. It halves where memory runs out.
-    device: where the model runs; "auto" is the accelerator that PyTorch finds (cuda, mps or xpu), or else the CPU.
-    workers: decoders at once, None is one per core.
-    decoders: "threads", or "processes", which survive a decoder that crashes and are slower to start.
-    streams: batches the model runs on at once; None is as many as PyTorch may use threads, up to four, each on its
-        share of them, because threads that work on one batch wait for each other; two on a GPU, so that one batch
-        is prepared while the other runs.
-    decode_timeout: seconds after which an image has failed whose decoder has not finished; the process that decodes it
-        is ended then, so that decoders="processes" is needed. None waits for ever.
-    max_pixels: the most pixels an image may have, larger ones have failed; None is Pillow's limit, 178,956,970.
+    Args:
+        batch_size: images per batch; None measures the fastest. It is halved when memory runs out.
+        device: where the model runs; "auto" is the accelerator that PyTorch finds (cuda, mps or xpu), or else the CPU.
+        workers: images decoded concurrently; None is one per core.
+        decoders: "threads", or "processes", which survive a crash of the decoder and start more slowly.
+        streams: concurrent batches. None is min(4, torch.get_num_threads()) on a CPU, each with an equal share of the
+            threads, because threads that work on one batch wait for each other; 2 on a GPU, so that one batch is
+            prepared while the other runs; 1 on mps.
+        decode_timeout: seconds after which an image fails if it is not decoded; its process is then killed, so this
+            needs decoders="processes". None has no limit.
+        max_pixels: images with more pixels fail; None is Pillow's limit, 178,956,970.
 
-    Raises ArgumentError for values that are none of these.
+    Raises:
+        ArgumentError: a value is not one of these.
     """
 
     batch_size: int | None = 16
@@ -133,10 +138,10 @@ class Resources:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        for what in ("batch_size", "workers", "streams", "max_pixels"):
-            value = getattr(self, what)
+        for argument in ("batch_size", "workers", "streams", "max_pixels"):
+            value = getattr(self, argument)
             if value is not None and value < 1:
-                raise ArgumentError(f"{what}={value}: expected a positive number")
+                raise ArgumentError(f"{argument}={value}: expected a positive number")
         if self.decode_timeout is not None and not 0 < self.decode_timeout <= LONGEST_TIMEOUT:
             raise ArgumentError(f"decode_timeout={self.decode_timeout}: expected seconds, at most {LONGEST_TIMEOUT}")
         if self.decoders not in ("threads", "processes"):
@@ -149,7 +154,7 @@ class Resources:
         return short_repr(self)
 
     def settled(self) -> "Resources":
-        """These with what this machine decides filled in."""
+        """A copy in which None and "auto" are replaced by this machine's defaults."""
         device = accelerator() if self.device == "auto" else self.device
         kind = torch.device(device).type
         streams = {"cpu": min(4, torch.get_num_threads()), "mps": 1}.get(kind, 2)
@@ -187,44 +192,52 @@ class Fields(RecipeFields, ResourcesFields, total=False):
     """The fields of a Recipe and of Resources as keywords."""
 
 
-def parted(
-    recipe: Recipe | None, resources: Resources | None, given: Mapping[str, Any], others: Sequence[str] = ()
+def split_keywords(
+    recipe: Recipe | None, resources: Resources | None, keywords: Mapping[str, Any], others: Sequence[str] = ()
 ) -> tuple[Recipe, Resources]:
-    """The Recipe and the Resources, each as it is or made of its fields among the keywords `given`.
+    """The Recipe and the Resources: the objects that were passed, or new ones made of their fields in `keywords`.
 
-    others: keywords that the function has beside these, for the hint. Raises ArgumentError for a keyword that is no
-    field, and for fields beside the object that has them.
+    Args:
+        recipe: None to make one of keywords.
+        resources: None to make them of keywords.
+        keywords: fields of both classes.
+        others: further keywords of the calling function, for the hint about a misspelled one.
+
+    Raises:
+        ArgumentError: a keyword is not a field, or an object was passed together with one of its fields.
     """
     known = {field.name for kind in (Recipe, Resources) for field in fields(kind)}
-    for name in given:
+    for name in keywords:
         if name not in known:
             near = " or ".join(closest(name, [*known, *others], 2))
             raise ArgumentError(f"there is no argument {name!r}" + (f": did you mean {near}?" if near else ""))
-    return _made(Recipe, "recipe", recipe, given), _made(Resources, "resources", resources, given)
+    return _from_keywords(Recipe, "recipe", recipe, keywords), _from_keywords(
+        Resources, "resources", resources, keywords
+    )
 
 
-def _made(kind: Any, argument: str, whole: Any, given: Mapping[str, Any]) -> Any:
-    own = {field.name: given[field.name] for field in fields(kind) if field.name in given}
-    if whole is None:
-        return kind(**own)
-    if not isinstance(whole, kind):
-        raise ArgumentError(f"{argument}={whole!r}: expected a featx.bulk.{kind.__name__}")
-    if own:
-        changed = ", ".join(f"{name}={value!r}" for name, value in own.items())
+def _from_keywords(kind: Any, argument: str, config: Any, keywords: Mapping[str, Any]) -> Any:
+    values = {field.name: keywords[field.name] for field in fields(kind) if field.name in keywords}
+    if config is None:
+        return kind(**values)
+    if not isinstance(config, kind):
+        raise ArgumentError(f"{argument}={config!r}: expected a featx.bulk.{kind.__name__}")
+    if values:
+        changed = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise ArgumentError(
-            f"{', '.join(own)} beside {argument}=, which has that too: pass {argument}=dataclasses.replace({argument}, "
-            f"{changed})"
+            f"{', '.join(values)} beside {argument}=, which has that too: pass "
+            f"{argument}=dataclasses.replace({argument}, {changed})"
         )
-    return whole
+    return config
 
 
 def accelerator() -> str:
-    """The kind of device of this machine that PyTorch computes on fastest."""
+    """The type of this machine's accelerator, or "cpu"."""
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
 def _require_device(name: str) -> None:
-    """ArgumentError for a device that does not exist, or is not there."""
+    """Raise ArgumentError for an unknown device, or one that this machine does not have."""
     if name == "auto":
         return
     try:
@@ -240,5 +253,5 @@ def _require_device(name: str) -> None:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which are fewer than the machine's inside a container or a job."""
+    """Cores that this process may use; a container or a cluster job may have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""extract: every image of the inputs, to shards of maps in a folder, going on where an earlier run ended."""
+"""The function `extract`, which writes the maps of images to shards in a folder and resumes interrupted runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,32 +14,33 @@ from ..errors import ArgumentError, ContractError, FeatxError, OutputError
 from ..features import OutIndices
 from ..whole_files import local
 from ..wrappers import FeatureExtractWrapper
-from .config import Fields, Recipe, Resources, Runtime, parted
+from .config import Fields, Recipe, Resources, Runtime, split_keywords
 from .decoder import decoder_for
 from .extractor import extractor_for
-from .growth import Work, finish, settle
+from .growth import Work, commit_if_complete, load_or_create_plan
 from .index import write_index
-from .inference import Model, fastest_batch_size, is_filled
+from .inference import InferenceModel, fastest_batch_size, pads_batches
 from .inputs import Input, find_items
 from .meta import MOST_SHARDS, Plan, read_meta
-from .output_folder import Slice, opened, sweep
+from .output_folder import Slice, exclusive_lock, remove_partial_files
 from .parquet_reader import require_pyarrow
-from .pipeline import Job, Seen, ShardReport, Worker
+from .pipeline import Job, OnProgress, ShardReport, Worker
 from .prefetch import end_where_main_is_imported
-from .progress import Count, Progress, Summary, again, shown
-from .provenance import decided, environment
+from .progress import Progress, ProgressCounter, Summary, progress_callback, rerun_selector
+from .provenance import environment, result_identity
 from .sources import Items
 
 SHARD_BYTES = 128 * 2**20
-# Rows of a shard, so that what is lost by a kill stays small where rows are.
-MOST_ROWS = 4096
+MOST_ROWS = 4096  # per shard, so that an interruption loses little work when rows are small
 
-Runner = Callable[[Job, Sequence[int], Seen, Callable[[], bool]], Iterator[ShardReport]]
+Runner = Callable[[Job, Sequence[int], OnProgress, Callable[[], bool]], Iterator[ShardReport]]
 
 
-def locally(job: Job, numbers: Sequence[int], seen: Seen, stopped: Callable[[], bool]) -> Iterator[ShardReport]:
-    """Extract shards in this process."""
-    return Worker(job).extract_shards(numbers, seen=seen, stopped=stopped)
+def run_locally(
+    job: Job, numbers: Sequence[int], on_progress: OnProgress, stopped: Callable[[], bool]
+) -> Iterator[ShardReport]:
+    """The default runner: extract shards in this process."""
+    return Worker(job).extract_shards(numbers, on_progress=on_progress, stopped=stopped)
 
 
 def extract(
@@ -59,73 +60,87 @@ def extract(
     recorded: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], object] | Literal["bar"] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    runner: Runner = locally,
+    runner: Runner = run_locally,
     **fields: Unpack[Fields],
 ) -> Summary:
-    """Write the maps of all images in `inputs` to the folder `out`, or go on with what is there already.
+    """Write the maps of all images in `inputs` to the folder `out`, and resume if the folder exists.
 
-    A bad image is recorded with its reason and does not stop the others. A run that ended in whatever way goes on at
-    the first missing shard when it is called again. Images that are new by then get shards of their own, and those that
-    are no longer among the inputs are marked; nothing that was extracted is extracted again.
+    Unreadable images are recorded with the reason and skipped. After an interruption, call it again to resume at the
+    first missing shard. If the inputs have changed, new images are written to new shards, and images that are no longer
+    among the inputs are marked as removed; existing maps are not extracted again.
 
-    inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
-    model: a name, which takes its published weights, or a module in eval mode: an extractor, or a model that can be
-        made one, such as a classifier. `out_indices` chooses levels of any but an extractor, which has its own.
-    recipe: what is stored, a `featx.bulk.Recipe`, or its fields as keywords: pooling, dtype, size, keep_aspect,
-        scaled_decode, runtime, color_management, allow_truncated, norm.
-    resources: how it is computed, a `featx.bulk.Resources`, or its fields as keywords: batch_size, device, workers,
-        decoders, streams, decode_timeout, max_pixels.
-    rows_per_shard: images a file holds; None is as many as fill 128 MiB, at most 4096.
-    shard: "i/n" does every n-th shard, from the i-th on; n processes together do all of them, into one folder.
-    max_errors: failed images after which it stops; what is written stays.
-    retry_failed, retry_changed: do images again that failed, or whose files are others now, as their size or the time
-        of their last change tells.
-    name: what `meta.json` calls a model in hand; its class by default. recorded: what it says beside all this.
-    progress: called after every batch, and after every shard that was written; "bar" shows a progress bar, in notebooks
-        as a widget.
-    stopped: asked after every shard whether to end there.
-    runner: who extracts the shards that are missing.
+    Args:
+        inputs: files, folders, patterns, lists, tars, tables, datasets, addresses; see `featx.bulk.find_items`.
+        model: a name, which loads its published weights, or a module in eval mode: an extractor, or a model that can be
+            wrapped in one, such as a classifier.
+        out: path of the folder.
+        out_indices: levels to store; not allowed for an extractor, which has its own levels.
+        recipe: what is stored, a `featx.bulk.Recipe`, or its fields as keywords: pooling, dtype, size, keep_aspect,
+            scaled_decode, runtime, color_management, allow_truncated, norm.
+        resources: how it is computed, a `featx.bulk.Resources`, or its fields as keywords: batch_size, device, workers,
+            decoders, streams, decode_timeout, max_pixels.
+        rows_per_shard: images per file; None fills 128 MiB, at most 4096 images.
+        shard: "i/n" extracts every n-th shard, starting with shard i; n processes can share one folder.
+        max_errors: stop after more failed images than this; finished shards are kept.
+        retry_failed: extract failed images again.
+        retry_changed: extract images again whose file has another size or modification time.
+        name: name of the model in `meta.json`; the class of a module by default.
+        recorded: further entries of `recorded` in `meta.json`.
+        progress: called with a Progress after every batch and every written shard; "bar" shows a progress bar, in
+            notebooks as a widget.
+        stopped: called after every shard; True stops the run.
+        runner: extracts the missing shards.
+        fields: fields of the recipe and the resources.
 
-    Raises ArgumentError for inputs that do not exist, arguments that are none of these, fields beside the object that
-    has them or a model in training mode, ContractError for a module that gives no maps,
-    OutputError if `out` cannot be written, is being written by another run or was made otherwise, InputError for a size
-    the model does not take, ImageError after too many errors, MissingPackageError without pyarrow.
+    Returns:
+        The Summary of the folder after the run.
+
+    Raises:
+        ArgumentError: an input does not exist, an argument is invalid, an object was passed together with one of its
+            fields, or the model is in training mode.
+        ContractError: the module returns no maps.
+        OutputError: `out` cannot be written, another run is writing to it, or it has other settings.
+        InputError: the model does not support the image size.
+        ImageError: more than `max_errors` images failed.
+        MissingPackageError: pyarrow is not installed.
     """
     require_pyarrow()
-    recipe, resources = parted(recipe, resources, fields, ARGUMENTS)
+    recipe, resources = split_keywords(recipe, resources, fields, ARGUMENTS)
     resources = resources.settled()
     if resources.decoders == "processes":
         end_where_main_is_imported()
-    part, folder = slice_of(shard), local(out)
+    part, folder = parse_slice(shard), local(out)
     items = inputs if isinstance(inputs, Items) else find_items(inputs, out=folder)
-    extractor, called = extractor_for(model, out_indices, recipe)
-    plan = partial(plan_job, folder, items, extractor, name or called, recipe, resources, rows_per_shard)
+    extractor, default_name = extractor_for(model, out_indices, recipe)
+    plan = partial(plan_job, folder, items, extractor, name or default_name, recipe, resources, rows_per_shard)
     job = plan()
-    described = {**(recorded or {}), **environment(), **asdict(job.resources)}
-    redo = again(retry_failed, retry_changed)
+    metadata = {**(recorded or {}), **environment(), **asdict(job.resources)}
+    select_reruns = rerun_selector(retry_failed, retry_changed)
 
-    def settled() -> tuple[Job, Work]:
-        same = recipe.runtime != "auto" or runtime_in(folder) in (None, job.recipe.runtime)
-        mine = job if same else plan()  # another job has begun the folder meanwhile, on the runtime of its machine
-        return mine, settle(folder, mine.plan, items, redo, described, rows_per_shard)
+    def load_plan() -> tuple[Job, Work]:
+        same = recipe.runtime != "auto" or recorded_runtime(folder) in (None, job.recipe.runtime)
+        current = job if same else plan()  # another job has created the folder meanwhile, with its machine's runtime
+        return current, load_or_create_plan(folder, current.plan, items, select_reruns, metadata, rows_per_shard)
 
-    with shown(progress) as tell, opened(folder, part, settled) as (job, work):
+    with progress_callback(progress) as report, exclusive_lock(folder, part, load_plan) as (job, work):
         job = replace(job, plan=work.plan, items=work.items)
-        sweep(folder, part)
-        count = Count(job, part, work, max_errors, tell)
+        remove_partial_files(folder, part)
+        counter = ProgressCounter(job, part, work, max_errors, report)
         try:
-            for report in runner(job, count.pending, count.seen, stopped):
-                count.wrote(report)
-            finish(folder)
+            for shard_report in runner(job, counter.pending, counter.add_images, stopped):
+                counter.add_shard(shard_report)
+            commit_if_complete(folder)
         except BaseException:
-            with suppress(FeatxError):  # what happened first matters
+            with suppress(FeatxError):  # report the first error
                 write_index(folder)
             raise
         write_index(folder)
-        return count.summary()
+        return counter.summary()
 
 
-ARGUMENTS = tuple(one.name for one in signature(extract).parameters.values() if one.kind is one.KEYWORD_ONLY)
+ARGUMENTS = tuple(
+    parameter.name for parameter in signature(extract).parameters.values() if parameter.kind is parameter.KEYWORD_ONLY
+)
 
 
 def plan_job(
@@ -137,9 +152,9 @@ def plan_job(
     resources: Resources,
     rows_per_shard: int | None = None,
 ) -> Job:
-    """The job as it would be in a new folder. `resources` are settled; nothing is written.
+    """The job for a new folder. `resources` are settled; nothing is written.
 
-    Its model has run once: what a runtime refuses is known before there is a folder.
+    Its model runs once, so that unsupported inputs raise an error before the folder is created.
     """
     if extractor.training:
         raise ArgumentError("the model is in training mode, where maps depend on the batch: call model.eval() first")
@@ -147,21 +162,22 @@ def plan_job(
         raise ArgumentError(f"rows_per_shard={rows_per_shard}: expected a positive number of images")
     image = decoder_for(extractor, items, recipe).example()
     if recipe.runtime == "auto":
-        recipe = replace(recipe, runtime=runtime_in(folder) or "auto")
-    model = Model(extractor, recipe, replace(resources, batch_size=resources.batch_size or _batch_size_in(folder)))
+        recipe = replace(recipe, runtime=recorded_runtime(folder) or "auto")
+    batch_size = resources.batch_size or _recorded_batch_size(folder)
+    model = InferenceModel(extractor, recipe, replace(resources, batch_size=batch_size))
     model.batch_size = 1
     recipe = replace(recipe, runtime=model.runtime)
     maps, _ = model([image])
-    batch_size = resources.batch_size or _batch_size_in(folder) or fastest_batch_size(model, image)
-    rows = rows_per_shard or _rows(sum(map_.nbytes for map_ in maps), batch_size)
-    plan = Plan(decided(extractor, name, recipe), len(items), items.digest(), rows, column=items.column)
+    batch_size = batch_size or fastest_batch_size(model, image)
+    rows = rows_per_shard or _rows_per_shard(sum(map_.nbytes for map_ in maps), batch_size)
+    plan = Plan(result_identity(extractor, name, recipe), len(items), items.digest(), rows, column=items.column)
     _require_plan(plan, maps)
-    fills = is_filled(len(items), batch_size, recipe)
-    return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), fills, model)
+    pads = pads_batches(len(items), batch_size, recipe)
+    return Job(folder, plan, items, extractor, recipe, replace(resources, batch_size=batch_size), pads, model)
 
 
 def _require_plan(plan: Plan, maps: Sequence[Tensor]) -> None:
-    """ContractError if maps are not what the levels say; ArgumentError for more files than there are names of."""
+    """ContractError if maps do not have the channels of feature_info; ArgumentError for more than MOST_SHARDS files."""
     for level, map_ in zip(plan.levels, maps, strict=True):
         if map_.shape[1] != level.chs:
             raise ContractError(f"the map of {level.name} has {map_.shape[1]} channels, its feature_info {level.chs}")
@@ -172,8 +188,8 @@ def _require_plan(plan: Plan, maps: Sequence[Tensor]) -> None:
         )
 
 
-def slice_of(text: str) -> Slice:
-    """The slice that "i/n" names; ArgumentError if it is none."""
+def parse_slice(text: str) -> Slice:
+    """The Slice of a text "i/n"; ArgumentError for another text."""
     try:
         number, of = map(int, text.split("/"))
     except ValueError:
@@ -183,31 +199,31 @@ def slice_of(text: str) -> Slice:
     return Slice(number, of)
 
 
-def _rows(nbytes: int, batch_size: int) -> int:
-    """Rows of a shard whose rows have so many bytes: whole batches, if more than one fits."""
+def _rows_per_shard(nbytes: int, batch_size: int) -> int:
+    """Rows of `nbytes` bytes that fit into a shard; a multiple of the batch size if more than one batch fits."""
     rows = min(max(1, SHARD_BYTES // nbytes), MOST_ROWS)
     return rows - rows % batch_size if rows > batch_size else rows
 
 
-def runtime_in(folder: Path) -> Runtime | None:
-    """The runtime that a folder was begun with; None if it is new.
+def recorded_runtime(folder: Path) -> Runtime | None:
+    """The runtime recorded in a folder; None if the folder is new.
 
     Raises:
-        OutputError: this version of featx has no such runtime.
+        OutputError: this version of featx does not have the recorded runtime.
     """
-    found = read_meta(folder)
-    stated = None if found is None else found.plan.decided.get("runtime", "plain")
+    meta = read_meta(folder)
+    recorded = None if meta is None else meta.plan.decided.get("runtime", "plain")
     for runtime in get_args(Runtime):
-        if runtime == stated:
+        if runtime == recorded:
             return runtime
-    if stated is not None:
+    if recorded is not None:
         raise OutputError(
-            f"{folder} was made with runtime={stated!r}, which this version of featx has not: name a new folder"
+            f"{folder} was made with runtime={recorded!r}, which this version of featx does not have: name a new folder"
         )
     return None
 
 
-def _batch_size_in(folder: Path) -> int | None:
-    """The batch size that was measured when the folder was begun."""
-    found = read_meta(folder)
-    return None if found is None else found.batch_size
+def _recorded_batch_size(folder: Path) -> int | None:
+    """The batch size that was measured for the folder's first run."""
+    meta = read_meta(folder)
+    return None if meta is None else meta.batch_size
