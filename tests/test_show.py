@@ -211,7 +211,7 @@ def test_several_photographs_do_not_fit_a_picture(run, cat, cup, tmp_path):
 
 
 def test_a_wrong_ending_is_refused_before_weights_are_looked_for(run, cat, monkeypatch):
-    monkeypatch.setattr(show, "_seeing", None)
+    monkeypatch.setattr(show, "_load", None)
     ran = run(cat, "--model", "resnet18", "--out", "a.xyz")
     assert "error: a.xyz: name a picture that ends with one of " in ran.err
 
