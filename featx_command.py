@@ -1,13 +1,13 @@
-"""The command `featx`, outside of the package, whose import takes seconds in which Ctrl-C is to end it already."""
+"""Entry point of the command `featx`, outside of the package, so that Ctrl-C works during the import of the package."""
 
 import os
 import signal
 
 
 def main() -> None:
-    """Import the command line and run it; Ctrl-C before there is anything to finish ends with status 130, silently."""
+    """Import the command line and run it; Ctrl-C during the import exits with status 130 and no message."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a job in the background ignores the signal
+    if before is signal.default_int_handler:  # a background job ignores the signal
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     from featx.cli import main as run
 

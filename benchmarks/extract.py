@@ -30,7 +30,7 @@ import numpy as np
 from subprocess_runs import machine
 
 import featx
-from featx.bulk.recipe import usable_cores
+from featx.bulk.config import usable_cores
 
 SIZES = {"500×375": (500, 375), "1920×1080": (1920, 1080)}
 BATCH, COMPARED = 16, 16
@@ -124,10 +124,10 @@ for number, found in enumerate(extract((file for file in FILES), batch_size={BAT
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 {FEATX}
-from featx.bulk.inference import Model; from featx.bulk.recipe import Recipe, Resources, usable_cores
+from featx.bulk.inference import InferenceModel; from featx.bulk.config import Recipe, Resources, usable_cores
 cores = usable_cores()
 torch.set_num_threads(cores)
-inference = Model(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
+inference = InferenceModel(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
 torch.set_num_threads(1)
 images = [np.random.default_rng(i).integers(0, 256, (*model.data_config.size, 3), np.uint8) for i in range({BATCH})]
 inference(images)
@@ -140,7 +140,7 @@ with ThreadPoolExecutor(cores) as pool:
 import featx
 from featx.bulk import find_items, Recipe
 from featx.bulk.decoder import decoder_for
-from featx.bulk.recipe import usable_cores
+from featx.bulk.config import usable_cores
 from concurrent.futures import ThreadPoolExecutor
 decoder = decoder_for(featx.create_model(NAME, features_only=True).eval(), find_items(FOLDER), Recipe())
 decoder(0)

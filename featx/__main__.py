@@ -1,4 +1,4 @@
-"""`python -m featx` is `featx`."""
+"""Run the command line with `python -m featx`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: thin commands over the library."""
+"""The command-line interface."""
 
 import sys
 from io import TextIOWrapper
@@ -29,22 +29,22 @@ from featx.whole_files import local
 if TYPE_CHECKING:
     UsageError = typer.BadParameter
 else:
-    UsageError = typer.BadParameter.__mro__[1]  # of click, of which newer versions of typer hold a copy
+    UsageError = typer.BadParameter.__mro__[1]  # a class of click, of which newer versions of typer contain a copy
 
 app = typer.Typer(no_args_is_help=True, help=featx.__doc__)
-weights_app = typer.Typer(no_args_is_help=True, help="Look into files of weights, and convert them.")
+weights_app = typer.Typer(no_args_is_help=True, help="Inspect and convert files of weights.")
 app.add_typer(weights_app, name="weights")
-WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, an URL or hf-hub:owner/repo.", metavar="FILE")]
-ForModel = Annotated[str | None, typer.Option("--model", help="Name of a model that the weights should fit.")]
-Layout = Annotated[str | None, typer.Option(help="The program that wrote the weights; recognised by default.")]
+WeightsFile = Annotated[str, typer.Argument(help="A file, a folder, a URL or hf-hub:owner/repo.", metavar="FILE")]
+ForModel = Annotated[str | None, typer.Option("--model", help="Name of a model to load the weights into.")]
+Layout = Annotated[str | None, typer.Option(help="Program that wrote the weights; detected by default.")]
 Container = Annotated[str | None, typer.Option(help="Entry of a training checkpoint, such as model_ema or teacher.")]
 
 
 @app.command("list")
-def list_(pattern: Annotated[str, typer.Argument(help="Shell-style, such as 'resnet*'.")] = "*") -> None:
-    """Names of all models, with the tags of their published weights, the default first.
+def list_(pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'resnet*'.")] = "*") -> None:
+    """List all models, with the tags of their published weights, the default tag first.
 
-    Where the output is no terminal, a model is a line: its name and its tags, with spaces between them.
+    If the output is not a terminal, each line has a name and its tags, separated by spaces.
     """
     names = _matching(pattern)
     if "/" in pattern:
@@ -71,7 +71,7 @@ def _tags(name: str) -> str:
 
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Size = None) -> None:
-    """The levels of a model: channels, reduction, size of the map, and what going that deep costs."""
+    """Show the levels of a model: channels, reduction, map size, and the cost of an extractor up to the level."""
     with init_empty_weights():
         model = featx.create_model(name)
     config = featx.FeatureExtractWrapper(model).data_config or featx.DataConfig()
@@ -107,18 +107,18 @@ def _expected_images(config: featx.DataConfig) -> str:
 @app.command()
 def verify(
     patterns: Annotated[
-        list[str] | None, typer.Argument(help="Names, shell-style, such as 'resnet*' or 'timm/swin*'.")
+        list[str] | None, typer.Argument(help="Names or shell-style patterns, such as 'resnet*' or 'timm/swin*'.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of featx's own models.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All native models of featx.")] = False,
     values: Annotated[
-        bool, typer.Option(help="Also compute: the same maps for the same images, and each change in its place.")
+        bool, typer.Option(help="Also compute maps: results are deterministic, and positions agree with the image.")
     ] = False,
 ) -> None:
-    """Prove the contract of models, on shapes alone if not told otherwise. Exits with 1 if one breaks it."""
+    """Verify the contract of models, by default on shapes only. The exit status is 1 if a model breaks it."""
     if every == bool(patterns):
         raise featx.ArgumentError("name models, or pass --all")
     broken = 0
-    for name in [name for pattern in patterns or ["*"] for name in _named(pattern)]:
+    for name in [name for pattern in patterns or ["*"] for name in _expand(pattern)]:
         try:
             with torch.device("cpu" if values else "meta"):
                 proof = featx.verify(featx.create_model(name), values=values)
@@ -144,8 +144,8 @@ def verify(
         raise typer.Exit(1)
 
 
-def _named(pattern: str) -> list[str]:
-    """What matches a pattern; a name as it is, since making it tells the closest ones."""
+def _expand(pattern: str) -> list[str]:
+    """The names that match a pattern; a name without wildcards is returned unchanged, and checked by create_model."""
     return _matching(pattern) if set(pattern) & set("*?[") else [pattern]
 
 
@@ -170,7 +170,7 @@ app.command()(bench)
 
 @weights_app.command()
 def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, container: Container = None) -> None:
-    """What a checkpoint holds, and with a model what loading it would do."""
+    """Show the content of a checkpoint, and with --model the result of loading it."""
     from featx.weights.checkpoint import LoadOptions
     from featx.weights.convert import dry_run
     from featx.weights.convert import inspect as look
@@ -195,14 +195,14 @@ def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, co
 def convert(
     file: WeightsFile,
     target: Annotated[Path, typer.Argument(help="File to write: .safetensors, or .pt or .pth for PyTorch's.")],
-    model: Annotated[str, typer.Option("--model", help="Name of the model that the weights are of.")],
+    model: Annotated[str, typer.Option("--model", help="Name of the model of the weights.")],
     to: Annotated[
         str, typer.Option(help="Layout to write: native (timm's names), torchvision, transformers, …")
     ] = "native",
     layout: Layout = None,
     container: Container = None,
 ) -> None:
-    """Write a checkpoint in another layout. Every tensor of the model must be there."""
+    """Write a checkpoint in another layout. It must contain all tensors of the model."""
     from featx.weights.checkpoint import LoadOptions
     from featx.weights.convert import convert as converted
     from featx.weights.serialization import write_checkpoint
@@ -227,27 +227,27 @@ def main() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+            stream.reconfigure(errors="backslashreplace")  # file names may contain undecodable bytes
     try:
         status = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except UsageError as error:
-        status = _misused(error)
+        status = _print_usage_error(error)
     except featx.FeatxError as error:
-        status = _refused(f"{error}")
+        status = _print_error(f"{error}")
     sys.exit(status)
 
 
-def _misused(error: UsageError) -> int:
-    """Tell what is wrong with the words of a command line, which are foreign names, and how the command is used."""
-    if message := error.format_message():  # a command without any words has shown its help already
+def _print_usage_error(error: UsageError) -> int:
+    """Print an error of the command-line arguments, and the usage of the command; return the exit status."""
+    if message := error.format_message():  # a command without arguments has already printed its help
         if error.ctx is not None:
             err.print(f"{error.ctx.get_usage()}\nhelp: {error.ctx.command_path} --help", soft_wrap=True)
-        _refused(message)
+        _print_error(message)
     return error.exit_code
 
 
-def _refused(message: str) -> int:
+def _print_error(message: str) -> int:
     err.print(Text.assemble(("error:", "red"), f" {escaped_lines(message)}"), soft_wrap=True)
     return 2

@@ -1,11 +1,18 @@
-"""Whether a file of this machine is the one that it was."""
+"""Detection of changes to local files."""
 
 import os
 from typing import NamedTuple
 
 
 class Version(NamedTuple):
-    """What is another one after a file was overwritten or replaced; `changed` is in nanoseconds."""
+    """Identifies a version of a file; it differs after the file was overwritten or replaced.
+
+    Attributes:
+        device: of the file system.
+        inode: of the file.
+        nbytes: size in bytes.
+        changed: modification time in nanoseconds.
+    """
 
     device: int
     inode: int
@@ -14,6 +21,6 @@ class Version(NamedTuple):
 
 
 def version_of(file: str | os.PathLike[str] | int) -> Version:
-    """The version of a file, by its path or its descriptor; OSError if it is not there."""
-    told = os.stat(file)
-    return Version(told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns)
+    """The version of a file, given by path or descriptor; OSError if it does not exist."""
+    status = os.stat(file)
+    return Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""Checks of JSON that was read from a file: each returns the value, or raises JsonError saying what is wrong where."""
+"""Validation of JSON from files: each check returns the value, or raises JsonError with the path and the problem."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
 
-MOST_VALUES = 2_000_000  # of one text; each takes up to about 100 bytes once it is parsed
+MOST_VALUES = 2_000_000  # of one text; a parsed value takes up to about 100 bytes
 LONGEST = 80  # characters of a value in a message
 
 
 class JsonError(ValueError):
-    """What was read is not what is expected there."""
+    """A JSON text or value is not valid."""
 
 
 def parsed(text: str | bytes, most: int = MOST_VALUES) -> "Value":
-    """The value that a text in JSON stands for; JsonError if it is none, or is of more values than `most`."""
+    """The value of a JSON text; JsonError if it is invalid or has more than `most` values."""
     if values_in(text) > most:
         raise JsonError(f"it holds more than {most} values")
     try:
         return Value(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise JsonError(f"it is no JSON ({error})") from error
+        raise JsonError(f"it is not valid JSON ({error})") from error
 
 
 def values_in(text: str | bytes) -> int:
-    """A number of values that a text in JSON has no more than."""
+    """An upper bound of the number of values in a JSON text."""
     content = text.encode(errors="replace") if isinstance(text, str) else text
     return sum(map(content.count, (b"[", b"{", b",", b":")))
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value, and its path from the root for messages."""
+    """A JSON value, with its path from the root for error messages."""
 
     held: Any
     path: str = ""
@@ -63,13 +63,13 @@ class Value:
         return (Value(held, f"{self.path}[{number}]") for number, held in enumerate(self.array()))
 
     def text(self, among: Collection[str] | None = None) -> str:
-        """A text that can be encoded; one of those in `among` if that is not None."""
+        """A string that UTF-8 can encode; one of `among` if that is not None."""
         if among is not None and (not isinstance(self.held, str) or self.held not in among):
             raise self.mismatch(f"one of {', '.join(among)}")
         return self._encodable([self.held], "a text")[0]
 
     def texts(self) -> list[str]:
-        """An array of texts that can be encoded."""
+        """An array of strings that UTF-8 can encode."""
         return self._encodable(self.array(), "an array of texts")
 
     def number(self, least: int = 0, most: int = 2**63 - 1) -> int:
@@ -85,7 +85,7 @@ class Value:
         return self.held
 
     def real(self) -> float:
-        """A number that is finite."""
+        """A finite number."""
         if type(self.held) not in (int, float) or not abs(self.held) < 1e300:
             raise self.mismatch("a number")
         return self.held
@@ -105,7 +105,7 @@ class Value:
         return [(first, second) for first, second in self.held]
 
     def mismatch(self, expected: str) -> JsonError:
-        """The error for a value that is not what is expected."""
+        """The error for a value that is not as expected."""
         return JsonError(f"{self._where()} is {brief(self.held)[:LONGEST]}, expected {expected}")
 
     def _where(self) -> str:

@@ -1,4 +1,4 @@
-"""What commands print to: names of files and tensors, and words of other packages, are shown and not obeyed."""
+"""The console of the commands, which prints text from files and other packages without interpreting it."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from .errors import escaped_lines
 
 
 class Terminal(Console):
-    """A console that takes no text for markup or emoji, and escapes control characters; its own colours stay."""
+    """A console that does not interpret markup or emoji codes, and escapes control characters."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The text as it is shown, also in the cells of tables."""
+        """The escaped text; rich also calls it for table cells."""
         return super().render_str(escaped_lines(text), **options)

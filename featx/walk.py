@@ -1,4 +1,4 @@
-"""Files below a folder and files that match a pattern; every folder that is not entered is reported with its reason."""
+"""Search for files below a folder or by a pattern; folders that are not entered are reported with the reason."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +12,13 @@ Skip = Callable[["os.DirEntry[str]"], bool]
 
 LINKED = "a link to a folder, which is not followed: name it as an input to have its images"
 KNOWN = "a link to a folder that is searched already"
-# What macOS and Windows leave beside images; "._a.jpg" holds attributes of a.jpg and no image.
+# Files that macOS and Windows create beside images; "._a.jpg" contains attributes of a.jpg, not an image.
 SIDECARS = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 SIDECAR_FOLDER = "__MACOSX"
 
 
 def is_sidecar(path: str) -> bool:
-    """Whether a relative path, with slashes, is of a file that macOS or Windows left beside images.
+    """Whether a relative path, with slashes, is a file that macOS or Windows created beside images.
 
     The path of a folder ends with a slash.
     """
@@ -27,11 +27,11 @@ def is_sidecar(path: str) -> bool:
 
 
 def fits(path: str, pattern: str) -> bool:
-    """Whether a relative path, with slashes, is one that a pattern leaves out.
+    """Whether a relative path, with slashes, matches a pattern.
 
-    A pattern without a slash is compared with the name of the file and of each folder above it. One with a slash is
-    compared with the path from its beginning, and fits all that is below a folder that it fits; `**` is any number of
-    folders.
+    A pattern without a slash is compared with the names of the file and of all its parent folders. A pattern with a
+    slash is compared with the path from its beginning, and also matches everything below a folder that it matches; `**`
+    matches any number of folders.
     """
     names, wanted = path.split("/"), pattern.strip("/").removeprefix("./").split("/")
     if len(wanted) == 1 and not pattern.startswith("/"):
@@ -40,7 +40,7 @@ def fits(path: str, pattern: str) -> bool:
 
 
 def _fit(names: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether each name fits its part of the pattern; by the ends that the parts so far may have, not by recursion."""
+    """Whether all names match their part of the pattern; tracks the possible ends of a match, without recursion."""
     ends = {0}
     for part in wanted:
         if part == "**":
@@ -51,10 +51,10 @@ def _fit(names: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def walked(folder: str, report: Report, skip: Skip = lambda _: False) -> Iterator[str]:
-    """Paths, relative to the folder, of everything below it that is no folder, in no particular order.
+    """Relative paths of all entries below a folder that are not folders, in no particular order.
 
-    Links to files are files; links to folders are reported and not followed. An entry that `skip` takes is left out.
-    A folder that cannot be read is reported, and raises nothing.
+    Links to files are files; links to folders are reported and not followed. Entries that `skip` accepts are left out.
+    A folder that cannot be read is reported and raises no error.
     """
     start, waiting = len(os.path.join(folder, "")), [folder]
     while waiting:
@@ -70,20 +70,20 @@ def walked(folder: str, report: Report, skip: Skip = lambda _: False) -> Iterato
 
 
 def _leads_up(link: str) -> bool:
-    """Whether a link to a folder leads to one that it is in."""
+    """Whether a link points to one of its parent folders."""
     here = os.path.realpath(os.path.dirname(link))
     return os.path.join(here, "").startswith(os.path.join(os.path.realpath(link), ""))
 
 
 def fixed_part(pattern: str) -> str:
-    """The folders before the first wildcard, with a separator at the end unless there are none."""
+    """The folders before the first wildcard, with a trailing separator, or ""."""
     parts = Path(pattern).parts
     fixed = parts[: next(i for i, part in enumerate(parts) if has_magic(part))]
     return os.path.join(*fixed, "") if fixed else ""
 
 
 class _Place(NamedTuple):
-    """A path, parts of the pattern to match below it, and the real folders from which links were followed to it."""
+    """A path, the remaining parts of the pattern, and the real paths of folders whose links were followed to it."""
 
     path: str
     parts: tuple[str, ...]
@@ -91,9 +91,9 @@ class _Place(NamedTuple):
 
 
 def matching(pattern: str, report: Report) -> list[str]:
-    """Paths that match a pattern as `glob.glob` knows them, hidden ones too, each once, sorted.
+    """Sorted, unique paths that match a pattern of `glob.glob`, including hidden files.
 
-    `**` is any number of folders. It follows links to folders, but not in a circle and to each folder once.
+    `**` matches any number of folders. It follows links to folders, but not in cycles, and each folder only once.
     """
     root = fixed_part(pattern)
     found: set[str] = set()
@@ -109,7 +109,7 @@ def matching(pattern: str, report: Report) -> list[str]:
 
 
 def _inside(place: _Place, linked: set[tuple[str, int]], report: Report) -> Iterator[_Place]:
-    """What the first part of the pattern matches, each with the parts that are left."""
+    """The places that the first part of the pattern matches, with the remaining parts."""
     first, *rest = place.parts
     if first == "**":
         yield _Place(place.path, (*rest,) or ("*",), place.above)
@@ -151,8 +151,8 @@ def _entries(folder: str, report: Report) -> list["os.DirEntry[str]"]:
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry of a folder is one itself, or a link to one."""
+    """Whether an entry is a folder or a link to a folder."""
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their names whole, with all of their content on the disk, or not at all."""
+"""Atomic writes of files and folders, with their content flushed to disk."""
 
 import os
 import platform
@@ -13,17 +13,17 @@ from uuid import uuid4
 from .errors import FeatxError, OutputError
 from .locks import locked
 
-ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/")  # drives of Windows have one letter
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/")  # drive names of Windows have one letter
 WRITER, WRITER_PATTERN = "WRITER", r"[A-Za-z0-9-]*-[0-9]+-[0-9a-f]{12}"
-LONGEST_NAME = 150  # bytes of a name that a part's name repeats; file systems take 255
+LONGEST_NAME = 150  # bytes of a name that its partial file contains; file systems allow 255
 
 
 def local(place: str | Path) -> Path:
-    """The path of this machine that a result is written to.
+    """The local path to write a result to.
 
     Raises:
-        OutputError: it is an address, such as s3://bucket/maps, also one whose second slash pathlib removed, or no
-            path. Object stores have neither locks nor renames, without which a result is not written whole.
+        OutputError: `place` is not a path, or is an address, such as s3://bucket/maps, also without its second slash,
+            which pathlib removes. Atomic writes need locks and renames, which object stores do not have.
     """
     text = os.fspath(place)
     if "\0" in text:
@@ -48,11 +48,13 @@ def _is_protocol(scheme: str) -> bool:
 
 
 def part_name(name: str, writer: str | None = None) -> str:
-    """What a file is called while it is written, another for each writer: several may write one name.
+    """The name of a partial file, which is unique for each writer, because several may write the same file.
 
-    A cluster that takes a machine for dead gives its work to another one, and the first may still write.
+    For example, a cluster may reassign the work of a machine that it considers dead but that still writes.
 
-    writer: None names this process and a number that no other writer has.
+    Args:
+        name: of the file.
+        writer: None is the host, the process and a random number.
     """
     if writer is None:
         writer = f"{re.sub(r'[^A-Za-z0-9]+', '-', platform.node())[:50]}-{os.getpid()}-{uuid4().hex[:12]}"
@@ -63,14 +65,14 @@ def part_name(name: str, writer: str | None = None) -> str:
 
 @contextmanager
 def whole_file(place: Path) -> Iterator[Path]:
-    """Within the block a path to write to, whose file replaces the one at `place` at the end of the block, at once.
+    """A context with a path to write to; at its end, the file atomically replaces the one at `place`.
 
     Raises:
-        OutputError: the block or the replacement ended with an OSError; nothing of the file is left then.
+        OutputError: the context or the replacement raised an OSError; no partial file is left.
     """
     with _removed_unless_placed(place) as part:
         part.touch()
-        mode = part.stat().st_mode  # as the user's umask has it; safetensors makes files private
+        mode = part.stat().st_mode  # according to the user's umask; safetensors creates private files
         yield part
         part.chmod(mode)
         to_disk(part)
@@ -80,10 +82,10 @@ def whole_file(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(place: Path) -> Iterator[Path]:
-    """Within the block a folder beside `place`, for files that are moved out of it one by one.
+    """A context with a temporary folder beside `place`, for files that are moved out of it one by one.
 
     Raises:
-        OutputError: the block ended with an OSError.
+        OutputError: the context raised an OSError.
     """
     with _removed_unless_placed(place) as part:
         part.mkdir()
@@ -92,12 +94,12 @@ def workspace(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file_or_folder(place: Path) -> Iterator[Path]:
-    """Within the block a path for a file or a folder, which is named `place` at the end, where nothing is.
+    """A context with a path for a new file or folder, which is renamed to `place` at its end.
 
-    The block holds the lock of `place` (`alone`).
+    The caller holds the lock of `place` (`alone`).
 
     Raises:
-        OutputError: something is there, or the block ended with an OSError; nothing new is left then.
+        OutputError: `place` exists, or the context raised an OSError; no partial file is left.
     """
     require_new(place)
     with _removed_unless_placed(place) as part:
@@ -108,7 +110,7 @@ def new_file_or_folder(place: Path) -> Iterator[Path]:
 
 
 def _place_new(part: Path, place: Path) -> None:
-    """Name the part `place`; OutputError if something is there."""
+    """Rename the partial file to `place`; OutputError if `place` exists."""
     try:
         os.link(part, place)
     except FileExistsError:
@@ -119,20 +121,22 @@ def _place_new(part: Path, place: Path) -> None:
 
 
 def require_new(place: Path) -> None:
-    """OutputError if something is there already."""
+    """Raise OutputError if `place` exists."""
     if os.path.lexists(place):
         raise OutputError(f"{place} exists: name a new one, or remove it")
 
 
 @contextmanager
 def alone(place: Path, wait: float = 0, also: Sequence[str] = ()) -> Iterator[None]:
-    """Within the block no other process or thread writes `place`; what killed ones left of it is removed before.
+    """A context in which no other process or thread writes `place`; partial files of killed ones are removed first.
 
-    The folder of `place` is made. wait: seconds to wait for another that writes. also: names of the other files in the
-    folder that are written with it.
+    Args:
+        place: to write; its folder is created.
+        wait: seconds to wait for another writer.
+        also: names of further files in the folder that are written together with it.
 
     Raises:
-        OutputError: another writes it, or nothing can be written there.
+        OutputError: another process or thread is writing it, or the folder cannot be written.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -146,15 +150,20 @@ def alone(place: Path, wait: float = 0, also: Sequence[str] = ()) -> Iterator[No
 
 
 def _pattern_of_parts(name: str) -> str:
-    """What the names of all parts of a name match, and of no longer name."""
+    """A regular expression of the partial files of a name."""
     return re.escape(part_name(name, WRITER)).replace(re.escape(WRITER), WRITER_PATTERN)
 
 
 def remove_parts(folder: Path, pattern: str, is_ours: Callable[[str], bool] = lambda _: True) -> None:
-    """Remove the files and folders whose names match a regular expression, which writers that were killed left.
+    """Remove partial files and folders of killed writers.
+
+    Args:
+        folder: that contains them.
+        pattern: regular expression of their names.
+        is_ours: further condition on a name.
 
     Raises:
-        OutputError: that is not allowed.
+        OutputError: they cannot be removed.
     """
     try:
         for name in os.listdir(folder):
@@ -165,7 +174,7 @@ def remove_parts(folder: Path, pattern: str, is_ours: Callable[[str], bool] = la
 
 
 def tree_to_disk(path: Path) -> None:
-    """Ask that a file, or a folder with all that is in it, survives a loss of power."""
+    """Flush a file, or a folder with all of its content, to disk."""
     if not path.is_dir():
         to_disk(path)
         return
@@ -176,13 +185,13 @@ def tree_to_disk(path: Path) -> None:
 
 
 def folder_to_disk(folder: Path) -> None:
-    """Ask that a folder's names survive a loss of power."""
-    if os.name == "posix":  # elsewhere folders cannot be opened
+    """Flush the entries of a folder to disk."""
+    if os.name == "posix":  # other systems cannot open folders
         to_disk(folder)
 
 
 def to_disk(path: Path) -> None:
-    """Ask that a file's content survives a loss of power."""
+    """Flush the content of a file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -192,7 +201,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def _removed_unless_placed(place: Path) -> Iterator[Path]:
-    """Within the block a path beside `place`; what is left of it is removed, and an OSError is told as of `place`."""
+    """A context with a path beside `place`, which is removed at the end; an OSError becomes an OutputError."""
     part = place.with_name(part_name(place.name))
     try:
         yield part
@@ -201,7 +210,7 @@ def _removed_unless_placed(place: Path) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write {place}: {error}") from error
     finally:
-        with suppress(OSError):  # what happened first matters
+        with suppress(OSError):  # report the first error
             _remove(part)
 
 

@@ -8,7 +8,7 @@ from commanding import run as run
 
 import featx
 from featx.commands.bench import advice
-from featx.commands.measuring import Row, Task, measure
+from featx.commands.benchmark import Row, Task, measure
 from featx.runtime import runtimes
 
 NAME = "test_efficientnet"
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("tolerant_of_torch", "this_process")
 def this_process(monkeypatch):
     """The process of the tests stays as it is, and no model is run more often than it must be."""
     monkeypatch.setattr("featx.runtime.allocator.keep_freed_memory", lambda: "kept")
-    monkeypatch.setattr("featx.commands.measuring.TURNS", (1, 2))
+    monkeypatch.setattr("featx.commands.benchmark.TURNS", (1, 2))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 import featx
 from featx import FeatureDataset, FeatxError, OutputError
-from featx.bulk import check_files, formats, merge, stats, write_index
-from featx.bulk.formats import Format, convert
+from featx.bulk import check_files, converters, merge, stats, write_index
+from featx.bulk.converters import Format, convert
 from featx.bulk.parquet_reader import cell_text
 from featx.viz import save_figure
 from featx.whole_files import alone
@@ -121,8 +121,8 @@ def test_arrays_are_not_mapped(maps, tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a mapped file ends the process where the disk is full")
 
-    monkeypatch.setattr(formats.np.lib.format, "open_memmap", refuse)
-    monkeypatch.setattr(formats.np, "memmap", refuse)
+    monkeypatch.setattr(converters.np.lib.format, "open_memmap", refuse)
+    monkeypatch.setattr(converters.np, "memmap", refuse)
     assert convert(maps, tmp_path / "out", "npy") == 9
 
 

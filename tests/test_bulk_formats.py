@@ -15,8 +15,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, MissingPackageError, OutputError, extract
-from featx.bulk import formats
-from featx.bulk.formats import Format, convert
+from featx.bulk import converters
+from featx.bulk.converters import Format, convert
 from featx.cli import app
 from featx.whole_files import part_name
 
@@ -75,7 +75,7 @@ def test_arrays_are_read_by_numpy(tmp_path, images, extractor, dtype, pooling):
 def test_tars_are_read_by_webdataset(tmp_path, images, extractor, options, monkeypatch):
     import webdataset
 
-    monkeypatch.setattr(formats, "TAR_BYTES", 1000)  # so that there are several
+    monkeypatch.setattr(converters, "TAR_BYTES", 1000)  # so that there are several
     maps = run(images, extractor, tmp_path / "maps", pooling=["none", "max"], **options)
     assert convert(maps, tmp_path / "out", "webdataset") == 4
     tars = sorted(map(str, (tmp_path / "out").iterdir()))
@@ -96,7 +96,7 @@ def test_tars_are_read_by_webdataset(tmp_path, images, extractor, options, monke
 def test_groups_are_read_by_zarr(tmp_path, images, extractor, dtype, chunk, monkeypatch):
     import zarr
 
-    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(converters, "CHUNK_BYTES", chunk)
     maps = run(images, extractor, tmp_path / "maps", dtype=dtype, pooling=["none", "gem"])
     assert convert(maps, tmp_path / "out", "zarr") == 4
     dataset, group = FeatureDataset(maps), zarr.open_group(tmp_path / "out", mode="r")
@@ -111,7 +111,7 @@ def test_groups_are_read_by_zarr(tmp_path, images, extractor, dtype, chunk, monk
 def test_tables_are_read_by_datasets(tmp_path, images, extractor, dtype, monkeypatch):
     import datasets
 
-    monkeypatch.setattr(formats, "TABLE_ROWS", 3)
+    monkeypatch.setattr(converters, "TABLE_ROWS", 3)
     maps = run(images, extractor, tmp_path / "maps", dtype=dtype, pooling=["mean", "max"])
     assert convert(maps, tmp_path / "out.parquet", "parquet") == 4
     read = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache"))

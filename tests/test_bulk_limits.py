@@ -42,7 +42,7 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize("limit", ["LONGEST_HEADER", "MOST_VALUES"])
 def test_a_file_that_would_say_too_much_is_not_written(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(shard_module, limit, 30)
-    with pytest.raises(OutputError, match=r"would say more than one file may: choose a smaller rows_per_shard"):
+    with pytest.raises(OutputError, match=r"would have too large a header: choose a smaller rows_per_shard"):
         write(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -53,12 +53,12 @@ def test_a_tensor_of_no_level_is_told(tmp_path):
         read_header(path, PLAN)
     extra = plan_of("a", 2, 3)
     write(tmp_path, levels=["a", "b"], maps=[[torch.zeros(2)] * 3] * 2, plan=extra.fingerprint)
-    with pytest.raises(OutputError, match=r"it holds 'b', which is no level's"):
+    with pytest.raises(OutputError, match=r"it holds 'b', which is not a level"):
         read_header(path, extra)
 
 
 def test_too_many_files_are_refused_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.bulk.run.MOST_SHARDS", 2)
+    monkeypatch.setattr("featx.bulk.extraction.MOST_SHARDS", 2)
     images = paint(tmp_path / "in", 3)
     with pytest.raises(ArgumentError, match="rows_per_shard=1 makes 3 files of 3 images, more than 2: choose a larger"):
         extract(images, small(), tmp_path / "out", size=32, rows_per_shard=1)
@@ -162,7 +162,7 @@ def test_values_of_another_kind_are_told(check, held, expected):
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "1" * 5000, b"\xff\xfe\xff", "\ufeff{}", "{} {}"])
 def test_what_is_no_json_is_told(text):
-    with pytest.raises(JsonError, match="it is no JSON"):
+    with pytest.raises(JsonError, match="it is not valid JSON"):
         parsed(text)
 
 

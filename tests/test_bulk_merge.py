@@ -195,7 +195,7 @@ def test_folders_of_other_images_are_refused(tmp_path, images, extractor):
 
 def test_a_target_of_another_extraction_is_refused(tmp_path, images, extractor):
     out = run(images, extractor, tmp_path / "out", dtype="float16")
-    with pytest.raises(OutputError, match=r'was made otherwise; .*\n  dtype: "float16" there, "float32" now'):
+    with pytest.raises(OutputError, match=r'has other settings; .*\n  dtype: "float16" there, "float32" now'):
         merge([run(images, extractor, tmp_path / "a")], out)
 
 

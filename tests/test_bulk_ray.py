@@ -28,10 +28,10 @@ from featx import (
     extract,
 )
 from featx.bulk import OnRay, Recipe, Resources, find_items
+from featx.bulk.extraction import plan_job
 from featx.bulk.meta import Meta, write_meta
 from featx.bulk.pipeline import Job
-from featx.bulk.ray_runner import Extracting, _connected
-from featx.bulk.run import plan_job
+from featx.bulk.ray_runner import ShardActor, _connected
 from featx.cli import app
 
 IMAGES, ROWS = 40, 2
@@ -119,7 +119,7 @@ def test_every_actor_is_given_a_gpu_of_its_own_if_it_needs_one(
     cluster = Asked({"CPU": 16, "GPU": 2}, {"CPU": 32})
     monkeypatch.setattr("featx.bulk.ray_runner.require_ray", lambda: cluster)
     run(images, extractor, tmp_path / "out", runner=OnRay(device=device))
-    assert cluster.actor is Extracting
+    assert cluster.actor is ShardActor
     assert (cluster.asked["num_gpus"], cluster.asked["num_cpus"]) == (gpus, cpus)
     assert cluster.asked["compute"] == {"min_size": 1, "max_size": IMAGES // ROWS, "initial_size": fitting}
     assert cluster.asked["fn_constructor_args"] == ([cluster.job], device, cpus, os.getcwd())
@@ -163,15 +163,15 @@ def job_of(images: Path, extractor: FeatureExtractWrapper, out: Path) -> Job:
     return job
 
 
-def actor(job: Job, monkeypatch: pytest.MonkeyPatch, folder: str = "/nowhere") -> Extracting:
+def actor(job: Job, monkeypatch: pytest.MonkeyPatch, folder: str = "/nowhere") -> ShardActor:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda held: held))
     monkeypatch.setattr(
         "featx.runtime.allocator.keep_freed_memory", lambda: None
     )  # of the tests' process it is not ours
-    return Extracting([job], "cpu", 1, folder)
+    return ShardActor([job], "cpu", 1, folder)
 
 
-def outcome(actor: Extracting, number: int):
+def outcome(actor: ShardActor, number: int):
     (content,) = actor({"shard": [number]})["outcome"]
     return pickle.loads(content)
 
@@ -263,7 +263,7 @@ def actors_below(process: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"Extracting" in (folder / "cmdline").read_bytes():
+            if b"ShardActor" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue

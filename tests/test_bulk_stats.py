@@ -147,7 +147,7 @@ def test_files_that_are_damaged_or_of_another_extraction_are_named(tmp_path, ima
     cut.write_bytes(cut.read_bytes()[:-1])
     (out / "maps-000001.safetensors").write_bytes((other / "maps-000001.safetensors").read_bytes())
     found = stats(out)
-    assert "is no whole shard of maps: it is cut short" in found.damaged[str(cut)]
+    assert "is not a complete shard of maps: it is cut short" in found.damaged[str(cut)]
     assert "is of another extraction" in found.damaged[str(out / "maps-000001.safetensors")]
     assert (found.shards, found.sound) == (1, False)
 
@@ -251,4 +251,4 @@ def test_the_command_exits_with_1_if_something_is_wrong(tmp_path, images, extrac
     done = run_stats(out)
     assert done.exit_code == 1
     assert f"3.png in {extractor.feature_info.names()[0]}" in done.output
-    assert "maps-000002.safetensors is no whole shard of maps" in done.output
+    assert "maps-000002.safetensors is not a complete shard of maps" in done.output

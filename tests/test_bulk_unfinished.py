@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from featx import OutputError
 from featx.bulk import check_files, check_sources, merge, stats
-from featx.bulk.formats import Format, convert
+from featx.bulk.converters import Format, convert
 from featx.bulk.meta import Meta
 from featx.bulk.output_folder import missing_shards
 from featx.bulk.preview import save_picture

@@ -48,10 +48,10 @@ def test_a_signal_lets_the_file_in_work_be_finished_and_says_how_to_go_on(
     signalled(monkeypatch, 1, number)
     ran = run(*words)
     assert ran.status == status
-    assert "finishing the file in work; once more to end at once" in ran.err
+    assert "finishing the current file; repeat to stop immediately" in ran.err
     left = 5 - len(list((tmp_path / "out").glob("maps-*")))
     assert 0 < left < 5
-    assert f"stopped with {left} files left: run the same command again to go on" in ran.err
+    assert f"stopped with {left} files left: run the same command again to resume" in ran.err
     monkeypatch.undo()
     again = run(*words)
     assert again.status == 0
@@ -65,7 +65,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_that_was_written(run, tm
     signalled(monkeypatch, 2)
     ran = run(*words)
     assert ran.status == 130
-    assert "ended at once: the file in work is lost, run the same command again to go on" in ran.err
+    assert "stopped immediately: the current file is lost, run the same command again to resume" in ran.err
     monkeypatch.undo()
     assert run(*words).status == 0
     assert len(index(tmp_path / "out")) == 9

@@ -46,7 +46,7 @@ def test_a_folder_that_is_done_is_written_in_another_format(tmp_path, images):
     ("words", "told"),
     [
         ("zarr --shard 0/2", "--format zarr writes all images: when all jobs are done, use featx convert"),
-        ("npy --keep-aspect", "--format npy takes maps of one shape, which --keep-aspect has not: use webdataset"),
+        ("npy --keep-aspect", "--format npy takes maps of one shape, not those of --keep-aspect: use webdataset"),
         ("parquet", "--format parquet takes vectors, not maps: add --pool mean, or choose npy or zarr"),
         ("npy", "maps.npy exists: name a new one, or remove it"),
     ],

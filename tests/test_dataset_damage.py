@@ -145,18 +145,18 @@ def test_a_missing_entry_is_told(folder):
 
 def test_a_meta_that_was_edited_is_told(folder):
     change_meta(folder, set_at("decided", "model", value="another"), signed=False)
-    with pytest.raises(OutputError, match="its fingerprint is not that of what it says: it was changed after"):
+    with pytest.raises(OutputError, match="its fingerprint does not match its content: it was changed after"):
         FeatureDataset(folder)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[" * 100_000, "it is no JSON"),
+        ("[" * 100_000, "it is not valid JSON"),
         ("[" + "[]," * 3_000_000 + "[]]", "it holds more than 2000000 values"),
         (" " * (2**24 + 1), "it has 16777217 bytes, more than 16777216"),
-        ("\x00", "it is no JSON"),
-        ("9" * 10_000, "it is no JSON"),
+        ("\x00", "it is not valid JSON"),
+        ("9" * 10_000, "it is not valid JSON"),
     ],
 )
 def test_a_meta_that_costs_much_is_refused_before(folder, content, message):
@@ -171,18 +171,18 @@ SHARD_FAULTS = [
     ("ids", ["0.png"], "expected one that begins with"),
     ("ids", "abc", "ids is 'abc', expected an array"),
     ("ids", ["a", "\ud800"], "expected an array of texts"),
-    ("sources", [], "it tells 2 images and 1 failures, expected 3"),
+    ("sources", [], "it lists 2 images and 1 failures, expected 3"),
     ("sizes", [[1, 2], [0, 3]], "sizes is .*, expected an array of pairs of ints from 1"),
-    ("stamps", [None], "it tells 2 images"),
+    ("stamps", [None], "it lists 2 images"),
     ("errors", [["a", "b"]], "expected id, source and reason"),
-    ("errors", [], "it tells 2 images and 0 failures, expected 3"),
+    ("errors", [], "it lists 2 images and 0 failures, expected 3"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "message"), SHARD_FAULTS, ids=str)
 def test_values_that_a_header_cannot_have_are_told(folder, key, value, message):
     change_header(folder / SHARDS[0], set_at(key, value=value))
-    with pytest.raises(OutputError, match=f"is no whole shard of maps: .*{message}"):
+    with pytest.raises(OutputError, match=f"is not a complete shard of maps: .*{message}"):
         FeatureDataset(folder)
     assert str(folder / SHARDS[0]) in stats(folder).damaged
 
@@ -195,7 +195,7 @@ def test_values_that_a_header_cannot_have_are_told(folder, key, value, message):
         ({"shape": [2, 4, 16, 2**31]}, "ints from 1"),
         ({"dtype": "F16"}, "one of F32"),
         ({"data_offsets": [0, 8]}, "bytes for [2, 4, 16, 16]"),
-        ({"data_offsets": [4, 8196]}, "its tensors lie over each other, or apart"),
+        ({"data_offsets": [4, 8196]}, "its tensors overlap or have gaps between them"),
         ({"data_offsets": [-8192, 0]}, "ints from 0"),
     ],
     ids=str,

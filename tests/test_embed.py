@@ -105,7 +105,7 @@ def test_images_that_cannot_be_decoded_are_all_named(tmp_path, images, classifie
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with (
         Image.open(tmp_path / "cut.png") as cut,
-        pytest.raises(ImageError, match=r"2 of 4 images have no vector \(errors='nan' goes on\)") as raised,
+        pytest.raises(ImageError, match=r"2 of 4 images have no vector \(errors='nan' gives rows of NaN\)") as raised,
     ):
         embed([images / "1.png", bad, cut, images / "2.png"], classifier, size=SIZE)
     assert r"bad\x1b.png: not an image" in str(raised.value)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import featx
 from featx import ArgumentError, DataConfig, FeatureExtractWrapper, extract
-from featx.bulk import run as run_module
+from featx.bulk import extraction as extraction_module
 
 SHARD = "maps-000000.safetensors"
 
@@ -85,7 +85,7 @@ def test_files_hold_as_many_images_as_fill_the_bytes_allowed_in_whole_batches(tm
     paint(tmp_path / "in", 7)
     one_image = sum(map_.nbytes for map_ in direct(extractor, Image.new("RGB", (64, 64))))
     for allowed, batch_size, expected in ((3, 1, [3, 3, 1]), (5, 2, [4, 3]), (3, 16, [3, 3, 1]), (0.5, 1, [1] * 7)):
-        monkeypatch.setattr(run_module, "SHARD_BYTES", int(allowed * one_image))
+        monkeypatch.setattr(extraction_module, "SHARD_BYTES", int(allowed * one_image))
         out = tmp_path / f"{allowed}-{batch_size}"
         summary = extract([tmp_path / "in"], extractor, out, size=SIZE, batch_size=batch_size)
         assert [len(load_file(shard)["act1"]) for shard in summary.shards] == expected

@@ -133,10 +133,10 @@ def test_a_model_whose_statistics_are_of_other_channels_is_refused_with_what_to_
 
 
 def test_the_picture_of_a_folder_of_bands_is_gray(tmp_path):
-    from featx.bulk.preview import GONE, _seen
+    from featx.bulk.preview import GONE, _model_view
 
     (tmp_path / "a.tif").write_bytes(tiff(PIXELS, planarconfig="contig"))
     featx.extract(tmp_path / "a.tif", extractor(), tmp_path / "out")
     dataset = featx.FeatureDataset(tmp_path / "out")
-    seen = _seen(str(tmp_path / "a.tif"), dataset[0], dataset.meta["decided"])
+    seen = _model_view(str(tmp_path / "a.tif"), dataset[0], dataset.meta["decided"])
     assert seen.getcolors() == [(80 * 48, tuple(bytes.fromhex(GONE[1:])))]

@@ -10,7 +10,7 @@ from coloured import BLUE, LIME, RED, colours, pixel_of, png, save_photos
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items
-from featx.bulk.parquet_reader import holding
+from featx.bulk.parquet_reader import column_content
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 THREE = [png("red"), png("lime"), png("blue")]
@@ -231,5 +231,7 @@ def test_a_table_that_is_another_one_now_is_read_anew(photos):
 
 
 def test_what_a_type_holds_does_not_depend_on_what_encodes_it():
-    assert holding(pa.dictionary(pa.int8(), pa.string())) == holding(pa.string()).__class__("paths", usual=False)
-    assert holding(pa.list_(pa.list_(pa.binary()))).what is None
+    assert column_content(pa.dictionary(pa.int8(), pa.string())) == column_content(pa.string()).__class__(
+        "paths", usual=False
+    )
+    assert column_content(pa.list_(pa.list_(pa.binary()))).kind is None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import featx
 from featx import ArgumentError, FeatureDataset, FeatureExtractWrapper, InputError, extract
-from featx.bulk.recipe import Resources
+from featx.bulk.config import Resources
 
 SIZE = 48
 # Convolutions of one image and of a batch may add in another order.

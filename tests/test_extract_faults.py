@@ -170,7 +170,7 @@ def test_other_errors_of_the_model_are_not_taken_for_want_of_memory(tmp_path, mo
     def broken(self, x):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(model_module.Model, "_run", broken)
+    monkeypatch.setattr(model_module.InferenceModel, "_run", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         extract(noises(tmp_path / "in", 2), small(9), tmp_path / "out")
 

@@ -168,9 +168,9 @@ def test_a_parquet_table_names_images_and_ids(photos):
     ("name", "content", "problem"),
     [
         ("list.csv", "file,label\na.png,1\n", "has the columns file, label: expected one named path"),
-        ("list.csv", "path,label\na.png\n", "line 2 has not the 2 values of the header"),
+        ("list.csv", "path,label\na.png\n", "line 2 does not have the 2 values of the header"),
         ("list.csv", "", "cannot be read as a list of images"),
-        ("list.csv", "path\n,\n", "line 2 has not the 1 values"),
+        ("list.csv", "path\n,\n", "line 2 does not have the 1 values"),
         ("list.parquet", "no table", r"list\.parquet cannot be read as a Parquet file"),
     ],
 )

@@ -161,7 +161,7 @@ def test_what_a_pattern_matches_and_is_no_image_is_counted(photos):
     items = find_items(f"{photos}/*")
     assert items.ids == ["a.png"]
     assert kinds(items) == {".txt": 1, "folders that match a pattern without **": 1}
-    assert items.left_out.remarks == {f"{photos}/pipe.png": "matches the pattern and is no file"}
+    assert items.left_out.remarks == {f"{photos}/pipe.png": "matches the pattern but is not a file"}
 
 
 def test_a_folder_that_cannot_be_read_and_a_link_to_one_are_told(tmp_path, photos, monkeypatch):
@@ -367,8 +367,9 @@ def test_after_too_many_failures_the_message_says_which_of_them_are_named(tmp_pa
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").touch()
-    told = r"\d images failed, .*index\.parquet says why those of finished files did; run again with a larger max_e"
-    with pytest.raises(ImageError, match=told):
+    listed = r"index\.parquet lists their failed images with the reasons"
+    message = rf"\d images failed, .*{listed}; run again with a larger max_e"
+    with pytest.raises(ImageError, match=message):
         extract(folder, net, tmp_path / "out", pooling="mean", max_errors=1, rows_per_shard=rows, batch_size=1)
     assert [row["id"] for row in pq.read_table(tmp_path / "out/index.parquet").to_pylist()][:1] == named
 

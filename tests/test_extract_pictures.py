@@ -17,7 +17,7 @@ import featx
 from featx import ArgumentError, FeatxError, OutputError
 from featx.bulk import Recipe, Resources, find_items
 from featx.bulk.decoder import Decoder, decoder_for
-from featx.bulk.identity import decided
+from featx.bulk.provenance import result_identity
 from featx.cli import app
 
 
@@ -104,9 +104,9 @@ def test_going_on_in_other_colours_is_refused(tmp_path, extractor):
 def test_what_a_folder_of_before_these_options_says_is_what_they_say_if_they_are_not_used(extractor):
     """Its fingerprint stays the same, and so it can be gone on with."""
     before = {"dtype", "keep_aspect", "levels", "model", "preprocessing", "runtime", "scaled_decode", "size", "weights"}
-    assert decided(extractor, "a", Recipe(color_management="none")).keys() == before
-    assert decided(extractor, "a", Recipe())["color_management"] == "srgb"
-    assert decided(extractor, "a", Recipe(allow_truncated=True))["allow_truncated"] is True
+    assert result_identity(extractor, "a", Recipe(color_management="none")).keys() == before
+    assert result_identity(extractor, "a", Recipe())["color_management"] == "srgb"
+    assert result_identity(extractor, "a", Recipe(allow_truncated=True))["allow_truncated"] is True
 
 
 def test_only_known_ways_to_treat_colours_are_taken():
@@ -115,14 +115,14 @@ def test_only_known_ways_to_treat_colours_are_taken():
 
 
 def test_a_picture_of_a_folder_is_in_the_colours_that_the_model_saw(tmp_path, extractor):
-    from featx.bulk.preview import _seen
+    from featx.bulk.preview import _model_view
 
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     seen = {}
     for way in ("srgb", "none"):
         featx.extract(tmp_path / "a.png", extractor, tmp_path / way, keep_aspect=True, size=64, color_management=way)
         dataset = featx.FeatureDataset(tmp_path / way)
-        seen[way] = np.asarray(_seen(str(tmp_path / "a.png"), dataset[0], dataset.meta["decided"])).astype(int)
+        seen[way] = np.asarray(_model_view(str(tmp_path / "a.png"), dataset[0], dataset.meta["decided"])).astype(int)
     assert np.array_equal(seen["none"], np.asarray(PHOTOGRAPH))
     assert np.abs(seen["srgb"] - to_srgb(np.asarray(PHOTOGRAPH))).mean() < 0.6
 

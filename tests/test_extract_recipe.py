@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import featx
 from featx import ArgumentError, ContractError, FeatureDataset, FeatureExtractWrapper, extract
 from featx.bulk import Recipe, Resources
-from featx.bulk.extractor import created, wrapped
-from featx.bulk.recipe import RecipeFields, ResourcesFields
+from featx.bulk.config import RecipeFields, ResourcesFields
+from featx.bulk.extractor import create_extractor, wrap_classifier
 
 SIZE = 64
 
@@ -225,7 +225,7 @@ def test_a_vit_that_norms_behind_its_pool_has_no_norm_of_tokens(tmp_path, images
 
 
 def test_the_model_itself_is_left_without_normed_maps(vit):
-    wrapped(vit, None, Recipe(norm=True))
+    wrap_classifier(vit, None, Recipe(norm=True))
     assert not vit.maps_are_normed
 
 
@@ -254,7 +254,7 @@ def test_pre_logits_are_those_of_forward_head(tmp_path, images, name, runtime):
 
 def test_pre_logits_do_not_depend_on_the_classes(tmp_path, images, classifier):
     create = partial(featx.create_model, "test_efficientnet", checkpoint_path=classifier.state_dict())
-    named = created(create, None, Recipe("pre_logits"))
+    named = create_extractor(create, None, Recipe("pre_logits"))
     assert not [name for name in named.state_dict() if name.startswith("classifier")]
     extract(images, named, tmp_path / "named", size=SIZE, pooling="pre_logits", name="EfficientNet")
     extract(images, classifier, tmp_path / "classifier", size=SIZE, pooling="pre_logits")
@@ -263,7 +263,7 @@ def test_pre_logits_do_not_depend_on_the_classes(tmp_path, images, classifier):
 
 
 def test_pre_logits_extractors_travel_to_other_processes(vit):
-    extractor = wrapped(vit, None, Recipe("pre_logits"))
+    extractor = wrap_classifier(vit, None, Recipe("pre_logits"))
     x = torch.randn(1, 3, SIZE, SIZE)
     with torch.inference_mode():
         assert torch.equal(pickle.loads(pickle.dumps(extractor))(x)[0], extractor(x)[0])

@@ -167,7 +167,7 @@ def test_images_that_failed_stay_failed_unless_they_are_to_be_tried_again(tmp_pa
 
 
 def test_too_many_failures_stop_a_run_that_can_go_on(tmp_path, images, extractor):
-    with pytest.raises(featx.ImageError, match="1 images failed, more than the 0 allowed: what is written stays"):
+    with pytest.raises(featx.ImageError, match="1 images failed, more than the 0 allowed: finished files are kept"):
         run(images, extractor, tmp_path / "out", max_errors=0)
     assert 0 < len(contents(tmp_path / "out")) < 4
     assert run(images, extractor, tmp_path / "out", max_errors=1).written == 9
@@ -194,7 +194,8 @@ def test_a_folder_made_with_other_options_is_refused_with_the_difference(
 ):
     run(images, extractor, tmp_path / "out", stopped=Stopped(1))
     before = contents(tmp_path / "out")
-    with pytest.raises(OutputError, match="was made otherwise; name a new folder, or ask for the same:") as refused:
+    message = "has other settings; name a new folder, or use the same settings:"
+    with pytest.raises(OutputError, match=message) as refused:
         run(images, extractor, tmp_path / "out", **options)
     assert difference in str(refused.value)
     assert contents(tmp_path / "out") == before

@@ -14,11 +14,11 @@ from two_level_net import net
 import featx
 from featx import ArgumentError, FeatureDataset, MissingPackageError, OutputError
 from featx.bulk import find_items, inference, merge
+from featx.bulk.config import Recipe, Resources
+from featx.bulk.extraction import plan_job
 from featx.bulk.meta import require_meta, write_meta
 from featx.bulk.pipeline import Worker
 from featx.bulk.ray_runner import OnRay
-from featx.bulk.recipe import Recipe, Resources
-from featx.bulk.run import plan_job
 from featx.commands.extract import Runtime as Offered
 from featx.runtime import Choice, auto, runtimes
 
@@ -66,9 +66,11 @@ def test_the_command_offers_every_runtime():
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_the_runtime_that_was_chosen_is_recorded_and_used(tmp_path, images, fastest, runtime, monkeypatch):
-    measured, run_on, call = fastest(runtime), set(), inference.Model.__call__
+    measured, run_on, call = fastest(runtime), set(), inference.InferenceModel.__call__
     monkeypatch.setattr(
-        inference.Model, "__call__", lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels)
+        inference.InferenceModel,
+        "__call__",
+        lambda self, pixels: run_on.add(self.extractor.runtime) or call(self, pixels),
     )
     run(images, tmp_path / "out")
     monkeypatch.undo()
@@ -120,15 +122,15 @@ def test_a_folder_of_a_runtime_that_is_gone_is_refused(tmp_path, images):
     meta = require_meta(tmp_path / "out")
     earlier = replace(meta.plan, decided={**meta.plan.decided, "runtime": "onednn"})
     write_meta(tmp_path / "out", replace(meta, generations=(earlier,)))
-    message = "out was made with runtime='onednn', which this version of featx has not: name a new folder"
+    message = "out was made with runtime='onednn', which this version of featx does not have: name a new folder"
     with pytest.raises(OutputError, match=message):
         run(images, tmp_path / "out")
 
 
 def test_jobs_that_begin_at_once_on_other_machines_use_one_runtime(tmp_path, images, fastest, monkeypatch):
-    from featx.bulk import run as running
+    from featx.bulk import extraction
 
-    planned, begun = running.plan_job, []
+    planned, begun = extraction.plan_job, []
 
     def slowly(*words):
         job = planned(*words)
@@ -138,7 +140,7 @@ def test_jobs_that_begin_at_once_on_other_machines_use_one_runtime(tmp_path, ima
             run(images, tmp_path / "out", shard="1/2")
         return job
 
-    monkeypatch.setattr(running, "plan_job", slowly)
+    monkeypatch.setattr(extraction, "plan_job", slowly)
     fastest("openvino")
     run(images, tmp_path / "out", shard="0/2")
     assert recorded(tmp_path / "out") == "onnxruntime"

@@ -216,7 +216,7 @@ def test_blank_lines_of_a_csv_are_skipped_and_lines_are_counted_with_them(photos
     (photos / "list.csv").write_text("\n  \npath,label\n\na.png,1\n   \r\nb/d.png,2\n\n")
     assert find_items(photos / "list.csv").ids == ["a.png", "b/d.png"]
     (photos / "list.csv").write_text("path,label\n\na.png,1\n\nb/d.png\n")
-    with pytest.raises(ArgumentError, match="line 5 has not the 2 values of the header"):
+    with pytest.raises(ArgumentError, match="line 5 does not have the 2 values of the header"):
         find_items(photos / "list.csv")
     (photos / "list.csv").write_text("\n\n")
     with pytest.raises(ArgumentError, match="cannot be read as a list of images: it has no header"):

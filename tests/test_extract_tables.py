@@ -12,7 +12,7 @@ from coloured import colours, pixel_of, png
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items, parquet_reader
-from featx.bulk.prefetch import ahead
+from featx.bulk.prefetch import prefetch
 from featx.bulk.sources import Items
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -42,7 +42,7 @@ def numbers(items: Items) -> dict[str, int]:
 @pytest.fixture(autouse=True)
 def nothing_opened():
     yield
-    parquet_reader.rows_of.cache_clear()
+    parquet_reader.column_reader.cache_clear()
 
 
 # what rows are called
@@ -176,12 +176,14 @@ def test_rows_are_their_own_in_any_order(tmp_path, monkeypatch, rows_per_group, 
 
 def test_threads_that_read_about_in_order_read_the_file_once(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_reader, "BATCH_ROWS", 4)
-    begun, read = [], parquet_reader.Rows._read
-    monkeypatch.setattr(parquet_reader.Rows, "_read", lambda self, group: begun.append(group) or read(self, group))
+    begun, read = [], parquet_reader.ColumnReader._read
+    monkeypatch.setattr(
+        parquet_reader.ColumnReader, "_read", lambda self, group: begun.append(group) or read(self, group)
+    )
     contents = [f"image {row}".encode() for row in range(400)]
     items = find_items(save(tmp_path / "a.parquet", pa.array(contents), 100))
     with ThreadPoolExecutor(4) as pool:
-        assert list(ahead(pool, items.read, range(400), steps=12)) == contents
+        assert list(prefetch(pool, items.read, range(400), depth=12)) == contents
     assert begun == [0, 1, 2, 3]
 
 

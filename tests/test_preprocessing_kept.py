@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 import featx
 from featx import ArgumentError, CheckpointError, DataConfig, FeatureExtractWrapper
 from featx.adapters.requirements import statistics
+from featx.bulk.config import Recipe
 from featx.bulk.decoder import decoder_for
 from featx.bulk.inputs import find_items
-from featx.bulk.preview import _seen
-from featx.bulk.recipe import Recipe
+from featx.bulk.preview import _model_view
 from featx.cli import app
 from featx.heads.ssd import SSDConfig, _image_statistics
 from featx.necks import ChannelMapper, Pipeline
@@ -112,7 +112,7 @@ def test_an_extraction_crops_as_transform_does_and_says_so(config, size, tmp_pat
     decided = json.loads((tmp_path / "out/meta.json").read_text())["decided"]
     assert decided["preprocessing"] == json.loads(json.dumps(asdict(config)))
     changed = expecting(replace(config, crop_mode="center", channel_order="rgb"))
-    with pytest.raises(featx.OutputError, match="was made otherwise"):
+    with pytest.raises(featx.OutputError, match="has other settings"):
         featx.extract([tmp_path / "wide.png"], changed, tmp_path / "out", size=size)
 
 
@@ -163,7 +163,7 @@ def test_a_picture_of_an_extraction_shows_what_the_model_saw(config, tmp_path):
     WIDE.save(tmp_path / "wide.png")
     featx.extract([tmp_path / "wide.png"], expecting(config), tmp_path / "out")
     dataset = featx.FeatureDataset(tmp_path / "out")
-    seen = np.asarray(_seen(str(tmp_path / "wide.png"), dataset[0], dataset.meta["decided"]))
+    seen = np.asarray(_model_view(str(tmp_path / "wide.png"), dataset[0], dataset.meta["decided"]))
     plain = expecting(replace(config, mean=(0.0,) * 3, std=(1.0,) * 3))
     if config.crop_mode == "squash":
         assert np.array_equal(seen, (featx.transform(plain)(WIDE) * 255).round().permute(1, 2, 0).byte().numpy())

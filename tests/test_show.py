@@ -12,7 +12,7 @@ from skimage import data
 
 import featx
 import featx.cli
-from featx.commands import looking, show
+from featx.commands import show, show_figures
 
 RESNET = ("--model", "resnet18", "--random-weights", "0", "--size", "64")
 VIT = ("--model", "vit_tiny_patch16_224", "--random-weights", "0", "--size", "64")
@@ -147,7 +147,7 @@ def test_a_report_holds_all_photographs(run, tmp_path, cat, cup):
 
 def test_the_maps_of_a_report_share_their_colours(run, cat, cup, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(looking, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
+    monkeypatch.setattr(show_figures, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
     monkeypatch.setattr(featx.viz.html_report, "png_of", lambda figure: b"")
     run(cat, cup, *RESNET, "--levels", "2", "--out", tmp_path / "r.html")
     assert drawn[0] is drawn[1] is not None
@@ -211,7 +211,7 @@ def test_several_photographs_do_not_fit_a_picture(run, cat, cup, tmp_path):
 
 
 def test_a_wrong_ending_is_refused_before_weights_are_looked_for(run, cat, monkeypatch):
-    monkeypatch.setattr(show, "_seeing", None)
+    monkeypatch.setattr(show, "_load", None)
     ran = run(cat, "--model", "resnet18", "--out", "a.xyz")
     assert "error: a.xyz: name a picture that ends with one of " in ran.err
 

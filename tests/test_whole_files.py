@@ -11,7 +11,7 @@ import torch
 import featx
 from featx import OutputError
 from featx.bulk import merge, write_index
-from featx.bulk.formats import convert
+from featx.bulk.converters import convert
 from featx.whole_files import alone, local, new_file_or_folder, part_name, whole_file, workspace
 
 ADDRESSES = ["s3://bucket/maps", "gs://bucket/maps", "hf://datasets/a/b", "memory://maps", "unknown://host/maps"]

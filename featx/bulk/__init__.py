@@ -1,11 +1,14 @@
-"""From images to files of feature maps, and back."""
+"""Extraction of feature maps from many images to files, and reading of these files."""
 
+from .config import Recipe as Recipe
+from .config import Resources as Resources
+from .converters import convert as convert
 from .embedding import embed as embed
+from .extraction import extract as extract
 from .feature_dataset import FeatureDataset as FeatureDataset
 from .feature_dataset import Features as Features
 from .folder_merge import Merged as Merged
 from .folder_merge import merge as merge
-from .formats import convert as convert
 from .index import write_index as write_index
 from .inputs import find_items as find_items
 from .integrity import Checked as Checked
@@ -15,9 +18,6 @@ from .integrity import check_sources as check_sources
 from .progress import Progress as Progress
 from .progress import Summary as Summary
 from .ray_runner import OnRay as OnRay
-from .recipe import Recipe as Recipe
-from .recipe import Resources as Resources
-from .run import extract as extract
 from .search import Duplicate as Duplicate
 from .search import Neighbour as Neighbour
 from .shard import Failure as Failure

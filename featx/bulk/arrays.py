@@ -1,4 +1,4 @@
-"""A level of a folder of maps as NumPy has it: whole, as a table, or a block of rows after another."""
+"""Conversion of the rows of a FeatureDataset to NumPy arrays, as a whole or in blocks, and to pandas."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from ..errors import ArgumentError, MissingPackageError, shortened
 if TYPE_CHECKING:
     from .feature_dataset import FeatureDataset
 
-BLOCK_BYTES = 8 * 2**20  # of the rows that are read at once, about
+BLOCK_BYTES = 8 * 2**20  # of a block of rows, approximately
 
 
-def level_of(dataset: "FeatureDataset", level: str | None) -> str:
-    """The level, or the only one if it is None. ArgumentError if the dataset reads several, or not this one."""
+def resolve_level(dataset: "FeatureDataset", level: str | None) -> str:
+    """The level, or the only one for None; ArgumentError if None is ambiguous or the dataset lacks the level."""
     if level is None and len(dataset.levels) == 1:
         return dataset.levels[0]
     if level not in dataset.levels:
@@ -24,8 +24,8 @@ def level_of(dataset: "FeatureDataset", level: str | None) -> str:
     return level
 
 
-def shape_of(dataset: "FeatureDataset", level: str) -> tuple[int, ...]:
-    """The shape of every row of a level. ArgumentError if rows have several, or there is none."""
+def common_shape(dataset: "FeatureDataset", level: str) -> tuple[int, ...]:
+    """The shape of the rows of a level; ArgumentError if the rows have several shapes, or there are no rows."""
     shapes = {header.shape(level, row) for header in dataset._headers for row in range(header.rows)}
     if len(shapes) > 1:
         raise ArgumentError(
@@ -37,53 +37,51 @@ def shape_of(dataset: "FeatureDataset", level: str) -> tuple[int, ...]:
     return shapes.pop()
 
 
-def rows(dataset: "FeatureDataset", level: str, first: int, last: int) -> np.ndarray:
-    """Rows from `first` up to `last`, which have one shape, read at once where they lie side by side."""
+def read_rows(dataset: "FeatureDataset", level: str, first: int, last: int) -> np.ndarray:
+    """Rows `first` to `last` (exclusive), which have one shape; adjacent rows of a file are read at once."""
     parts: list[np.ndarray] = []
     while first < last:
         shard = bisect_right(dataset._starts, first) - 1
         start, end = dataset._starts[shard], min(last, dataset._starts[shard + 1])
-        block = _rows_of(dataset, shard, level, range(first - start, end - start))
+        block = _read_shard_rows(dataset, shard, level, range(first - start, end - start))
         parts.append((block.float() if block.dtype == torch.bfloat16 else block).numpy())
         first = end
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _rows_of(dataset: "FeatureDataset", shard: int, level: str, wanted: range) -> torch.Tensor:
-    """Rows of one file, which has others between them where images were removed or extracted again."""
+def _read_shard_rows(dataset: "FeatureDataset", shard: int, level: str, wanted: range) -> torch.Tensor:
+    """Rows of one shard; its file may have further rows between them, of images removed or extracted again."""
     header, file = dataset._headers[shard], dataset._file(shard)
     stored = [header.stored_row(row) for row in wanted]
-    places = [header.place(level, row) for row in wanted]
-    if level not in header.tensors:  # each row is a tensor of its own, somewhere in the file
-        return torch.stack(
-            [torch.frombuffer(file.read(p.start, p.end), dtype=p.dtype).reshape(p.shape) for p in places]
-        )
-    content = file.read(places[0].start, places[-1].end)
-    block = torch.frombuffer(content, dtype=places[0].dtype).reshape(-1, *places[0].shape)
+    spans = [header.span(level, row) for row in wanted]
+    if level not in header.tensors:  # each row is a separate tensor in the file
+        return torch.stack([torch.frombuffer(file.read(p.start, p.end), dtype=p.dtype).reshape(p.shape) for p in spans])
+    content = file.read(spans[0].start, spans[-1].end)
+    block = torch.frombuffer(content, dtype=spans[0].dtype).reshape(-1, *spans[0].shape)
     return block if len(block) == len(stored) else block[torch.tensor(stored) - stored[0]]
 
 
-def blocks(dataset: "FeatureDataset", level: str) -> Iterator[tuple[int, np.ndarray]]:
-    """All rows of a level in blocks of about BLOCK_BYTES, each with the number of its first row."""
-    step = max(1, BLOCK_BYTES // (4 * int(np.prod(shape_of(dataset, level)))))
+def read_blocks(dataset: "FeatureDataset", level: str) -> Iterator[tuple[int, np.ndarray]]:
+    """All rows of a level in blocks of about BLOCK_BYTES, each with the index of its first row."""
+    step = max(1, BLOCK_BYTES // (4 * int(np.prod(common_shape(dataset, level)))))
     for first in range(0, len(dataset), step):
-        yield first, rows(dataset, level, first, min(first + step, len(dataset)))
+        yield first, read_rows(dataset, level, first, min(first + step, len(dataset)))
 
 
 def to_numpy(dataset: "FeatureDataset", level: str | None) -> np.ndarray:
-    """See `FeatureDataset.to_numpy`."""
-    level = level_of(dataset, level)
-    made: np.ndarray | None = None
-    for first, block in blocks(dataset, level):
-        if made is None:
-            made = np.empty((len(dataset), *block.shape[1:]), block.dtype)
-        made[first : first + len(block)] = block
-    assert made is not None
-    return made
+    """All rows of a level as one array (images, ...); implements `FeatureDataset.to_numpy`."""
+    level = resolve_level(dataset, level)
+    array: np.ndarray | None = None
+    for first, block in read_blocks(dataset, level):
+        if array is None:
+            array = np.empty((len(dataset), *block.shape[1:]), block.dtype)
+        array[first : first + len(block)] = block
+    assert array is not None
+    return array
 
 
 def to_pandas(dataset: "FeatureDataset") -> Any:
-    """See `FeatureDataset.to_pandas`."""
+    """A DataFrame of all rows; implements `FeatureDataset.to_pandas`."""
     try:
         import pandas
     except ImportError as error:
@@ -92,13 +90,13 @@ def to_pandas(dataset: "FeatureDataset") -> Any:
     sizes = [size for header in dataset._headers for size in header.sizes]
     columns: dict[str, Any] = {"id": dataset.ids}
     columns |= {name: [size[axis] for size in sizes] for axis, name in enumerate(("width", "height"))}
-    if taken := [level for level in dataset.levels if level in columns]:
-        raise ArgumentError(f"level {taken[0]!r} has the name of a column beside it: leave it out with levels=[...]")
+    if reserved := [level for level in dataset.levels if level in columns]:
+        raise ArgumentError(f"level {reserved[0]!r} has the name of a column beside it: leave it out with levels=[...]")
     return pandas.DataFrame(columns | {level: [*to_numpy(dataset, level)] for level in dataset.levels})
 
 
 def require_vectors(dataset: "FeatureDataset", levels: list[str]) -> None:
-    """ArgumentError naming the levels that hold maps."""
+    """Raise ArgumentError with the names of the levels that hold maps."""
     pooling = {level.name: level.pooling for level in dataset._meta.plan.levels}
     if maps := [level for level in levels if pooling[level] == "none"]:
         raise ArgumentError(

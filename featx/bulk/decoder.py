@@ -1,4 +1,4 @@
-"""From an item to the pixels that the model takes, of pictures and of images with other numbers of channels."""
+"""Decoding of images to the pixels that the model expects, for pictures and for images with any number of bands."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from ..images import Opening, open_sized, require_size
 from ..picture_formats import identified
 from ..preprocessing import DataConfig, cropped, stated, uncropped
 from ..wrappers import FeatureExtractWrapper
-from .recipe import Recipe
+from .config import Recipe
 from .shard import Stamp, stamp_of
 from .sources import Items
 
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
     from tifffile import TiffFile
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Axes of tifffile's that are rows and columns of an image.
+# Names of tifffile for the axes of rows and columns.
 ROWS, COLUMNS = "Y", "X"
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An item as the model takes it, (h, w, chs) of 8 bits or of floats up to 255, or the reason why not.
+    """A decoded item, or the reason of its failure.
 
-    size: (width, height) of its picture. stamp: of its file, taken before it was read.
+    Attributes:
+        item: its index.
+        size: (width, height) of the original image in pixels.
+        pixels: (h, w, chs) for the model, of 8 bits, or floats up to 255; None after a failure.
+        reason: of the failure, or "".
+        stamp: of its file, taken before the file was read.
     """
 
     item: int
@@ -44,10 +49,13 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """From items to pixels; plain data, so that processes can have it.
+    """Decodes items to pixels. It is picklable, so that other processes can use it.
 
-    prepare: what `cropped` or `uncropped` of featx.preprocessing gives; for bands, from and to (h, w, bands).
-    bands: channels of what is no picture for people; 0 for pictures.
+    Attributes:
+        items: to decode.
+        prepare: the result of `cropped` or `uncropped` of featx.preprocessing; for bands, from and to (h, w, bands).
+        opening: options for opening image files.
+        bands: number of channels of images that are not pictures; 0 for pictures.
     """
 
     items: Items
@@ -56,7 +64,7 @@ class Decoder:
     bands: int = 0
 
     def __call__(self, item: int) -> Decoded:
-        """Never raises: whatever is wrong with an image is the reason in what it returns."""
+        """Decode an item. An unreadable image raises nothing: the result contains the reason."""
         try:
             stamp = stamp_of(self.items.where(item))
             content = self.items.read(item)
@@ -70,20 +78,20 @@ class Decoder:
             return Decoded(item, reason="not enough memory to decode it")
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """What the model takes of an image, (h, w, chs) of 8 bits."""
+        """Pixels (h, w, chs) of 8 bits for the model."""
         return _pixels(self.prepare(image))
 
     def example(self) -> np.ndarray:
-        """What the model takes of a black image."""
+        """Pixels of a black image, in the size of all images."""
         if self.bands:
             return self.prepare(np.zeros((64, 96, self.bands), dtype=np.float32))
         return self.pixels(Image.new("RGB", (96, 64)))
 
     def _decoded(self, content: bytes) -> tuple[tuple[int, int], np.ndarray]:
-        """(width, height) of the whole image, and what the model takes of it."""
+        """(width, height) of the whole image, and the pixels for the model."""
         if self.bands:
-            found = bands(content, self.bands, self.opening.max_pixels)
-            return (found.shape[1], found.shape[0]), self.prepare(found)
+            image = bands(content, self.bands, self.opening.max_pixels)
+            return (image.shape[1], image.shape[0]), self.prepare(image)
         opened = open_sized(BytesIO(content), self.opening)
         image = self.prepare(opened.image, whole=opened.size, box=opened.box)
         return opened.size, _pixels(in_srgb(image, opened.profile))
@@ -95,7 +103,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 class _Band(nn.Module):
-    """What `cropped` and `uncropped` ask of a model, of one of its channels."""
+    """The attributes that `cropped` and `uncropped` need from a model, for one of its channels."""
 
     def __init__(self, config: DataConfig, band: int, size_divisor: int) -> None:
         super().__init__()
@@ -103,47 +111,54 @@ class _Band(nn.Module):
         self.size_divisor = size_divisor
 
 
-def _each(pixels: np.ndarray, *, prepare: Sequence[Callable[..., Image.Image]]) -> np.ndarray:
-    """Every band prepared as if it was a gray picture, (h, w, chs)."""
-    made = [np.asarray(one(Image.fromarray(np.ascontiguousarray(pixels[..., i])))) for i, one in enumerate(prepare)]
-    return np.stack(made, axis=-1)
+def _prepare_bands(pixels: np.ndarray, *, prepare: Sequence[Callable[..., Image.Image]]) -> np.ndarray:
+    """Apply each function to one band, as to a gray image; (h, w, bands)."""
+    images = [Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in range(len(prepare))]
+    return np.stack([np.asarray(function(image)) for function, image in zip(prepare, images, strict=True)], axis=-1)
 
 
 def decoder_for(
     extractor: FeatureExtractWrapper, items: Items, recipe: Recipe, max_pixels: int | None = None
 ) -> Decoder:
-    """Raises ArgumentError for what `cropped` refuses, and for a model of one size where images keep their aspect."""
+    """The decoder for a model and a recipe.
+
+    Raises:
+        ArgumentError: `cropped` does not support the configuration, or the recipe keeps the aspect and the model has a
+            fixed image size.
+    """
     config = stated(extractor, recipe.size)
     if recipe.keep_aspect and extractor.fixed_size is not None:
         height, width = extractor.fixed_size
         raise ArgumentError(f"keep_aspect: this model takes images of {height}x{width} pixels alone")
     prepared, sides = (uncropped, config.size) if recipe.keep_aspect else (cropped, config.resized())
     needed = min(sides) if recipe.keep_aspect else max(sides)
-    # Decoding at a fraction averages pixels, and "nearest" asks for single ones.
+    # Decoding at a fraction averages pixels, but "nearest" needs single ones.
     shorter = needed if recipe.scaled_decode and config.interpolation != "nearest" else None
-    later = config.crop_mode != "border" and len(config.mean) == 3  # the border is filled, and gray made, in sRGB
+    later = config.crop_mode != "border" and len(config.mean) == 3  # border color and gray conversion need sRGB
     opening = Opening(recipe.color_management, recipe.allow_truncated, max_pixels, shorter, later)
     count = len(config.mean)
     if count in (1, 3):
         return Decoder(items, prepared(extractor, size=recipe.size), opening)
-    each = [prepared(_Band(config, band, extractor.size_divisor)) for band in range(count)]
-    return Decoder(items, partial(_each, prepare=each), opening, count)
+    functions = [prepared(_Band(config, band, extractor.size_divisor)) for band in range(count)]
+    return Decoder(items, partial(_prepare_bands, prepare=functions), opening, count)
 
 
 def bands(content: bytes, count: int, max_pixels: int | None) -> np.ndarray:
-    """(h, w, count) of float32: integers scaled so that the largest of their type is 255, floats times 255.
+    """Decode an image with `count` bands: float32 (h, w, count), where 255 is the maximum of an integer type, or 1.0.
 
-    Means and standard deviations of a DataConfig are of numbers from 0 to 1, and so are floats, as they are stored.
-    Raises ImageError for an image of other channels, and for one that cannot be decoded.
+    The mean and std of a DataConfig, and stored floats, are in the range 0 to 1.
+
+    Raises:
+        ImageError: the image has another number of channels, or cannot be decoded.
     """
-    found = _tiff(content, max_pixels) if content.startswith(TIFF_STARTS) else _picture(content, max_pixels)
-    if found.shape[2] != count:
-        raise ImageError(f"it has {found.shape[2]} channels, and the model takes {count}")
-    if found.dtype.kind == "f":
-        return found.astype(np.float32) * 255
-    if found.dtype.kind != "u" or found.dtype.itemsize > 2:
-        raise ImageError(f"pixels of {found.dtype} have no agreed range: convert them to uint8, uint16 or float32")
-    return found.astype(np.float32) * np.float32(255 / np.iinfo(found.dtype).max)
+    pixels = _tiff(content, max_pixels) if content.startswith(TIFF_STARTS) else _picture(content, max_pixels)
+    if pixels.shape[2] != count:
+        raise ImageError(f"it has {pixels.shape[2]} channels, and the model takes {count}")
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32) * 255
+    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+        raise ImageError(f"pixels of {pixels.dtype} have no agreed range: convert them to uint8, uint16 or float32")
+    return pixels.astype(np.float32) * np.float32(255 / np.iinfo(pixels.dtype).max)
 
 
 def _picture(content: bytes, max_pixels: int | None) -> np.ndarray:
@@ -163,12 +178,12 @@ def _tiff(content: bytes, max_pixels: int | None) -> np.ndarray:
             return _first_image(file, max_pixels)
     except ImageError:
         raise
-    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
+    except Exception as error:  # decoders raise exceptions of any class for damaged files
         raise ImageError(f"tifffile cannot decode it: {in_short(error)}") from error
 
 
 def _first_image(file: "TiffFile", max_pixels: int | None) -> np.ndarray:
-    """(h, w, bands): channels of one page, or pages of one channel each."""
+    """(h, w, bands): the channels of one page, or pages with one channel each."""
     series = file.series[0]
     axes = "".join(axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1 or axis in "XY")
     if len(axes) > 3 or not {ROWS, COLUMNS} <= set(axes):

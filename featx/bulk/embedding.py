@@ -1,4 +1,4 @@
-"""embed: a vector per image, in memory, the same that extract would store."""
+"""The function `embed`, which returns a vector per image in memory, equal to those that `extract` stores."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,18 +13,18 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, shortened
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
+from .config import Fields, Pooling, Recipe, Resources, split_keywords
 from .decoder import decoder_for
 from .extractor import extractor_for
-from .inference import Model, fastest_batch_size, is_filled
+from .inference import InferenceModel, fastest_batch_size, pads_batches
 from .inputs import Input, find_items
 from .meta import Plan
 from .pipeline import shards
-from .recipe import Fields, Pooling, Recipe, Resources, parted
 from .shard import Failure
 from .sources import Items
 
-ROWS = 1024  # images whose vectors are put together at once
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # of pictures that a PNG holds as they are
+ROWS = 1024  # images per shard of the pipeline
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that PNG stores without conversion
 TIFF_MODES = ("I", "F", "CMYK", "LAB")
 
 Picture = Input | Image.Image
@@ -40,20 +40,27 @@ def embed(
     errors: Literal["raise", "nan"] = "raise",
     **fields: Unpack[Fields],
 ) -> np.ndarray:
-    """A vector per image, (images, chs) in float32 and in the order given: what `featx.extract` stores, in memory.
+    """A vector per image, equal to the vectors that `featx.extract` stores.
 
-    For as many images as fit into memory with their vectors; `featx.extract` is for folders of any size, and goes on.
+    Use it for images whose vectors fit into memory; `featx.extract` handles folders of any size, and can resume.
 
-    images: a picture, or several: files, PIL images, and what `featx.bulk.find_items` finds images in, such as folders,
-        whose images come in the order of their names.
-    model: a name, which takes its published weights, or a module in eval mode: an extractor of one level, or a model
-        that can be made one, such as a classifier, whose deepest level is taken unless `out_indices` chooses another.
-    pool: from a map to a vector; see `featx.bulk.Recipe`.
-    errors: "raise" an ImageError that names the images which cannot be decoded, or have them be rows of NaN.
-    fields: of a `featx.bulk.Recipe` and of `featx.bulk.Resources`, such as size, device and batch_size.
+    Args:
+        images: an image or several: files, PIL images, and inputs of `featx.bulk.find_items`, such as folders, whose
+            images are in the order of their names.
+        model: a name, which loads its published weights, or a module in eval mode: an extractor of one level, or a
+            model that can be wrapped in one, such as a classifier.
+        pool: from a map to a vector; see `featx.bulk.Recipe`.
+        out_indices: the level; the deepest by default. Not allowed for an extractor.
+        errors: "raise" an ImageError that lists the images that cannot be decoded, or set their rows to "nan".
+        fields: fields of `featx.bulk.Recipe` and `featx.bulk.Resources`, such as size, device and batch_size.
 
-    Raises ArgumentError for inputs that do not exist, for another pool or model, and for an extractor of several
-    levels; ImageError for images that cannot be decoded, unless they are to be rows of NaN.
+    Returns:
+        A float32 array (images, chs) in the order of `images`.
+
+    Raises:
+        ArgumentError: an input does not exist, an argument or the model is invalid, or the extractor has several
+            levels.
+        ImageError: images cannot be decoded, and `errors` is "raise".
     """
     if pool == "none" or not isinstance(pool, str):
         raise ArgumentError(
@@ -61,9 +68,9 @@ def embed(
         )
     if errors not in ("raise", "nan"):
         raise ArgumentError(f"errors={errors!r}: choose 'raise' or 'nan'")
-    if taken := [name for name in ("pooling", "dtype") if name in fields]:
-        raise ArgumentError(f"embed takes no {taken[0]}: pool is the pooling, and vectors are in float32")
-    recipe, resources = parted(None, None, {**fields, "pooling": pool}, ("pool", "out_indices", "errors"))
+    if reserved := [name for name in ("pooling", "dtype") if name in fields]:
+        raise ArgumentError(f"embed takes no {reserved[0]}: pool is the pooling, and vectors are in float32")
+    recipe, resources = split_keywords(None, None, {**fields, "pooling": pool}, ("pool", "out_indices", "errors"))
     if out_indices is None and pool != "pre_logits" and not _has_levels(model):
         out_indices = [-1]
     extractor, _ = extractor_for(model, out_indices, recipe)
@@ -72,51 +79,53 @@ def embed(
         raise ArgumentError(f"embed gives one vector per image, and this extractor has the levels {names}: choose one")
     if extractor.training:
         raise ArgumentError("the model is in training mode, where maps depend on the batch: call model.eval() first")
-    return _vectors(extractor, recipe, resources.settled(), Gathered(tuple(_members(images))), errors)
+    return _vectors(extractor, recipe, resources.settled(), ImageCollection(tuple(_members(images))), errors)
 
 
 def _has_levels(model: object) -> bool:
-    """Whether it is an extractor, whose levels were chosen when it was made."""
+    """Whether the model is an extractor, whose levels are fixed."""
     return isinstance(model, FeatureExtractWrapper)
 
 
 def _vectors(
-    extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources, given: "Gathered", errors: str
+    extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources, images: "ImageCollection", errors: str
 ) -> np.ndarray:
-    items = Items([given], [""])
-    decoder, model = decoder_for(extractor, items, recipe), Model(extractor, recipe, resources)
+    items = Items([images], [""])
+    decoder, model = decoder_for(extractor, items, recipe), InferenceModel(extractor, recipe, resources)
     model.batch_size = resources.batch_size or fastest_batch_size(model, decoder.pixels(Image.new("RGB", (96, 64))))
-    model.fills = is_filled(len(items), model.batch_size, recipe)
-    made = np.full((len(items), extractor.feature_info[0].chs), np.nan, np.float32)
+    model.pads = pads_batches(len(items), model.batch_size, recipe)
+    vectors = np.full((len(items), extractor.feature_info[0].chs), np.nan, np.float32)
     failed: list[Failure] = []
     plan = Plan({}, len(items), "", ROWS)
     for shard in shards(plan, range(plan.shards), decoder, model, resources, lambda *_: None):
         failed += shard.failed
         for id_, vector in zip(shard.ids, shard.maps[0] if shard.maps else [], strict=True):
-            made[int(id_)] = vector.numpy()
+            vectors[int(id_)] = vector.numpy()
     if failed and errors == "raise":
-        listed = "".join(f"\n  {line}" for line in shortened(f"{one.source}: {one.reason}" for one in failed))
-        raise ImageError(f"{len(failed)} of {len(items)} images have no vector (errors='nan' goes on):{listed}")
-    return made
+        listed = "".join(f"\n  {line}" for line in shortened(f"{image.source}: {image.reason}" for image in failed))
+        raise ImageError(
+            f"{len(failed)} of {len(items)} images have no vector (errors='nan' gives rows of NaN):{listed}"
+        )
+    return vectors
 
 
 def _members(images: Picture | Items | Iterable[Picture]) -> Iterator[Member]:
     if isinstance(images, Items):
         yield from ((images, index) for index in range(len(images)))
         return
-    for one in [images] if isinstance(images, str | os.PathLike | Image.Image) else images:
-        if isinstance(one, Image.Image):
-            yield one
-        elif isinstance(one, str | os.PathLike):
-            found = find_items(one)
-            yield from ((found, index) for index in range(len(found)))
+    for image in [images] if isinstance(images, str | os.PathLike | Image.Image) else images:
+        if isinstance(image, Image.Image):
+            yield image
+        elif isinstance(image, str | os.PathLike):
+            items = find_items(image)
+            yield from ((items, index) for index in range(len(items)))
         else:
-            raise ArgumentError(f"images has a {type(one).__name__}: expected paths and PIL images")
+            raise ArgumentError(f"images has a {type(image).__name__}: expected paths and PIL images")
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """Images in the order in which they were given, as often as they were."""
+class ImageCollection:
+    """A source of the images passed to `embed`, in their order, repeated images included."""
 
     members: Sequence[Member]
 
@@ -125,23 +134,23 @@ class Gathered:
         return [str(index) for index in range(len(self.members))]
 
     def where(self, index: int) -> str:
-        """The path or address of an image, or its place among those given."""
+        """The path or address of an image, or "images[index]" for a PIL image."""
         member = self.members[index]
         return f"images[{index}]" if isinstance(member, Image.Image) else member[0].where(member[1])
 
     def read(self, index: int) -> bytes:
-        """The file of an image, or one of the same pixels, profile and orientation."""
+        """The bytes of an image file; of a PIL image, a file with the same pixels, profile and orientation."""
         member = self.members[index]
-        return _as_file(member) if isinstance(member, Image.Image) else member[0].read(member[1])
+        return _encoded(member) if isinstance(member, Image.Image) else member[0].read(member[1])
 
 
-def _as_file(image: Image.Image) -> bytes:
-    """A file without loss, so that pictures in memory are decoded by the same rules as others."""
+def _encoded(image: Image.Image) -> bytes:
+    """A lossless image file, so that PIL images are decoded like all others."""
     kind = "TIFF" if image.mode in TIFF_MODES else "PNG"
     kept = image if image.mode in (*PNG_MODES, *TIFF_MODES) else image.convert("RGB")
     file = BytesIO()
     try:
         kept.save(file, kind, exif=image.getexif(), **({"compress_level": 0} if kind == "PNG" else {}))
-    except Exception as error:  # one that is decoded only now raises whatever its decoder does
+    except Exception as error:  # PIL images decode lazily, and decoders raise exceptions of any class
         raise ImageError(f"{error}" or type(error).__name__) from error
     return file.getvalue()

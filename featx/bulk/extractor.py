@@ -1,4 +1,4 @@
-"""The extractor that a recipe needs: of a name, of a classifier, or the one given."""
+"""The extractor for a recipe, from the name of a model, a classifier or an extractor."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -13,48 +13,53 @@ from ..features import FeatureInfo, Levels, OutIndices
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import as_pyramid, pyramid_of
 from ..wrappers.transparent import Transparent
-from .recipe import Recipe
+from .config import Recipe
 
-Create = Callable[..., nn.Module]  # `create_model` without what a recipe decides
+Create = Callable[..., nn.Module]  # `create_model` with a name and weights
 
 
 def extractor_for(
     model: str | nn.Module, out_indices: OutIndices | None, recipe: Recipe
 ) -> tuple[FeatureExtractWrapper, str]:
-    """The extractor that a recipe needs, and the name of the model.
+    """The extractor for a recipe, and the name of the model.
 
-    model: a name, which takes its published weights; a classifier, which is wrapped; an extractor, which stays.
+    Args:
+        model: a name, which loads its published weights; a classifier, which is wrapped; or an extractor.
+        out_indices: levels; not allowed for an extractor.
+        recipe: determines the norm, the tokens and the pre-logits.
 
-    Raises ArgumentError for what is none of these, for an extractor that lacks what the recipe asks for, and for
-    `out_indices` beside one; ContractError for a module that gives no maps.
+    Raises:
+        ArgumentError: the model is none of these, is an extractor without a module that the recipe needs, or is an
+            extractor and `out_indices` was passed.
+        ContractError: the module returns no maps.
     """
     if isinstance(model, str):
-        return created(partial(create_model, model, True), out_indices, recipe), model
+        return create_extractor(partial(create_model, model, True), out_indices, recipe), model
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model={model!r}: expected the name of a model, an extractor, such as "
             "create_model(name, features_only=True), or a classifier, which is wrapped"
         )
     if not isinstance(model, FeatureExtractWrapper):
-        made = wrapped(model, out_indices, recipe)
-        return made, type(model if isinstance(pyramid_of(made), PreLogits) else made.source).__name__
+        extractor = wrap_classifier(model, out_indices, recipe)
+        return extractor, type(model if isinstance(pyramid_of(extractor), PreLogits) else extractor.source).__name__
     if out_indices is not None:
         raise ArgumentError("out_indices chooses levels of a model given by name; this extractor has its own")
-    _require_kept(model, recipe)
+    _require_modules(model, recipe)
     return model, type(model.source).__name__
 
 
-def created(create: Create, out_indices: OutIndices | None, recipe: Recipe) -> FeatureExtractWrapper:
-    """The extractor, in eval mode, of the model that `create` makes with the published or other weights."""
-    if recipe.pooling == "pre_logits" or recipe.is_normed:  # which are of modules that an extractor leaves out
-        return wrapped(create(num_classes=0).eval(), out_indices, recipe)
+def create_extractor(create: Create, out_indices: OutIndices | None, recipe: Recipe) -> FeatureExtractWrapper:
+    """Create a model with its weights, and return its extractor in eval mode."""
+    if recipe.pooling == "pre_logits" or recipe.is_normed:  # an extractor does not contain these modules
+        return wrap_classifier(create(num_classes=0).eval(), out_indices, recipe)
     output = "tokens" if recipe.takes_tokens else "list"
-    made: Any = create(features_only=True, out_indices=out_indices, output=output)
-    return made.eval()
+    extractor: Any = create(features_only=True, out_indices=out_indices, output=output)
+    return extractor.eval()
 
 
-def wrapped(model: nn.Module, out_indices: OutIndices | None, recipe: Recipe) -> FeatureExtractWrapper:
-    """The extractor of a classifier. Raises ArgumentError if that has no last norm, or no pre-logits, to go by."""
+def wrap_classifier(model: nn.Module, out_indices: OutIndices | None, recipe: Recipe) -> FeatureExtractWrapper:
+    """The extractor of a classifier; ArgumentError if the recipe needs a last norm or pre-logits that it lacks."""
     try:
         pyramid: nn.Module = as_pyramid(model) if recipe.is_normed else model
         if recipe.pooling == "pre_logits":
@@ -83,25 +88,26 @@ def _normed(pyramid: Pyramid, recipe: Recipe) -> Pyramid:
         ) from error
 
 
-def _require_kept(extractor: FeatureExtractWrapper, recipe: Recipe) -> None:
-    """ArgumentError for an extractor that does not hold the modules that a recipe needs."""
+def _require_modules(extractor: FeatureExtractWrapper, recipe: Recipe) -> None:
+    """Raise ArgumentError if the extractor does not contain a module that the recipe needs."""
     if recipe.pooling == "pre_logits" and not isinstance(pyramid_of(extractor), PreLogits):
         raise ArgumentError(
-            "pooling 'pre_logits' reads a classifier's head, which an extractor has not: pass the model that "
+            "pooling 'pre_logits' reads a classifier's head, which an extractor does not have: pass the model that "
             "create_model(name) returns without features_only=True, or its name"
         )
     if recipe.is_normed and not pyramid_of(extractor).maps_are_normed:
-        asked = "norm=True" if recipe.norm else "pooling 'cls' takes the class token as the classifier sees it and"
+        option = "norm=True" if recipe.norm else "pooling 'cls' takes the class token as the classifier sees it and"
         raise ArgumentError(
-            f"{asked} needs the last norm, which this extractor has not: pass the model that create_model(name) "
+            f"{option} needs the last norm, which this extractor does not have: pass the model that create_model(name) "
             "returns without features_only=True, or its name; norm=False takes maps and tokens as they are"
         )
 
 
 class PreLogits(Transparent[nn.Module], Pyramid):
-    """A classifier up to its last linear layer, as a source of one map of a single cell: (N, head_hidden_size, 1, 1).
+    """A classifier without its last linear layer, as a pyramid of one map with one cell: (N, head_hidden_size, 1, 1).
 
-    Raises ArgumentError for a model that has no pre-logits.
+    Raises:
+        ArgumentError: the model has no pre-logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,9 +118,9 @@ class PreLogits(Transparent[nn.Module], Pyramid):
                 "pre_logits=True): choose a model of featx or of timm, or another pooling"
             )
         super().__init__(model)
-        told: Any = model
+        classifier: Any = model
         reduction = extractor.feature_info[-1].reduction
-        self.feature_info = Levels([FeatureInfo(told.head_hidden_size, reduction, "pre_logits")])
+        self.feature_info = Levels([FeatureInfo(classifier.head_hidden_size, reduction, "pre_logits")])
         self.size_rule, self.fixed_size, self.smallest = _one_cell, extractor.fixed_size, extractor._smallest
         if extractor.in_chans is not None:
             self.in_chans = extractor.in_chans
@@ -124,7 +130,7 @@ class PreLogits(Transparent[nn.Module], Pyramid):
 
     @property
     def size_divisor(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The sides of an image must be multiples of it; 1 takes any size."""
+        """The divisor of the height and width of images; 1 allows any size."""
         return self._extractors[0].size_divisor
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:

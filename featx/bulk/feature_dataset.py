@@ -1,4 +1,4 @@
-"""FeatureDataset: what was extracted, as a map-style data set."""
+"""FeatureDataset: extracted maps as a map-style dataset."""
 
 import os
 from bisect import bisect_right
@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from ..errors import ArgumentError, OutputError
 from .arrays import to_numpy, to_pandas
-from .filesystems import is_address, joined
-from .growth import current
+from .filesystems import is_address, join
+from .growth import current_rows
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
 from .output_folder import shards_in
@@ -26,12 +26,18 @@ from .shard import Failure, ShardFile, shard_name
 if TYPE_CHECKING:
     import pandas
 
-MOST_OPEN = 128  # shards that a process has open at once
-READERS = 16  # headers read at once over a network
+MOST_OPEN = 128  # open shards per process
+READERS = 16  # concurrent reads of headers over a network
 
 
 class Features(NamedTuple):
-    """An image's maps by level, (chs, h, w) or (chs,), and the (width, height) of its picture in pixels."""
+    """The maps of an image.
+
+    Attributes:
+        id: of the image.
+        maps: by level, (chs, h, w) or (chs,).
+        size: (width, height) of the original image in pixels.
+    """
 
     id: str
     maps: dict[str, Tensor]
@@ -43,17 +49,21 @@ class Features(NamedTuple):
 
 
 class FeatureDataset(Dataset[Features]):
-    """The images that `featx.extract` wrote to a folder, in their order; those that failed are in `failed`.
+    """The maps that `featx.extract` wrote to a folder, in the order of extraction.
 
-    Of an image that was extracted again, the latest row counts; those `removed` from the inputs are left out.
+    If an image was extracted several times, its latest row is used. Images in `failed` have no row, and images in
+    `removed` are left out. Each process opens the files itself, so that the workers of a DataLoader can use the
+    dataset.
 
-    folder: a path, or an address that fsspec knows, from which only headers and the rows asked for are fetched.
-    levels: names of those to read; None is all.
+    Args:
+        folder: a path, or an address that fsspec supports, from which only headers and requested rows are fetched.
+        levels: names of the levels to read; None reads all.
 
-    Files are opened in the process that reads them, so that it may be given to the workers of a DataLoader.
-    Raises OutputError if the folder is none of maps, or a file of it is damaged, or was overwritten since its header
-    was read; ArgumentError for levels it does not have; KeyError for an id, and IndexError for an index, that is not
-    there.
+    Raises:
+        OutputError: the folder has no maps, or a file is damaged or was overwritten after its header was read.
+        ArgumentError: a level does not exist.
+        KeyError: an id does not exist.
+        IndexError: an index does not exist.
     """
 
     def __init__(self, folder: str | Path, levels: list[str] | None = None) -> None:
@@ -70,7 +80,7 @@ class FeatureDataset(Dataset[Features]):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What meta.json says."""
+        """The content of meta.json."""
         return self._meta.facts
 
     @property
@@ -80,12 +90,12 @@ class FeatureDataset(Dataset[Features]):
 
     @property
     def failed(self) -> list[Failure]:
-        """The images that have no row, and why."""
+        """The images that failed, with the reasons."""
         return [failure for header in self._headers for failure in header.failed]
 
     @property
     def removed(self) -> list[str]:
-        """Ids of images that were extracted and are no longer among the inputs."""
+        """Ids of extracted images that are no longer among the inputs."""
         return list(self._meta.removed)
 
     def __len__(self) -> int:
@@ -101,7 +111,7 @@ class FeatureDataset(Dataset[Features]):
         return Features(header.ids[row], maps, header.sizes[row])
 
     def by_id(self, id_: str) -> Features:
-        """The image with this id; KeyError with the reason if it has no row."""
+        """The maps of the image with this id; KeyError with the reason if it has no row."""
         return self[self.row_of(id_)]
 
     def row_of(self, id_: str) -> int:
@@ -109,25 +119,34 @@ class FeatureDataset(Dataset[Features]):
         if self._rows is None:
             self._rows = {id_: row for row, id_ in enumerate(self.ids)}
         if id_ not in self._rows:
-            reason = next((one.reason for one in self.failed if one.id == id_), "it was not extracted")
+            reasons = (failure.reason for failure in self.failed if failure.id == id_)
+            reason = next(reasons, "it was not extracted")
             raise KeyError(f"{id_}: {reason}")
         return self._rows[id_]
 
     def to_numpy(self, level: str | None = None) -> np.ndarray:
-        """All rows of a level, (images, chs) or (images, chs, h, w), in the order of `ids`.
+        """All rows of a level as an array.
 
-        level: one of `levels`; None is the only one. bfloat16, which NumPy does not have, becomes float32.
+        Args:
+            level: one of `levels`; None if there is only one.
 
-        Raises ArgumentError if maps have several shapes, if there is no row, and for a level that is not read.
+        Returns:
+            An array (images, chs) or (images, chs, h, w), in the order of `ids`. bfloat16, which NumPy lacks, becomes
+            float32.
+
+        Raises:
+            ArgumentError: the maps have several shapes, there are no rows, or the level is not among `levels`.
         """
         return to_numpy(self, level)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A DataFrame with a row per image: id, width and height of its picture, and a column of vectors per level.
+        """A DataFrame with a row per image: id, width and height of the image, and a column of vectors per level.
 
-        A cell of these columns is an array (chs,); `numpy.stack(frame[level])` is what `to_numpy` gives.
+        A cell of a vector column is an array (chs,); `numpy.stack(frame[level])` equals `to_numpy(level)`.
 
-        Raises ArgumentError for levels that hold maps, MissingPackageError without pandas.
+        Raises:
+            ArgumentError: a level has maps instead of vectors.
+            MissingPackageError: pandas is not installed.
         """
         return to_pandas(self)
 
@@ -139,31 +158,36 @@ class FeatureDataset(Dataset[Features]):
         level: str | None = None,
         metric: Metric = "cosine",
     ) -> list[Neighbour]:
-        """The `k` images whose vectors are the most similar to one, the most similar first.
+        """The `k` images whose vectors are most similar to a query, the most similar first.
 
-        The search is exact and reads the vectors a block after another. Of equally similar images, the earlier in `ids`
-        comes first. The cosine with a vector of zeros is 0; stored vectors with NaN or infinite values are left out.
+        The search is exact and reads the vectors in blocks. Equally similar images are in the order of `ids`. The
+        cosine with a vector of zeros is 0; stored vectors with NaN or infinite values are ignored.
 
-        query: a vector (chs,), or the id of an image, which is then left out itself.
-        level: one of `levels`; None is the only one.
-        metric: "cosine", or "dot" for the product without the lengths. Both are computed in float64 and rounded to
-            float32.
+        Args:
+            query: a vector (chs,), or the id of an image, which is then excluded from the result.
+            k: number of images.
+            level: one of `levels`; None if there is only one.
+            metric: "cosine", or "dot" for the dot product. Both are computed in float64 and rounded to float32.
 
-        Raises ArgumentError for a level that holds maps, for a query of another length or with NaN or infinite values;
-        KeyError for an id that has no row.
+        Raises:
+            ArgumentError: the level has maps, or the query has another length or values that are not finite.
+            KeyError: the id has no row.
         """
         return nearest(self, query, k, level, metric)
 
     def duplicates(self, threshold: float = 0.99, *, level: str | None = None) -> Iterator[Duplicate]:
-        """Pairs of images whose vectors have a cosine of at least `threshold`; the first is the earlier in `ids`.
+        """Pairs of images whose vectors have a cosine of at least `threshold`; the first is earlier in `ids`.
 
-        The search is exact, compares every vector with every other, a block with a block, and gives pairs as it finds
-        them, so that memory does not grow with the images or the pairs. Vectors of zeros, and those with NaN or
-        infinite values, are similar to none.
+        The search is exact: it compares every vector with every other, block by block. It yields pairs immediately, so
+        that memory use does not depend on the numbers of images and pairs. Vectors of zeros, and vectors with NaN or
+        infinite values, are in no pair.
 
-        threshold: above 0, at most 1. level: one of `levels`; None is the only one.
+        Args:
+            threshold: minimum cosine, above 0 and at most 1.
+            level: one of `levels`; None if there is only one.
 
-        Raises ArgumentError for another threshold and for a level that holds maps.
+        Raises:
+            ArgumentError: the threshold is out of range, or the level has maps.
         """
         return duplicates(self, threshold, level)
 
@@ -174,35 +198,35 @@ class FeatureDataset(Dataset[Features]):
         return {**vars(self), "_open": {}, "_rows": None}
 
     def _map(self, shard: int, level: str, row: int) -> Tensor:
-        dtype, shape, start, end = self._headers[shard].place(level, row)
+        dtype, shape, start, end = self._headers[shard].span(level, row)
         return torch.frombuffer(self._file(shard).read(start, end), dtype=dtype).reshape(shape)
 
     def _file(self, shard: int) -> ShardFile:
-        """The shard's file, opened by this process; threads that read others at the same time keep theirs open."""
+        """The shard's file, opened by this process; files that other threads are reading stay open."""
         file = self._open.get(shard)
         if file is None:
             if len(self._open) >= MOST_OPEN:
                 self._open = {}
-            path = joined(self.folder, self._names[shard])
+            path = join(self.folder, self._names[shard])
             self._open[shard] = file = ShardFile(path, self._headers[shard].version)
         return file
 
 
 def _shards(folder: str, meta: Meta) -> tuple[list[str], list[Header]]:
-    """Names and headers of the shards of the folder's extraction, and of no generation that is not finished."""
+    """Names and headers of the shards of all finished generations of the folder."""
     plans = {name: meta.generation_of(number_of(name)) for name in shards_in(folder)}
-    of = {name: plan for name, plan in plans.items() if plan is not None}
+    finished = {name: plan for name, plan in plans.items() if plan is not None}
     if meta.has_grown and (
-        missing := set(chain.from_iterable(p.numbers for p in meta.generations)) - set(map(number_of, of))
+        missing := set(chain.from_iterable(p.numbers for p in meta.generations)) - set(map(number_of, finished))
     ):
-        raise OutputError(f"{joined(folder, shard_name(min(missing)))} is missing, of an extraction that was complete")
+        raise OutputError(f"{join(folder, shard_name(min(missing)))} is missing from a complete extraction")
 
     def header_of(name: str) -> Header:
-        return read_header(joined(folder, name), of[name])
+        return read_header(join(folder, name), finished[name])
 
     if is_address(folder):
         with ThreadPoolExecutor(READERS) as pool:
-            headers = list(pool.map(header_of, of))
+            headers = list(pool.map(header_of, finished))
     else:
-        headers = list(map(header_of, of))
-    return list(of), current(headers, meta)
+        headers = list(map(header_of, finished))
+    return list(finished), current_rows(headers, meta)

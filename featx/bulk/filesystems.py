@@ -1,4 +1,4 @@
-"""File systems: this machine's, and those that fsspec knows by the beginning of an address."""
+"""Access to files of this machine, and to addresses that fsspec supports."""
 
 import os
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 
 from ..errors import ArgumentError, ImageError, in_short, shortened
 
-ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 4, 0.25, 8.0  # to fetch something, and seconds between them
-FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, ArgumentError)  # asking again changes nothing
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 4, 0.25, 8.0  # of a remote read, and seconds between them
+FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, ArgumentError)  # not retried
 
 
 def is_address(path: str) -> bool:
@@ -16,7 +16,7 @@ def is_address(path: str) -> bool:
 
 
 def open_system(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it; ArgumentError if fsspec cannot open it."""
+    """The file system of an address, and the path within it; ArgumentError if fsspec cannot open it."""
     import fsspec
 
     try:
@@ -25,16 +25,16 @@ def open_system(address: str) -> tuple[Any, str]:
         raise ArgumentError(f"{shortened([address])[0]}: {in_short(error)}") from error
 
 
-def listing(address: str, ask: Callable[[str], Any], path: str) -> Any:
-    """What a file system says of a path; ArgumentError naming the address if it does not answer."""
+def query_system(address: str, query: Callable[[str], Any], path: str) -> Any:
+    """The result of a query to a file system; ArgumentError with the address if it fails."""
     try:
-        return ask(path)
+        return query(path)
     except Exception as error:  # each file system has errors of its own
         raise ArgumentError(f"{shortened([address])[0]} cannot be looked into: {in_short(error)}") from error
 
 
 def open_regular(path: str) -> BinaryIO:
-    """The file of a path; OSError if it cannot be opened, or is a pipe or the like, which might never end."""
+    """The opened file; OSError if it cannot be opened, or is not a regular file, such as a pipe."""
     if "\0" in path:
         raise FileNotFoundError(f"{path!r} is no path")
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
@@ -45,30 +45,30 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for whoever writes to a pipe."""
+    """Open without blocking on a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_binary(path: str) -> BinaryIO:
-    """The file of a path or an address; OSError if it cannot be opened."""
+    """The opened file of a path or an address; OSError if it cannot be opened."""
     if not is_address(path):
         return open_regular(path)
     system, within = open_system(path)
     return system.open(within, "rb")
 
 
-def fetched(read: Callable[[], bytes]) -> bytes:
-    """What `read` fetches from another machine, tried again while that does not answer; ImageError in the end."""
+def fetch_with_retries(read: Callable[[], bytes]) -> bytes:
+    """The result of a remote read, with up to three retries; ImageError after the last failure."""
     from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
-    patiently = Retrying(
+    retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
         retry=retry_if_not_exception_type(FINAL),
         reraise=True,
     )
     try:
-        return patiently(read)
+        return retrying(read)
     except Exception as error:  # each file system has errors of its own
         raise ImageError(f"cannot be fetched: {in_short(error)}") from error
 
@@ -80,7 +80,7 @@ def read_whole(path: str) -> bytes:
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
-    """The bytes from start up to end, fewer if the file ends before; OSError if it cannot be read."""
+    """The bytes from `start` to `end` (exclusive), fewer if the file is shorter; OSError if it cannot be read."""
     if is_address(path):
         system, within = open_system(path)
         return system.cat_file(within, start=start, end=end)
@@ -90,7 +90,7 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file; OSError if it does not exist."""
+    """Size of a file in bytes; OSError if it does not exist."""
     if is_address(path):
         system, within = open_system(path)
         return system.size(within)
@@ -98,12 +98,12 @@ def size_of(path: str) -> int:
 
 
 def names_in(folder: str) -> list[str]:
-    """Names of what is in a folder, sorted; OSError if it is none."""
+    """Sorted names of the entries of a folder; OSError if it is not a folder."""
     if is_address(folder):
         system, within = open_system(folder)
         return sorted(path.rpartition("/")[2] for path in system.ls(within, detail=False))
     return sorted(os.listdir(folder))
 
 
-def joined(folder: str, name: str) -> str:
+def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.join(folder, name)

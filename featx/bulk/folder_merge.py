@@ -1,4 +1,4 @@
-"""merge: folders of one extraction, made by jobs that shared no file system, as one folder."""
+"""The function `merge`, which joins the output folders of jobs without a shared file system."""
 
 import os
 import shutil
@@ -10,21 +10,32 @@ from pathlib import Path
 
 from ..errors import ArgumentError, OutputError, shortened
 from ..whole_files import local, part_name
-from .growth import current, stored
+from .growth import current_rows, stored_headers
 from .index import write_index
 from .meta import META, NEXT, Meta, read_meta
-from .output_folder import Slice, begun, opened, recipe_differences, require_complete, sweep
+from .output_folder import (
+    Slice,
+    exclusive_lock,
+    load_or_create_meta,
+    recipe_differences,
+    remove_partial_files,
+    require_complete,
+)
 from .parquet_reader import require_pyarrow
 from .shard import shard_name, write_whole
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a folder has after others were merged into it.
+    """The result of a merge.
 
-    shards: files in it. added: those of them that were not there, or are better than what was. missing: numbers of
-    shards that no folder has whole. doubled: by number, the folders that have a shard which others have too; the one
-    that is taken first. written, failed: images with maps, and without.
+    Attributes:
+        shards: files in the folder.
+        added: files that are new, or replace a file with more failed images.
+        missing: numbers of the shards that are complete in no folder.
+        doubled: by number, the folders that contain a shard which several folders have; the first one's was taken.
+        written: images with maps.
+        failed: images that failed.
     """
 
     shards: int
@@ -36,118 +47,122 @@ class Merged:
 
 
 def merge(folders: Iterable[str | Path], out: str | Path, *, partial: bool = False) -> Merged:
-    """Join folders that runs with `shard="i/n"` made each for itself; `out` is as one run would have made it.
+    """Join the folders that runs with `shard="i/n"` wrote; `out` equals the folder of a single run.
 
-    out: a new folder, or one of the same extraction, such as one of those given, which is added to. Files are hard
-    links where the file system has them, and copies elsewhere; the folders given stay as they are. Of a shard that
-    several have, the one is taken in which fewest images failed.
+    Files are hard links if the file system supports them, and copies otherwise; the source folders do not change. If
+    several folders have a shard, the one with the fewest failed images is taken.
 
-    partial: files may be missing: the same `featx extract` on `out`, or merging again, adds them.
+    Args:
+        folders: of one extraction.
+        out: a new folder, or one of the same extraction to add to, such as one of `folders`.
+        partial: allow missing files; `featx extract` on `out`, or another merge, can add them later.
 
-    Raises ArgumentError for no folder, OutputError showing what differs for folders of different recipes or images, for
-    one that holds no maps, if no folder has some file and if `out` cannot be written, MissingPackageError without
-    pyarrow.
+    Raises:
+        ArgumentError: there are no folders.
+        OutputError: the folders differ in recipe or images (the message lists the differences), one has no maps, files
+            are missing from all of them, or `out` cannot be written.
+        MissingPackageError: pyarrow is not installed.
     """
     require_pyarrow()
-    given, out = _each_once(folders), local(out)
-    facts = _described(given)
-    _require_one_extraction(facts)
-    meta = facts[given[0]]
-    found = _candidates([*given, out] if out.is_dir() else given, meta)
-    require_complete(f"{out} would be unfinished", meta, map(shard_name, found), partial)
-    recorded = {**meta.recorded, "merged": [str(folder) for folder in given]}
-    with opened(out, Slice(), lambda: begun(out, replace(meta, recorded=recorded))) as there:
-        _require_one_extraction({given[0]: meta, out: there})
-        sweep(out, Slice())
-        others = [folder for folder in given if not (folder.exists() and folder.samefile(out))]
-        found = _candidates([out, *others], meta)
+    sources, out = _distinct(folders), local(out)
+    metas = _read_metas(sources)
+    _require_one_extraction(metas)
+    meta = metas[sources[0]]
+    candidates = _candidates([*sources, out] if out.is_dir() else sources, meta)
+    require_complete(f"{out} would be unfinished", meta, map(shard_name, candidates), partial)
+    recorded = {**meta.recorded, "merged": [str(folder) for folder in sources]}
+    with exclusive_lock(out, Slice(), lambda: load_or_create_meta(out, replace(meta, recorded=recorded))) as out_meta:
+        _require_one_extraction({sources[0]: meta, out: out_meta})
+        remove_partial_files(out, Slice())
+        others = [folder for folder in sources if not (folder.exists() and folder.samefile(out))]
+        candidates = _candidates([out, *others], meta)
         added = 0
-        for number, places in found.items():
-            added += _take(places[0][1] / shard_name(number), out)
+        for number, places in candidates.items():
+            added += _link_or_copy(places[0][1] / shard_name(number), out)
         write_index(out)
-    doubled = {number: tuple(folder for _, folder in places) for number, places in found.items()}
+    doubled = {number: tuple(folder for _, folder in places) for number, places in candidates.items()}
     return Merged(
-        len(found),
+        len(candidates),
         added,
-        tuple(number for plan in meta.generations for number in plan.numbers if number not in found),
+        tuple(number for plan in meta.generations for number in plan.numbers if number not in candidates),
         {number: places for number, places in doubled.items() if _are_several(places, number)},
         *_counts(out, meta),
     )
 
 
-def _each_once(folders: Iterable[str | Path]) -> list[Path]:
-    given = list({os.path.realpath(folder): Path(folder) for folder in folders}.values())
-    if not given:
+def _distinct(folders: Iterable[str | Path]) -> list[Path]:
+    distinct = list({os.path.realpath(folder): Path(folder) for folder in folders}.values())
+    if not distinct:
         raise ArgumentError("no folders to merge: name those that featx extract --shard made")
-    return given
+    return distinct
 
 
-def _described(folders: Sequence[Path]) -> dict[Path, Meta]:
-    found = {folder: read_meta(folder) for folder in folders}
-    if without := [str(folder) for folder, facts in found.items() if facts is None]:
+def _read_metas(folders: Sequence[Path]) -> dict[Path, Meta]:
+    metas = {folder: read_meta(folder) for folder in folders}
+    if without := [str(folder) for folder, meta in metas.items() if meta is None]:
         raise OutputError(f"no {META} in {', '.join(shortened(without))}: expected folders that featx extract made")
-    return {folder: facts for folder, facts in found.items() if facts is not None}
+    return {folder: meta for folder, meta in metas.items() if meta is not None}
 
 
-def _require_one_extraction(facts: Mapping[Path, Meta]) -> None:
-    """OutputError with all differences if the folders are not of the same recipe, items and shards."""
-    first, *others = facts
-    lines = [f"{other}: {line}" for other in others for line in _differ(facts[first], facts[other])]
+def _require_one_extraction(metas: Mapping[Path, Meta]) -> None:
+    """Raise OutputError with all differences if the folders differ in recipe, items or shards."""
+    first, *others = metas
+    lines = [f"{other}: {line}" for other in others for line in _differences(metas[first], metas[other])]
     if lines:
         raise OutputError(
             f"the folders are not of one extraction; {first} is there, each of these now:\n  "
             + "\n  ".join(shortened(lines))
         )
-    if growing := [str(folder) for folder in facts if read_meta(folder, NEXT) is not None]:
+    if growing := [str(folder) for folder in metas if read_meta(folder, NEXT) is not None]:
         raise OutputError(
             f"images are being added to {', '.join(shortened(growing))}: run the same featx extract again there, which "
             "resumes, and merge when it is done"
         )
 
 
-def _differ(there: Meta, now: Meta) -> list[str]:
-    lines = list(recipe_differences(there.plan.decided, now.plan.decided))
-    if _images(there) != _images(now):
-        lines.append(f"images: {there.images} there, {now.images} now, and not the same ids in the same order")
-    if there.plan.rows != now.plan.rows:
-        lines.append(f"rows per shard: {there.plan.rows} there, {now.plan.rows} now")
+def _differences(first: Meta, second: Meta) -> list[str]:
+    lines = list(recipe_differences(first.plan.decided, second.plan.decided))
+    if _image_sets(first) != _image_sets(second):
+        lines.append(f"images: {first.images} there, {second.images} now, and not the same ids in the same order")
+    if first.plan.rows != second.plan.rows:
+        lines.append(f"rows per shard: {first.plan.rows} there, {second.plan.rows} now")
     return lines
 
 
-def _images(meta: Meta) -> tuple[object, ...]:
+def _image_sets(meta: Meta) -> tuple[object, ...]:
     return meta.removed, *((plan.first, plan.items, plan.digest, plan.kept) for plan in meta.generations)
 
 
 def _candidates(folders: Sequence[Path], meta: Meta) -> dict[int, list[tuple[int, Path]]]:
-    """By shard how many images failed in it and its folder, for every folder that has it whole, the best first."""
-    found: dict[int, list[tuple[int, Path]]] = defaultdict(list)
+    """For every shard, (failed images, folder) of each folder that has it complete, the fewest failures first."""
+    candidates: dict[int, list[tuple[int, Path]]] = defaultdict(list)
     for folder in folders:
-        for header in stored(folder, meta):
-            found[header.number].append((len(header.failed), folder))
-    return {number: sorted(found[number], key=lambda place: place[0]) for number in sorted(found)}
+        for header in stored_headers(folder, meta):
+            candidates[header.number].append((len(header.failed), folder))
+    return {number: sorted(candidates[number], key=lambda place: place[0]) for number in sorted(candidates)}
 
 
 def _are_several(folders: Sequence[Path], number: int) -> bool:
-    """Whether the folders have a shard as more than one file; links to one are one."""
+    """Whether the folders have different files for a shard, rather than hard links to one."""
     files = [folder / shard_name(number) for folder in folders]
-    return any(not one.samefile(other) for one, other in pairwise(files))
+    return any(not file.samefile(other) for file, other in pairwise(files))
 
 
-def _take(file: Path, out: Path) -> bool:
-    """Have a file in the folder, as a link or else as a copy; whether it was not there."""
-    there = out / file.name
-    if there.exists() and there.samefile(file):
+def _link_or_copy(file: Path, out: Path) -> bool:
+    """Put a hard link to the file, or else a copy, into the folder; False if it was there already."""
+    target = out / file.name
+    if target.exists() and target.samefile(file):
         return False
     part = out / part_name(file.name)
     try:
         os.link(file, part)
-        part.replace(there)
-    except OSError:  # another file system, or one without links; what is wrong with it is told by the copy
+        part.replace(target)
+    except OSError:  # another file system, or one without links; the copy reports other problems
         part.unlink(missing_ok=True)
         write_whole(out, file.name, lambda part: shutil.copyfile(file, part))
     return True
 
 
 def _counts(out: Path, meta: Meta) -> tuple[int, int]:
-    found = current(list(stored(out, meta)), meta)
-    return sum(header.rows for header in found), sum(len(header.failed) for header in found)
+    headers = current_rows(list(stored_headers(out, meta)), meta)
+    return sum(header.rows for header in headers), sum(len(header.failed) for header in headers)

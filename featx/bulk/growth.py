@@ -1,8 +1,8 @@
-"""Generations of a folder: what is left to extract when its inputs are others now, and which rows count.
+"""Generations of a folder: the pending work when its inputs have changed, and which rows are current.
 
-What is extracted stays as it is. Images that are new, and those that are to be done again, get shards of a generation
-of their own, whose numbers go on. `next.json` says what it is while these are written, and becomes `meta.json` when all
-are there, so that a folder is of the generation before or of the new one, wherever a run ends.
+Existing shards never change. New images, and images to extract again, are written to shards of a new generation with
+the next numbers. `next.json` describes the new generation while its shards are written, and replaces `meta.json` when
+all of them exist, so that an interrupted run leaves the folder in the previous generation.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from ..errors import OutputError
 from ..whole_files import folder_to_disk
 from .header import Header, number_of
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
-from .output_folder import begun, described, differing, headers, require_alone, shards_in
+from .output_folder import load_or_create_meta, meta_lock, require_alone, settings_error, shard_headers, shards_in
 from .sources import Items, Source
 
-Again = Callable[[Header], Iterable[str]]  # ids of a shard's images that are to be done again
+RerunSelector = Callable[[Header], Iterable[str]]  # ids of a shard's images to extract again
 
 
-class Chosen(Items):
-    """Some of the images of others, in the order of their numbers."""
+class ItemSubset(Items):
+    """A subset of Items, in the order of `numbers`."""
 
     def __init__(self, items: Items, numbers: Sequence[int]) -> None:
         vars(self).update(vars(items))
@@ -35,10 +35,13 @@ class Chosen(Items):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do in a folder: the plan of it, and its images.
+    """The pending work in a folder.
 
-    before: headers of the shards of earlier generations, with those of their images that are not done again. removed:
-    how many images have rows and are no longer among the inputs.
+    Attributes:
+        plan: of the generation to extract.
+        items: its images.
+        before: headers of the shards of earlier generations, without the images that are extracted again.
+        removed: number of images that have rows and are no longer among the inputs.
     """
 
     plan: Plan
@@ -47,109 +50,128 @@ class Work:
     removed: int = 0
 
 
-def stored(folder: Path, meta: Meta) -> Iterator[Header]:
-    """Headers of the shards of a folder that are there and whole, those of later generations last."""
-    return (header for plan in meta.generations for _, header in headers(folder, plan))
+def stored_headers(folder: Path, meta: Meta) -> Iterator[Header]:
+    """Headers of the complete shards of a folder, in the order of the generations."""
+    return (header for plan in meta.generations for _, header in shard_headers(folder, plan))
 
 
-def latest(found: Sequence[Header]) -> list[Header]:
-    """Headers without the images that a later one of them has, too."""
-    seen: set[str] = set()
+def latest_rows(headers: Sequence[Header]) -> list[Header]:
+    """The headers, each without the images that a later header contains."""
+    later: set[str] = set()
     kept: list[Header] = []
-    for header in reversed(found):
-        kept.append(header.where(lambda id_: id_ not in seen))
-        seen.update(header.every_id)
+    for header in reversed(headers):
+        kept.append(header.where(lambda id_: id_ not in later))
+        later.update(header.every_id)
     return kept[::-1]
 
 
-def current(found: Sequence[Header], meta: Meta) -> list[Header]:
-    """Headers of all shards of a folder, with the images alone that count: as they are latest, and not removed."""
+def current_rows(headers: Sequence[Header], meta: Meta) -> list[Header]:
+    """The headers with only the latest row of each image, and without removed images."""
+    if not meta.has_grown:
+        return list(headers)
     removed = set(meta.removed)
-    return [header.where(lambda id_: id_ not in removed) for header in latest(found)] if meta.has_grown else list(found)
+    return [header.where(lambda id_: id_ not in removed) for header in latest_rows(headers)]
 
 
-def settle(folder: Path, plan: Plan, items: Items, again: Again, recorded: Mapping[str, Any], rows: int | None) -> Work:
-    """What is left to do in a folder, of which it then speaks, so that other jobs of this run do their part of it.
+def load_or_create_plan(
+    folder: Path,
+    plan: Plan,
+    items: Items,
+    select_reruns: RerunSelector,
+    recorded: Mapping[str, Any],
+    rows: int | None,
+) -> Work:
+    """The pending work of a folder, which is written to the folder for the other jobs of this run.
 
-    Called where nobody else describes the folder. plan: of all items, as a new folder has it. again: which images are
-    done again. rows: asked for, of a shard. Raises OutputError if the folder is of another recipe, if it shares no
-    image with the items, or if another run extracts other images into it.
+    The caller holds `meta_lock`.
+
+    Args:
+        folder: exists.
+        plan: of all items, for a new folder.
+        items: all images of the inputs.
+        select_reruns: selects the images to extract again.
+        recorded: the entry of meta.json.
+        rows: required rows per shard; None accepts those of the folder.
+
+    Raises:
+        OutputError: the folder has another recipe or no image of the inputs, or another run extracts other images.
     """
-    there = begun(folder, Meta((plan,), plan.items, recorded=recorded), rows)
+    existing = load_or_create_meta(folder, Meta((plan,), plan.items, recorded=recorded), rows)
     pending = read_meta(folder, NEXT)
-    is_same = (plan.digest, plan.items) == (there.plan.digest, there.plan.items) and not there.has_grown
-    if is_same and pending is None and not any(True for header in stored(folder, there) for _ in again(header)):
-        return Work(there.plan, items)
-    if not is_same and plan.column != there.plan.column:
-        raise differing(folder, [f"column: {there.plan.column} there, {plan.column} now"])
-    wanted, work = _grown(folder, there, items, again, recorded)
-    if pending is not None and _images(pending) == _images(wanted):
+    is_same = (plan.digest, plan.items) == (existing.plan.digest, existing.plan.items) and not existing.has_grown
+    headers = stored_headers(folder, existing)
+    if is_same and pending is None and not any(True for header in headers for _ in select_reruns(header)):
+        return Work(existing.plan, items)
+    if not is_same and plan.column != existing.plan.column:
+        raise settings_error(folder, [f"column: {existing.plan.column} there, {plan.column} now"])
+    target, work = _next_generation(folder, existing, items, select_reruns, recorded)
+    if pending is not None and _image_set(pending) == _image_set(target):
         return replace(work, plan=pending.generations[-1])
     require_alone(folder)
-    if pending is not None:  # of other images: what there is of it counts, and the rest is not awaited
-        wanted, work = _grown(folder, replace(pending, recorded=there.recorded), items, again, recorded)
-    if (wanted.generations, wanted.removed) == (there.generations, there.removed):
+    if pending is not None:  # of other images: keep its finished shards, and drop its missing ones
+        pending = replace(pending, recorded=existing.recorded)
+        target, work = _next_generation(folder, pending, items, select_reruns, recorded)
+    if (target.generations, target.removed) == (existing.generations, existing.removed):
         (folder / NEXT).unlink(missing_ok=True)
         return work
-    write_meta(folder, wanted, NEXT)
+    write_meta(folder, target, NEXT)
     if not len(work.items):
-        _begin(folder)
+        _commit_generation(folder)
     return work
 
 
-def finish(folder: Path) -> None:
-    """Have the folder be of its new generation, if all shards of that are there."""
-    with described(folder):
+def commit_if_complete(folder: Path) -> None:
+    """Make the pending generation the current one if all of its shards exist."""
+    with meta_lock(folder):
         pending = read_meta(folder, NEXT)
         if pending is None:
             return
-        there = {header.number for header in stored(folder, pending)}
-        if not there.issuperset(chain.from_iterable(plan.numbers for plan in pending.generations)):
+        existing = {header.number for header in stored_headers(folder, pending)}
+        if not existing.issuperset(chain.from_iterable(plan.numbers for plan in pending.generations)):
             return
-        _begin(folder)
+        _commit_generation(folder)
 
 
-def _begin(folder: Path) -> None:
-    """Have the folder be of the generation that is written down as the next one."""
+def _commit_generation(folder: Path) -> None:
     (folder / NEXT).replace(folder / META)
     folder_to_disk(folder)
 
 
-def _grown(folder: Path, there: Meta, items: Items, again: Again, recorded: Mapping[str, Any]) -> tuple[Meta, Work]:
-    """What a folder is to say of itself when it has these images, and the work until then."""
-    found = list(stored(folder, there))
-    shown = latest(found)
-    known = set(chain.from_iterable(header.every_id for header in shown))
-    redo = set(chain.from_iterable(map(again, shown)))
-    now = set(items.ids)
-    if known and known.isdisjoint(now):
+def _next_generation(
+    folder: Path, existing: Meta, items: Items, select_reruns: RerunSelector, recorded: Mapping[str, Any]
+) -> tuple[Meta, Work]:
+    """The Meta of the folder after these items are extracted, and the work for that."""
+    headers = list(stored_headers(folder, existing))
+    latest = latest_rows(headers)
+    known = set(chain.from_iterable(header.every_id for header in latest))
+    reruns = set(chain.from_iterable(map(select_reruns, latest)))
+    wanted = set(items.ids)
+    if known and known.isdisjoint(wanted):
         raise OutputError(
             f"none of the {len(known)} images of {folder}, such as {min(known)!r}, is among the {len(items)} of the "
             f"inputs, such as {items.ids[0]!r}: name the inputs as before, or a new folder"
         )
-    numbers = [number for number, id_ in enumerate(items.ids) if id_ not in known or id_ in redo]
-    removed, todo = tuple(sorted(known - now)), Chosen(items, numbers)
-    whole = {header.number for header in found}
-    generations = [_closed(plan, whole) for plan in there.generations]
+    numbers = [number for number, id_ in enumerate(items.ids) if id_ not in known or id_ in reruns]
+    removed, pending = tuple(sorted(known - wanted)), ItemSubset(items, numbers)
+    complete = {header.number for header in headers}
+    generations = [_without_missing_shards(plan, complete) for plan in existing.generations]
     generations[1:] = [plan for plan in generations[1:] if plan.kept != ()]
     last = max([generations[-1].first + generations[-1].shards - 1, *map(number_of, shards_in(str(folder)))])
-    plan = replace(
-        there.plan, items=len(todo), digest=todo.digest(), first=last + 1, kept=None, directory=recorded["directory"]
-    )
-    if len(todo):
+    count, digest, directory = len(pending), pending.digest(), recorded["directory"]
+    plan = replace(existing.plan, items=count, digest=digest, first=last + 1, kept=None, directory=directory)
+    if len(pending):
         generations.append(plan)
-    later = [*there.recorded.get("later", ()), {key: recorded[key] for key in recorded if key != "later"}]
-    meta = Meta(tuple(generations), len(items), removed, {**there.recorded, "later": later})
-    before = [header.where(lambda id_: id_ in now and id_ in known and id_ not in redo) for header in shown]
-    return meta, Work(plan, todo, before, len(removed))
+    later = [*existing.recorded.get("later", ()), {key: recorded[key] for key in recorded if key != "later"}]
+    meta = Meta(tuple(generations), len(items), removed, {**existing.recorded, "later": later})
+    before = [header.where(lambda id_: id_ in wanted and id_ in known and id_ not in reruns) for header in latest]
+    return meta, Work(plan, pending, before, len(removed))
 
 
-def _closed(plan: Plan, whole: set[int]) -> Plan:
-    """The generation as it is, without the shards that are not there."""
-    numbers = tuple(number for number in plan.numbers if number in whole)
+def _without_missing_shards(plan: Plan, complete: set[int]) -> Plan:
+    numbers = tuple(number for number in plan.numbers if number in complete)
     return plan if len(numbers) == len(plan.numbers) else replace(plan, kept=numbers)
 
 
-def _images(meta: Meta) -> tuple[int, str, tuple[str, ...]]:
-    """Which images the latest generation is of, and which are left out."""
+def _image_set(meta: Meta) -> tuple[int, str, tuple[str, ...]]:
+    """What identifies the images of the latest generation, and the removed ones."""
     return meta.generations[-1].items, meta.generations[-1].digest, meta.removed

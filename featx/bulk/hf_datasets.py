@@ -1,4 +1,4 @@
-"""Images of a Hugging Face dataset that `save_to_disk` left in a folder."""
+"""Images of a Hugging Face dataset in a folder that `save_to_disk` wrote."""
 
 import os
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any
 from ..errors import ArgumentError, ImageError, MissingPackageError
 from .sources import read_file
 
-MARKS = ("dataset_dict.json", "state.json")  # files that `save_to_disk` leaves, and nobody else does
+MARKS = ("dataset_dict.json", "state.json")  # files that only `save_to_disk` writes
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetImages:
-    """Rows of a dataset, in the order of its splits; opened where they are read."""
+    """Rows of a dataset, in the order of its splits; each process opens the dataset itself."""
 
     folder: str
     column: str
@@ -38,7 +38,7 @@ def is_dataset(folder: str) -> bool:
 
 
 def dataset_images(folder: str, column: str | None = None) -> DatasetImages:
-    """The rows of all splits. ArgumentError if no column or several hold images, or the one asked for does not."""
+    """The rows of all splits; ArgumentError if not exactly one column, or not the requested one, contains images."""
     splits = _splits(folder)
     image = _datasets().Image
     columns = {
@@ -54,18 +54,18 @@ def dataset_images(folder: str, column: str | None = None) -> DatasetImages:
 
 
 def _splits(folder: str) -> dict[str, Any]:
-    """Each split by its name, which is empty if there is one dataset without any."""
+    """The splits by name; a dataset without splits has the name ""."""
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(folder)
+        loaded = datasets.load_from_disk(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentError(f"{folder} cannot be read as a dataset: {error}") from error
-    return {"": found} if isinstance(found, datasets.Dataset) else dict(found)
+    return {"": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 @lru_cache(maxsize=8)
 def _opened(folder: str, column: str) -> dict[str, Any]:
-    """The splits with images as bytes, so that they are decoded like all others."""
+    """The splits with images as bytes, so that featx decodes them like all other images."""
     undecoded = _datasets().Image(decode=False)
     return {
         split: part.select_columns([column]).cast_column(column, undecoded) for split, part in _splits(folder).items()

@@ -1,4 +1,4 @@
-"""Batched inference: from pixels to what is stored of every level, and the search for the fastest batch size."""
+"""Batched inference from pixels to the stored tensors of each level, and the search for the fastest batch size."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from ..runtime.backends.engine import EngineExtractor
 from ..runtime.optimization import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
 from ..wrappers import FeatureExtractWrapper
-from .recipe import DTYPES, Pooling, Recipe, Resources
+from .config import DTYPES, Pooling, Recipe, Resources
 
 GEM_POWER = 3.0  # Radenovic et al., https://arxiv.org/abs/1711.02512
-GEM_LEAST = 1e-6  # what it replaces values below by, since it takes roots
-MANY = 16  # images at once, where their number is yet to be measured
+GEM_LEAST = 1e-6  # lower bound of the values, because roots are taken
+DEFAULT_BATCH = 16  # images of the example for `optimize` before the batch size is measured
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-ENOUGH = 0.97  # of the least time per image that was seen; a smaller batch within it takes less memory
-LONGEST = 2.0  # seconds of one batch, after which larger ones are not tried
+ENOUGH = 0.97  # relative to the least time per image; a smaller batch within this margin takes less memory
+LONGEST = 2.0  # seconds of one batch, after which larger ones are not measured
 
 
 def _gem(map_: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _gem(map_: Tensor) -> Tensor:
     return map_.clamp(min=GEM_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
 
 
-OF_MAPS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
+POOLINGS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
     "none": lambda map_: map_,
     "mean": lambda map_: map_.mean((2, 3)),
     "max": lambda map_: map_.amax((2, 3)),
@@ -44,13 +44,18 @@ OF_MAPS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
 
 
 def pooled(returned: Tensor | tuple[Tensor, Tensor], pooling: Pooling) -> Tensor:
-    """What is stored of a level: its map (n, chs, h, w), or (n, chs).
+    """The stored tensor of a level: the map (n, chs, h, w), or a vector (n, chs).
 
-    returned: the map, or the pair of prefix tokens (n, tokens, chs) and map. ArgumentError for "cls" without tokens.
+    Args:
+        returned: the map, or the pair of prefix tokens (n, tokens, chs) and map.
+        pooling: from maps to vectors.
+
+    Raises:
+        ArgumentError: the pooling is "cls", and there are no tokens.
     """
     tokens, map_ = returned if isinstance(returned, tuple) else (None, returned)
     if pooling != "cls":
-        return OF_MAPS[pooling](map_)
+        return POOLINGS[pooling](map_)
     if tokens is None or tokens.shape[1] == 0:
         raise ArgumentError(
             "pooling 'cls' takes a transformer's class token, and this extractor returns none: choose 'mean', or make "
@@ -59,29 +64,32 @@ def pooled(returned: Tensor | tuple[Tensor, Tensor], pooling: Pooling) -> Tensor
     return tokens[:, 0]
 
 
-def is_filled(images: int, batch_size: int, recipe: Recipe) -> bool:
-    """Whether batches of so many images in all are filled up.
+def pads_batches(images: int, batch_size: int, recipe: Recipe) -> bool:
+    """Whether incomplete batches are padded, for a total number of images.
 
-    Not of a few images, which would be slow, nor where they keep their aspect, so that most batches are of few.
+    They are not if there are fewer images than one batch, or if images keep their aspect, because most batches are then
+    incomplete and padding would be slow.
     """
     return images >= batch_size and not recipe.keep_aspect
 
 
-class Model:
-    """An extractor on its device that takes lists of pixels. Several threads may call it at once.
+class InferenceModel:
+    """An extractor on its device that takes lists of pixels. It is thread-safe.
 
-    runtime: what runs it, never "auto". batch_size: images at once at most, halved, for good, when memory runs out; one
-    until it is measured. fills: whether batches of fewer are
-    filled up with copies. Numbers may differ in the last digits with the size of a batch, so that those of an image
-    then do not depend on which others there are.
+    Attributes:
+        runtime: of the extractor, never "auto".
+        batch_size: maximum number of images per batch, 1 until it is measured. It is halved permanently when memory
+            runs out.
+        pads: whether incomplete batches are padded with copies of an image. Results may differ in the last digits
+            between batch sizes; with padding, an image's result does not depend on the other images.
     """
 
-    fills = False
+    pads = False
 
     def __init__(self, extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources) -> None:
         self.device, self.batch_size = torch.device(resources.device), resources.batch_size or 1
         self.dtype, self.poolings = DTYPES[str(recipe.dtype)], recipe.poolings(len(extractor.feature_info))
-        self.extractor = _faster(_on(self.device, extractor), recipe, resources)
+        self.extractor = _optimized(_to_device(extractor, self.device), recipe, resources)
         self.runtime = self.extractor.runtime if isinstance(self.extractor, OptimizedExtractor) else "plain"
         config = extractor.data_config or DataConfig()
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
@@ -89,12 +97,16 @@ class Model:
         self._is_bgr = config.channel_order == "bgr"
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[list[Tensor], list[bool]]:
-        """Images (h, w, chs) of 8 bits and one size to a tensor per level, on the CPU, and whether each row is finite.
+        """A tensor per level, on the CPU, and for each row whether it is finite.
 
-        InputError if memory does not even suffice for one image.
+        Args:
+            pixels: images (h, w, chs) of 8 bits, all of one size.
+
+        Raises:
+            InputError: there is not enough memory for one image.
         """
         count = len(pixels)
-        if self.fills:
+        if self.pads:
             pixels = [*pixels, *[pixels[-1]] * (-count % self.batch_size)]
         size = min(self.batch_size, len(pixels))
         parts, start = [], 0
@@ -129,7 +141,7 @@ class Model:
         return stored, finite.tolist()
 
     def _images(self, pixels: Sequence[np.ndarray]) -> Tensor:
-        """(n, chs, h, w) as `featx.transform` makes them, by the same operations in the same order."""
+        """Images (n, chs, h, w), with the same operations in the same order as `featx.transform`."""
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         if self.device.type == "cuda":
             images = images.pin_memory()
@@ -138,40 +150,40 @@ class Model:
         return numbers.flip(1) if self._is_bgr else numbers
 
 
-def _faster(extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources) -> FeatureExtractWrapper:
-    """The extractor as the recipe wants it run, on as many batches at once as there are streams."""
+def _optimized(extractor: FeatureExtractWrapper, recipe: Recipe, resources: Resources) -> FeatureExtractWrapper:
+    """The extractor on the recipe's runtime, prepared for concurrent batches."""
     runtime, streams = recipe.runtime, resources.streams or 1
     if runtime == "plain":
         return extractor
     config = extractor.data_config or DataConfig()
     size = (recipe.size, recipe.size) if recipe.size else config.size
-    shape = (resources.batch_size or MANY, extractor.in_chans or 3, *size)
-    with threads_of_a_stream(streams):
+    shape = (resources.batch_size or DEFAULT_BATCH, extractor.in_chans or 3, *size)
+    with share_threads(streams):
         if recipe.keep_aspect:
-            faster = _of_any_size(extractor, runtime, shape)
+            optimized = _optimized_for_any_size(extractor, runtime, shape)
         else:
             images = smooth_noise(torch.empty(shape, device=resources.device))
-            faster = optimize(extractor, runtime=runtime, example=images)
-    if isinstance(faster, EngineExtractor) and streams > 1:
-        faster.serve(streams)
-    return faster
+            optimized = optimize(extractor, runtime=runtime, example=images)
+    if isinstance(optimized, EngineExtractor) and streams > 1:
+        optimized.serve(streams)
+    return optimized
 
 
-def _of_any_size(
+def _optimized_for_any_size(
     extractor: FeatureExtractWrapper, runtime: Optimized, shape: tuple[int, int, int, int]
 ) -> OptimizedExtractor:
-    """ArgumentError if the runtime that was asked for takes images of one size alone."""
-    faster = optimize(extractor, runtime=runtime)
-    if takes(faster, (*shape[:3], 2 * shape[3])):
-        return faster
+    """The optimized extractor; ArgumentError if the requested runtime supports only one image size."""
+    optimized = optimize(extractor, runtime=runtime)
+    if takes(optimized, (*shape[:3], 2 * shape[3])):
+        return optimized
     if runtime == "auto":
         return optimize(extractor, runtime="eager")
     raise ArgumentError(f"keep_aspect: runtime={runtime!r} runs this model on images of one size alone: choose 'eager'")
 
 
 @contextmanager
-def threads_of_a_stream(streams: int) -> Iterator[None]:
-    """Within the block PyTorch uses the share of its threads that each of so many batches at once has."""
+def share_threads(streams: int) -> Iterator[None]:
+    """A context in which PyTorch uses 1/streams of its threads, so that concurrent batches share them equally."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // streams))
     try:
@@ -180,8 +192,8 @@ def threads_of_a_stream(streams: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _on(device: torch.device, extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:
-    """The extractor on that device; the caller's own stays where it is."""
+def _to_device(extractor: FeatureExtractWrapper, device: torch.device) -> FeatureExtractWrapper:
+    """The extractor if it is on the device, or else a copy on the device."""
     tensor = next(extractor.parameters(), None)
     if tensor is None or (tensor.device.type == device.type and device.index in (None, tensor.device.index)):
         return extractor
@@ -194,28 +206,30 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fastest_batch_size(model: Model, image: np.ndarray) -> int:
-    """The smallest batch size that takes about the least time per image, among those that fit into memory.
+def fastest_batch_size(model: InferenceModel, image: np.ndarray) -> int:
+    """The smallest batch size with about the highest throughput, among those that fit into memory.
 
-    image: (h, w, 3) of 8 bits, as all will be.
+    Args:
+        model: its `batch_size` is changed.
+        image: (h, w, chs) of 8 bits, in the size of all images.
     """
     seconds: dict[int, float] = {}
     for size in SIZES:
         model.batch_size = size
         try:
-            taken = min(_seconds(model, [image] * size) for _ in range(2))
+            elapsed = min(_seconds(model, [image] * size) for _ in range(2))
         except InputError:
             break
         if model.batch_size < size:  # it ran out of memory
             break
-        seconds[size] = taken / size
-        if taken > LONGEST or seconds[size] > 1.5 * min(seconds.values()):
+        seconds[size] = elapsed / size
+        if elapsed > LONGEST or seconds[size] > 1.5 * min(seconds.values()):
             break
     best = min(seconds.values(), default=0)
     return next((size for size, each in seconds.items() if each * ENOUGH <= best), 1)
 
 
-def _seconds(model: Model, images: list[np.ndarray]) -> float:
+def _seconds(model: InferenceModel, images: list[np.ndarray]) -> float:
     start = perf_counter()
     model(images)
     return perf_counter() - start

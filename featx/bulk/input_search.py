@@ -1,4 +1,4 @@
-"""The search of inputs for images, which counts what is none of them and leaves out what featx itself wrote."""
+"""The search for images in inputs, which counts other files and leaves out the outputs of featx."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from ..errors import ArgumentError, OutputError, shortened
 from ..images import image_suffixes
 from ..walk import fits, fixed_part, is_folder, is_sidecar, matching, walked
 from .archives import TARS, ZIPS, Tar, Zip, tar_images, zip_images
+from .converters import Format
 from .file_lists import LISTS, STDIN, Listed, listed_images, listed_in_stdin
-from .filesystems import is_address, listing, open_system
-from .formats import Format
+from .filesystems import is_address, open_system, query_system
 from .hf_datasets import dataset_images, is_dataset
 from .meta import read_meta
 from .output_folder import INDEX, shards_in
@@ -36,11 +36,11 @@ from .sources import (
     ending_of,
 )
 
-# "maps.npy" beside "maps", and what its writer calls it until it is whole
+# "maps.npy" beside "maps", and its partial file
 CONVERTED = re.compile(rf"\.?(.+?)\.(?:{'|'.join(get_args(Format))})(?:\..*part)?", re.DOTALL)
 Input = str | os.PathLike[str]
 PACKED = (*TARS, *TABLES)
-# What a source has one of for every image.
+# Attributes of sources with one value per image.
 PER_IMAGE: dict[type, tuple[str, ...]] = {
     Files: ("names",),
     RemoteFiles: ("names",),
@@ -50,19 +50,20 @@ PER_IMAGE: dict[type, tuple[str, ...]] = {
 }
 
 
-class Found(NamedTuple):
-    """A source, and what its ids begin with: `given` if it is of one input of several, then `file` likewise."""
+class FoundSource(NamedTuple):
+    """A source and the prefixes of its ids: of the input, used with several inputs, and of the file in an input."""
 
     source: Source
-    given: str
-    file: str = ""
+    input_prefix: str
+    file_prefix: str = ""
 
 
 class Search:
-    """Looks for the images in inputs.
+    """Searches inputs for images.
 
-    tally: of what is none. problem: the first tar, zip or table without images, which matters if there is no image
-    elsewhere.
+    Attributes:
+        tally: of files that are not images.
+        problem: the error for the first tar, zip or table without images, raised if there are no images at all.
     """
 
     def __init__(self, column: str | None, exclude: Sequence[str], out: Input | None) -> None:
@@ -73,30 +74,31 @@ class Search:
         self.tally = Tally()
         self.problem: ArgumentError | None = None
 
-    def all_of(self, given: Sequence[str]) -> list[Found]:
-        """What is found in each of these inputs. ArgumentError for those that do not exist or cannot be read."""
-        local = [one for one in given if not is_address(one) and one != STDIN]
-        matches = {one: matching(one, self.tally.tell) for one in local if has_magic(one) and not os.path.lexists(one)}
-        absent = [one for one in local if one not in matches and not os.path.exists(one)]
-        absent += [one for one, matched in matches.items() if not matched]
+    def find_all(self, inputs: Sequence[str]) -> list[FoundSource]:
+        """The sources in all inputs; ArgumentError if inputs do not exist or cannot be read."""
+        local = [path for path in inputs if not is_address(path) and path != STDIN]
+        patterns = [path for path in local if has_magic(path) and not os.path.lexists(path)]
+        matches = {pattern: matching(pattern, self.tally.add_remark) for pattern in patterns}
+        absent = [path for path in local if path not in matches and not os.path.exists(path)]
+        absent += [pattern for pattern, matched in matches.items() if not matched]
         if absent:
             raise ArgumentError(f"no such file or folder: {', '.join(shortened(absent))}")
-        found: list[Found] = []
-        for one in dict.fromkeys(given):
-            if is_address(one):
-                found += self._remote(one)
-            elif one == STDIN:
-                found.append(Found(self._kept(listed_in_stdin(self.tally)), f"{STDIN}/"))
-            elif one in matches:
-                found += self._matched(one, matches[one])
+        found: list[FoundSource] = []
+        for path in dict.fromkeys(inputs):
+            if is_address(path):
+                found += self._remote(path)
+            elif path == STDIN:
+                found.append(FoundSource(self._without_excluded(listed_in_stdin(self.tally)), f"{STDIN}/"))
+            elif path in matches:
+                found += self._matched(path, matches[path])
             else:
-                found += self._folder(one) if os.path.isdir(one) else self._file(one)
+                found += self._folder(path) if os.path.isdir(path) else self._file(path)
         return found
 
-    def _folder(self, path: str) -> list[Found]:
+    def _folder(self, path: str) -> list[FoundSource]:
         folder = os.path.join(path, "")
         if is_dataset(path):
-            return [Found(dataset_images(path, self._column), folder)]
+            return [FoundSource(dataset_images(path, self._column), folder)]
         if are_maps(path):
             raise ArgumentError(
                 f"{path} holds maps that featx wrote, and no images: name a folder of images, or index.parquet in it "
@@ -106,19 +108,19 @@ class Search:
             os.scandir(path).close()
         except OSError as error:
             raise ArgumentError(f"cannot look into {path}: {error.strerror}") from error
-        below = walked(path, self.tally.tell, partial(self._skip, len(folder)))
+        below = walked(path, self.tally.add_remark, partial(self._skip, len(folder)))
         names = sorted(below, key=lambda name: name.split(os.sep))
-        return self._among(*self._chosen(names), folder, partial(Files, folder), str)
+        return self._sources(*self._select_in_folder(names), folder, partial(Files, folder), str)
 
     def _skip(self, start: int, entry: "os.DirEntry[str]") -> bool:
-        """Whether an entry of a folder is not looked at; `start` is where its relative path begins."""
+        """Whether to skip an entry of a folder; its relative path begins at `start`."""
         name, folder = entry.path[start:].replace(os.sep, "/"), is_folder(entry)
         return self._is_skipped(f"{name}/" if folder else name) or self._is_output(
             self._outputs.has(entry.path, folder)
         )
 
     def _is_skipped(self, name: str) -> bool:
-        """Whether a relative path is of no image by its name, which is counted."""
+        """Whether a relative path is excluded or a sidecar file, which is counted."""
         if is_sidecar(name):
             self.tally.count(SIDECAR)
         elif self._is_excluded(name.rstrip("/")):
@@ -134,16 +136,16 @@ class Search:
     def _is_excluded(self, name: str) -> bool:
         return any(fits(name, pattern) for pattern in self._exclude)
 
-    def _kept(self, source: Source) -> Source:
-        """Without what is excluded."""
+    def _without_excluded(self, source: Source) -> Source:
+        """The source without excluded images, which are counted."""
         if not self._exclude or type(source) not in PER_IMAGE:
             return source
         names = source.places if isinstance(source, Listed) else source.names
         rows = [row for row, name in enumerate(names) if not self._is_excluded(name)]
         self.tally.count(EXCLUDED, len(names) - len(rows))
-        return only(source, rows)
+        return subset(source, rows)
 
-    def _file(self, path: str) -> list[Found]:
+    def _file(self, path: str) -> list[FoundSource]:
         ending, folder = ending_of(path), os.path.join(os.path.dirname(path), "")
         if ending in COMPRESSED:
             raise ArgumentError(
@@ -153,20 +155,20 @@ class Search:
         if is_index(path) and self._outputs.is_out(folder):
             raise ArgumentError(f"{path} is written by this run: name another folder for the maps")
         if ending in LISTS:
-            return [Found(self._kept(listed_images(path, self.tally, self._column)), f"{path}/")]
+            return [FoundSource(self._without_excluded(listed_images(path, self.tally, self._column)), f"{path}/")]
         if ending not in (*PACKED, *ZIPS):
-            return [Found(Files(folder, [os.path.basename(path)]), folder)]
+            return [FoundSource(Files(folder, [os.path.basename(path)]), folder)]
         return self._container(path, path)
 
-    def _container(self, path: str, given: str) -> list[Found]:
-        """What a tar, zip or table that was named itself holds; what was lost of it fails."""
-        source = self._unbroken(path, path.rpartition("/")[2])
+    def _container(self, path: str, given: str) -> list[FoundSource]:
+        """The images of a tar, zip or table that is an input; its unreadable part is a failed image."""
+        source = self._read_or_broken(path, path.rpartition("/")[2])
         folder = given[: given.rfind("/") + 1] if is_address(given) else os.path.join(os.path.dirname(given), "")
-        whole = [] if isinstance(source, Broken) else [Found(source, f"{given}/")]
-        return [*whole, *(Found(lost, folder) for lost in _lost(source, os.path.basename(path)))]
+        readable = [] if isinstance(source, Broken) else [FoundSource(source, f"{given}/")]
+        return [*readable, *(FoundSource(broken, folder) for broken in _broken_part(source, os.path.basename(path)))]
 
-    def _unbroken(self, path: str, name: str) -> Source:
-        """A tar, zip or table; Broken under this name if it cannot be read."""
+    def _read_or_broken(self, path: str, name: str) -> Source:
+        """A tar, zip or table; or a Broken with this name if it cannot be read."""
         try:
             return self._read(path)
         except UnreadableError as error:
@@ -176,11 +178,11 @@ class Search:
     def _read(self, path: str) -> Source:
         ending = ending_of(path)
         if ending in TABLES:
-            return self._kept(table_images(path, self.tally, self._column))
-        return self._kept((tar_images if ending in TARS else zip_images)(path, self.tally))
+            return self._without_excluded(table_images(path, self.tally, self._column))
+        return self._without_excluded((tar_images if ending in TARS else zip_images)(path, self.tally))
 
-    def _chosen(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The image files of a folder, or, without any, the tars and tables, or, without these, the zips."""
+    def _select_in_folder(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The image files of a folder, or else its tars and tables, or else its zips."""
         suffixes = image_suffixes()
         images = [name for name in names if ending_of(name) in suffixes]
         packed = [] if images else [name for name in names if ending_of(name) in PACKED]
@@ -189,13 +191,13 @@ class Search:
         self._count_others(names, images, packed)
         return images, packed
 
-    def _count_others(self, names: Iterable[str], *chosen: Iterable[str]) -> None:
-        taken = {name for some in chosen for name in some}
+    def _count_others(self, names: Iterable[str], *selections: Iterable[str]) -> None:
+        selected = {name for selection in selections for name in selection}
         for name in names:
-            if name not in taken:
+            if name not in selected:
                 self.tally.count_file(name)
 
-    def _matched(self, pattern: str, paths: Sequence[str]) -> list[Found]:
+    def _matched(self, pattern: str, paths: Sequence[str]) -> list[FoundSource]:
         root = fixed_part(pattern)
         names: list[str] = []
         for path in paths:
@@ -203,15 +205,15 @@ class Search:
             if os.path.isdir(path):
                 self.tally.count(FOLDERS, "**" not in pattern)
             elif not os.path.isfile(path):
-                self.tally.tell(path, "matches the pattern and is no file")
+                self.tally.add_remark(path, "matches the pattern but is not a file")
             elif not self._is_skipped(name.replace(os.sep, "/")) and not self._is_output(
-                self._outputs.hold(path, root)
+                self._outputs.contain(path, root)
             ):
                 names.append(name)
-        return self._among(*self._named(names), root, partial(Files, root), str)
+        return self._sources(*self._select_matches(names), root, partial(Files, root), str)
 
-    def _named(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The images and tars among the files that match, without any the tables or zips, without those whatever."""
+    def _select_matches(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The images and tars of the matching files, or else tars and tables, or else zips, or else all files."""
         suffixes = image_suffixes()
         images = [name for name in names if ending_of(name) in suffixes]
         packed = [name for name in names if ending_of(name) in (TARS if images else PACKED)]
@@ -222,52 +224,53 @@ class Search:
         self._count_others(names, images, packed)
         return images, packed
 
-    def _among(
+    def _sources(
         self,
         images: Sequence[str],
         packed: Sequence[str],
         root: str,
         files: Callable[[Sequence[str]], Source],
-        whole: Callable[[str], str],
-    ) -> list[Found]:
-        """Image files and the files that images are packed in, by their names below the root."""
-        found = [Found(files(images), root)] if images else []
-        sources = {name: self._packed(name, whole(root + name), packed) for name in packed}
+        full_path: Callable[[str], str],
+    ) -> list[FoundSource]:
+        """The sources of image files and of archives and tables, given by their names below the root."""
+        found = [FoundSource(files(images), root)] if images else []
+        sources = {name: self._packed(name, full_path(root + name), packed) for name in packed}
         sources = {name: source for name, source in sources.items() if source is not None}
         for name, source in sources.items():
             if not isinstance(source, Broken):
-                found.append(Found(source, root, f"{name}/" if len(sources) > 1 else ""))
-            found += (Found(lost, root) for lost in _lost(source, name))
+                found.append(FoundSource(source, root, f"{name}/" if len(sources) > 1 else ""))
+            found += (FoundSource(broken, root) for broken in _broken_part(source, name))
         return found
 
     def _packed(self, name: str, path: str, packed: Sequence[str]) -> Source | None:
-        """What one of several files holds; None for a table without images, such as img2dataset leaves by its tars."""
+        """The images in one of several files; None for a table without images, such as those of img2dataset."""
         by_tar = ending_of(name) in TABLES and f"{name[: -len(ending_of(name))]}.tar" in packed
         try:
             if not (by_tar and is_metadata(path)):
-                return self._unbroken(path, name)
+                return self._read_or_broken(path, name)
         except NoImagesError as error:
             self.problem = self.problem or error
         except UnreadableError as error:
-            self.tally.tell(path, str(error))
+            self.tally.add_remark(path, str(error))
             return None
         self.tally.count(NO_IMAGES)
         return None
 
-    def _remote(self, address: str) -> list[Found]:
+    def _remote(self, address: str) -> list[FoundSource]:
         system, path = open_system(address)
         if has_magic(path):
-            root, found, choose = fixed_part(path), listing(address, system.glob, path), self._named
-        elif listing(address, system.isdir, path):
-            root, found, choose = path.rstrip("/") + "/", listing(address, system.find, path), self._chosen
-        elif not listing(address, system.exists, path):
+            root, paths, select = fixed_part(path), query_system(address, system.glob, path), self._select_matches
+        elif query_system(address, system.isdir, path):
+            root, paths = path.rstrip("/") + "/", query_system(address, system.find, path)
+            select = self._select_in_folder
+        elif not query_system(address, system.exists, path):
             raise ArgumentError(f"no such file or folder: {address}")
         else:
             return self._remote_file(system, path, address)
-        names = [path[len(root) :] for path in sorted(found)]
-        images, packed = choose([name for name in names if not self._is_skipped_there(system, root, name)])
-        among = self._among(images, packed, root, partial(RemoteFiles, system, root), system.unstrip_protocol)
-        return [one._replace(given=_address_of(system, root)) for one in among]
+        names = [path[len(root) :] for path in sorted(paths)]
+        images, packed = select([name for name in names if not self._is_skipped_there(system, root, name)])
+        found = self._sources(images, packed, root, partial(RemoteFiles, system, root), system.unstrip_protocol)
+        return [part._replace(input_prefix=_address_of(system, root)) for part in found]
 
     def _is_skipped_there(self, system: Any, root: str, name: str) -> bool:
         if self._is_skipped(name):
@@ -275,55 +278,56 @@ class Search:
         folder = (root + name).rpartition("/")[0]
         return is_index(name) and self._is_output(are_maps(system.unstrip_protocol(folder)))
 
-    def _remote_file(self, system: Any, path: str, address: str) -> list[Found]:
+    def _remote_file(self, system: Any, path: str, address: str) -> list[FoundSource]:
         ending, root = ending_of(path), path[: path.rfind("/") + 1]
         if ending in LISTS:
-            return [Found(self._kept(listed_images(address, self.tally, self._column)), f"{address}/")]
+            source = self._without_excluded(listed_images(address, self.tally, self._column))
+            return [FoundSource(source, f"{address}/")]
         if ending in (*PACKED, *ZIPS):
             return self._container(address, address)
-        return [Found(RemoteFiles(system, root, [path[len(root) :]]), _address_of(system, root))]
+        return [FoundSource(RemoteFiles(system, root, [path[len(root) :]]), _address_of(system, root))]
 
 
-def only(source: Source, rows: Sequence[int]) -> Source:
-    """These images of a source whose type has an entry in PER_IMAGE."""
+def subset(source: Source, rows: Sequence[int]) -> Source:
+    """A source of these images; the type of the source has an entry in PER_IMAGE."""
     columns: dict[str, Any] = {name: [getattr(source, name)[row] for row in rows] for name in PER_IMAGE[type(source)]}
     return replace(source, **columns)  # pyright: ignore
 
 
-def _lost(source: Source, name: str) -> list[Broken]:
-    """What could not be read of a file of images, as an image that fails under the file's name."""
+def _broken_part(source: Source, name: str) -> list[Broken]:
+    """The unreadable part of an archive or table, if any, as an image that fails under the file's name."""
     if isinstance(source, Broken):
         return [source]
     return [Broken(source.path, [name], source.lost)] if isinstance(source, Tar) and source.lost else []
 
 
 def _address_of(system: Any, folder: str) -> str:
-    """The address of a folder, with a slash at its end, which some file systems take away."""
+    """The address of a folder with a trailing slash, which some file systems remove."""
     address = system.unstrip_protocol(folder)
     return address if address.endswith("/") else f"{address}/"
 
 
 class Outputs:
-    """Knows the folder that maps go to, which need not exist yet, and every other folder of maps by what is in it."""
+    """Recognizes outputs: the output folder of this run, which may not exist yet, and other folders of maps."""
 
     def __init__(self, out: str | os.PathLike[str] | None) -> None:
         self._out = None if out is None else os.path.realpath(out)
         self._known: dict[str, bool] = {}
 
     def is_out(self, folder: str) -> bool:
-        """Whether it is the folder that maps go to."""
+        """Whether it is the output folder of this run."""
         return self._out is not None and os.path.realpath(folder) == self._out
 
     def has(self, path: str, is_folder: bool = True) -> bool:
-        """Whether a path of this machine is a folder of maps, or is named as their conversion and lies beside them."""
+        """Whether a local path is a folder of maps, or has the name of its conversion and is beside it."""
         if is_folder and self._are_maps(path):
             return True
         folder, name = os.path.split(path)
         converted = CONVERTED.fullmatch(name)
         return converted is not None and self._are_maps(os.path.join(folder, converted[1]))
 
-    def hold(self, path: str, root: str) -> bool:
-        """Whether a file, or a folder that it is in below the root, is one of these."""
+    def contain(self, path: str, root: str) -> bool:
+        """Whether a file, or one of its parent folders below the root, is an output."""
         is_folder = False
         while len(path) > len(root):
             if self.has(path, is_folder):
@@ -340,7 +344,7 @@ class Outputs:
 
 
 def are_maps(folder: str) -> bool:
-    """Whether a folder of this machine, or at an address, is one of maps, whole or damaged."""
+    """Whether a local folder, or one at an address, has maps, complete or damaged."""
     try:
         return read_meta(folder) is not None
     except OutputError:  # another program's meta.json, a damaged one, or a folder that cannot be read
@@ -355,5 +359,5 @@ def _has_shards(folder: str) -> bool:
 
 
 def is_index(name: str) -> bool:
-    """Whether a file has the name of the table of a folder of maps."""
+    """Whether a file has the name of the index of a folder of maps."""
     return name.rpartition("/")[2] == INDEX

@@ -1,4 +1,4 @@
-"""Whether stored maps have the bytes that were written, and the image files that they were made of are unchanged."""
+"""Integrity checks: of the bytes of stored maps, and of changes to the source images."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from .feature_dataset import FeatureDataset
-from .filesystems import joined
+from .filesystems import join
 from .header import Header, number_of, read_header
 from .meta import require_meta
 from .output_folder import require_complete, shards_in
@@ -19,10 +19,13 @@ READ = 8 * 2**20  # bytes at once
 
 @dataclass(slots=True)
 class Sources:
-    """What became of the files that maps were made of.
+    """The state of the source images.
 
-    same: images whose file is as it was. changed, gone: where the file was by the image's id, if it is another one now,
-    or not there. unknown: images of which that cannot be told: from addresses, and from saved data sets.
+    Attributes:
+        same: number of images whose file is unchanged.
+        changed: paths of changed files, by the id of the image.
+        gone: paths of missing files, by the id of the image.
+        unknown: number of images from addresses and saved datasets, which cannot be checked.
     """
 
     same: int = 0
@@ -34,30 +37,39 @@ class Sources:
 def check_sources(
     folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None, *, partial: bool = False
 ) -> Sources:
-    """Look for the files that a folder's maps were made of; none of them is read, and no map.
+    """Check whether the source images of a folder have changed, without reading images or maps.
 
-    A file is another one if its size differs or the time of its last change; of an image in a tar or a table these are
-    the tar's or the table's. Paths that are relative are looked for from where the folder was begun. progress: called
-    with the shards done and all there are. partial: the folder may be unfinished. Raises OutputError if the folder is
-    none of maps or unfinished, or one is damaged.
+    A file has changed if its size or modification time differs; for images in a tar or a table, those of the tar or the
+    table. Relative paths start from the directory in which the first run was started.
+
+    Args:
+        folder: a path, or an address that fsspec supports.
+        progress: called with the number of finished shards and the number of all shards.
+        partial: allow an unfinished folder.
+
+    Returns:
+        The state of the images.
+
+    Raises:
+        OutputError: the folder has no maps, is unfinished, or a file is damaged.
     """
-    dataset, found = FeatureDataset(folder), Sources()
+    dataset, sources = FeatureDataset(folder), Sources()
     require_complete(f"{folder} is unfinished", dataset._meta, dataset._names, partial)
     for done, header in enumerate(dataset._headers, 1):
         for id_, place, stamp in _stamped(header):
             now = None if stamp is None else stamp_of(place)
             if stamp is None:
-                found.unknown += 1
+                sources.unknown += 1
             elif now == stamp:
-                found.same += 1
+                sources.same += 1
             else:
-                (found.changed if now else found.gone)[id_] = place
+                (sources.changed if now else sources.gone)[id_] = place
         progress(done, len(dataset._headers))
-    return found
+    return sources
 
 
 def changed_ids(header: Header) -> Iterator[str]:
-    """Images of a shard whose file is another one now; none whose file is gone counts."""
+    """Ids of a shard's images whose file has changed; images with a missing file are not included."""
     return (id_ for id_, place, stamp in _stamped(header) if stamp and stamp_of(place) not in (stamp, None))
 
 
@@ -69,10 +81,12 @@ def _stamped(header: Header) -> Iterator[tuple[str, str, Stamp | None]]:
 
 @dataclass(slots=True)
 class Checked:
-    """What became of the files of a folder of maps.
+    """The state of the files in a folder of maps.
 
-    sound: files whose bytes have their checksum. damaged: by path, files that have another one, or are not whole files
-    of maps, and why. unknown: files without a checksum, which earlier versions wrote.
+    Attributes:
+        sound: number of files that match their checksum.
+        damaged: reasons, by the path of each file that does not match its checksum or is not a complete shard.
+        unknown: number of files of earlier versions, which have no checksum.
     """
 
     sound: int = 0
@@ -83,41 +97,44 @@ class Checked:
 def check_files(
     folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None, *, partial: bool = False
 ) -> Checked:
-    """Compare every byte of a folder of maps, or of one at an address, with the checksums in the files' headers.
+    """Compare the bytes of all files in a folder of maps with the checksums in their headers.
 
     Args:
-        folder: a path, or an address that fsspec knows.
-        progress: called with the files done and all there are.
-        partial: the folder may be unfinished.
+        folder: a path, or an address that fsspec supports.
+        progress: called with the number of finished files and the number of all files.
+        partial: allow an unfinished folder.
+
+    Returns:
+        The state of the files.
 
     Raises:
-        OutputError: the folder is none of maps, or unfinished.
+        OutputError: the folder has no maps, or is unfinished.
     """
-    folder, found = os.fspath(folder), Checked()
+    folder, checked = os.fspath(folder), Checked()
     meta, names = require_meta(folder), shards_in(folder)
     require_complete(f"{folder} is unfinished", meta, names, partial)
     plans = {name: meta.generation_of(number_of(name)) for name in names}
-    of = {name: plan for name, plan in plans.items() if plan is not None}  # the others are of no finished generation
-    for done, (name, plan) in enumerate(of.items(), 1):
-        path = joined(folder, name)
+    finished = {name: plan for name, plan in plans.items() if plan is not None}  # of finished generations
+    for done, (name, plan) in enumerate(finished.items(), 1):
+        path = join(folder, name)
         try:
             header = read_header(path, plan)
             same = header.digest is None or _digest_in(path, header) == header.digest
         except OutputError as error:
-            found.damaged[path] = str(error)
+            checked.damaged[path] = str(error)
         else:
             if header.digest is None:
-                found.unknown += 1
+                checked.unknown += 1
             elif same:
-                found.sound += 1
+                checked.sound += 1
             else:
-                found.damaged[path] = f"{path} holds other bytes than were written: its checksum differs"
-        progress(done, len(of))
-    return found
+                checked.damaged[path] = f"{path} holds other bytes than were written: its checksum differs"
+        progress(done, len(finished))
+    return checked
 
 
 def _digest_in(path: str, header: Header) -> str:
-    """The digest that the file at a path should have, of what it says and of its bytes."""
+    """The digest computed from the header and the bytes of a file."""
     file = ShardFile(path, header.version)
     length = int.from_bytes(file.read(0, 8), "little")
     facts = json.loads(json.loads(file.read(8, 8 + length))["__metadata__"][KEY])

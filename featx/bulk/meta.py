@@ -1,4 +1,4 @@
-"""What a folder of maps says of itself in its meta.json: what was asked for, and how it is divided in shards."""
+"""The meta.json of an output folder: the settings of the extraction, and its division into shards."""
 
 import json
 import os
@@ -11,23 +11,23 @@ from typing import Any, get_args
 from ..errors import OutputError
 from ..json_checks import MOST_VALUES, JsonError, Value, parsed, values_in
 from ..preprocessing import DataConfig
-from .filesystems import joined, read_range, size_of
-from .recipe import DTYPES, Pooling
+from .config import DTYPES, Pooling
+from .filesystems import join, read_range, size_of
 from .shard import write_whole
 
 FORMAT = 1
 META = "meta.json"
-NEXT = "next.json"  # what meta.json will be when every shard of a new generation is there
-LARGEST = 16 * 2**20  # bytes of it
-MOST_SHARDS = 1_000_000  # their names have six digits
+NEXT = "next.json"  # the next meta.json, until all shards of a new generation exist
+LARGEST = 16 * 2**20  # bytes of meta.json
+MOST_SHARDS = 1_000_000  # file names have six digits
 LARGEST_BATCH = 2**16
-LARGEST_SIDE = 2**20  # pixels of a side, channels
+LARGEST_SIDE = 2**20  # pixels per side, or channels
 LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLevel:
-    """A level of the stored maps, and how they were pooled."""
+    """A level of the stored maps, and its pooling."""
 
     name: str
     chs: int
@@ -37,11 +37,17 @@ class StoredLevel:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A generation of a folder's shards, and which items are in which: each has the next `rows` of them.
+    """A generation of shards, each of which contains the next `rows` items.
 
-    decided: what decides the numbers, by name. items, digest: how many there are, and the SHA-256 of their ids.
-    first: the number of the first shard. kept: numbers of the shards that count, where it was never finished.
-    directory: which relative sources are seen from. column: that of a table or data set which was asked for.
+    Attributes:
+        decided: what determines the stored values; see `result_identity`.
+        items: number of items.
+        digest: SHA-256 of the ids of the items.
+        rows: items per shard.
+        first: number of the first shard.
+        kept: numbers of the existing shards, if the generation was never finished.
+        directory: where relative sources start.
+        column: the requested column of a table or dataset.
     """
 
     decided: Mapping[str, Any]
@@ -59,7 +65,7 @@ class Plan:
 
     @property
     def numbers(self) -> Sequence[int]:
-        """The numbers of its shards, in order."""
+        """The numbers of the shards, in order."""
         return range(self.first, self.first + self.shards) if self.kept is None else self.kept
 
     @property
@@ -73,7 +79,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """What every shard's header repeats, so that none of another extraction is taken for one of this."""
+        """Identifies the plan in the header of every shard, so that shards of other extractions are rejected."""
         facts = [FORMAT, self.decided, self.items, self.digest, self.rows, *([self.first] if self.first else [])]
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -84,10 +90,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What a meta.json says.
+    """The content of a meta.json.
 
-    generations: the oldest first; an image that several have is as the latest has it. removed: ids of images that have
-    rows and are no longer among the inputs. images: how many the inputs are. recorded: what decides no numbers.
+    Attributes:
+        generations: the oldest first; if several contain an image, its latest row is used.
+        images: number of images of the inputs.
+        removed: ids of images that have rows and are no longer among the inputs.
+        recorded: information that does not affect the stored values.
+        facts: the JSON object.
     """
 
     generations: tuple[Plan, ...]
@@ -98,7 +108,7 @@ class Meta:
 
     @property
     def plan(self) -> Plan:
-        """The first generation, which has the recipe of all."""
+        """The first generation; all generations share its recipe."""
         return self.generations[0]
 
     @property
@@ -111,11 +121,11 @@ class Meta:
 
     @property
     def shards(self) -> int:
-        """How many shards all generations have."""
+        """Number of shards of all generations."""
         return sum(len(plan.numbers) for plan in self.generations)
 
     def generation_of(self, shard: int) -> Plan | None:
-        """The generation that a shard's number is of."""
+        """The generation that contains a shard; None if there is none."""
         for plan in self.generations:
             if plan.first <= shard < plan.first + plan.shards:
                 return plan if plan.kept is None or shard in plan.kept else None
@@ -123,9 +133,9 @@ class Meta:
 
 
 def write_meta(folder: Path, meta: Meta, name: str = META) -> None:
-    """Write it, whole or not at all. OutputError if that fails, or it would say more than such a file may."""
+    """Write meta.json atomically; OutputError if that fails, or if the file would be too large."""
     plan, *grown = meta.generations
-    if (end := max(one.first + one.shards for one in meta.generations)) > MOST_SHARDS:
+    if (end := max(generation.first + generation.shards for generation in meta.generations)) > MOST_SHARDS:
         raise OutputError(f"{folder} would have {end} files of maps, more than {MOST_SHARDS}: name a new folder")
     facts = {
         "format": FORMAT,
@@ -134,14 +144,13 @@ def write_meta(folder: Path, meta: Meta, name: str = META) -> None:
         "recorded": meta.recorded,
     }
     if meta.has_grown:
-        later = [{"first": one.first, "directory": one.directory, **_generation(one)} for one in grown]
+        later = [{"first": plan.first, "directory": plan.directory, **_generation(plan)} for plan in grown]
         facts |= {"images": meta.images, "removed": meta.removed, "grown": later}
         facts["grown_fingerprint"] = _fingerprint_of_growth(facts)
     text = json.dumps(facts, indent=None if meta.has_grown else 2) + "\n"
     if len(text) > LARGEST or values_in(text) > MOST_VALUES:
         raise OutputError(
-            f"{folder / name} would say more than one file may, with {len(meta.removed)} images that are gone: "
-            "name a new folder"
+            f"{folder / name} would be too large, with {len(meta.removed)} images that were removed: name a new folder"
         )
     write_whole(folder, name, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -157,8 +166,8 @@ def _generation(plan: Plan) -> dict[str, Any]:
 
 
 def read_meta(folder: str | Path, name: str = META) -> Meta | None:
-    """What meta.json in a folder or at an address says, None if there is none. OutputError for another format."""
-    path = joined(os.fspath(folder), name)
+    """The Meta of a folder or an address; None if it has no meta.json, OutputError if that is invalid."""
+    path = join(os.fspath(folder), name)
     try:
         size = size_of(path)
         if size > LARGEST:
@@ -171,32 +180,32 @@ def read_meta(folder: str | Path, name: str = META) -> Meta | None:
 
 
 def require_meta(folder: str | Path) -> Meta:
-    """What meta.json in a folder or at an address says; OutputError if there is none."""
-    found = read_meta(folder)
-    if found is None:
-        place = joined(os.fspath(folder), META)
+    """The Meta of a folder or an address; OutputError if it has no valid meta.json."""
+    meta = read_meta(folder)
+    if meta is None:
+        place = join(os.fspath(folder), META)
         raise OutputError(f"{place} does not exist: expected a folder that featx extract made")
-    return found
+    return meta
 
 
-def _checked(said: Value) -> Meta:
-    if said["format"].number() != FORMAT:
-        raise said["format"].mismatch(f"{FORMAT}")
-    _require_recipe(said["decided"])
-    recorded = said["recorded"]
+def _checked(facts: Value) -> Meta:
+    if facts["format"].number() != FORMAT:
+        raise facts["format"].mismatch(f"{FORMAT}")
+    _require_recipe(facts["decided"])
+    recorded = facts["recorded"]
     if (batch_size := recorded.get("batch_size")) is not None:
         batch_size.number(1, LARGEST_BATCH)
-    generations = [_plan(said, said["decided"].object(), 0, recorded.get("directory"))]
-    if "grown" not in said.object():
-        return Meta(tuple(generations), generations[0].items, (), recorded.object(), said.object())
-    for one in said["grown"].each():
+    generations = [_plan(facts, facts["decided"].object(), 0, recorded.get("directory"))]
+    if "grown" not in facts.object():
+        return Meta(tuple(generations), generations[0].items, (), recorded.object(), facts.object())
+    for generation in facts["grown"].each():
         last = generations[-1]
-        first = one["first"].number(last.first + last.shards, MOST_SHARDS)
-        generations.append(_plan(one, last.decided, first, one["directory"]))
-    if said["grown_fingerprint"].text() != _fingerprint_of_growth(said.object()):
+        first = generation["first"].number(last.first + last.shards, MOST_SHARDS)
+        generations.append(_plan(generation, last.decided, first, generation["directory"]))
+    if facts["grown_fingerprint"].text() != _fingerprint_of_growth(facts.object()):
         raise JsonError("its generations are not those that were written: it was changed afterwards")
-    images, removed = said["images"].number(), tuple(said["removed"].texts())
-    return Meta(tuple(generations), images, removed, recorded.object(), said.object())
+    images, removed = facts["images"].number(), tuple(facts["removed"].texts())
+    return Meta(tuple(generations), images, removed, recorded.object(), facts.object())
 
 
 def _fingerprint_of_growth(facts: Mapping[str, Any]) -> str:
@@ -204,32 +213,32 @@ def _fingerprint_of_growth(facts: Mapping[str, Any]) -> str:
     return sha256(json.dumps(grown, sort_keys=True).encode()).hexdigest()
 
 
-def _plan(said: Value, decided: Mapping[str, Any], first: int, directory: Value | None) -> Plan:
-    items, column, kept = said["items"], said.get("column"), said.get("kept")
+def _plan(facts: Value, decided: Mapping[str, Any], first: int, directory: Value | None) -> Plan:
+    items, column, kept = facts["items"], facts.get("column"), facts.get("kept")
     plan = Plan(
         decided,
         items["count"].number(),
         items["sha256"].text(),
-        said["rows_per_shard"].number(1),
+        facts["rows_per_shard"].number(1),
         first,
         None,
         "" if directory is None else directory.text(),
         None if column is None else column.text(),
     )
-    if first + plan.shards > MOST_SHARDS or said["shards"].number() != plan.shards:
-        raise said["shards"].mismatch(f"{plan.shards}, and at most {MOST_SHARDS}")
-    if said["fingerprint"].text() != plan.fingerprint:
-        raise JsonError("its fingerprint is not that of what it says: it was changed after it was written")
+    if first + plan.shards > MOST_SHARDS or facts["shards"].number() != plan.shards:
+        raise facts["shards"].mismatch(f"{plan.shards}, and at most {MOST_SHARDS}")
+    if facts["fingerprint"].text() != plan.fingerprint:
+        raise JsonError("its fingerprint does not match its content: it was changed after it was written")
     if kept is None:
         return plan
-    numbers = tuple(Value(one, kept.path).number(first, first + plan.shards - 1) for one in kept.array())
+    numbers = tuple(Value(number, kept.path).number(first, first + plan.shards - 1) for number in kept.array())
     if list(numbers) != sorted(set(numbers)):
         raise kept.mismatch("numbers of shards in order, each once")
     return replace(plan, kept=numbers)
 
 
 def _require_recipe(decided: Value) -> None:
-    """Raise JsonError for values that whoever reads maps could not go by."""
+    """Raise JsonError for invalid values of entries that readers of maps need."""
     decided["model"].text()
     decided["dtype"].text(DTYPES)
     decided["keep_aspect"].flag()

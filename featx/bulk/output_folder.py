@@ -1,4 +1,4 @@
-"""The folder of an extraction: what it says of itself, who may write to it, which shards are done or missing."""
+"""The output folder of an extraction: its meta.json, its locks, and its finished and missing shards."""
 
 import json
 import re
@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 from ..errors import OutputError, shortened
 from ..locks import MOMENT, locked
 from ..whole_files import local, remove_parts
+from .config import LEGACY_DEFAULTS
 from .filesystems import names_in
 from .header import Header, number_of, read_header
 from .meta import META, NEXT, Meta, Plan, read_meta, write_meta
-from .recipe import BEFORE
 
 T = TypeVar("T")
 
 INDEX = "index.parquet"
-LONGEST_VALUE = 400  # characters of one in a message
+LONGEST_VALUE = 400  # characters of a value in an error message
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Every `of`-th shard, from `number` on: the part of a job array that one process does."""
+    """Every `of`-th shard, starting with shard `number`: the part that one process of a job array extracts."""
 
     number: int = 0
     of: int = 1
@@ -37,7 +37,7 @@ class Slice:
 
 
 def shards_in(folder: str) -> list[str]:
-    """Names of the files of maps in a folder or at an address, in order, whole or not."""
+    """Names of the shards in a folder or at an address, in order, damaged ones included."""
     try:
         return [name for name in names_in(folder) if re.fullmatch(r"maps-[0-9]{6}\.safetensors", name)]
     except OSError as error:
@@ -45,34 +45,39 @@ def shards_in(folder: str) -> list[str]:
 
 
 @contextmanager
-def opened(folder: Path, part: Slice, settled: Callable[[], T]) -> Iterator[T]:
-    """Within the block nobody else writes these shards; the block has what `settled` returns.
+def exclusive_lock(folder: Path, part: Slice, load_plan: Callable[[], T]) -> Iterator[T]:
+    """A context in which no other process or thread writes the shards of `part`; it provides the result of `load_plan`.
 
-    settled: called before, while nobody else describes the folder. OutputError if somebody writes these shards, or
-    nothing can be written.
+    Args:
+        folder: is created if it does not exist.
+        part: the shards to lock.
+        load_plan: called first, while the lock of meta.json is held.
+
+    Raises:
+        OutputError: another run writes these shards, or the folder cannot be written.
     """
     with ExitStack() as stack:
         try:
             local(folder).mkdir(parents=True, exist_ok=True)
-            with described(folder):
-                done = settled()
+            with meta_lock(folder):
+                plan = load_plan()
                 _lock(stack, folder, part)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"cannot write to {folder}: {error}") from error
-        yield done
+        yield plan
 
 
 def require_alone(folder: Path) -> None:
-    """OutputError if any run writes shards of this folder."""
+    """Raise OutputError if another run writes shards of this folder."""
     for path in folder.glob(".lock-*-of-*"):
         with locked(path, f"another run is writing to {folder}"):
             pass
 
 
 def _lock(stack: ExitStack, folder: Path, part: Slice) -> None:
-    """Take the lock of this part, then see that nobody holds one of a part that overlaps with it."""
+    """Lock this part, and raise OutputError if a part of another job array, which may overlap with it, is locked."""
     subject = f"another run is writing to {folder}"
     stack.enter_context(locked(folder / _lock_name(part), subject))
     others = {path.name for path in folder.glob(".lock-*-of-*")} - {_lock_name(part)}
@@ -87,49 +92,54 @@ def _lock_name(part: Slice) -> str:
 
 
 @contextmanager
-def described(folder: Path) -> Iterator[None]:
-    """Within the block nobody else reads or writes what the folder says of itself."""
+def meta_lock(folder: Path) -> Iterator[None]:
+    """A context in which no other process or thread writes meta.json and the index of a folder."""
     with locked(folder / ".lock", f"another run is writing {META} or {INDEX} in {folder}", MOMENT):
         yield
 
 
-def begun(folder: Path, meta: Meta, rows: int | None = None) -> Meta:
-    """What the folder says of itself; what is given, which is written, if it is new.
+def load_or_create_meta(folder: Path, meta: Meta, rows: int | None = None) -> Meta:
+    """The Meta of a folder; in a new folder, `meta` is written and returned. The caller holds `meta_lock`.
 
-    Called where nobody else describes it. rows: asked for, of a shard; None leaves them to the folder. Raises
-    OutputError, showing what differs, if the folder is of another model or other options.
+    Args:
+        folder: exists.
+        meta: of this run.
+        rows: required rows per shard; None accepts those of the folder.
+
+    Raises:
+        OutputError: the folder is of another model or other settings, which the message lists, or has other files.
     """
-    remove_parts(folder, rf"\.({META}|{NEXT}|{INDEX})\..*\.part")  # nobody else writes them now
-    found = read_meta(folder)
-    if found is None:
-        if held := sorted(path.name for path in folder.iterdir() if not _is_own(path.name)):
-            raise OutputError(f"{folder} is not empty ({', '.join(held[:3])}): name a new folder")
+    remove_parts(folder, rf"\.({META}|{NEXT}|{INDEX})\..*\.part")  # safe, because the caller holds the lock
+    existing = read_meta(folder)
+    if existing is None:
+        if names := sorted(path.name for path in folder.iterdir() if not _is_lock_or_partial(path.name)):
+            raise OutputError(f"{folder} is not empty ({', '.join(names[:3])}): name a new folder")
         write_meta(folder, meta)
         return meta
-    differences = list(recipe_differences(found.plan.decided, meta.plan.decided))
-    if rows not in (None, found.plan.rows):
-        differences.append(f"rows per shard: {found.plan.rows} there, {rows} now")
+    differences = list(recipe_differences(existing.plan.decided, meta.plan.decided))
+    if rows not in (None, existing.plan.rows):
+        differences.append(f"rows per shard: {existing.plan.rows} there, {rows} now")
     if differences:
-        raise differing(folder, differences)
-    return found
+        raise settings_error(folder, differences)
+    return existing
 
 
-def differing(folder: Path, differences: Sequence[str]) -> OutputError:
-    """The error for a folder that was made otherwise."""
+def settings_error(folder: Path, differences: Sequence[str]) -> OutputError:
+    """The error for a folder with other settings, which lists the differences."""
     listed = "".join(f"\n  {line}" for line in shortened(differences))
-    return OutputError(f"{folder} was made otherwise; name a new folder, or ask for the same:{listed}")
+    return OutputError(f"{folder} has other settings; name a new folder, or use the same settings:{listed}")
 
 
-def _is_own(name: str) -> bool:
+def _is_lock_or_partial(name: str) -> bool:
     return name.startswith(".lock") or (name.startswith(".") and name.endswith(".part"))
 
 
-def recipe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """A line per entry that two recipes, as `decided` of meta.json has them, do not share."""
-    there, now = {**BEFORE, **there}, {**BEFORE, **now}
-    for key in sorted({*there, *now}):
-        if there.get(key) != now.get(key):
-            yield f"{key}: {_brief(there.get(key))} there, {_brief(now.get(key))} now"
+def recipe_differences(existing: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+    """A line per entry in which two recipes, given as `decided` of meta.json, differ."""
+    existing, current = {**LEGACY_DEFAULTS, **existing}, {**LEGACY_DEFAULTS, **current}
+    for key in sorted({*existing, *current}):
+        if existing.get(key) != current.get(key):
+            yield f"{key}: {_brief(existing.get(key))} there, {_brief(current.get(key))} now"
 
 
 def _brief(value: object) -> str:
@@ -137,8 +147,8 @@ def _brief(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
-def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[int, Header]]:
-    """Number and header of the shards of a part that are there, whole, and of this plan."""
+def shard_headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[int, Header]]:
+    """Numbers and headers of the complete shards of a plan and a part that exist."""
     for name in shards_in(str(folder)):
         number = number_of(name)
         if number not in part or number not in plan.numbers:
@@ -150,39 +160,43 @@ def headers(folder: Path, plan: Plan, part: Slice = Slice()) -> Iterator[tuple[i
         yield number, header
 
 
-def sweep(folder: Path, part: Slice) -> None:
-    """Remove what runs that were killed left of files they were writing, of the shards of this part."""
+def remove_partial_files(folder: Path, part: Slice) -> None:
+    """Remove partial files of this part's shards, which killed runs left."""
 
-    def is_ours(name: str) -> bool:
+    def is_in_part(name: str) -> bool:
         number = re.search(r"\d+", name)
         return number is not None and int(number[0]) in part
 
-    remove_parts(folder, r"\.maps-.*\.part", is_ours)
+    remove_parts(folder, r"\.maps-.*\.part", is_in_part)
 
 
 def missing_shards(meta: Meta, names: Iterable[str]) -> list[int]:
-    """Numbers of the shards of all generations that are not among the names of a folder's files, ascending."""
-    there = {number_of(name) for name in names}
-    return [number for plan in meta.generations for number in plan.numbers if number not in there]
+    """Numbers of the shards of all generations that are not among the file names, in ascending order."""
+    existing = {number_of(name) for name in names}
+    return [number for plan in meta.generations for number in plan.numbers if number not in existing]
 
 
 def require_complete(subject: str, meta: Meta, names: Iterable[str], partial: bool) -> None:
-    """OutputError naming the files that are missing, unless a part was asked for.
+    """Raise OutputError with the missing files, unless `partial` is true.
 
-    subject: how the message begins, such as "maps is unfinished".
+    Args:
+        subject: beginning of the message, such as "maps is unfinished".
+        meta: of the folder.
+        names: of the folder's shards.
+        partial: whether missing files are allowed.
     """
     missing = [] if partial else missing_shards(meta, names)
     if missing:
         listed = ", ".join(shortened(as_ranges(missing).split(", ")))
         raise OutputError(
             f"{subject}: {len(missing)} of {meta.shards} files are missing ({listed}). Run the featx extract command "
-            "again that makes them, or featx merge the folders that have them, to finish it; or take what is there "
-            "with --partial (in Python, partial=True)"
+            "again to resume, or featx merge the folders that have these files; or read the existing files with "
+            "--partial (in Python, partial=True)"
         )
 
 
 def as_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: "0, 3-5"."""
+    """Ascending numbers as ranges: "0, 3-5"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

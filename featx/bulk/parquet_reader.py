@@ -1,4 +1,4 @@
-"""Columns of Parquet files, read with pyarrow: types that can hold images or paths, and cells a few rows at a time."""
+"""Reading of columns of Parquet files with pyarrow: which types can contain images or paths, and buffered cells."""
 
 from bisect import bisect_right
 from collections import deque
@@ -9,20 +9,20 @@ from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 from ..errors import MissingPackageError
+from .config import usable_cores
 from .filesystems import is_address, open_binary, open_regular
-from .recipe import usable_cores
 from .shard import Stamp
 
-Held = Literal["bytes", "paths"]
-BYTES: Held = "bytes"
-PATHS: Held = "paths"
-BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # the most that is read at once, of rows that are smaller
-KEPT_BATCHES = 8  # the fewest that stay after they were read
-PAGE_BYTES = 2**20  # asked of the file at once
+ContentKind = Literal["bytes", "paths"]
+BYTES: ContentKind = "bytes"
+PATHS: ContentKind = "paths"
+BATCH_BYTES, BATCH_ROWS = 4 * 2**20, 256  # limits of one read; a single row may be larger
+KEPT_BATCHES = 8  # minimum number of batches in the buffer
+PAGE_BYTES = 2**20  # of one request to the file
 
 
 def require_pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet; MissingPackageError saying how to have them."""
+    """The modules pyarrow and pyarrow.parquet; MissingPackageError if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -34,23 +34,26 @@ def require_pyarrow() -> tuple[Any, Any]:
 
 
 def cell_text(text: str) -> str:
-    r"""A text as a cell of a table holds it: surrogates, which UTF-8 cannot hold, as \udcff."""
+    r"""A text for a cell of a table, with surrogates, which UTF-8 cannot encode, escaped as \udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class Holding(NamedTuple):
-    """What the cells of a column can be: image files, paths of image files, or neither.
+class ColumnContent(NamedTuple):
+    """What the cells of a column can contain.
 
-    many: each cell is a list of them. usual: the type is one in which images are usually stored, and so is looked for.
+    Attributes:
+        kind: image files, paths of image files, or None for neither.
+        many: whether each cell is a list of them.
+        usual: whether images are usually stored in this type, so that the column is found automatically.
     """
 
-    what: Held | None
+    kind: ContentKind | None
     many: bool = False
     usual: bool = True
 
 
-def bare(kind: Any) -> Any:
-    """The type of the values themselves, of a dictionary or an extension type."""
+def storage_type(kind: Any) -> Any:
+    """The type of the values of a dictionary or extension type; other types unchanged."""
     pyarrow, _ = require_pyarrow()
     while True:
         if isinstance(kind, pyarrow.BaseExtensionType):
@@ -61,24 +64,24 @@ def bare(kind: Any) -> Any:
             return kind
 
 
-def holding(kind: Any) -> Holding:
-    """What a column of this type can hold: bytes, text, structs with a field `bytes` or `path`, or lists of these."""
+def column_content(kind: Any) -> ColumnContent:
+    """The content of a column type: bytes, text, structs with a field `bytes` or `path`, or lists of these."""
     types = require_pyarrow()[0].types
-    inner = bare(kind)
+    inner = storage_type(kind)
     lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
     if any(is_list(inner) for is_list in lists):
-        element = holding(inner.value_type)
-        return Holding(None if element.many else element.what, True, False)
+        element = column_content(inner.value_type)
+        return ColumnContent(None if element.many else element.kind, True, False)
     if types.is_struct(inner):
         fields = {field.name: field.type for field in inner}
         if "bytes" in fields and _single(fields["bytes"]) == BYTES:
-            return Holding(BYTES, usual=_is_usual(fields["bytes"]))
-        return Holding(PATHS if "path" in fields and _single(fields["path"]) == PATHS else None)
-    return Holding(_single(kind), usual=_is_usual(kind))
+            return ColumnContent(BYTES, usual=_is_usual(fields["bytes"]))
+        return ColumnContent(PATHS if "path" in fields and _single(fields["path"]) == PATHS else None)
+    return ColumnContent(_single(kind), usual=_is_usual(kind))
 
 
-def _single(kind: Any) -> Held | None:
-    types, inner = require_pyarrow()[0].types, bare(kind)
+def _single(kind: Any) -> ContentKind | None:
+    types, inner = require_pyarrow()[0].types, storage_type(kind)
     if types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner):
         return PATHS
     binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
@@ -90,40 +93,40 @@ def _is_usual(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def plain(scalar: Any, position: int | None = None) -> Any:
-    """The value of a cell as bytes, text, a dictionary, a list or a number; of a list the one at a position, if given.
+def to_python(scalar: Any, position: int | None = None) -> Any:
+    """The value of a cell as bytes, text, a dictionary, a list or a number; or the element of a list at `position`.
 
-    Bytes of a column of text that are no UTF-8 become what `os.fsdecode` makes of them.
+    Text that is not valid UTF-8 is decoded like `os.fsdecode`.
     """
     pyarrow, _ = require_pyarrow()
     if not scalar.is_valid:
         return None
     if isinstance(scalar, pyarrow.DictionaryScalar | pyarrow.ExtensionScalar):
-        return plain(scalar.value, position)
+        return to_python(scalar.value, position)
     if isinstance(scalar, pyarrow.StructScalar):
-        return {name: plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
+        return {name: to_python(scalar[name]) for name in ("bytes", "path") if name in scalar}
     if isinstance(scalar, pyarrow.ListScalar):
-        return [plain(one) for one in scalar.values] if position is None else plain(scalar[position])
+        return [to_python(value) for value in scalar.values] if position is None else to_python(scalar[position])
     if isinstance(scalar, pyarrow.StringScalar):
         return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
     return scalar.as_py()
 
 
-class Rows:
-    """A column's cells by row. Whoever asks about in order, from any number of threads, has each row read once."""
+class ColumnReader:
+    """A thread-safe, buffered reader of a column's cells. Rows that are requested about in order are read only once."""
 
     def __init__(self, path: str, column: str) -> None:
         self._path, self._column = path, column
         self._lock = Lock()
         self._file: Any = None
-        self._starts: list[int] = []  # the first row of each row group, and how many rows there are
+        self._starts: list[int] = []  # the first row of each row group, and the number of rows
         self._batches: Iterator[Any] = iter(())
         self._group, self._next = -1, 0
-        self._kept: deque[tuple[int, Any]] = deque()  # the latest batches, with the number of their first rows
-        self._kept_rows = 2 * usable_cores()  # the fewest that stay: a thread that comes later begins the group again
+        self._kept: deque[tuple[int, Any]] = deque()  # the latest batches, each with the index of its first row
+        self._kept_rows = 2 * usable_cores()  # minimum: a thread that needs an older row reads the row group again
 
     def __getitem__(self, row: int) -> Any:
-        """The cell, as a scalar of pyarrow. Raises what that and file systems do, and begins anew when asked again."""
+        """The cell as a pyarrow scalar. After an error of pyarrow or a file system, the next call reopens the file."""
         with self._lock:
             try:
                 first, cells = self._batch(row)
@@ -153,25 +156,25 @@ class Rows:
         return self._kept[-1]
 
     def _read(self, group: int) -> Iterator[Any]:
-        """The batches of a row group, of as many rows as fill the bytes allowed.
+        """The batches of a row group, with as many rows as fit into BATCH_BYTES.
 
-        The bytes are of all columns: pyarrow ends the process when it is asked for a column of a damaged file.
+        The bytes of all columns count, because pyarrow crashes if asked for those of one column of a damaged file.
         """
-        told = self._file.metadata.row_group(group)
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * told.num_rows // max(1, told.total_byte_size)))
+        metadata = self._file.metadata.row_group(group)
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
         return self._file.iter_batches(rows, [group], [self._column], use_threads=False)
 
 
 @lru_cache(maxsize=8)
-def rows_of(path: str, column: str, stamp: Stamp | None) -> Rows:  # noqa: ARG001
-    """The cells of a column; this process's own, which all of its threads share; others once the file has changed."""
-    return Rows(path, column)
+def column_reader(path: str, column: str, stamp: Stamp | None) -> ColumnReader:  # noqa: ARG001
+    """The reader of a column, which all threads of this process share; a changed stamp gives a new reader."""
+    return ColumnReader(path, column)
 
 
 def parquet_file(path: str) -> Any:
-    """The pyarrow.parquet.ParquetFile of a path or an address, whose row groups are read page by page."""
+    """The pyarrow.parquet.ParquetFile of a path or an address, which reads row groups page by page."""
     _, parquet = require_pyarrow()
     if is_address(path):
         return parquet.ParquetFile(open_binary(path), buffer_size=PAGE_BYTES, pre_buffer=False)
-    open_regular(path).close()  # pyarrow would wait for whoever writes to a pipe
+    open_regular(path).close()  # pyarrow would block on a pipe
     return parquet.ParquetFile(path, buffer_size=PAGE_BYTES, pre_buffer=False)

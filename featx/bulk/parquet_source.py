@@ -1,4 +1,4 @@
-"""Parquet files: tables whose rows hold the images, as many data sets are published, or lists of paths."""
+"""Parquet files whose rows contain images, as in many published datasets, or paths of images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,19 @@ from typing import Any
 
 from ..errors import ArgumentError, ImageError, shortened
 from ..json_checks import JsonError, parsed
-from .file_lists import PLACES, listed, read_place, without_column
-from .filesystems import fetched, is_address
-from .parquet_reader import BATCH_ROWS, BYTES, PATHS, bare, holding, parquet_file, plain, require_pyarrow, rows_of
+from .file_lists import PATH_COLUMNS, list_places, missing_column_error, read_place
+from .filesystems import fetch_with_retries, is_address
+from .parquet_reader import (
+    BATCH_ROWS,
+    BYTES,
+    PATHS,
+    column_content,
+    column_reader,
+    parquet_file,
+    require_pyarrow,
+    storage_type,
+    to_python,
+)
 from .shard import stamp_of
 from .sources import NoImagesError, Source, Tally, UnreadableError
 
@@ -21,15 +31,19 @@ TABLES = (".parquet",)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a Parquet file; the column holds image files, or structs of their `bytes` or else their `path`.
+    """Images in a Parquet file, in a column of image files or of structs with `bytes` or `path`.
 
-    spots: of a column of lists, row and position of every image; None where each row is an image.
+    Attributes:
+        path: of the file.
+        column: with the images.
+        names: of the images.
+        positions: for a column of lists, the row and the index in its list of every image; None for one image per row.
     """
 
     path: str
     column: str
     names: Sequence[str]
-    spots: Sequence[tuple[int, int]] | None = None
+    positions: Sequence[tuple[int, int]] | None = None
 
     def where(self, index: int) -> str:
         return f"{self.path}/{self.names[index]}"
@@ -45,40 +59,48 @@ class Table:
         return cell
 
     def _cell(self, index: int) -> Any:
-        rows = rows_of(self.path, self.column, stamp_of(self.path))
-        row, position = (index, None) if self.spots is None else self.spots[index]
+        rows = column_reader(self.path, self.column, stamp_of(self.path))
+        row, position = (index, None) if self.positions is None else self.positions[index]
         if is_address(self.path):
-            return fetched(lambda: plain(rows[row], position))
-        with _readable(self.path, ImageError):
-            return plain(rows[row], position)
+            return fetch_with_retries(lambda: to_python(rows[row], position))
+        with _parquet_errors(self.path, ImageError):
+            return to_python(rows[row], position)
 
 
 def table_images(path: str, tally: Tally, column: str | None = None) -> Source:
-    """The images in the rows of a Parquet file, or those that its paths name.
+    """The images in the rows of a Parquet file, or at the paths in its rows.
 
-    column: holds the images or the paths; None is the one that can. UnreadableError if the file is none, NoImagesError
-    if no column can hold images or the one asked for does not, ArgumentError if several can.
+    Args:
+        path: of the file.
+        tally: counts skipped images.
+        column: with the images or the paths; None is the only suitable one.
+
+    Raises:
+        UnreadableError: the file is not a Parquet file.
+        NoImagesError: no column, or not the requested one, can contain images or paths.
+        ArgumentError: several columns can.
     """
-    with _readable(path, UnreadableError), parquet_file(path) as file:
+    with _parquet_errors(path, UnreadableError), parquet_file(path) as file:
         _require_rows(path, file.metadata)
         schema = file.schema_arrow
         images, paths = _columns(path, schema, column)
-        if twice := [name for name in (*images, *paths) if schema.names.count(name) > 1]:
-            raise ArgumentError(f"{path} has the column {twice[0]} {schema.names.count(twice[0])} times: rename them")
+        if repeated := [name for name in (*images, *paths) if schema.names.count(name) > 1]:
+            name = repeated[0]
+            raise ArgumentError(f"{path} has the column {name} {schema.names.count(name)} times: rename them")
         if len(images) + len(paths) > 1:
             raise ArgumentError(
                 f"{path} has several columns that may say what the images are, "
                 f"{', '.join(shortened([*images, *paths]))}: name one (--column, or column= of find_items)"
             )
         if not images:
-            return _listed(path, file, paths[0], tally)
-        if holding(schema.field(images[0]).type).many:
-            return _listed_within(path, file, images[0])
+            return _path_source(path, file, paths[0], tally)
+        if column_content(schema.field(images[0]).type).many:
+            return _list_column_table(path, file, images[0])
         return Table(path, images[0], _names(file, images[0]))
 
 
 def _require_rows(path: str, metadata: Any) -> None:
-    """UnreadableError if a file and its row groups, of which one is damaged, say different numbers of rows."""
+    """Raise UnreadableError if the row counts of the file and its row groups disagree, because of damage."""
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
         raise UnreadableError(
@@ -86,66 +108,68 @@ def _require_rows(path: str, metadata: Any) -> None:
         )
 
 
-def _listed(path: str, file: Any, column: str, tally: Tally) -> Source:
-    """What a column of paths names."""
-    ids = _texts(file, "id") if _tells(file.schema_arrow, "id") else None
+def _path_source(path: str, file: Any, column: str, tally: Tally) -> Source:
+    """The images at the paths in a column."""
+    ids = _texts(file, "id") if _has_flat_column(file.schema_arrow, "id") else None
     cells = _cells(file, column)
-    if holding(file.schema_arrow.field(column).type).many:
+    if column_content(file.schema_arrow.field(column).type).many:
         rows = [cell or [] for cell in cells]
         ids = ids and [f"{id_}/{number}" for id_, row in zip(ids, rows, strict=True) for number in range(len(row))]
         cells = list(chain.from_iterable(rows))
     places = [_text(cell["path"] if isinstance(cell, dict) else cell) for cell in cells]
-    return listed(path, places, ids, tally)
+    return list_places(path, places, ids, tally)
 
 
-def _listed_within(path: str, file: Any, column: str) -> Table:
-    """The images in a column of lists: each is called by its row and its position there."""
+def _list_column_table(path: str, file: Any, column: str) -> Table:
+    """The images in a column of lists, named by their row and their index in the list."""
     lengths: list[int] = []
     list_value_length = import_module("pyarrow.compute").list_value_length
     for batch in file.iter_batches(BATCH_ROWS, columns=[_leaf(file, column)], use_threads=False):
         lengths += [length or 0 for length in list_value_length(batch.column(0)).to_pylist()]
-    spots = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
-    rows = _texts(file, "id") if _tells(file.schema_arrow, "id") else []
-    if not _tell_apart(rows) or not rows:
+    positions = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+    rows = _texts(file, "id") if _has_flat_column(file.schema_arrow, "id") else []
+    if not _are_unique(rows) or not rows:
         rows = [str(row) for row in range(len(lengths))]
-    return Table(path, column, [f"{rows[row]}/{position}" for row, position in spots], spots)
+    return Table(path, column, [f"{rows[row]}/{position}" for row, position in positions], positions)
 
 
 def _leaf(file: Any, column: str) -> str:
-    """The path of what is smallest in a column of lists and as long: the images' paths, if they have any."""
+    """The smallest leaf column from which the lengths of the lists can be read: the paths, if they exist."""
     schema = file.schema
     leaves = [schema.column(number).path for number in range(len(schema))]
     return next((leaf for leaf in leaves if leaf.startswith(f"{column}.") and leaf.endswith(".path")), column)
 
 
-def _columns(path: str, schema: Any, asked: str | None) -> tuple[list[str], list[str]]:
-    """The columns that may hold images, and those that may hold paths, one at least; NoImagesError for none."""
-    held = {field.name: holding(field.type) for field in schema}
-    if asked is not None:
-        if asked not in held:
-            raise without_column(path, schema.names, asked)
-        if held[asked].what is None:
-            raise NoImagesError(_of_no_use(path, schema, asked))
-        return ([asked], []) if held[asked].what == BYTES else ([], [asked])
+def _columns(path: str, schema: Any, requested: str | None) -> tuple[list[str], list[str]]:
+    """The columns that can contain images, and those that can contain paths; NoImagesError if there are neither."""
+    contents = {field.name: column_content(field.type) for field in schema}
+    if requested is not None:
+        if requested not in contents:
+            raise missing_column_error(path, schema.names, requested)
+        if contents[requested].kind is None:
+            raise NoImagesError(_unsupported_column(path, schema, requested))
+        return ([requested], []) if contents[requested].kind == BYTES else ([], [requested])
     declared = _declared(schema)
     images = [
         name
-        for name, one in held.items()
-        if one.what == BYTES and one.usual and (not declared or declared.get(name) == "Image")
+        for name, content in contents.items()
+        if content.kind == BYTES and content.usual and (not declared or declared.get(name) == "Image")
     ]
-    # where it is written which column is of images, a path beside it is none to follow
-    known = [] if declared and images else [name for name in PLACES if name in held][:1]
-    paths = [name for name in known if name not in images and held[name].what == PATHS]
+    # if the file declares the column of images, a column of paths beside it is only metadata
+    known = [] if declared and images else [name for name in PATH_COLUMNS if name in contents][:1]
+    paths = [name for name in known if name not in images and contents[name].kind == PATHS]
     if not images and not paths:  # unusual types last: a column of lists may be beside that of the images
-        images = [name for name, one in held.items() if one.what == BYTES and not one.usual]
+        images = [name for name, content in contents.items() if content.kind == BYTES and not content.usual]
     if len(images) + len(paths) > 1:
         images = [name for name in images if name != "id"]
     if not images and not paths:
-        raise NoImagesError(_of_no_use(path, schema, known[0])) if known else without_column(path, schema.names, None)
+        if known:
+            raise NoImagesError(_unsupported_column(path, schema, known[0]))
+        raise missing_column_error(path, schema.names, None)
     return images, paths
 
 
-def _of_no_use(path: str, schema: Any, column: str) -> str:
+def _unsupported_column(path: str, schema: Any, column: str) -> str:
     kind = shortened([schema.field(column).type])[0]
     return (
         f"{path}: column {column} holds {kind}: expected paths (text) or image files (bytes), structs with a field "
@@ -154,14 +178,16 @@ def _of_no_use(path: str, schema: Any, column: str) -> str:
 
 
 def is_metadata(path: str) -> bool:
-    """Whether a Parquet file is what img2dataset writes beside a tar: a row per image, and no image."""
-    with _readable(path, UnreadableError), parquet_file(path) as file:
+    """Whether a Parquet file is metadata that img2dataset writes beside a tar: a row per image, without images."""
+    with _parquet_errors(path, UnreadableError), parquet_file(path) as file:
         schema = file.schema_arrow
-        return {"key", "status"} <= set(schema.names) and all(holding(one.type).what != BYTES for one in schema)
+        return {"key", "status"} <= set(schema.names) and all(
+            column_content(field.type).kind != BYTES for field in schema
+        )
 
 
 def _declared(schema: Any) -> dict[str, Any]:
-    """The type that the package datasets wrote of each column, by name; nothing if others made the file."""
+    """The feature type of each column that the package datasets declared, by name; empty for other files."""
     written = (schema.metadata or {}).get(b"huggingface")
     try:
         features = parsed(written or b"{}")["info"]["features"]
@@ -171,27 +197,27 @@ def _declared(schema: Any) -> dict[str, Any]:
 
 
 def _names(file: Any, column: str) -> Sequence[str]:
-    """What tells rows apart: the column `id`, or the paths beside the bytes, if they do; their numbers otherwise."""
+    """Unique names of the rows: the column `id`, or else the paths beside the bytes, or else row numbers."""
     schema = file.schema_arrow
-    if _tells(schema, "id"):
+    if _has_flat_column(schema, "id"):
         names = _texts(file, "id")
-        if _tell_apart(names):
+        if _are_unique(names):
             return names
     kind = schema.field(column).type
     if require_pyarrow()[0].types.is_nested(kind) and kind.get_field_index("path") >= 0:
         names = [_text(cell and cell["path"]) for cell in _cells(file, f"{column}.path")]
-        if _tell_apart(names):
+        if _are_unique(names):
             return names
     return [str(row) for row in range(file.metadata.num_rows)]
 
 
-def _tells(schema: Any, column: str) -> bool:
-    """Whether a column is there, and its values are single ones."""
-    found = schema.get_field_index(column)
-    return found >= 0 and not require_pyarrow()[0].types.is_nested(bare(schema.field(found).type))
+def _has_flat_column(schema: Any, column: str) -> bool:
+    """Whether a column exists, and its type is not nested."""
+    index = schema.get_field_index(column)
+    return index >= 0 and not require_pyarrow()[0].types.is_nested(storage_type(schema.field(index).type))
 
 
-def _tell_apart(names: Sequence[str]) -> bool:
+def _are_unique(names: Sequence[str]) -> bool:
     return all(names) and len(set(names)) == len(names)
 
 
@@ -204,16 +230,16 @@ def _text(value: object) -> str:
 
 
 def _cells(file: Any, column: str) -> list[Any]:
-    found = file.read(columns=[column]).column(0)
+    cells = file.read(columns=[column]).column(0)
     try:
-        return found.to_pylist()
-    except UnicodeDecodeError:  # one cell that is no text
-        return [plain(cell) for cell in found]
+        return cells.to_pylist()
+    except UnicodeDecodeError:  # a cell is not valid UTF-8
+        return [to_python(cell) for cell in cells]
 
 
 @contextmanager
-def _readable(path: str, error: type[ArgumentError | ImageError]) -> Iterator[None]:
-    """Within the block whatever says that the file is none, or has changed, is that error."""
+def _parquet_errors(path: str, error: type[ArgumentError | ImageError]) -> Iterator[None]:
+    """A context that raises `error` if the file is not a Parquet file, is damaged or has changed."""
     pyarrow, _ = require_pyarrow()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The pipeline from images to shards: decoded ahead of the model, several batches at once, everything in order."""
+"""The pipeline from images to shards: prefetched decoding, concurrent batches, and results in order."""
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -11,23 +11,23 @@ from pathlib import Path
 from torch import Tensor
 
 from ..wrappers import FeatureExtractWrapper
+from .config import Recipe, Resources
 from .decoder import Decoded, Decoder, decoder_for
-from .inference import Model, threads_of_a_stream
+from .inference import InferenceModel, share_threads
 from .meta import Plan
-from .prefetch import DecoderProcesses, ahead
-from .recipe import Recipe, Resources
+from .prefetch import DecoderProcesses, prefetch
 from .shard import Failure, Shard, write_shard
 from .sources import Items
 
-# Images that wait in a shard for others of their size, in batches, before the largest group goes ahead.
+# Batches of images that wait in a shard for others of their size, before the largest group is run as a smaller batch.
 WAITING_BATCHES = 4
-Row = tuple[Decoded, list[Tensor]]  # what is known of an item's picture, and what is stored of it by level
-Seen = Callable[[int, int], object]  # called with how many more images have maps, and how many more have failed
+Row = tuple[Decoded, list[Tensor]]  # an item's image, and its stored tensor per level
+OnProgress = Callable[[int, int], object]  # called with the numbers of new images with maps, and of new failures
 
 
 @dataclass(slots=True)
 class Batch:
-    """Images of one size and one shard, what failed before them in the shard, and whether it is its last batch."""
+    """Images of one size and one shard, the failures since the previous batch, and whether it is the shard's last."""
 
     shard: int
     images: list[Decoded] = field(default_factory=list)
@@ -38,19 +38,26 @@ class Batch:
 
 
 def shards(
-    plan: Plan, numbers: Iterable[int], decoder: Decoder, model: Model, resources: Resources, seen: Seen
+    plan: Plan,
+    numbers: Iterable[int],
+    decoder: Decoder,
+    model: InferenceModel,
+    resources: Resources,
+    on_progress: OnProgress,
 ) -> Generator[Shard, None, None]:
-    """Each of these shards, complete, in their order. `resources` are settled."""
+    """Extract and yield these shards in order. `resources` are settled."""
     with ExitStack() as stack:
         numbers = list(numbers)
         items = chain.from_iterable(map(plan.items_of, numbers))
         decoded = stack.enter_context(_decoding(decoder, resources, items, model.batch_size))
         streams = stack.enter_context(_threads(resources))
         batches = chain.from_iterable(_batches(plan, number, decoded, model.batch_size) for number in numbers)
-        ran = ahead(streams, lambda batch: _run(model, batch), batches, resources.streams or 1)
-        stack.callback(ran.close)
+        results = prefetch(streams, lambda batch: _run(model, batch), batches, resources.streams or 1)
+        stack.callback(results.close)
         levels = model.extractor.feature_info.names()
-        yield from _collected(ran, decoder, model, lambda number: Shard(number, plan.fingerprint, levels), seen)
+        yield from _collect(
+            results, decoder, model, lambda number: Shard(number, plan.fingerprint, levels), on_progress
+        )
 
 
 @contextmanager
@@ -62,19 +69,19 @@ def _decoding(decoder: Decoder, resources: Resources, items: Iterable[int], batc
         stop = decode.close
     pool = ThreadPoolExecutor(workers, "decode")
     try:
-        yield ahead(pool, decode, items, 2 * workers + 2 * batch)
+        yield prefetch(pool, decode, items, 2 * workers + 2 * batch)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        stop()  # a decoder in a process may never end
+        stop()  # a decoder process may hang, so kill it before waiting
         pool.shutdown(wait=True)
 
 
 @contextmanager
 def _threads(resources: Resources) -> Iterator[ThreadPoolExecutor]:
-    """Threads for the model, which share the cores PyTorch may use."""
+    """Threads that run the model, each with an equal share of PyTorch's threads."""
     streams = resources.streams or 1
     pool = ThreadPoolExecutor(streams, "model")
-    with threads_of_a_stream(streams):
+    with share_threads(streams):
         try:
             yield pool
         finally:
@@ -82,16 +89,16 @@ def _threads(resources: Resources) -> Iterator[ThreadPoolExecutor]:
 
 
 def _batches(plan: Plan, shard: int, decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
-    """A shard's images in batches, each of one size in pixels: always the same batches for the same images."""
+    """A shard's images in batches of one image size; the same images always give the same batches."""
     waiting: dict[tuple[int, ...], list[Decoded]] = defaultdict(list)
     failed: list[Decoded] = []
     for _ in plan.items_of(shard):
-        one = next(decoded)
-        if one.pixels is None:
-            failed.append(one)
+        image = next(decoded)
+        if image.pixels is None:
+            failed.append(image)
             continue
-        group = waiting[one.pixels.shape]
-        group.append(one)
+        group = waiting[image.pixels.shape]
+        group.append(image)
         if len(group) == size or sum(map(len, waiting.values())) >= WAITING_BATCHES * size:
             fullest = max(waiting, key=lambda shape: len(waiting[shape]))
             yield Batch(shard, waiting.pop(fullest), failed)
@@ -102,7 +109,7 @@ def _batches(plan: Plan, shard: int, decoded: Iterator[Decoded], size: int) -> I
     yield Batch(shard, [], failed, last=True)
 
 
-def _run(model: Model, batch: Batch) -> Batch:
+def _run(model: InferenceModel, batch: Batch) -> Batch:
     if not batch.images:
         return batch
     maps, finite = model([image.pixels for image in batch.images if image.pixels is not None])
@@ -110,28 +117,33 @@ def _run(model: Model, batch: Batch) -> Batch:
     return replace(batch, images=images, maps=maps, finite=finite)
 
 
-def _collected(
-    batches: Iterable[Batch], decoder: Decoder, model: Model, make: Callable[[int], Shard], seen: Seen
+def _collect(
+    batches: Iterable[Batch],
+    decoder: Decoder,
+    model: InferenceModel,
+    new_shard: Callable[[int], Shard],
+    on_progress: OnProgress,
 ) -> Iterator[Shard]:
-    """Shards from batches; a row stays tied to its item until all of the shard's are there."""
+    """Combine batches into shards; rows are kept by item until the shard is complete."""
     rows: dict[int, Row] = {}
     failed: list[Decoded] = []
     for batch in batches:
-        wrong = list(batch.failed)
+        batch_failed = list(batch.failed)
         for row, (image, finite) in enumerate(zip(batch.images, batch.finite, strict=True)):
             if finite:
                 rows[image.item] = image, [level[row] for level in batch.maps]
             else:
                 reason = f"its maps do not fit into {model.dtype}: they hold infinite values or NaN"
-                wrong.append(replace(image, reason=reason))
-        failed += wrong
-        seen(len(batch.failed) + len(batch.images) - len(wrong), len(wrong))
+                batch_failed.append(replace(image, reason=reason))
+        failed += batch_failed
+        on_progress(len(batch.failed) + len(batch.images) - len(batch_failed), len(batch_failed))
         if batch.last:
-            yield _filled(make(batch.shard), rows, failed, decoder)
+            yield _fill(new_shard(batch.shard), rows, failed, decoder)
             rows, failed = {}, []
 
 
-def _filled(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: Decoder) -> Shard:
+def _fill(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: Decoder) -> Shard:
+    """Add rows and failures to the shard in the order of their items, and return it."""
     items = decoder.items
     for item in sorted(rows):
         shard.ids.append(items.ids[item])
@@ -140,18 +152,20 @@ def _filled(shard: Shard, rows: dict[int, Row], failed: list[Decoded], decoder: 
         shard.stamps.append(rows[item][0].stamp)
     shard.maps = [[rows[item][1][level] for item in sorted(rows)] for level in range(len(shard.levels))] if rows else []
     shard.failed = [
-        Failure(items.ids[one.item], items.where(one.item), one.reason)
-        for one in sorted(failed, key=lambda one: one.item)
+        Failure(items.ids[image.item], items.where(image.item), image.reason)
+        for image in sorted(failed, key=lambda image: image.item)
     ]
     return shard
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to extract, how, and into which folder. The folder has the plan in its meta.json.
+    """What to extract, how, and into which folder, whose meta.json contains the plan.
 
-    resources: settled, with a batch size. fills: whether smaller batches are filled up; see Model. model: ready to run
-    here; without it, as other processes have the job, it can be pickled, and they make their own.
+    Attributes:
+        resources: settled, with a batch size.
+        pads: whether smaller batches are padded; see InferenceModel.
+        model: ready to run in this process. A job without it can be pickled; other processes build their own model.
     """
 
     folder: Path
@@ -160,13 +174,13 @@ class Job:
     extractor: FeatureExtractWrapper
     recipe: Recipe
     resources: Resources
-    fills: bool
-    model: Model | None = None
+    pads: bool
+    model: InferenceModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """A shard that was written: its number, images with maps, images that failed, bytes of the file."""
+    """Report of a written shard: its number, the number of images with maps, the failures, and the file's bytes."""
 
     shard: int
     written: int
@@ -175,18 +189,18 @@ class ShardReport:
 
 
 class Worker:
-    """Extracts shards of a job, with a model of its own. Writing a shard again gives the same file."""
+    """Extracts shards of a job. Writing a shard again gives the same file."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._decoder = decoder_for(job.extractor, job.items, job.recipe, job.resources.max_pixels)
         batch_size = job.resources.batch_size
         assert batch_size is not None
-        self._model = job.model or Model(job.extractor, job.recipe, job.resources)
-        self._model.batch_size, self._model.fills = batch_size, job.fills
+        self._model = job.model or InferenceModel(job.extractor, job.recipe, job.resources)
+        self._model.batch_size, self._model.pads = batch_size, job.pads
 
     def extract_shard(self, number: int) -> ShardReport:
-        """Write one shard. OutputError if it cannot be written; bad images are in its header and in the report."""
+        """Write one shard; OutputError if it cannot be written. Its header and the report list failed images."""
         (report,) = self.extract_shards([number])
         return report
 
@@ -194,17 +208,20 @@ class Worker:
         self,
         numbers: Iterable[int],
         *,
-        seen: Seen = lambda *_: None,
+        on_progress: OnProgress = lambda *_: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[ShardReport]:
-        """Write shards one after another: while one is written, the next is computed, and images after it are decoded.
+        """Write shards in order; writing, inference and decoding overlap.
 
-        seen: called after every batch. stopped: asked after every shard.
+        Args:
+            numbers: of the shards.
+            on_progress: called after every batch.
+            stopped: called after every shard; True stops.
         """
-        made = shards(self.job.plan, numbers, self._decoder, self._model, self.job.resources, seen)
+        extracted = shards(self.job.plan, numbers, self._decoder, self._model, self.job.resources, on_progress)
         waiting: Future[ShardReport] | None = None
-        with ThreadPoolExecutor(1, "write") as writer, closing(made):
-            for shard in made:
+        with ThreadPoolExecutor(1, "write") as writer, closing(extracted):
+            for shard in extracted:
                 if waiting is not None:
                     yield waiting.result()
                 waiting = writer.submit(self._write, shard)

@@ -1,4 +1,4 @@
-"""Bounded prefetching in threads, and in processes that may crash."""
+"""Bounded prefetching in threads, and decoding in processes, which isolates crashes."""
 
 import os
 import signal
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-# What a process raises that cannot be started: limits of the system, sources of images that cannot be sent to it, or a
-# parent that may have no processes of its own.
+# Exceptions when a process cannot start: limits of the system, sources of images that cannot be pickled, or a daemonic
+# parent, which must not have child processes.
 CANNOT_START = (OSError, RuntimeError, AssertionError, PicklingError, AttributeError, TypeError)
-# How the other end of a connection is found to have ended.
+# Exceptions when the process at the other end of a connection has ended.
 ENDED = (EOFError, ConnectionError)
 
 
-def ahead(pool: Executor, function: Callable[[T], R], given: Iterable[T], steps: int) -> Generator[R, None, None]:
-    """function(one) for each of the given, in their order, at most so many steps ahead of who iterates."""
+def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Generator[R, None, None]:
+    """Map `function` over `items` in order, with at most `depth` results pending."""
     waiting: deque[Future[R]] = deque()
     try:
-        for one in given:
-            waiting.append(pool.submit(function, one))
-            if len(waiting) >= steps:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -45,11 +45,12 @@ def ahead(pool: Executor, function: Callable[[T], R], given: Iterable[T], steps:
 
 
 class DecoderProcesses:
-    """Decodes in processes, each of which does one image at a time. Several threads may call it at once.
+    """A thread-safe pool of processes that decode one image at a time each.
 
-    An image fails if its decoder crashes or takes longer than `timeout` seconds; the other images are decoded.
+    An image fails if its process crashes or takes longer than `timeout` seconds; the other images are decoded.
 
-    Raises ArgumentError if the processes cannot start.
+    Raises:
+        ArgumentError: the processes cannot start.
     """
 
     def __init__(self, decoder: Decoder, workers: int, timeout: float | None = None) -> None:
@@ -73,13 +74,13 @@ class DecoderProcesses:
             self._idle.put(process)
 
     def close(self) -> None:
-        """End the processes, also those that are decoding."""
+        """Kill all processes, including those that are decoding."""
         for process in self._all:
             process.close()
 
 
 class _DecoderProcess:
-    """A process that decodes one image after another, and is started again if it ends."""
+    """A process that decodes one image after another, and is restarted if it ends."""
 
     def __init__(self, decoder: Decoder, timeout: float | None) -> None:
         self._decoder, self._timeout, self._is_closed = decoder, timeout, False
@@ -89,19 +90,19 @@ class _DecoderProcess:
         try:
             self._connection.send(item)
             if self._connection.poll(self._timeout):
-                found = self._connection.recv()
+                result = self._connection.recv()
             else:
-                found = Decoded(item, reason=f"it took longer than {self._timeout:g} seconds to decode it")
+                result = Decoded(item, reason=f"it took longer than {self._timeout:g} seconds to decode it")
                 self._restart()
         except ENDED:
-            found = Decoded(item, reason="the process that decoded it died")
+            result = Decoded(item, reason="the process that decoded it died")
             self._restart()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def require_ready(self) -> None:
-        """Wait until the process has imported what it needs. ArgumentError if it ends before."""
+        """Wait until the process has finished its imports; ArgumentError if it ends before that."""
         try:
             self._connection.recv()
         except ENDED:
@@ -114,14 +115,14 @@ class _DecoderProcess:
 
     def _start(self) -> None:
         context = _context()
-        self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._decoder), name="decode", daemon=True)
+        self._connection, child_connection = context.Pipe()
+        process = context.Process(target=_serve, args=(child_connection, self._decoder), name="decode", daemon=True)
         try:
             process.start()
         except CANNOT_START as error:
             raise _cannot_start(in_short(error)) from error
         finally:
-            theirs.close()
+            child_connection.close()
         self._process = process
 
     def _restart(self) -> None:
@@ -142,16 +143,16 @@ def _cannot_start(reason: str) -> ArgumentError:
 
 
 def end_where_main_is_imported() -> None:
-    """End this process if it is one of another's that imports the main script, which has no guard and called this.
+    """End this process if it is a child process that imports a main script without an `if __name__` guard.
 
-    It could start no processes. The one that started it raises ArgumentError.
+    Such a process cannot start further processes. Its parent raises ArgumentError.
     """
     if getattr(current_process(), "_inheriting", False):
         raise SystemExit(1)
 
 
 def _context() -> "SpawnContext | ForkServerContext":
-    """Processes that fork from one which has imported what they need, and no threads whose locks they would inherit."""
+    """A forkserver with the imports preloaded, which has no threads whose locks a fork would copy; or else spawn."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -160,22 +161,22 @@ def _context() -> "SpawnContext | ForkServerContext":
 
 
 def _serve(connection: Connection, decoder: Decoder) -> None:
-    """Tell that this process is ready, and then decode what is asked for until nothing is any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides what to finish
+    """Report that this process is ready, then decode requested items until the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides what to finish
     Thread(target=_end_with_parent, daemon=True).start()
     connection.send(None)
     with suppress(EOFError):
         while True:
             item = connection.recv()
             try:
-                found: Decoded | Exception = decoder(item)
-            except Exception as error:  # raised where the image is needed
-                found = error
-            connection.send(found)
+                result: Decoded | Exception = decoder(item)
+            except Exception as error:  # the parent raises it
+                result = error
+            connection.send(result)
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would decode for nobody."""
+    """End this process when its parent has ended."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""A picture of a few images of a folder of maps, each beside its maps."""
+"""A preview of a folder: a picture of a few images beside their maps."""
 
 import os
 from io import BytesIO
@@ -14,23 +14,32 @@ from ..locks import MOMENT
 from ..preprocessing import DataConfig, cropped
 from ..whole_files import alone, local, whole_file
 from .feature_dataset import FeatureDataset, Features
-from .filesystems import fetched, is_address, read_whole
+from .filesystems import fetch_with_retries, is_address, read_whole
 from .output_folder import require_complete
 from .sources import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GONE = "#808080"  # in place of a picture that cannot be opened any more
+GONE = "#808080"  # in place of an image that cannot be opened
 
 
 def save_picture(folder: str | Path, path: Path, count: int = 4, *, partial: bool = False) -> None:
-    """Write a picture (.png) of `count` images evenly spread over the folder, as the model saw them, and their maps.
+    """Write a picture of images evenly spread over the folder, as the model receives them, beside their maps.
 
-    Colours are principal components of all of these together, so that they mean the same in each. An image that is not
-    where it was is gray. Raises ArgumentError for a count below 1, and for a folder without maps, such as one of
-    vectors; OutputError if the folder is unfinished, unless `partial` allows that, and if the picture cannot be
-    written; MissingPackageError without matplotlib.
+    Colors are principal components of all these maps together, so that they are comparable. An image that cannot be
+    opened is gray.
+
+    Args:
+        folder: a path, or an address that fsspec supports.
+        path: of the picture, which ends in .png.
+        count: number of images.
+        partial: allow an unfinished folder.
+
+    Raises:
+        ArgumentError: the count is below 1, or the folder has no maps but, for example, only vectors.
+        OutputError: the folder is unfinished, or the picture cannot be written.
+        MissingPackageError: matplotlib is not installed.
     """
     if count < 1:
         raise ArgumentError(f"count={count}: expected at least one image")
@@ -47,7 +56,7 @@ def save_picture(folder: str | Path, path: Path, count: int = 4, *, partial: boo
     count = min(count, len(dataset))
     shown = [dataset[number * (len(dataset) - 1) // max(1, count - 1)] for number in range(count)]
     sources = _sources(dataset)
-    pictures = [_seen(sources[one.id], one, decided) for one in shown]
+    pictures = [_model_view(sources[features.id], features, decided) for features in shown]
     _save(path, shown, pictures, [FeatureInfo(level.chs, level.reduction, level.name) for level in levels])
 
 
@@ -59,8 +68,8 @@ def _sources(dataset: FeatureDataset) -> dict[str, str]:
     }
 
 
-def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
-    """The part of the image that the model saw."""
+def _model_view(source: str, features: Features, decided: dict[str, Any]) -> "Image":
+    """The part of the image that the model receives."""
     from PIL import Image
 
     from ..images import Opening, open_image
@@ -69,18 +78,18 @@ def _seen(source: str, features: Features, decided: dict[str, Any]) -> "Image":
         "srgb" if decided.get("color_management") == "srgb" else "none", decided.get("allow_truncated") is True
     )
     try:
-        content = fetched(lambda: read_whole(source)) if is_address(source) else read_file(source)
+        content = fetch_with_retries(lambda: read_whole(source)) if is_address(source) else read_file(source)
         image = open_image(BytesIO(content), opening)
-    except (ImageError, ArgumentError):  # in a tar, moved or changed since
+    except (ImageError, ArgumentError):  # in a tar, or moved or changed since
         image = Image.new("RGB", features.size, GONE)
     config = DataConfig.from_json(Value(decided["preprocessing"]))
-    if len(config.mean) not in (1, 3):  # bands of no colours
+    if len(config.mean) not in (1, 3):  # bands that are not colors
         return Image.new("RGB", features.size, GONE)
-    return image if decided["keep_aspect"] else cropped(_Expecting(config), size=decided["size"])(image)
+    return image if decided["keep_aspect"] else cropped(_ConfiguredModule(config), size=decided["size"])(image)
 
 
-class _Expecting(nn.Module):
-    """What there is of the model: how its images look."""
+class _ConfiguredModule(nn.Module):
+    """A placeholder for the model, with its data_config."""
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__()
@@ -94,13 +103,14 @@ def _save(path: Path, shown: list[Features], pictures: "list[Image]", levels: li
     from ..viz import maps_grid, shared_bases
     from ..viz.figure import pixels_of
 
-    maps = [[map_.float() for map_ in one.maps.values()] for one in shown]
+    maps = [[map_.float() for map_ in features.maps.values()] for features in shown]
     bases = shared_bases(maps)
     figures = [
-        pixels_of(maps_grid(image, own, Levels(levels), title=one.id, basis=bases))
-        for image, own, one in zip(pictures, maps, shown, strict=True)
+        pixels_of(maps_grid(image, image_maps, Levels(levels), title=features.id, basis=bases))
+        for image, image_maps, features in zip(pictures, maps, shown, strict=True)
     ]
-    sheet = Image.new("RGB", (max(one.width for one in figures), sum(one.height for one in figures)), "white")
+    size = max(figure.width for figure in figures), sum(figure.height for figure in figures)
+    sheet = Image.new("RGB", size, "white")
     top = 0
     for figure in figures:
         sheet.paste(figure, (0, top))

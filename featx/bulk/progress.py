@@ -11,7 +11,7 @@ from ..errors import ArgumentError, ImageError, MissingPackageError
 from .growth import Work
 from .header import Header
 from .integrity import changed_ids
-from .output_folder import INDEX, Slice, headers
+from .output_folder import INDEX, Slice, shard_headers
 from .pipeline import Job, ShardReport
 from .shard import shard_name
 from .sources import LeftOut
@@ -19,7 +19,14 @@ from .sources import LeftOut
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an extraction is: images with maps, images that failed, images in all; and the shard just written."""
+    """The progress of an extraction.
+
+    Attributes:
+        written: images with maps.
+        failed: images that failed.
+        total: all images.
+        shard: the shard that was just written, if any.
+    """
 
     written: int
     failed: int
@@ -29,12 +36,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is in the folder after a run.
+    """The content of the folder after a run.
 
-    written: images with maps, of this run and those before. failed: reason by id. shards: files, in order.
-    nbytes: of all of them. made: shards that this run wrote. left: shards that are still to do, if it was stopped.
-    removed: images that have maps there and are no longer among the inputs.
-    left_out: what was found among the inputs and is no image, or could not be looked into.
+    Attributes:
+        written: images with maps, of this run and earlier ones.
+        failed: reasons of failed images, by id.
+        shards: paths of the files, in order.
+        nbytes: bytes of all files.
+        made: shards that this run wrote.
+        left: shards that are missing because the run was stopped.
+        removed: images with maps that are no longer among the inputs.
+        left_out: files among the inputs that are not images or could not be read.
     """
 
     written: int
@@ -51,20 +63,20 @@ class Summary:
         return f"Summary({self.written} images, {len(self.failed)} failed, {files}, {self.nbytes / 2**20:.1f} MiB)"
 
 
-def again(failed: bool, changed: bool) -> Callable[[Header], Iterator[str]]:
-    """Which images of a shard are done again: those that failed, and those whose files are others now."""
+def rerun_selector(failed: bool, changed: bool) -> Callable[[Header], Iterator[str]]:
+    """A function that selects the ids of a shard to extract again: failed images, and images with changed files."""
 
-    def ids(header: Header) -> Iterator[str]:
+    def select(header: Header) -> Iterator[str]:
         if failed:
-            yield from (one.id for one in header.failed)
+            yield from (failure.id for failure in header.failed)
         if changed:
             yield from changed_ids(header)
 
-    return ids
+    return select
 
 
-class Count:
-    """What is done and what is left, as shards are written."""
+class ProgressCounter:
+    """Counts finished and pending images and shards during an extraction."""
 
     def __init__(
         self,
@@ -77,37 +89,39 @@ class Count:
         self._job, self._max_errors, self._progress = job, max_errors, progress
         self._removed = work.removed
         self._done = {header.number: (header.rows, header.failed) for header in work.before}
-        before = sum(rows + len(failed) for rows, failed in self._done.values())
-        self._done |= {n: (header.rows, header.failed) for n, header in headers(job.folder, job.plan, part)}
-        mine = [number for number in job.plan.numbers if number in part]
-        self.pending = [number for number in mine if number not in self._done]
-        self._total = before + sum(len(job.plan.items_of(number)) for number in mine)
+        earlier = sum(rows + len(failed) for rows, failed in self._done.values())
+        self._done |= {n: (header.rows, header.failed) for n, header in shard_headers(job.folder, job.plan, part)}
+        numbers = [number for number in job.plan.numbers if number in part]
+        self.pending = [number for number in numbers if number not in self._done]
+        self._total = earlier + sum(len(job.plan.items_of(number)) for number in numbers)
         self._written = sum(rows for rows, _ in self._done.values())
         self._failed = sum(len(failed) for _, failed in self._done.values())
         self._made = 0
-        self._tell()
+        self._report()
 
-    def seen(self, written: int, failed: int) -> None:
+    def add_images(self, written: int, failed: int) -> None:
+        """Count the images of a batch; ImageError if more than `max_errors` failed."""
         self._written += written
         self._failed += failed
         if self._max_errors is not None and self._failed > self._max_errors:
             raise ImageError(
-                f"{self._failed} images failed, more than the {self._max_errors} allowed: what is written stays, "
-                f"{self._job.folder / INDEX} says why those of finished files did; run again with a larger max_errors "
-                "to go on"
+                f"{self._failed} images failed, more than the {self._max_errors} allowed: finished files are kept, "
+                f"{self._job.folder / INDEX} lists their failed images with the reasons; run again with a larger "
+                "max_errors to resume"
             )
-        self._tell()
+        self._report()
 
-    def wrote(self, report: ShardReport) -> None:
+    def add_shard(self, report: ShardReport) -> None:
+        """Count a shard that was written."""
         self._done[report.shard] = report.written, report.failed
         self._made += 1
-        self._tell(report)
+        self._report(report)
 
     def summary(self) -> Summary:
         files = [self._job.folder / shard_name(number) for number in sorted(self._done)]
         return Summary(
             sum(rows for rows, _ in self._done.values()),
-            {one.id: one.reason for number in sorted(self._done) for one in self._done[number][1]},
+            {failure.id: failure.reason for number in sorted(self._done) for failure in self._done[number][1]},
             files,
             sum(file.stat().st_size for file in files),
             self._made,
@@ -116,19 +130,21 @@ class Count:
             self._job.items.left_out,
         )
 
-    def _tell(self, shard: ShardReport | None = None) -> None:
+    def _report(self, shard: ShardReport | None = None) -> None:
         if self._progress is not None:
             self._progress(Progress(self._written, self._failed, self._total, shard))
 
 
-Tell = Callable[[Progress], object]
+ProgressCallback = Callable[[Progress], object]
 
 
 @contextmanager
-def shown(progress: Tell | Literal["bar"] | None) -> Iterator[Tell | None]:
-    """Within the block, what to call with every Progress: the function given, or a bar that ends with the block.
+def progress_callback(progress: ProgressCallback | Literal["bar"] | None) -> Iterator[ProgressCallback | None]:
+    """A context that provides the function to call with each Progress: `progress` itself, or one that updates a bar.
 
-    Raises ArgumentError for what is neither, MissingPackageError for a bar without tqdm.
+    Raises:
+        ArgumentError: `progress` is neither a function nor "bar".
+        MissingPackageError: tqdm, which draws the bar, is not installed.
     """
     if progress is None or callable(progress):
         yield progress
@@ -137,22 +153,22 @@ def shown(progress: Tell | Literal["bar"] | None) -> Iterator[Tell | None]:
         raise ArgumentError(f"progress={progress!r}: expected a function of a featx.bulk.Progress, or 'bar'")
     with _tqdm()(desc="extracting", unit=" images") as bar:
 
-        def tell(done: Progress) -> None:
+        def update(done: Progress) -> None:
             count = done.written + done.failed
-            if bar.total is None:  # what was there before says nothing about the speed of this run
+            if bar.total is None:  # images of earlier runs do not count for this run's throughput
                 bar.reset(done.total)
                 bar.initial = bar.n = count
             bar.set_postfix({"failed": done.failed} if done.failed else {}, refresh=False)
             bar.update(count - bar.n)
 
-        yield tell
+        yield update
 
 
 def _tqdm() -> Any:
-    """The class of bars that the place has: a widget if it is a notebook with ipywidgets, text otherwise."""
+    """The class of progress bars for this environment: a widget in a notebook with ipywidgets, text otherwise."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a notebook has no ipywidgets: the bar is text then
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets: the bar is text then
             from tqdm.auto import tqdm
     except ImportError as error:
         raise MissingPackageError("progress='bar' needs tqdm: pip install 'featx[extract]'") from error

@@ -1,7 +1,7 @@
-"""Shards extracted by the machines of a Ray cluster, into a folder that all of them see.
+"""Extraction on a Ray cluster, into a folder on a file system that all nodes share.
 
-Ray Data places the work, starts as many actors as fit, and gives a shard to another one when an actor or its machine
-dies. What is done and what failed stays with the files, so that a run whose driver was lost goes on like any other.
+Ray Data schedules the shards, starts as many actors as fit, and retries a shard on another actor if an actor or its
+node dies. All state is in the output folder, so that a run resumes after a failure of the driver.
 """
 
 import logging
@@ -22,34 +22,33 @@ from .file_lists import Listed
 from .filesystems import is_address
 from .meta import META
 from .parquet_source import Table
-from .pipeline import Job, Seen, ShardReport, Worker
+from .pipeline import Job, OnProgress, ShardReport, Worker
 from .sources import Files, Source
 
-MOST_CPUS = 4  # of an actor by default; a model runs on no more batches at once
-ON_GPUS = (
-    "plain",
-    "eager",
-)  # runtimes; another one is what "auto" takes on the driver's machine, which may have no GPU
-RETRIES = 10  # of a shard whose actor died, and of an actor; Ray would go on for ever, and from 2.64 on takes no number
-OBJECTS = 512 * 2**20  # bytes that a cluster of our own keeps beside the model; only numbers of shards are passed
+MOST_CPUS = 4  # of an actor by default, which is also the default limit of concurrent batches
+GPU_RUNTIMES = ("plain", "eager")  # "auto" may choose another one on the driver's machine, which may have no GPU
+RETRIES = 10  # of a shard whose actor died, and of an actor; Ray's default has no limit, and 2.64 accepts none
+OBJECTS = 512 * 2**20  # bytes of the object store beside the model, in a cluster that we start; it holds shard numbers
 
 Outcomes = Generator[ShardReport | FeatxError, None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class OnRay:
-    """A runner for `featx.extract` that has a Ray cluster do it. Every node needs featx, and sees folder and images.
+    """A runner for `featx.extract` on a Ray cluster. Every node needs featx, and access to the folder and the images.
 
-    address: of the cluster, "auto" for the one this machine belongs to; None starts one on this machine, and ends it
-        afterwards, unless this process is connected already.
-    device: where the actors' models run: "cpu", "cuda", so that each has a GPU of its own, or "auto": "cuda" if a node
-        of the cluster has a GPU when the run begins. The machine that calls `featx.extract` needs none.
-    cpus: of an actor; None is as many as a node has for it, on a CPU up to four.
-    actors: the most there are; None is as many as the cluster holds, which may grow.
+    Args:
+        address: of the cluster, or "auto" for the cluster of this machine. None uses the existing connection of this
+            process, or else starts a cluster on this machine and stops it afterwards.
+        device: of the actors' models: "cpu"; "cuda", which gives each actor its own GPU; or "auto", which is "cuda" if
+            a node of the cluster has a GPU when the run starts. The machine that calls `featx.extract` needs none.
+        cpus: per actor; None is a node's share per actor, at most four without a GPU.
+        actors: maximum number of actors; None is as many as fit, also when the cluster grows.
 
-    Called by `featx.extract`. Raises MissingPackageError without Ray, ArgumentError if there is no such cluster or no
-    node that can hold an actor, OutputError if Ray does not start, a node does not see the folder, or actors die again
-    and again.
+    Raises:
+        MissingPackageError: when called, Ray is not installed.
+        ArgumentError: an argument is invalid; when called, there is no such cluster, or no node that can run an actor.
+        OutputError: when called, Ray does not start, a node has no access to the folder, or actors die repeatedly.
     """
 
     address: str | None = None
@@ -62,15 +61,15 @@ class OnRay:
             raise ArgumentError(
                 f"device={self.device!r}: choose 'cpu', 'cuda' for a GPU that Ray gives each actor, or 'auto'"
             )
-        for what in ("cpus", "actors"):
-            value = getattr(self, what)
+        for argument in ("cpus", "actors"):
+            value = getattr(self, argument)
             if value is not None and value < 1:
-                raise ArgumentError(f"{what}={value}: expected a positive number")
+                raise ArgumentError(f"{argument}={value}: expected a positive number")
 
     def __call__(
-        self, job: Job, numbers: Sequence[int], seen: Seen, stopped: Callable[[], bool]
+        self, job: Job, numbers: Sequence[int], on_progress: OnProgress, stopped: Callable[[], bool]
     ) -> Iterator[ShardReport]:
-        """Extract these shards, in any order. What other actors have in work when it is stopped is lost."""
+        """Extract these shards in any order. Unfinished shards of other actors are lost when the run is stopped."""
         if not numbers:
             return
         ray = require_ray()
@@ -83,7 +82,7 @@ class OnRay:
             for outcome in outcomes:
                 if isinstance(outcome, FeatxError):
                     raise outcome
-                seen(outcome.written, len(outcome.failed))
+                on_progress(outcome.written, len(outcome.failed))
                 yield outcome
                 if stopped():
                     break
@@ -91,18 +90,18 @@ class OnRay:
     def _outcomes(self, ray: Any, job: Job, numbers: Sequence[int]) -> Outcomes:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         device = self._device(nodes)
-        if device == "cuda" and job.recipe.runtime not in ON_GPUS:
+        if device == "cuda" and job.recipe.runtime not in GPU_RUNTIMES:
             raise ArgumentError(
                 f"runtime={job.recipe.runtime!r} runs on CPUs, and the actors would use GPUs: name a new folder and "
                 "runtime='eager', or pass OnRay(device='cpu')"
             )
         cpus, fitting = self._place(nodes, device)
         most = min(len(numbers), self.actors or len(numbers))
-        held = ray.put(replace(job, folder=Path(os.path.abspath(job.folder)), model=None))
+        job_ref = ray.put(replace(job, folder=Path(os.path.abspath(job.folder)), model=None))
         shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
-        made = shards.map_batches(
-            Extracting,
-            fn_constructor_args=([held], device, cpus, os.getcwd()),
+        outcomes = shards.map_batches(
+            ShardActor,
+            fn_constructor_args=([job_ref], device, cpus, os.getcwd()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, fitting)),
             num_cpus=cpus,
@@ -111,11 +110,11 @@ class OnRay:
             max_task_retries=RETRIES,
         )
         try:
-            for row in made.iter_rows():
+            for row in outcomes.iter_rows():
                 yield pickle.loads(row["outcome"])
         except ray.exceptions.RayActorError as error:
             raise OutputError(
-                f"actors died again and again, so that shards are missing; what is written stays, run again to go on: "
+                f"actors died repeatedly, so that shards are missing; finished files are kept, run again to resume: "
                 f"{str(error).strip()}"
             ) from error
 
@@ -125,69 +124,73 @@ class OnRay:
         return "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu"
 
     def _place(self, nodes: Sequence[Mapping[str, float]], device: str) -> tuple[int, int]:
-        """CPUs of an actor, and how many actors fit now. nodes: resources of each."""
+        """CPUs per actor, and the number of actors that fit now. `nodes` are the resources of each node."""
         kind, most = ("GPU", 2**16) if device == "cuda" else ("CPU", MOST_CPUS)
-        holding = [node for node in nodes if node.get(kind, 0) >= 1 and node.get("CPU", 0) >= (self.cpus or 1)]
-        if not holding:
+        suitable = [node for node in nodes if node.get(kind, 0) >= 1 and node.get("CPU", 0) >= (self.cpus or 1)]
+        if not suitable:
             wanted = f"{self.cpus or 1} CPUs" + (" and a GPU" if kind == "GPU" else "")
             raise ArgumentError(f"no node of the Ray cluster has {wanted}, which an actor needs: start such a node")
-        shared = [int(node["CPU"] // (node["GPU"] if kind == "GPU" else 1)) for node in holding]
+        shared = [int(node["CPU"] // (node["GPU"] if kind == "GPU" else 1)) for node in suitable]
         cpus = self.cpus or max(1, min(most, *shared))
-        return cpus, sum(int(min(node["CPU"] // cpus, node[kind])) for node in holding)
+        return cpus, sum(int(min(node["CPU"] // cpus, node[kind])) for node in suitable)
 
 
-class Extracting:
-    """An actor: extracts the shards it is given, one after another, on its CPUs or its GPU.
+class ShardActor:
+    """A Ray actor that extracts one shard after another on its CPUs or its GPU.
 
-    held: the job, as a reference that Ray does not fetch by itself. folder: the driver's, which relative paths are of.
+    Args:
+        job_refs: the reference to the job, in a list, so that Ray does not fetch it automatically.
+        device: of the model.
+        cpus: threads of the actor.
+        folder: the driver's working directory, which relative paths start from.
     """
 
-    def __init__(self, held: list[Any], device: str, cpus: int, folder: str) -> None:
-        self._held, self._device, self._cpus, self._folder = held, device, cpus, folder
+    def __init__(self, job_refs: list[Any], device: str, cpus: int, folder: str) -> None:
+        self._job_refs, self._device, self._cpus, self._folder = job_refs, device, cpus, folder
         self._worker: Worker | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        """{"shard": numbers} to {"outcome": reports, or a user's error, pickled}."""
+        """{"outcome": pickled reports or FeatxErrors} for a batch {"shard": numbers}."""
         return {"outcome": [pickle.dumps(self._outcome(int(number))) for number in batch["shard"]]}
 
     def _outcome(self, number: int) -> ShardReport | FeatxError:
-        """Ray would take an exception for one of its own, and wrap it."""
+        """The report or the error, which is returned because Ray would wrap a raised exception."""
         try:
             if self._worker is None:
-                self._worker = self._started()
+                self._worker = self._create_worker()
             return self._worker.extract_shard(number)
         except FeatxError as error:
             return error
 
-    def _started(self) -> Worker:
+    def _create_worker(self) -> Worker:
         import ray
         import torch
 
         from ..runtime.allocator import keep_freed_memory
 
-        job: Job = ray.get(self._held[0])
+        job: Job = ray.get(self._job_refs[0])
         if os.path.isdir(self._folder):
             os.chdir(self._folder)
-        _require_sight(job)
+        _require_shared_paths(job)
         keep_freed_memory()
         torch.set_num_threads(self._cpus)
         resources = replace(job.resources, device=self._device, workers=self._cpus, streams=None)
         return Worker(replace(job, resources=resources.settled()))
 
 
-def _require_sight(job: Job) -> None:
-    """OutputError if this node does not see what the driver does: images would fail that are there."""
-    places = [os.path.join(job.folder, META), *map(_place_of, job.items.sources)]
-    unseen = [place for place in places if place and not is_address(place) and not os.path.exists(place)]
-    if unseen:
+def _require_shared_paths(job: Job) -> None:
+    """Raise OutputError if paths do not exist on this node, because all of their images would be recorded as failed."""
+    paths = [os.path.join(job.folder, META), *map(_path_of, job.items.sources)]
+    missing = [path for path in paths if path and not is_address(path) and not os.path.exists(path)]
+    if missing:
         raise OutputError(
-            f"the node {platform.node()} does not see {', '.join(unseen)}: expected places that all nodes of the "
+            f"the node {platform.node()} does not see {', '.join(missing)}: expected places that all nodes of the "
             "cluster share, under the same path"
         )
 
 
-def _place_of(source: Source) -> str:
-    """A path without which a source has no image, or nothing if that cannot be told without reading it."""
+def _path_of(source: Source) -> str:
+    """A path that all images of a source need, or "" if none is known without reading the source."""
     if isinstance(source, Files):
         return source.root
     if isinstance(source, Tar | Zip | Table):
@@ -196,8 +199,8 @@ def _place_of(source: Source) -> str:
 
 
 def require_ray() -> Any:
-    """The module ray, with what is used of it; MissingPackageError saying how to have it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    """The module ray with its submodules that are used here; MissingPackageError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     try:
         import ray
         import ray.data
@@ -209,18 +212,21 @@ def require_ray() -> Any:
 
 @contextmanager
 def _connected(ray: Any, address: str | None, weights: int = 0) -> Iterator[None]:
-    """Within the block this process is connected to a cluster; to the one it was connected to before, if it was.
+    """A context in which this process is connected to a cluster; an existing connection is used and kept.
 
-    weights: bytes of the model, which a cluster of our own has room for.
+    Args:
+        ray: the module.
+        address: of the cluster; None starts one.
+        weights: bytes of the model, which the object store of a new cluster must hold.
     """
     if ray.is_initialized():
         yield
         return
-    own = {"include_dashboard": False, "object_store_memory": OBJECTS + 2 * weights} if address is None else {}
+    options = {"include_dashboard": False, "object_store_memory": OBJECTS + 2 * weights} if address is None else {}
     try:
         with _signals_kept():
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except Exception as error:  # Ray raises that itself where one of its processes does not start in time
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray raises Exception itself if one of its processes does not start in time
         if address is not None:
             raise ArgumentError(f"address={address!r}: there is no Ray cluster to connect to: {error}") from error
         raise OutputError(
@@ -236,7 +242,7 @@ def _connected(ray: Any, address: str | None, weights: int = 0) -> Iterator[None
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, which whoever called this may have uses for."""
+    """A context after which the signal handlers are restored, because Ray replaces that of SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -251,14 +257,14 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Progress is told by whoever iterates; Ray Data keeps its bars and remarks to itself, but for errors.
+    """A context in which Ray Data shows no progress bars and logs only errors, since featx reports the progress.
 
-    It also forgives actors that die as they start, as it does those that die later.
+    Actors that die during their start are also retried, like those that die later.
     """
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.max_consecutive_actor_init_deaths, logger.level
     context.enable_progress_bars = False
-    context.max_consecutive_actor_init_deaths = RETRIES  # a node may go while an actor starts on it
+    context.max_consecutive_actor_init_deaths = RETRIES  # a node may disappear while an actor starts on it
     logger.setLevel(logging.ERROR)
     try:
         yield

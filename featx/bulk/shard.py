@@ -1,10 +1,10 @@
-"""One file of maps: written whole or not at all, its header saying everything about what is in it.
+"""Shards: safetensors files of maps, written atomically, with headers that describe their content completely.
 
-A safetensors file. A level whose rows have one shape is one tensor (rows, ...) named after it; otherwise row r of it is
-a tensor named "level/r". The entry "featx" of its metadata is JSON: `shard`, its number; `plan`, the fingerprint of
-what it belongs to; `levels`; by row `ids`, `sources`, `sizes` (width, height) and `stamps` (bytes and time of last
-change, or null); `errors`, by image that could not be extracted a list of id, source and reason; `digest`, the SHA-256
-of all of that, of names and shapes of the tensors and of their bytes, which files of earlier versions lack.
+A level whose rows have one shape is one tensor (rows, ...) with the name of the level; otherwise row r of the level is
+a tensor named "level/r". The metadata entry "featx" is JSON: `shard`, the number; `plan`, the fingerprint of the plan;
+`levels`; for every row `ids`, `sources`, `sizes` (width, height) and `stamps` (bytes and modification time, or null);
+`errors`, a list of id, source and reason for every failed image; `digest`, the SHA-256 of these entries, of the names
+and shapes of the tensors and of their bytes, which files of earlier versions lack.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from ..json_checks import MOST_VALUES, values_in
 from ..whole_files import whole_file
 from .filesystems import is_address, open_regular, read_range, size_of
 
-KEY = "featx"  # one entry, because safetensors writes several in any order
-LONGEST_HEADER = 32 * 2**20  # bytes; that of 4,096 images has about a million
-LONGEST_ENTRY = 160  # bytes of one tensor's, beside its name
-Stamp = tuple[int, int]  # bytes of a file, and the time of its last change in nanoseconds
+KEY = "featx"  # a single entry, because safetensors does not keep the order of entries
+LONGEST_HEADER = 32 * 2**20  # bytes; about a million for 4,096 images
+LONGEST_ENTRY = 160  # bytes of a tensor's entry, besides its name
+Stamp = tuple[int, int]  # size of a file in bytes, and its modification time in nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that has no row, and why."""
+    """An image that could not be extracted, and the reason."""
 
     id: str
     source: str
@@ -44,9 +44,15 @@ class Failure:
 
 @dataclass(slots=True)
 class Shard:
-    """Rows in the order of their items, each with its maps; and what failed among the shard's items.
+    """The rows of a shard in the order of their items, and its failures.
 
-    maps: by level, then by row, (chs, h, w) or (chs,).
+    Attributes:
+        number: of the shard.
+        plan: fingerprint of the plan.
+        levels: names.
+        ids, sources, sizes, stamps: of every row.
+        maps: for every level, the (chs, h, w) or (chs,) tensors of all rows.
+        failed: images without a row.
     """
 
     number: int
@@ -72,9 +78,9 @@ class Shard:
             "sources": self.sources,
             "sizes": self.sizes,
             "stamps": self.stamps,
-            "errors": [[one.id, one.source, one.reason] for one in self.failed],
+            "errors": [[failure.id, failure.source, failure.reason] for failure in self.failed],
         }
-        names = sorted(tensors)  # the order that safetensors writes tensors of one dtype in
+        names = sorted(tensors)  # the order in which safetensors writes tensors of one dtype
         digest = digest_of(facts, {name: tensors[name].shape for name in names})
         for name in names:
             digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
@@ -82,24 +88,21 @@ class Shard:
 
 
 def digest_of(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> "hashlib._Hash":
-    """SHA-256 of what a header says but its digest, to which the bytes after the header are added."""
+    """SHA-256 of a header without its digest; the caller adds the bytes after the header."""
     return hashlib.sha256(json.dumps([facts, {name: list(shapes[name]) for name in sorted(shapes)}]).encode())
 
 
 def stamp_of(source: str) -> Stamp | None:
-    """What tells whether a file of this machine, or the one that an image is packed in, is the same later.
-
-    None for what is no such file.
-    """
+    """The stamp of a local file, or of the archive or table that contains the image; None for anything else."""
     while True:
         try:
-            told = os.stat(source)
+            status = os.stat(source)
         except NotADirectoryError:
             source = os.path.dirname(source)
         except (OSError, ValueError):
             return None
         else:
-            return (told.st_size, told.st_mtime_ns) if S_ISREG(told.st_mode) else None
+            return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None
 
 
 def shard_name(number: int) -> str:
@@ -107,9 +110,9 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Path, shard: Shard) -> int:
-    """Write the file, replacing one of that name at once; its bytes. The maps are used up. OutputError if it fails."""
+    """Write a shard atomically, and return the bytes of the file. Empties `shard.maps`. OutputError if it fails."""
     tensors: dict[str, Tensor] = {}
-    while shard.maps:  # level by level, so that what is stacked is freed
+    while shard.maps:  # level by level, to free the rows that were stacked
         level, rows = shard.levels[-len(shard.maps)], shard.maps.pop(0)
         if len({row.shape for row in rows}) == 1:
             tensors[level] = torch.stack(rows)
@@ -118,15 +121,21 @@ def write_shard(folder: Path, shard: Shard) -> int:
     metadata = shard.metadata(tensors)
     text = json.dumps({**metadata, **dict.fromkeys(tensors, "." * LONGEST_ENTRY)})
     if len(text) > LONGEST_HEADER or values_in(text) + 9 * len(tensors) > MOST_VALUES:
-        raise OutputError(f"{folder / shard.name} would say more than one file may: choose a smaller rows_per_shard")
+        raise OutputError(f"{folder / shard.name} would have too large a header: choose a smaller rows_per_shard")
     write_whole(folder, shard.name, lambda part: save_file(tensors, part, metadata))
     return (folder / shard.name).stat().st_size
 
 
 def write_whole(folder: Path, name: str, save: Callable[[Path], object]) -> None:
-    """Have `save` write a file that appears under its name, and on the disk, whole or not at all.
+    """Write a file atomically, and flush it to disk.
 
-    save: called with the path to write to. Raises OutputError if it fails, and leaves nothing then.
+    Args:
+        folder: of the file.
+        name: of the file.
+        save: called with the path to write to.
+
+    Raises:
+        OutputError: it fails; no partial file is left.
     """
     with whole_file(folder / name) as part:
         try:
@@ -136,11 +145,18 @@ def write_whole(folder: Path, name: str, save: Callable[[Path], object]) -> None
 
 
 class ShardFile:
-    """Reads a file at a path or an address, from any number of threads.
+    """A thread-safe reader of a shard at a path or an address.
 
-    version: of the file that was read before. The bytes are read and not mapped, since memory that is mapped from a
-    file ends the process when the file is cut short. OSError if it cannot be opened; OutputError if it is another file
-    now, was overwritten or is gone. At an address nothing tells that but an end that is missing.
+    It does not use memory mapping, because access to a mapped file that was truncated kills the process. At an address,
+    it detects only truncated files as changed.
+
+    Args:
+        path: or address.
+        version: of the file that was read before.
+
+    Raises:
+        OSError: the file cannot be opened.
+        OutputError: the file was replaced, overwritten or removed.
     """
 
     _file: BinaryIO | None = None
@@ -159,7 +175,7 @@ class ShardFile:
 
     @property
     def version(self) -> Version | None:
-        """Of a file of this machine as it is now."""
+        """The current version of a local file; None for an address."""
         return None if self._file is None else version_of(self._file.fileno())
 
     @property
@@ -167,15 +183,15 @@ class ShardFile:
         return size_of(self._path) if self._version is None else self._version.nbytes
 
     def read(self, start: int, end: int) -> bytearray:
-        """The bytes from start up to end, all of one version of the file."""
+        """The bytes from `start` to `end` (exclusive), all of one version of the file."""
         try:
             content = bytearray(end - start)
         except MemoryError:
             raise OutputError(f"{self._path}: there is no memory for {end - start} bytes of it") from None
-        read = read_range(self._path, start, end) if self._file is None else None
-        count = self._fill(memoryview(content), start) if read is None else len(read)
-        if read is not None and count == end - start:
-            content[:] = read
+        remote = read_range(self._path, start, end) if self._file is None else None
+        count = self._fill(memoryview(content), start) if remote is None else len(remote)
+        if remote is not None and count == end - start:
+            content[:] = remote
         self._require_same()
         if count != end - start:
             raise self._changed()
@@ -188,7 +204,7 @@ class ShardFile:
     __del__ = close
 
     def _fill(self, content: memoryview, start: int) -> int:
-        """Read into the memory, which a system does in parts of up to 2 GiB; how many bytes there were."""
+        """Read into memory, in parts because one call reads at most 2 GiB; return the number of bytes."""
         assert self._file is not None
         if not hasattr(os, "preadv"):
             with open_regular(self._path) as file:

@@ -1,7 +1,7 @@
-"""Sources of images, and what a search for them leaves out.
+"""Sources of images, and the record of files that are left out.
 
-Each source lists names in a fixed order and reads the bytes of any of them. Sources are plain data, so that they travel
-to other threads, processes and machines, and each image is read there.
+A source lists names in a fixed order and reads the bytes of each. Sources are picklable, so that other threads,
+processes and machines can read the images.
 """
 
 import os
@@ -16,7 +16,7 @@ from stat import S_ISREG
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, ImageError, escaped, shortened
-from .filesystems import fetched
+from .filesystems import fetch_with_retries
 
 SHOWN_KINDS = 8
 COMPRESSED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
@@ -24,26 +24,28 @@ UNPACK = "unpack them, or pack them as .tar or .zip"
 NO_ENDING, SIDECAR, EXCLUDED, TWICE = "without an ending", "sidecars of macOS or Windows", "excluded", "named twice"
 OUTPUT, NO_IMAGES = "outputs of featx", "tables without images"
 LINKS, FOLDERS = "links in tars", "folders that match a pattern without **"
-# Halves of characters that stand for no byte of a file's name: no text can hold them.
-HALVES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+# Surrogates that do not stand for a byte of a file name, and that UTF-8 cannot encode.
+SURROGATES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What was found among the inputs and is no image, or could not be looked into.
+    """Files among the inputs that are not images or could not be read.
 
-    kinds: how many files by kind, which is an ending such as ".txt" or words such as "excluded", most first. remarks:
-    by the path of a folder or a file why it could not be read, or what is odd about it.
+    Attributes:
+        kinds: number of files by kind, the most frequent first; a kind is an extension such as ".txt", or a word such
+            as "excluded".
+        remarks: why a folder or file could not be read, or what is unusual about it, by path.
     """
 
     kinds: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The kinds in a line, with what to do about those that can be had: "5 .tgz (unpack them …), 3 .txt"."""
-        told = [f"{count:,} {escaped(kind)}{_hint(kind)}" for kind, count in self.kinds.items()]
-        more = len(told) - SHOWN_KINDS
-        return ", ".join(told if more < 1 else [*told[:SHOWN_KINDS], f"files of {more} more kinds"])
+        """The kinds in one line, with hints for archives: "5 .tgz (unpack them …), 3 .txt"."""
+        entries = [f"{count:,} {escaped(kind)}{_hint(kind)}" for kind, count in self.kinds.items()]
+        more = len(entries) - SHOWN_KINDS
+        return ", ".join(entries if more < 1 else [*entries[:SHOWN_KINDS], f"files of {more} more kinds"])
 
 
 def _hint(kind: str) -> str:
@@ -51,14 +53,14 @@ def _hint(kind: str) -> str:
 
 
 def ending_of(name: str) -> str:
-    """The ending by which a file is known, in small letters with its dot: ".jpg", ".tar.gz"; nothing without one."""
+    """The extension of a file in lower case, with its dot: ".jpg", ".tar.gz"; or ""."""
     lower = name.lower()
     compressed = next((ending for ending in COMPRESSED if lower.endswith(ending)), None)
     return compressed or os.path.splitext(lower)[1]
 
 
 class Tally:
-    """Counts what is left out while inputs are searched."""
+    """Counts files that are left out while inputs are searched."""
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
@@ -69,11 +71,11 @@ class Tally:
             self._kinds[kind] += files
 
     def count_file(self, name: str) -> None:
-        """Count a file that is none of images by its ending."""
+        """Count a file that is not an image by its extension."""
         self.count(ending_of(name) or NO_ENDING)
 
-    def tell(self, path: str, remark: str) -> None:
-        """Name a folder or a file with the first remark about it."""
+    def add_remark(self, path: str, remark: str) -> None:
+        """Record a remark about a folder or a file; only its first one is kept."""
         self._remarks.setdefault(path, remark)
 
     def left_out(self) -> LeftOut:
@@ -82,17 +84,17 @@ class Tally:
 
 
 class Source(Protocol):
-    """Images in a fixed order. `names` tell them apart within the source; a name may hold any characters."""
+    """Images in a fixed order. `names` are unique within the source and may contain any characters."""
 
     @property
     def names(self) -> Sequence[str]: ...
 
     def where(self, index: int) -> str:
-        """The path or address of an image, for people and for the index."""
+        """The path or address of an image, for messages and for the index."""
         ...
 
     def read(self, index: int) -> bytes:
-        """The image file's bytes; ImageError with the reason if they cannot be had."""
+        """The bytes of an image file; ImageError with the reason if they cannot be read."""
         ...
 
 
@@ -112,7 +114,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFiles:
-    """Files of any file system that fsspec knows; `root` and `names` join to what it calls a path."""
+    """Files of a file system of fsspec; its path of a file is `root` + name."""
 
     system: Any
     root: str
@@ -122,11 +124,11 @@ class RemoteFiles:
         return self.system.unstrip_protocol(self.root + self.names[index])
 
     def read(self, index: int) -> bytes:
-        return fetched(lambda: self.system.cat_file(self.root + self.names[index]))
+        return fetch_with_retries(lambda: self.system.cat_file(self.root + self.names[index]))
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file; ImageError if it cannot be read, or is a pipe or the like, which might never end."""
+    """The bytes of a file; ImageError if it cannot be read, or is not a regular file, such as a pipe."""
     try:
         if not S_ISREG(os.stat(path).st_mode):
             raise ImageError("it is not a file")
@@ -139,16 +141,16 @@ def read_file(path: str) -> bytes:
 
 
 class UnreadableError(ArgumentError):
-    """A tar, a zip or a table that is damaged, cut short, or cannot be opened."""
+    """A tar, a zip or a table is damaged or truncated, or cannot be opened."""
 
 
 class NoImagesError(ArgumentError):
-    """A table whose columns hold neither images nor paths."""
+    """A table has neither a column of images nor one of paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A file of images that cannot be read, as an image that fails with the reason: what was in it is lost."""
+    """An archive or table that cannot be read, represented by one image that fails with the reason."""
 
     path: str
     names: Sequence[str]
@@ -162,10 +164,16 @@ class Broken:
 
 
 class Items:
-    """Every image of several sources under ids that are unique and the same whenever the same inputs are given.
+    """The images of several sources, with unique ids that depend only on the inputs.
 
-    prefixes: by source, what comes before its names to make ids. column: the one asked for, of those that may hold
-    images. left_out: what was found beside them. Raises ArgumentError if two images have one id.
+    Args:
+        sources: of images.
+        prefixes: for every source, the beginning of the ids, which is followed by the names.
+        column: the requested column of tables.
+        left_out: files that are not images.
+
+    Raises:
+        ArgumentError: two images have the same id.
     """
 
     def __init__(
@@ -196,16 +204,17 @@ class Items:
         return f"Items({len(self)} images of {sources or 'no source'})"
 
     def where(self, index: int) -> str:
+        """The path or address of an image."""
         source, within = self._find(index)
         return as_text(source.where(within))
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file; ImageError with the reason if they cannot be had."""
+        """The bytes of an image file; ImageError with the reason if they cannot be read."""
         source, within = self._find(index)
         return source.read(within)
 
     def digest(self) -> str:
-        """SHA-256 of the ids in their order, and of the column: rows of another one have the same ids."""
+        """SHA-256 of the ids in their order, and of the column, because another column has the same ids."""
         digest = sha256(b"" if self.column is None else f"column {self.column}\n".encode())
         for id_ in self.ids:
             digest.update(f"{id_}\n".encode())
@@ -217,8 +226,8 @@ class Items:
 
 
 def as_text(name: str) -> str:
-    r"""The name with what is no text as \x.. or \u...., because files of text and tables cannot hold them."""
+    r"""The name with bytes and surrogates that UTF-8 cannot encode escaped as \x.. or \u....."""
     if name.isprintable():
         return name
-    whole = HALVES.sub(lambda found: f"\\u{ord(found[0]):04x}", name)
-    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""stats: what is in a folder of maps, counted and measured from the files themselves."""
+"""The function `stats`, which counts the images in a folder of maps and computes statistics of the maps."""
 
 import os
 from collections import Counter
@@ -12,23 +12,32 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from .filesystems import joined, size_of
-from .growth import current
+from .filesystems import join, size_of
+from .growth import current_rows
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
 from .output_folder import require_complete, shards_in
 from .shard import ShardFile, shard_name
 
-READ = 8 * 2**20  # bytes at once, so that memory does not grow with files
+READ = 8 * 2**20  # bytes per read, so that memory use is constant
 
 
 @dataclass(slots=True)
 class LevelStatistics:
-    """The numbers of a level, over all images, channels and cells.
+    """Statistics of a level over all images, channels and cells.
 
-    shapes: images by the shape of their map, (chs, h, w) or (chs,). values: numbers that are finite, which mean, std
-    (of all of them, not a sample's), low and high are of; NaN without any. not_finite: ids of images whose map holds
-    NaN or infinite values, which `featx.extract` never writes.
+    Attributes:
+        name: of the level.
+        chs: channels.
+        reduction: of the image size.
+        pooling: of the maps.
+        shapes: number of images by the shape of their map, (chs, h, w) or (chs,).
+        values: number of finite values, of which the following are; NaN if there are none.
+        mean: of the values.
+        std: population standard deviation.
+        low: minimum.
+        high: maximum.
+        not_finite: ids of images whose maps have NaN or infinite values, which `featx.extract` never writes.
     """
 
     name: str
@@ -46,10 +55,18 @@ class LevelStatistics:
 
 @dataclass(slots=True)
 class Statistics:
-    """What is in a folder of maps.
+    """Statistics of a folder of maps.
 
-    planned: images and shards that a finished run has. written, failed: images with maps, and without, the latter as
-    counts by reason. damaged: files that are no whole shards of this extraction, and why. nbytes: of all shards.
+    Attributes:
+        model: name.
+        dtype: of the stored values.
+        planned: numbers of images and shards of the finished folder.
+        shards: complete shards.
+        nbytes: bytes of these shards.
+        written: images with maps.
+        failed: number of failed images by reason.
+        damaged: reasons, by the path of each file that is not a complete shard of this extraction.
+        levels: statistics of each level.
     """
 
     model: str
@@ -64,56 +81,68 @@ class Statistics:
 
     @property
     def missing(self) -> int:
-        """Images that are in no shard yet."""
+        """Number of images that are in no shard yet."""
         return self.planned[0] - self.written - self.failed.total()
 
     @property
     def sound(self) -> bool:
-        """Whether every file is whole and every number finite."""
+        """Whether all files are complete and all values finite."""
         return not self.damaged and not any(level.not_finite for level in self.levels)
 
 
 def stats(
     folder: str | Path, progress: Callable[[int, int], object] = lambda *_: None, *, partial: bool = False
 ) -> Statistics:
-    """Count and measure what is in a folder of maps, or at an address that fsspec knows; every number is read once.
+    """Count the images of a folder and compute statistics of its maps.
 
-    Sums are in double precision, and memory stays flat. progress: called with the files done and all there are.
-    partial: the folder may be unfinished. Raises OutputError if the folder is none of maps, or unfinished.
+    Every value is read once. Sums are in double precision, and memory use is constant.
+
+    Args:
+        folder: a path, or an address that fsspec supports.
+        progress: called with the number of finished files and the number of all files.
+        partial: allow an unfinished folder.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        OutputError: the folder has no maps, or is unfinished.
     """
     folder = os.fspath(folder)
     meta, names = require_meta(folder), shards_in(folder)
     require_complete(f"{folder} is unfinished", meta, names, partial)
     plan = meta.plan
-    found = Statistics(plan.decided["model"], plan.dtype, (meta.images, meta.shards))
-    found.levels = [LevelStatistics(one.name, one.chs, one.reduction, one.pooling) for one in plan.levels]
-    moments = [_Moments() for _ in found.levels]
-    headers = current(list(_sound(folder, meta, found)), meta)
+    statistics = Statistics(plan.decided["model"], plan.dtype, (meta.images, meta.shards))
+    statistics.levels = [
+        LevelStatistics(level.name, level.chs, level.reduction, level.pooling) for level in plan.levels
+    ]
+    moments = [_Moments() for _ in statistics.levels]
+    headers = current_rows(list(_readable_headers(folder, meta, statistics)), meta)
     for done, header in enumerate(headers):
         progress(done, len(headers))
-        found.written += header.rows
-        found.failed.update(one.reason for one in header.failed)
-        for level, moment in zip(found.levels, moments, strict=True):
-            _measure(joined(folder, shard_name(header.number)), header, level, moment)
+        statistics.written += header.rows
+        statistics.failed.update(failure.reason for failure in header.failed)
+        for level, moment in zip(statistics.levels, moments, strict=True):
+            _measure(join(folder, shard_name(header.number)), header, level, moment)
     progress(len(headers), len(headers))
-    for level, moment in zip(found.levels, moments, strict=True):
-        moment.tell(level)
-    return found
+    for level, moment in zip(statistics.levels, moments, strict=True):
+        moment.write_to(level)
+    return statistics
 
 
-def _sound(folder: str, meta: Meta, found: Statistics) -> Iterator[Header]:
-    """Headers of the shards that are whole; those that are not are told."""
+def _readable_headers(folder: str, meta: Meta, statistics: Statistics) -> Iterator[Header]:
+    """Headers of the complete shards, which are counted; other shards are added to `damaged`."""
     for name in shards_in(folder):
-        path, plan = joined(folder, name), meta.generation_of(number_of(name))
-        if plan is None:  # of a generation that is not finished
+        path, plan = join(folder, name), meta.generation_of(number_of(name))
+        if plan is None:  # of an unfinished generation
             continue
         try:
             header = read_header(path, plan)
         except OutputError as error:
-            found.damaged[path] = str(error)
+            statistics.damaged[path] = str(error)
             continue
-        found.shards += 1
-        found.nbytes += size_of(path)
+        statistics.shards += 1
+        statistics.nbytes += size_of(path)
         yield header
 
 
@@ -122,16 +151,16 @@ def _measure(path: str, header: Header, level: LevelStatistics, moments: "_Momen
     for first, rows in _rows(path, header, level.name):
         level.shapes[tuple(rows.shape[1:])] += len(rows)
         finite = rows.isfinite()
-        whole = finite.flatten(1).all(1)
-        level.not_finite += [ids[first + row] for row, is_whole in enumerate(whole.tolist()) if not is_whole]
-        moments.add(rows if whole.all() else rows[finite])
+        row_is_finite = finite.flatten(1).all(1)
+        level.not_finite += [ids[first + row] for row, is_finite in enumerate(row_is_finite.tolist()) if not is_finite]
+        moments.add(rows if row_is_finite.all() else rows[finite])
 
 
 def _rows(path: str, header: Header, level: str) -> Iterator[tuple[int, Tensor]]:
-    """The level's rows in their order, (rows, ...) as many as are read at once, with the number of the first."""
+    """The rows of a level in tensors (rows, ...) of about READ bytes, each with the index of its first row."""
     row, file = 0, ShardFile(path, header.version)
     while row < header.rows:
-        dtype, shape, start, end = header.place(level, row)
+        dtype, shape, start, end = header.span(level, row)
         stacked = level in header.tensors and header.stored is None
         count = min(max(1, READ // max(1, end - start)), header.rows - row) if stacked else 1
         content = file.read(start, start + count * (end - start))
@@ -140,9 +169,9 @@ def _rows(path: str, header: Header, level: str) -> Iterator[tuple[int, Tensor]]
 
 
 class _Moments:
-    """Count, mean and squared deviations of numbers that come in parts, and their range.
+    """Running count, mean, sum of squared deviations, minimum and maximum of values that are added in parts.
 
-    Parts are joined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    Parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances" (1979), which does not lose digits where the mean is large.
     """
 
@@ -162,28 +191,28 @@ class _Moments:
         self.mean += apart * part.numel() / count
         self.count = count
 
-    def tell(self, level: LevelStatistics) -> None:
+    def write_to(self, level: LevelStatistics) -> None:
         level.values = self.count
         if self.count:
             level.mean, level.std = self.mean, sqrt(self.squares / self.count)
             level.low, level.high = self.low, self.high
 
 
-def as_json(found: Statistics) -> dict[str, Any]:
-    """The statistics as JSON has them; a level without numbers has null for each."""
+def as_json(statistics: Statistics) -> dict[str, Any]:
+    """The statistics as a JSON object; a level without values has null for mean, std, low and high."""
     return {
-        "model": found.model,
-        "dtype": found.dtype,
+        "model": statistics.model,
+        "dtype": statistics.dtype,
         "images": {
-            "planned": found.planned[0],
-            "written": found.written,
-            "failed": found.failed.total(),
-            "missing": found.missing,
+            "planned": statistics.planned[0],
+            "written": statistics.written,
+            "failed": statistics.failed.total(),
+            "missing": statistics.missing,
         },
-        "files": {"planned": found.planned[1], "there": found.shards, "bytes": found.nbytes},
-        "levels": [_level_as_json(level) for level in found.levels],
-        "errors": dict(found.failed.most_common()),
-        "damaged": found.damaged,
+        "files": {"planned": statistics.planned[1], "there": statistics.shards, "bytes": statistics.nbytes},
+        "levels": [_level_as_json(level) for level in statistics.levels],
+        "errors": dict(statistics.failed.most_common()),
+        "damaged": statistics.damaged,
     }
 
 

@@ -1,4 +1,4 @@
-"""featx bench: which way to get a model's maps is the fastest on this machine."""
+"""featx bench: latency and throughput of a model on every runtime of this machine."""
 
 import json
 import os
@@ -17,17 +17,17 @@ import featx
 from .options import Precision, Size, err, out
 
 if TYPE_CHECKING:
-    from .measuring import Row
+    from .benchmark import Row
 
 Names = Annotated[list[str], typer.Argument(help="Names of models; 'featx list' shows all.", metavar="NAME…")]
-Batches = Annotated[str, typer.Option(help="Images at once, one number or several.", metavar="N,M,…")]
+Batches = Annotated[str, typer.Option(help="Images per batch, one number or several.", metavar="N,M,…")]
 Runtimes = Annotated[
-    str | None, typer.Option(help="Runtimes of optimize; by default all that can be used here.", metavar="A,B,…")
+    str | None, typer.Option(help="Runtimes of optimize; by default all that are available here.", metavar="A,B,…")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of the processor; as many as PyTorch takes by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's setting.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")]
-Json = Annotated[bool, typer.Option("--json", help="Everything measured as JSON instead of tables.")]
-NOTABLE = 1.05  # ratios below it are not worth a change
+Json = Annotated[bool, typer.Option("--json", help="Print all measurements as JSON instead of tables.")]
+NOTABLE = 1.05  # smaller ratios are not worth a change
 
 
 def bench(
@@ -36,16 +36,16 @@ def bench(
     size: Size = None,
     runtimes: Runtimes = None,
     threads: Threads = None,
-    dtype: Annotated[Precision, typer.Option(help="Of what is optimised; the model as it comes stays float32.")] = (
+    dtype: Annotated[Precision, typer.Option(help="Of the optimized model; the unmodified model stays float32.")] = (
         Precision.float32
     ),
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Time a model as it comes and on every runtime, and say which to use. Weights are random: they take as long."""
+    """Measure a model unmodified and on every runtime, and recommend one. Weights are random: speed does not change."""
     from featx.runtime.allocator import keep_freed_memory
 
-    from .measuring import Task, measure
+    from .benchmark import Task, measure
 
     batches, place = _batches(batch), _device(device)
     chosen, missing = _choose(runtimes)
@@ -60,8 +60,7 @@ def bench(
         out.print_json(json.dumps({"machine": _machine(place, kept), "rows": measured, "missing": missing}))
         return
     for name in names:
-        own = [row for row in rows if row.model == name]
-        _show(name, own)
+        _show(name, [row for row in rows if row.model == name])
     out.print(", ".join(f"{key} {value}" for key, value in _machine(place, kept).items()), soft_wrap=True)
     for runtime, why in missing.items():
         out.print(f"not measured: {runtime}: {why}", soft_wrap=True)
@@ -90,16 +89,16 @@ def _device(text: str) -> torch.device:
 
 
 def _choose(text: str | None) -> tuple[list[Any], dict[str, str]]:
-    """The runtimes to measure, and why the others that were asked for, or all others, cannot be."""
+    """The runtimes to measure, and for requested runtimes that are not available, the reason."""
     from featx.runtime import runtimes
 
     known = runtimes()
-    asked = list(known) if text is None else [part.strip() for part in text.split(",")]
-    unknown = [name for name in asked if name not in known]
+    requested = list(known) if text is None else [part.strip() for part in text.split(",")]
+    unknown = [name for name in requested if name not in known]
     if unknown:
         raise featx.ArgumentError(f"--runtimes {text}: no {', '.join(unknown)}; choose among {', '.join(known)}")
-    missing = {name: why for name in asked if (why := known[name]) is not None}
-    return [name for name in asked if name not in missing], missing
+    missing = {name: why for name in requested if (why := known[name]) is not None}
+    return [name for name in requested if name not in missing], missing
 
 
 def _machine(place: torch.device, kept: str | None) -> dict[str, Any]:
@@ -140,13 +139,13 @@ def _text(number: float | None, form: str) -> str:
 
 
 def advice(name: str, rows: "Sequence[Row]") -> str:
-    """What runtime="auto" takes for a model, by the geometric mean of its ratios, and the line of Python to use."""
+    """The recommendation for a model: the choice of runtime="auto", its mean speed-up, and the Python code."""
     chosen = [row for row in rows if row.chosen]
     mean = prod(row.ratio or 0.0 for row in chosen) ** (1 / max(1, len(chosen)))
     if not chosen or mean < NOTABLE:
         return f"{name}: use it as it comes; no runtime is {NOTABLE} times as fast here"
     lower = "" if chosen[0].dtype == "float32" else f", dtype=torch.{chosen[0].dtype}"
-    taken = dict.fromkeys(row.runtime for row in chosen)
-    line = f"featx.optimize(model, runtime={next(iter(taken)) if len(taken) == 1 else 'auto'!r}{lower}, example=images)"
+    names = dict.fromkeys(row.runtime for row in chosen)
+    line = f"featx.optimize(model, runtime={next(iter(names)) if len(names) == 1 else 'auto'!r}{lower}, example=images)"
     by_batch = ", ".join(f"{row.runtime} for batches of {row.batch}" for row in chosen)
-    return f"{name}: {mean:.2f} times as fast with {line}" + (f", which takes {by_batch}" if len(taken) > 1 else "")
+    return f"{name}: {mean:.2f} times as fast with {line}" + (f", which takes {by_batch}" if len(names) > 1 else "")

@@ -1,4 +1,4 @@
-"""featx export: a model's maps as a file for other programs."""
+"""featx export: write an extractor as an ONNX file."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +13,11 @@ from .options import Checkpoint, OutIndices, Pretrained, RandomWeights, Size, bu
 
 Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
 File = Annotated[Path, typer.Argument(help="File to write, which ends in .onnx.", metavar="FILE")]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once, where the number is fixed.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch, if the batch size is fixed.")]
 
 
 class Dynamic(StrEnum):
-    """Which images a file takes beside those it is made for."""
+    """Axes of the images that may vary in the exported file."""
 
     auto = "auto"
     size = "size"
@@ -34,12 +34,12 @@ def export(
     random_weights: RandomWeights = None,
     size: Size = None,
     batch_size: Batch = 1,
-    dynamic: Annotated[Dynamic, typer.Option(help="Axes that are left free; what the model allows.")] = Dynamic.auto,
+    dynamic: Annotated[Dynamic, typer.Option(help="Axes that may vary; auto: all that can.")] = Dynamic.auto,
 ) -> None:
-    """Write a model's maps to a file that runs without featx's models: ONNX."""
+    """Export a model's maps as an ONNX file, which runs without featx."""
     from featx.runtime.onnx_export import require_target
 
-    require_target(file)  # before minutes go into weights
+    require_target(file)  # before the weights are loaded
     extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
     example = None
     if size is not None or batch_size > 1:

@@ -1,4 +1,4 @@
-"""featx extract: images to files of maps. featx index: their table, made anew."""
+"""featx extract: write the maps of images to files. featx index: rebuild the index of these files."""
 
 import shlex
 import sys
@@ -22,28 +22,28 @@ from .options import (
     Pretrained,
     RandomWeights,
     Size,
-    Values,
+    WeightSource,
     err,
     out,
     parse_indices,
-    values_of,
+    weight_source,
 )
-from .progress import CONVERTED, LOGS, TELL, Log, asked_to_stop
+from .progress import CONVERTED, LOGS, SUMMARIES, Log, stop_on_signal
 
 if TYPE_CHECKING:
-    from ..bulk.recipe import Pooling, Recipe
-    from ..bulk.run import Runner
+    from ..bulk.config import Pooling, Recipe
+    from ..bulk.extraction import Runner
 
 
 class Decoders(StrEnum):
-    """What images are decoded in."""
+    """Workers that decode images."""
 
     threads = "threads"
     processes = "processes"
 
 
 class Runtime(StrEnum):
-    """How the model is run."""
+    """Runtime of the model."""
 
     plain = "plain"
     eager = "eager"
@@ -53,14 +53,14 @@ class Runtime(StrEnum):
 
 
 class ColorManagement(StrEnum):
-    """What becomes of the colours of images that have an ICC profile."""
+    """Handling of ICC profiles."""
 
     srgb = "srgb"
     none = "none"
 
 
 class Engine(StrEnum):
-    """Who extracts."""
+    """Where the extraction runs."""
 
     local = "local"
     ray = "ray"
@@ -72,45 +72,45 @@ Inputs = Annotated[
         help="Files, folders, patterns, lists (.txt, .csv, - for stdin), Parquet files, tars, zips, datasets, addresses"
     ),
 ]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for the maps: a new one, or one to go on with.")]
+Folder = Annotated[Path, typer.Option("--out", help="Output folder: a new one, or one to resume.")]
 Pool = Annotated[
     str,
     typer.Option(
-        metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one for each; or pre_logits."
+        metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one per level; or pre_logits."
     ),
 ]
 Norm = Annotated[
     bool | None,
     typer.Option(
         "--norm/--no-norm",
-        help="Maps and class tokens of a ViT through its last norm; by default with --pool cls alone.",
+        help="Apply the last norm of a ViT to maps and class tokens; by default only with --pool cls.",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(help="Where the model runs: auto (the GPU that PyTorch finds, or else the CPU), cpu, cuda, cuda:1, …"),
 ]
-BatchSize = Annotated[str, typer.Option(metavar="N|auto", help="Images the model sees at once; auto measures.")]
-Format = Annotated[Formats | None, typer.Option("--format", help="Write the maps in this format too, to OUT.FORMAT.")]
-Column = Annotated[str | None, typer.Option(help="Of tables and datasets, what holds the images or their paths.")]
+BatchSize = Annotated[str, typer.Option(metavar="N|auto", help="Images per batch; auto measures the fastest.")]
+Format = Annotated[Formats | None, typer.Option("--format", help="Also write the maps in this format, to OUT.FORMAT.")]
+Column = Annotated[str | None, typer.Option(help="Column of tables and datasets with the images or their paths.")]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Leave out files and folders of such a name, or path; may be repeated."),
+    typer.Option(metavar="PATTERN", help="Leave out files and folders with this name or path; repeatable."),
 ]
-KeepAspect = Annotated[bool, typer.Option("--keep-aspect", help="Whole images, their shorter side resized to --size.")]
+KeepAspect = Annotated[bool, typer.Option("--keep-aspect", help="Use whole images, shorter side resized to --size.")]
 Scaled = Annotated[bool, typer.Option("--scaled-decode", help="Decode large JPEGs at a fraction of their size.")]
-Colors = Annotated[ColorManagement, typer.Option(help="Convert images with an ICC profile to sRGB, or leave them.")]
-Truncated = Annotated[bool, typer.Option("--allow-truncated", help="Take JPEGs that are cut short, gray below.")]
+Colors = Annotated[ColorManagement, typer.Option(help="Convert images with an ICC profile to sRGB, or not.")]
+Truncated = Annotated[bool, typer.Option("--allow-truncated", help="Accept truncated JPEGs; the missing part is gray.")]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Give up an image after this long; with --decoders processes.")
+    float | None, typer.Option(metavar="SECONDS", help="Timeout for decoding an image; needs --decoders processes.")
 ]
-MaxPixels = Annotated[int | None, typer.Option(min=1, help="Pixels an image may have; Pillow's limit by default.")]
-Slice = Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard from the I-th on, as one of N jobs.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; as many as fill 128 MiB by default.")]
-MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop once more images than this have failed.")]
-Address = Annotated[str | None, typer.Option(help="Of the Ray cluster: auto, or host:port; without it one is started.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Do shards again in which images failed.")]
-Changed = Annotated[bool, typer.Option("--retry-changed", help="Do shards again whose image files are others now.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Maximum pixels of an image; by default Pillow's limit.")]
+Slice = Annotated[str, typer.Option(metavar="I/N", help="Extract every N-th shard from shard I on, as one of N jobs.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; by default as many as fill 128 MiB.")]
+MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop after more failed images than this.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or host:port; by default starts a cluster.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Extract failed images again.")]
+Changed = Annotated[bool, typer.Option("--retry-changed", help="Extract images again whose files changed.")]
 
 
 def extract(
@@ -127,15 +127,15 @@ def extract(
     keep_aspect: KeepAspect = False,
     pool: Pool = "none",
     norm: Norm = None,
-    dtype: Annotated[Precision, typer.Option(help="Type the maps are stored in.")] = Precision.float32,
+    dtype: Annotated[Precision, typer.Option(help="Dtype of the stored maps.")] = Precision.float32,
     runtime: Annotated[
-        Runtime, typer.Option(help="As it is (plain), or as featx.optimize makes it; auto is the fastest here.")
+        Runtime, typer.Option(help="plain is the unmodified model; the others optimize it, auto with the fastest.")
     ] = Runtime.plain,
     batch_size: BatchSize = "16",
     device: Device = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Images decoded at once; one per core by default.")] = None,
-    decoders: Annotated[Decoders, typer.Option(help="Processes survive crashes of a decoder.")] = Decoders.threads,
-    streams: Annotated[int | None, typer.Option(min=1, help="Batches the model runs on at once.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent decoders; by default one per core.")] = None,
+    decoders: Annotated[Decoders, typer.Option(help="Processes survive crashes.")] = Decoders.threads,
+    streams: Annotated[int | None, typer.Option(min=1, help="Concurrent batches.")] = None,
     scaled_decode: Scaled = False,
     color_management: Colors = ColorManagement.srgb,
     allow_truncated: Truncated = False,
@@ -146,14 +146,14 @@ def extract(
     max_errors: MaxErrors = None,
     retry_failed: Retry = False,
     retry_changed: Changed = False,
-    engine: Annotated[Engine, typer.Option(help="This process, or actors of a Ray cluster.")] = Engine.local,
+    engine: Annotated[Engine, typer.Option(help="Run in this process, or on a Ray cluster.")] = Engine.local,
     address: Address = None,
     format_: Format = None,
-    log: Annotated[Log, typer.Option(help="A bar, or a line of JSON per file.")] = Log.bar,
+    log: Annotated[Log, typer.Option(help="Progress as a bar, or as a JSON line per file.")] = Log.bar,
 ) -> None:
-    """Write the maps of images as safetensors files with an index, or go on.
+    """Write the maps of images to safetensors files with an index, or resume.
 
-    Exits with 1 if an image failed, with 2 if none could be extracted.
+    The exit status is 1 if an image failed, and 2 if no image could be extracted.
     """
     from ..bulk import Recipe, Resources, convert, find_items
     from ..bulk import extract as extracted
@@ -173,13 +173,13 @@ def extract(
         norm,
     )
     target = _target(folder, format_, shard, poolings, keep_aspect)
-    items = find_items(inputs, column, exclude=exclude or (), out=folder)  # before minutes go into weights
-    runner, here = _runner(engine, address, device, workers, batch, runtime)
-    resources = Resources(batch, here, workers, decoders.value, streams, decode_timeout, max_pixels).settled()
-    values = values_of(pretrained, checkpoint, random_weights)
-    extractor = _build(model, values, parse_indices(out_indices), recipe)
+    items = find_items(inputs, column, exclude=exclude or (), out=folder)  # before the weights are loaded
+    runner, local_device = _runner(engine, address, device, workers, batch, runtime)
+    resources = Resources(batch, local_device, workers, decoders.value, streams, decode_timeout, max_pixels).settled()
+    weights = weight_source(pretrained, checkpoint, random_weights)
+    extractor = _build(model, weights, parse_indices(out_indices), recipe)
     kept = keep_freed_memory() is not None
-    with asked_to_stop() as stopped, LOGS[log]() as progress:
+    with stop_on_signal() as stopped, LOGS[log]() as progress:
         summary = extracted(
             items,
             extractor,
@@ -193,7 +193,7 @@ def extract(
             retry_failed=retry_failed,
             retry_changed=retry_changed,
             recorded={
-                "weights": str(values),
+                "weights": str(weights),
                 "freed memory is kept": kept,
                 "command": shlex.join(sys.argv),
                 **({"device of the actors": device} if engine is Engine.ray else {}),
@@ -202,9 +202,9 @@ def extract(
             stopped=stopped,
             runner=runner,
         )
-    TELL[log](summary, folder, values, resources.device if engine is Engine.local else f"{device} of the cluster")
+    SUMMARIES[log](summary, folder, weights, resources.device if engine is Engine.local else f"{device} of the cluster")
     if summary.left:
-        err.print(f"stopped with {summary.left} files left: run the same command again to go on", soft_wrap=True)
+        err.print(f"stopped with {summary.left} files left: run the same command again to resume", soft_wrap=True)
         raise typer.Exit(stopped.status)
     if target is not None and format_ is not None and summary.written:
         CONVERTED[log](target, convert(folder, target, format_.value), format_.value)
@@ -213,7 +213,7 @@ def extract(
 
 
 def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx extract wrote.")]) -> None:
-    """Write index.parquet of a folder of maps anew, from the headers of its files."""
+    """Rebuild index.parquet of a folder of maps from the headers of its files."""
     from ..bulk import write_index
     from ..bulk.meta import require_meta
     from ..bulk.output_folder import as_ranges, missing_shards, shards_in
@@ -225,15 +225,15 @@ def index_folder(folder: Annotated[Path, typer.Argument(help="Folder that featx 
 
 
 def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str], keep_aspect: bool) -> Path | None:
-    """Where --format writes to; what would stop it at the end is told before anything is done."""
+    """The output path of --format; raises errors of the conversion before the extraction starts."""
     if to is None:
         return None
-    from ..bulk.formats import require_new, require_package
+    from ..bulk.converters import require_new, require_package
 
     if shard != "0/1":
         raise featx.ArgumentError(f"--format {to} writes all images: when all jobs are done, use featx convert")
     if keep_aspect and to is not Formats.webdataset and set(poolings) & {"none"}:
-        raise featx.ArgumentError(f"--format {to} takes maps of one shape, which --keep-aspect has not: use webdataset")
+        raise featx.ArgumentError(f"--format {to} takes maps of one shape, not those of --keep-aspect: use webdataset")
     if to is Formats.parquet and "none" in poolings:
         raise featx.ArgumentError("--format parquet takes vectors, not maps: add --pool mean, or choose npy or zarr")
     target = Path(f"{folder if folder.name else Path.cwd()}.{to}")
@@ -243,7 +243,7 @@ def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str
 
 
 def _poolings(text: str) -> "tuple[Pooling, ...]":
-    """What --pool names; Recipe refuses what does not exist."""
+    """The poolings of --pool, which Recipe validates."""
     return tuple(cast("Pooling", part.strip()) for part in text.split(","))
 
 
@@ -258,13 +258,13 @@ def _batch_size(text: str) -> int | None:
 def _runner(
     engine: Engine, address: str | None, device: str, workers: int | None, batch_size: int | None, runtime: Runtime
 ) -> "tuple[Runner, str]":
-    """Who extracts, and the device of this process."""
-    from ..bulk.run import locally
+    """The runner, and the device of this process."""
+    from ..bulk.extraction import run_locally
 
     if engine is Engine.local:
         if address is not None:
             raise featx.ArgumentError(f"--address {address} is of a Ray cluster: add --engine ray")
-        return locally, device
+        return run_locally, device
     if device != "cpu" and batch_size is None:
         raise featx.ArgumentError(
             "--batch-size auto measures here, not on the cluster's GPUs: name a number of images, or add --device cpu"
@@ -275,13 +275,15 @@ def _runner(
         )
     from ..bulk.ray_runner import OnRay, require_ray
 
-    require_ray()  # before minutes go into weights
+    require_ray()  # before the weights are loaded
     return OnRay(address, device, workers), "cpu"
 
 
-def _build(name: str, values: Values, indices: list[int] | None, recipe: "Recipe") -> featx.FeatureExtractWrapper:
-    from ..bulk.extractor import created
+def _build(
+    name: str, weights: WeightSource, indices: list[int] | None, recipe: "Recipe"
+) -> featx.FeatureExtractWrapper:
+    from ..bulk.extractor import create_extractor
 
-    with values.given_to(name):
-        create = partial(featx.create_model, name, values.published, checkpoint_path=values.checkpoint)
-        return created(create, indices, recipe)
+    with weights.loading(name):
+        create = partial(featx.create_model, name, weights.published, checkpoint_path=weights.checkpoint)
+        return create_extractor(create, indices, recipe)

@@ -1,4 +1,4 @@
-"""Options that commands share, and the model they describe."""
+"""Options that several commands share, and the model that they describe."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,16 +20,16 @@ Model = Annotated[str, typer.Option("--model", help="Name of a model; 'featx lis
 OutIndices = Annotated[
     str | None, typer.Option(help="Levels in the order wanted, such as 1,2,3 or -1; all by default.", metavar="I,J,…")
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Published weights from the Hub; the default.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="A file of weights instead: .safetensors, .pt, .pth or .bin.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use published weights from the Hub; the default.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Load weights from a file: .safetensors, .pt, .pth or .bin.")]
 RandomWeights = Annotated[
-    int | None, typer.Option(min=0, max=2**32 - 1, help="Random weights from this seed instead.", metavar="SEED")
+    int | None, typer.Option(min=0, max=2**32 - 1, help="Use random weights from this seed.", metavar="SEED")
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels; as the weights expect by default.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Image size in pixels; by default that of the weights.")]
 
 
 class Precision(StrEnum):
-    """Types of floating-point numbers."""
+    """Floating-point dtypes."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -37,8 +37,8 @@ class Precision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
-    """Where the values of models come from: a file, a seed, or the Hub if neither is given."""
+class WeightSource:
+    """Where the weights of models come from: a file, a seed, or the Hub if both are None."""
 
     checkpoint: Path | None = None
     seed: int | None = None
@@ -51,8 +51,8 @@ class Values:
         return "published" if self.published else f"{self.checkpoint or f'random, seed {self.seed}'}"
 
     @contextmanager
-    def given_to(self, name: str) -> Iterator[None]:
-        """Within the block `create_model` gives a model these values; what is missing is told in options."""
+    def loading(self, name: str) -> Iterator[None]:
+        """A context to call `create_model` in: it seeds random weights, and adds options to a WeightsNotFoundError."""
         if self.seed is not None:
             torch.manual_seed(self.seed)
         if self.published:
@@ -64,31 +64,31 @@ class Values:
             raise featx.WeightsNotFoundError(f"{error} (here: --checkpoint FILE or --random-weights SEED)") from error
 
 
-def values_of(pretrained: bool, checkpoint: Path | None, seed: int | None) -> Values:
-    """What the options ask for; ArgumentError if they contradict each other."""
+def weight_source(pretrained: bool, checkpoint: Path | None, seed: int | None) -> WeightSource:
+    """The WeightSource that the options select; ArgumentError if several are given."""
     if pretrained + (checkpoint is not None) + (seed is not None) > 1:
         raise featx.ArgumentError("--pretrained, --checkpoint and --random-weights exclude each other")
-    return Values(checkpoint, seed)
+    return WeightSource(checkpoint, seed)
 
 
 def build(
     name: str, out_indices: str | None, pretrained: bool, checkpoint: Path | None, seed: int | None
 ) -> tuple[featx.FeatureExtractWrapper, str]:
-    """The extractor that the options describe, in eval mode, and where its weights come from."""
-    values = values_of(pretrained, checkpoint, seed)
-    with values.given_to(name):
+    """The extractor that the options describe, in eval mode, and the source of its weights as text."""
+    weights = weight_source(pretrained, checkpoint, seed)
+    with weights.loading(name):
         extractor = featx.create_model(
             name,
-            values.published,
+            weights.published,
             features_only=True,
             out_indices=parse_indices(out_indices),
-            checkpoint_path=values.checkpoint,
+            checkpoint_path=weights.checkpoint,
         )
-    return extractor.eval(), str(values)
+    return extractor.eval(), str(weights)
 
 
 def parse_indices(text: str | None) -> list[int] | None:
-    """Indices from "1,2,3"; ArgumentError if that is not what the text is."""
+    """The integers of a text such as "1,2,3"; ArgumentError for another text."""
     if text is None:
         return None
     try:
@@ -98,7 +98,7 @@ def parse_indices(text: str | None) -> list[int] | None:
 
 
 def quiet_hub() -> None:
-    """Keep the Hub client's retries off the screen; our own error says what failed and what to do."""
+    """Hide the Hub client's messages about retries; featx raises an error that explains a failure."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()

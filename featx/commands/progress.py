@@ -1,4 +1,4 @@
-"""Progress output of `featx extract`, a bar for people or lines of JSON for machines, and the signals that stop it."""
+"""Progress output of `featx extract`, as a bar or as JSON lines, and the signals that stop it."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import escaped, shortened
-from .options import Values, err, out
+from .options import WeightSource, err, out
 
 if TYPE_CHECKING:
     from ..bulk import LeftOut, Summary
@@ -25,7 +25,7 @@ SHOWN_FAILURES = 20
 
 
 class Log(StrEnum):
-    """How progress is told."""
+    """Format of the progress output."""
 
     bar = "bar"
     json = "json"
@@ -37,42 +37,42 @@ def _bar() -> "Iterator[Callable[[Done], None]]":
         TextColumn("extracting"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    shown = Progress(*columns, console=err)
+    bar = Progress(*columns, console=err)
     first: list[tuple[int, float]] = []
 
-    def tell(done: "Done") -> None:
+    def update(done: "Done") -> None:
         count = done.written + done.failed
-        if not first:  # what was there before says nothing about the speed of this run
+        if not first:  # images of earlier runs do not count for this run's throughput
             first.append((count, perf_counter()))
-            shown.add_task("extracting", total=done.total, completed=count, told="")
-            shown.start()
-        rate = (count - first[0][0]) / max(perf_counter() - first[0][1], 1e-3)
-        told = f"{rate:.1f} images/s" + (f", {done.failed} failed" if done.failed else "")
-        shown.update(shown.task_ids[0], completed=count, told=told)
+            bar.add_task("extracting", total=done.total, completed=count, rate="")
+            bar.start()
+        throughput = (count - first[0][0]) / max(perf_counter() - first[0][1], 1e-3)
+        rate = f"{throughput:.1f} images/s" + (f", {done.failed} failed" if done.failed else "")
+        bar.update(bar.task_ids[0], completed=count, rate=rate)
 
     try:
-        yield tell
+        yield update
     finally:
         if first:
-            shown.stop()
+            bar.stop()
 
 
 @contextmanager
 def _lines() -> "Iterator[Callable[[Done], None]]":
     start = perf_counter()
 
-    def tell(done: "Done") -> None:
+    def write(done: "Done") -> None:
         if done.shard is not None:
             shard = {"shard": done.shard.shard, "written": done.shard.written, "bytes": done.shard.nbytes}
-            failed = {one.id: one.reason for one in done.shard.failed}
+            failed = {failure.id: failure.reason for failure in done.shard.failed}
             rest = {"done": done.written + done.failed, "total": done.total, "seconds": perf_counter() - start}
             _line(event="shard", **shard, failed=failed, **rest)
 
-    yield tell
+    yield write
 
 
 def _line(**facts: object) -> None:
@@ -80,12 +80,12 @@ def _line(**facts: object) -> None:
     sys.stdout.flush()
 
 
-def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) -> None:
+def _print_summary(summary: "Summary", folder: Path, weights: WeightSource, device: str) -> None:
     size = f"{summary.nbytes / 2**20:.1f} MiB"
-    before = len(summary.shards) - summary.made
-    there = f", {before} of {len(summary.shards)} files were there" if before else ""
-    out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{there}", soft_wrap=True)
-    out.print(f"weights: {values}; computed on {device}", soft_wrap=True)
+    existing = len(summary.shards) - summary.made
+    note = f", {existing} of {len(summary.shards)} files were there" if existing else ""
+    out.print(f"maps of {_images(summary.written)}, {size}, in {folder}{note}", soft_wrap=True)
+    out.print(f"weights: {weights}; computed on {device}", soft_wrap=True)
     if summary.removed:
         out.print(f"no longer among the inputs, marked as removed: {_images(summary.removed)}", soft_wrap=True)
     if summary.failed:
@@ -95,10 +95,10 @@ def _tell_people(summary: "Summary", folder: Path, values: Values, device: str) 
         if len(summary.failed) > SHOWN_FAILURES:
             more = len(summary.failed) - SHOWN_FAILURES
             out.print(f"  … and {more} more: {folder / 'index.parquet'} has all of them", soft_wrap=True)
-    _tell_left_out(summary.left_out)
+    _print_left_out(summary.left_out)
 
 
-def _tell_left_out(left_out: "LeftOut") -> None:
+def _print_left_out(left_out: "LeftOut") -> None:
     if left_out.kinds:
         out.print(f"left out: {left_out}", soft_wrap=True)
     if left_out.remarks:
@@ -107,18 +107,18 @@ def _tell_left_out(left_out: "LeftOut") -> None:
             out.print(f"  {line}", soft_wrap=True)
 
 
-def _tell_machines(summary: "Summary", folder: Path, values: Values, device: str) -> None:
+def _write_summary(summary: "Summary", folder: Path, weights: WeightSource, device: str) -> None:
     counts = {"written": summary.written, "failed": len(summary.failed), "removed": summary.removed}
     files = {"files": len(summary.shards), "made": summary.made, "left": summary.left, "bytes": summary.nbytes}
     left_out = {"left_out": dict(summary.left_out.kinds), "remarks": dict(summary.left_out.remarks)}
-    _line(event="summary", **counts, **files, **left_out, folder=str(folder), weights=str(values), device=device)
+    _line(event="summary", **counts, **files, **left_out, folder=str(folder), weights=str(weights), device=device)
 
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
 
 
-def tell_converted(target: Path, images: int, format: str) -> None:
+def print_converted(target: Path, images: int, format: str) -> None:
     out.print(f"{target}: {_images(images)} as {format}", soft_wrap=True)
 
 
@@ -127,35 +127,36 @@ def _line_converted(target: Path, images: int, format: str) -> None:
 
 
 LOGS = {Log.bar: _bar, Log.json: _lines}
-TELL = {Log.bar: _tell_people, Log.json: _tell_machines}
-CONVERTED = {Log.bar: tell_converted, Log.json: _line_converted}
+SUMMARIES = {Log.bar: _print_summary, Log.json: _write_summary}
+CONVERTED = {Log.bar: print_converted, Log.json: _line_converted}
 
 
-class Stop:
-    """Whether a signal asked to stop, and the status to exit with then."""
+class StopSignal:
+    """Records a SIGINT or SIGTERM; calling it returns whether one has arrived. `status` is the exit status then."""
 
     status = 0
 
     def __call__(self) -> bool:
         return bool(self.status)
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """The first signal lets the shard in work be finished, the second does not."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: the first signal lets the current shard finish, the second raises KeyboardInterrupt."""
         del frame
         if self.status:
             raise KeyboardInterrupt
         self.status = 128 + number
-        err.print("finishing the file in work; once more to end at once", soft_wrap=True)
+        err.print("finishing the current file; repeat to stop immediately", soft_wrap=True)
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    stop = Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+def stop_on_signal() -> Iterator[StopSignal]:
+    """A context in which SIGINT and SIGTERM stop the extraction after the current file."""
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     except KeyboardInterrupt:
-        err.print("ended at once: the file in work is lost, run the same command again to go on", soft_wrap=True)
+        err.print("stopped immediately: the current file is lost, run the same command again to resume", soft_wrap=True)
         raise typer.Exit(stop.status or 130) from None
     finally:
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""featx show: pictures of what models see in photographs."""
+"""featx show: figures of the maps and the attention of models on photographs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +11,8 @@ import featx
 
 from ..images import find_images
 from ..whole_files import local
-from .looking import DRAW, Chosen, Look, Seeing, What, look
-from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, Values, out, values_of
+from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, WeightSource, out, weight_source
+from .show_figures import DRAW, FigureOptions, Inspection, LoadedModel, What, inspect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..viz.cell_similarity import Point
 
-Images = Annotated[list[Path], typer.Argument(help="Image files or folders of them; several go into a report.")]
+Images = Annotated[list[Path], typer.Argument(help="Image files or folders; several need a report.")]
 Out = Annotated[Path, typer.Option("--out", help="A picture such as maps.png, or a report such as maps.html.")]
 LevelsText = Annotated[
     str | None,
@@ -30,15 +30,17 @@ BlocksText = Annotated[
     str | None, typer.Option("--blocks", metavar="I,J,…", help="Blocks with attention, by number or name: -1 or 3,7.")
 ]
 PointText = Annotated[
-    str | None, typer.Option("--point", metavar="X,Y", help="A place: shares of width and height, from the upper left.")
+    str | None,
+    typer.Option("--point", metavar="X,Y", help="Point: fractions of width and height from the upper left."),
 ]
-Target = Annotated[int | None, typer.Option(min=0, help="Class that gradcam explains; the likeliest by default.")]
+Target = Annotated[int | None, typer.Option(min=0, help="Class that gradcam explains; by default the most probable.")]
 Compared = Annotated[
-    list[str] | None, typer.Option("--compare", metavar="MODEL", help="A further model for a row of maps; repeatable.")
+    list[str] | None,
+    typer.Option("--compare", metavar="MODEL", help="Another model, for a further row of maps; repeatable."),
 ]
 
-# Which of the options that choose something each picture reads.
-TAKES: Mapping[What, tuple[str, ...]] = {
+# The options that each kind of figure uses.
+USED_OPTIONS: Mapping[What, tuple[str, ...]] = {
     What.maps: ("--levels", "--compare"),
     What.channels: ("--levels",),
     What.norms: ("--levels",),
@@ -47,7 +49,7 @@ TAKES: Mapping[What, tuple[str, ...]] = {
     What.gradcam: ("--levels", "--blocks", "--target"),
     What.similarity: ("--levels", "--point"),
 }
-# Pictures of one level or block unless told otherwise.
+# Figures of one level or block by default.
 DEEPEST_LEVEL, DEEPEST_BLOCK = (What.channels, What.gradcam), (What.attention,)
 
 
@@ -66,51 +68,56 @@ def show(
     random_weights: RandomWeights = None,
     size: Size = None,
 ) -> None:
-    """Draw what models see in photographs: maps, channels, norms, attention, GradCAM, similarity."""
-    given = {"--levels": levels, "--blocks": blocks, "--point": point, "--target": target, "--compare": compare}
-    _require_taken(what, given)
+    """Draw maps, channels, norms, attention, GradCAM or similarity of models on photographs."""
+    options = {"--levels": levels, "--blocks": blocks, "--point": point, "--target": target, "--compare": compare}
+    _require_used(what, options)
     images, picture = find_images(images), local(picture)
-    _require_place(picture, images)
-    values = values_of(pretrained, checkpoint, random_weights)
+    _require_output(picture, images)
+    weights = weight_source(pretrained, checkpoint, random_weights)
     if compare and checkpoint:
         raise featx.ArgumentError("--compare: one --checkpoint does not fit several models; leave one of them out")
-    chosen = Chosen(_blocks(what, blocks), _point(point), target)
+    figure_options = FigureOptions(_blocks(what, blocks), _point(point), target)
     photographs = {path: _opened(path) for path in images}
-    asked = _levels(what, levels, blocks)
-    models = [_seeing(name, values, what, asked) for name in [model, *(compare or [])]]
-    looks = {path: _looks(models, photograph, size, chosen) for path, photograph in photographs.items()}
-    drawn = (
-        [_compared(page) for page in looks.values()] if compare else _drawn(what, [one for (one,) in looks.values()])
-    )
-    _write(picture, dict(zip(looks, drawn, strict=True)), models, what)
-    _tell(picture, looks, photographs, what)
+    selected = _levels(what, levels, blocks)
+    models = [_load(name, weights, what, selected) for name in [model, *(compare or [])]]
+    results = {path: _inspect_all(models, photo, size, figure_options) for path, photo in photographs.items()}
+    if compare:
+        figures = [_comparison(page) for page in results.values()]
+    else:
+        figures = _figures(what, [inspection for (inspection,) in results.values()])
+    _write(picture, dict(zip(results, figures, strict=True)), models, what)
+    _report(picture, results, photographs, what)
 
 
-def _tell(picture: Path, looks: Mapping[Path, Sequence[Look]], photographs: "Mapping[Path, Image]", what: What) -> None:
-    """Say what was drawn of which photographs, and of which of them a part only."""
-    first, *others = looks.values()
+def _report(
+    picture: Path, results: Mapping[Path, Sequence[Inspection]], photographs: "Mapping[Path, Image]", what: What
+) -> None:
+    """Print what was drawn, and which photographs were cropped."""
+    first, *others = results.values()
     counted = f"{len(first[0].maps)} maps" if what is What.maps and len(first) == 1 else f"{what}"
-    shown = f"{len(looks)} photographs" if others else f"{next(iter(looks))}"
-    names = ", ".join(seen.model.name for seen in first)
+    shown = f"{len(results)} photographs" if others else f"{next(iter(results))}"
+    names = ", ".join(inspection.model.name for inspection in first)
     out.print(f"{picture}: {counted} of {shown} by {names}, weights: {first[0].model.weights}", soft_wrap=True)
-    for path, (seen, *_) in looks.items():
-        if seen.image.size != photographs[path].size:
-            width, height = seen.image.size
+    for path, (inspection, *_) in results.items():
+        if inspection.image.size != photographs[path].size:
+            width, height = inspection.image.size
             out.print(
                 f"{path}: cut to {width}×{height} pixels, because a model does not take every size", soft_wrap=True
             )
 
 
-def _require_taken(what: What, given: Mapping[str, object]) -> None:
-    ignored = [option for option, value in given.items() if value is not None and option not in TAKES[what]]
-    if ignored:
-        raise featx.ArgumentError(f"--what {what} reads {', '.join(TAKES[what])}, not {', '.join(ignored)}")
-    if what is What.gradcam and given["--levels"] and given["--blocks"]:
+def _require_used(what: What, options: Mapping[str, object]) -> None:
+    """Raise ArgumentError for options that this kind of figure does not use."""
+    used = USED_OPTIONS[what]
+    unused = [option for option, value in options.items() if value is not None and option not in used]
+    if unused:
+        raise featx.ArgumentError(f"--what {what} reads {', '.join(used)}, not {', '.join(unused)}")
+    if what is What.gradcam and options["--levels"] and options["--blocks"]:
         raise featx.ArgumentError("--levels and --blocks: gradcam explains maps or attention; leave one of them out")
 
 
-def _require_place(picture: Path, images: Sequence[Path]) -> None:
-    """Refuse a place for the result before minutes go into weights."""
+def _require_output(picture: Path, images: Sequence[Path]) -> None:
+    """Raise errors of the output path before the weights are loaded."""
     from featx.viz.figure import picture_formats, require_format
     from featx.viz.html_report import SUFFIXES
 
@@ -151,7 +158,7 @@ def _point(text: str | None) -> "Point | None":
         raise featx.ArgumentError(
             f"--point {text}: expected X,Y, shares of the photograph's width and height, such as 0.5,0.25"
         ) from None
-    cell_at((x, y), 1, 1)  # which refuses what is outside
+    cell_at((x, y), 1, 1)  # raises an error for a point outside the image
     return x, y
 
 
@@ -164,58 +171,62 @@ def _opened(path: Path) -> "Image":
         raise featx.ImageError(f"{path}: {error}") from error
 
 
-def _seeing(name: str, values: Values, what: What, levels: tuple[list[int] | None, list[str] | None]) -> Seeing:
-    """The model as the picture needs it: its extractor, for gradcam of its classifier."""
+def _load(
+    name: str, weights: WeightSource, what: What, levels: tuple[list[int] | None, list[str] | None]
+) -> LoadedModel:
+    """The extractor of a model, and for gradcam the classifier."""
     indices, names = levels
-    with values.given_to(name):
+    with weights.loading(name):
         if what is What.gradcam:
-            classifier = featx.create_model(name, values.published, checkpoint_path=values.checkpoint)
+            classifier = featx.create_model(name, weights.published, checkpoint_path=weights.checkpoint)
             classifier = classifier.eval().requires_grad_(False)
             extractor = featx.FeatureExtractWrapper(classifier, indices, out_names=names, output="tokens")
-            return Seeing(name, str(values), extractor.eval(), classifier)
+            return LoadedModel(name, str(weights), extractor.eval(), classifier)
         extractor = featx.create_model(
             name,
-            values.published,
+            weights.published,
             features_only=True,
             out_indices=indices,
             out_names=names,
             output="tokens",
-            checkpoint_path=values.checkpoint,
+            checkpoint_path=weights.checkpoint,
         )
-        return Seeing(name, str(values), extractor.eval())
+        return LoadedModel(name, str(weights), extractor.eval())
 
 
-def _looks(models: Sequence[Seeing], photograph: "Image", size: int | None, chosen: Chosen) -> list[Look]:
-    """What each model sees in the part of the photograph that all of them take."""
+def _inspect_all(
+    models: Sequence[LoadedModel], photograph: "Image", size: int | None, options: FigureOptions
+) -> list[Inspection]:
+    """The inspections of all models on the part of the photograph that all of them support."""
     from featx.viz.model_view import seen_part
 
     part = photograph
     for model in models:
         part = seen_part(part, model.extractor, size)
-    looks = [look(model, part, size, chosen) for model in models]
-    if any(abs(seen.image.width - part.width) + abs(seen.image.height - part.height) > 2 for seen in looks):
+    results = [inspect(model, part, size, options) for model in models]
+    if any(abs(one.image.width - part.width) + abs(one.image.height - part.height) > 2 for one in results):
         raise featx.ArgumentError("--compare: the models take images of one size alone, of different aspects")
-    return looks
+    return results
 
 
-def _drawn(what: What, looks: Sequence[Look]) -> "list[list[Figure]]":
-    """Figures per photograph; the colours of maps are the same in all of them."""
+def _figures(what: What, inspections: Sequence[Inspection]) -> "list[list[Figure]]":
+    """Figures per photograph; maps have the same colors in all of them."""
     from featx.viz import shared_bases
 
-    if what is What.maps and len(looks) > 1:
-        bases = shared_bases([seen.maps for seen in looks])
-        looks = [replace(seen, basis=bases) for seen in looks]
-    return [DRAW[what](seen) for seen in looks]
+    if what is What.maps and len(inspections) > 1:
+        bases = shared_bases([inspection.maps for inspection in inspections])
+        inspections = [replace(inspection, basis=bases) for inspection in inspections]
+    return [DRAW[what](inspection) for inspection in inspections]
 
 
-def _compared(looks: Sequence[Look]) -> "list[Figure]":
+def _comparison(inspections: Sequence[Inspection]) -> "list[Figure]":
     from featx.viz import compare
 
-    rows = {seen.model.name: (seen.maps, seen.levels) for seen in looks}
-    return [compare(looks[0].image, rows, title=f"weights: {looks[0].model.weights}")]
+    rows = {inspection.model.name: (inspection.maps, inspection.levels) for inspection in inspections}
+    return [compare(inspections[0].image, rows, title=f"weights: {inspections[0].model.weights}")]
 
 
-def _write(picture: Path, pages: "Mapping[Path, list[Figure]]", models: Sequence[Seeing], what: What) -> None:
+def _write(picture: Path, pages: "Mapping[Path, list[Figure]]", models: Sequence[LoadedModel], what: What) -> None:
     from featx.viz import save_figure
     from featx.viz.html_report import SUFFIXES, Section, report, write_report
 

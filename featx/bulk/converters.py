@@ -1,4 +1,4 @@
-"""Stored maps in the formats of other programs: NumPy's, WebDataset's, Zarr's, and tables of vectors as Parquet."""
+"""Conversion of stored maps to NumPy, WebDataset, Zarr and Parquet."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,32 +18,44 @@ from .output_folder import require_complete
 from .parquet_reader import cell_text, require_pyarrow
 
 Format = Literal["npy", "webdataset", "zarr", "parquet"]
-TAR_BYTES = 512 * 2**20  # of a tar, about
-TABLE_ROWS = 4096  # of a row group
+TAR_BYTES = 512 * 2**20  # of a tar, approximately
+TABLE_ROWS = 4096  # per row group
 MODULES: Mapping[str, str] = {"webdataset": "webdataset.writer", "zarr": "zarr"}
-CHUNK_BYTES = 2**20  # of a Zarr chunk, about
+CHUNK_BYTES = 2**20  # of a Zarr chunk, approximately
 
-TAKEN = ("id", "width", "height", "json")  # what is beside the levels
+RESERVED = ("id", "width", "height", "json")  # names of columns and files that no level may have
 
 Levels = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of a row, by level
 Writer = Callable[[FeatureDataset, Path], None]
 
 
 def convert(folder: str | Path, out: str | Path, format: Format, *, partial: bool = False) -> int:
-    """Write the images of a folder of maps, or of an address, in another format to `out`; how many they are.
+    """Convert a folder of maps to another format.
 
-    format:
-        "npy": per level LEVEL.npy (images, chs, h, w), or (images, chs), and ids.json, a list in the same order.
-        "webdataset": tars of about 512 MiB; a sample has LEVEL.npy per level and json with id, width and height.
-        "zarr": a group with an array per level as above, and the arrays width and height; ids.json.
-        "parquet": one file, a row per image: id, width, height and a list of numbers per level; of vectors only.
-    partial: the folder may be unfinished; images of files that are missing are left out.
+    The formats are:
 
-    bfloat16, which NumPy does not know, becomes float32. All but "webdataset" take maps of one shape only. `out`
-    appears when all of it is written. Raises ArgumentError for another format, for a folder in which every image
-    failed, and for shapes the format cannot hold; OutputError if the folder is none of maps or unfinished, or `out`
-    exists, is an address, is being written by another process or cannot be written; MissingPackageError without the
-    format's package.
+    - "npy": for each level LEVEL.npy (images, chs, h, w) or (images, chs), and ids.json, a list in the same order.
+    - "webdataset": tars of about 512 MiB; a sample has LEVEL.npy per level, and json with id, width and height.
+    - "zarr": a group with an array per level as above, the arrays width and height, and ids.json.
+    - "parquet": one file with a row per image: id, width, height and a list of numbers per level; vectors only.
+
+    bfloat16, which NumPy does not support, becomes float32. Only "webdataset" supports maps of different shapes. The
+    output is written atomically.
+
+    Args:
+        folder: a path, or an address that fsspec supports.
+        out: path to write, which must not exist.
+        format: one of the above.
+        partial: allow an unfinished folder; images of missing files are left out.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ArgumentError: the format is unknown or does not support the shapes, or all images failed.
+        OutputError: the folder has no maps or is unfinished, or `out` exists, is an address, is being written by
+            another process or cannot be written.
+        MissingPackageError: the package of the format is not installed.
     """
     if format not in WRITERS:
         raise ArgumentError(f"format={format!r}: choose one of {tuple(WRITERS)}")
@@ -52,7 +64,7 @@ def convert(folder: str | Path, out: str | Path, format: Format, *, partial: boo
     require_package(format)
     dataset = FeatureDataset(folder)
     require_complete(f"{dataset.folder} is unfinished", dataset._meta, dataset._names, partial)
-    if unsafe := [level for level in dataset.levels if not _is_file_name(level) or level in TAKEN]:
+    if unsafe := [level for level in dataset.levels if not _is_file_name(level) or level in RESERVED]:
         raise ArgumentError(f"level {unsafe[0]!r} of {dataset.folder} cannot be the name of a file or a column")
     if not len(dataset):
         raise ArgumentError(f"{dataset.folder} has no image that was extracted, so there is nothing to write")
@@ -62,12 +74,12 @@ def convert(folder: str | Path, out: str | Path, format: Format, *, partial: boo
 
 
 def _is_file_name(level: str) -> bool:
-    """Whether it can be part of a file's name, which does not lead out of a folder."""
+    """Whether a name is safe as a part of a file name."""
     return level.strip(".") != "" and not set(level) & set('/\\:*?"<>|')
 
 
 def require_package(format: Format) -> Any:
-    """The module that writes a format, if it is an optional one; MissingPackageError saying how to have it."""
+    """The optional module that writes a format, if any; MissingPackageError if it is not installed."""
     try:
         return import_module(MODULES[format]) if format in MODULES else None
     except ImportError as error:
@@ -81,7 +93,7 @@ def _numbers(map_: Tensor) -> np.ndarray:
 
 
 def _levels(dataset: FeatureDataset, format: Format) -> Levels:
-    """Dtype and shape of the rows of each level; ArgumentError if they have several."""
+    """Dtype and shape of the rows of each level; ArgumentError if rows of a level have different shapes."""
     first = {level: _numbers(map_) for level, map_ in dataset[0].maps.items()}
     for level, numbers in first.items():
         shapes = {header.shape(level, row) for header in dataset._headers for row in range(header.rows)}
@@ -98,7 +110,7 @@ def _levels(dataset: FeatureDataset, format: Format) -> Levels:
 
 
 def _write_npy(dataset: FeatureDataset, out: Path) -> None:
-    """Arrays are written and not mapped: a process that maps a file ends where the disk is full."""
+    """Write arrays without memory mapping, because a full disk kills a process that writes to mapped memory."""
     out.mkdir()
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
@@ -130,14 +142,14 @@ def _write_webdataset(dataset: FeatureDataset, out: Path) -> None:
 
 
 def _sample(row: int, features: Features) -> dict[str, Any]:
-    """What WebDataset stores of an image. Keys are numbers, since an id may hold dots, which end a key."""
+    """A sample of WebDataset. Its key is a number, because an id may contain dots, which end a key."""
     width, height = features.size
     maps = {f"{level}.npy": _numbers(map_) for level, map_ in features.maps.items()}
     return {"__key__": f"{row:09d}", "json": {"id": features.id, "width": width, "height": height}, **maps}
 
 
 def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
-    """Rows are written a chunk at a time, since a part of one is read and written whole."""
+    """Write whole chunks, because writing a part of a chunk reads and writes all of it."""
     zarr = require_package("zarr")
     levels, count = _levels(dataset, "zarr"), len(dataset)
     nbytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in levels.values())
@@ -155,7 +167,7 @@ def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
             array[start : start + rows] = np.stack([_numbers(features.maps[level]) for features in part])
     for name, column in zip(("width", "height"), np.array(sizes, np.int32).T, strict=True):
         group.create_array(name, data=np.ascontiguousarray(column))
-    _write_ids(dataset, out)  # Zarr has no type of texts that all of its readers know
+    _write_ids(dataset, out)  # Zarr has no string type that all readers support
 
 
 def _write_parquet(dataset: FeatureDataset, out: Path) -> None:
@@ -169,11 +181,11 @@ def _write_parquet(dataset: FeatureDataset, out: Path) -> None:
     with out.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
         for start in range(0, len(dataset), TABLE_ROWS):
             part = [dataset[row] for row in range(start, min(start + TABLE_ROWS, len(dataset)))]
-            widths, heights = zip(*(one.size for one in part), strict=True)
-            columns: list[Any] = [[cell_text(one.id) for one in part], widths, heights]
+            widths, heights = zip(*(features.size for features in part), strict=True)
+            columns: list[Any] = [[cell_text(features.id) for features in part], widths, heights]
             columns = [pyarrow.array(column, type_) for column, type_ in zip(columns, schema.types, strict=False)]
             for level, type_ in vectors.items():
-                values = np.concatenate([_numbers(one.maps[level]) for one in part])
+                values = np.concatenate([_numbers(features.maps[level]) for features in part])
                 columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values), type=type_))
             writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 

@@ -1,4 +1,4 @@
-"""What meta.json says of an extraction: what decides its numbers, and where they were computed."""
+"""Provenance of an extraction for meta.json: what determines its results, and where they were computed."""
 
 import json
 import os
@@ -13,26 +13,26 @@ import torch
 from ..preprocessing import DataConfig
 from ..version import __version__
 from ..wrappers import FeatureExtractWrapper
-from .recipe import BEFORE, Recipe
+from .config import LEGACY_DEFAULTS, Recipe
 
 
-def decided(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the numbers, as JSON gives it back."""
+def result_identity(extractor: FeatureExtractWrapper, name: str, recipe: Recipe) -> dict[str, Any]:
+    """Everything that determines the stored values, as JSON types: the entry `decided` of meta.json."""
     poolings = recipe.poolings(len(extractor.feature_info))
     levels = [
         {**asdict(level), "pooling": pooling} for level, pooling in zip(extractor.feature_info, poolings, strict=True)
     ]
-    stated = {name: value for name, value in asdict(recipe).items() if name not in BEFORE or value != BEFORE[name]}
-    facts = {**stated, "preprocessing": asdict(extractor.data_config or DataConfig())}
+    settings = {key: value for key, value in asdict(recipe).items() if (key, value) not in LEGACY_DEFAULTS.items()}
+    facts = {**settings, "preprocessing": asdict(extractor.data_config or DataConfig())}
     del facts["pooling"], facts["norm"]
-    if recipe.is_normed:  # what folders have said that were made before there was a choice stays true
+    if recipe.is_normed:  # folders of versions without this option have no entry, and no norm
         facts["norm"] = True
-    everything = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
-    return json.loads(json.dumps(everything))
+    identity = {"model": name, "weights": weights_digest(extractor), "levels": levels, **facts}
+    return json.loads(json.dumps(identity))
 
 
 def weights_digest(extractor: FeatureExtractWrapper) -> str:
-    """SHA-256 of names and values of everything in the state dict."""
+    """SHA-256 of the names, dtypes, shapes and values in the state dict."""
     digest = sha256()
     for name, tensor in sorted(extractor.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -41,6 +41,7 @@ def weights_digest(extractor: FeatureExtractWrapper) -> str:
 
 
 def environment() -> dict[str, Any]:
+    """Versions of packages, the machine's architecture and the working directory."""
     versions = {
         "python": platform.python_version(),
         "featx": __version__,
