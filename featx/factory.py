@@ -85,34 +85,49 @@ def create_model(
     feature_cls: str | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """The model of that name: a classifier, or with `features_only` an extractor of multi-scale maps.
+    """Create the model of that name: a classifier, or with `features_only` an extractor of multi-scale maps.
 
-    model_name: one of `list_models()`; a tag after a dot chooses among its published weights: `resnet50.a1_in1k`. Or a
-        model on the Hub, "hf-hub:owner/repo[@revision]", or in a folder, "local-dir:path", whose `config.json` says the
-        rest; or one of another package: "timm/…", "torchvision/…", "transformers/…".
-    pretrained: take the published weights: those with that tag, the default ones, or those beside that `config.json`.
-    out_indices: levels to return, in this order; negatives count from the deepest, an int n means the last n, None all.
-    out_names: the same by name.
-    output: "list" of maps, "dict" from level name to map, or "tokens": pairs of a transformer's prefix tokens and map.
-    feature_cls: timm's word for its kinds of extractors, which are one here: "dict" is `output="dict"`, and "list",
-        "getter", "hook" and "fx" are `output="list"`.
-    checkpoint_path: weights instead: a file, a folder, a URL, "hf-hub:owner/repo[@revision]", or tensors by name. Every
-        tensor must fit; `load_report` of the model says what was done.
-    output_stride: 8, 16 or 32: the coarsest reduction, kept by dilation.
-    in_chans, num_classes: of the images and the logits; 0 classes give pooled features. None is as the weights have
-        it. A classifier of another size than the weights' is left at its random initialisation.
-    image_size: (height, width) of the images in pixels, or one side: `data_config.size` follows, and a ViT gets a grid
-        of positions of that size, to which its weights are interpolated. None is as the weights have it.
-    auto_mapping: recognise names that other programs write into checkpoints; False takes the model's own names alone.
-    layout, container: the program that named the tensors, and the entry they are under; see `load_weights`.
-    cache_dir: where downloads are kept.
-    mmap: leave weights in pages of their file, which are read when they are first used; whoever then cuts that file off
-        ends the process. By default only files in the Hub's cache stay there, and others are read into memory.
-    device, dtype: of the parameters; by default the CPU and float32.
-    arch: further fields of the family's configuration.
+    Args:
+        model_name: one of `list_models()`; a tag after a dot selects one of its published weights: `resnet50.a1_in1k`.
+            Or a model on the Hub, "hf-hub:owner/repo[@revision]", or in a folder, "local-dir:path", which is described
+            by its `config.json`; or a model of another package: "timm/…", "torchvision/…", "transformers/…".
+        pretrained: load the published weights: those of the tag, the default ones, or those beside that `config.json`.
+        features_only: return a `FeatureExtractWrapper`, which returns maps, instead of a classifier.
+        out_indices: the levels to return, in this order; negative indices count from the deepest level, an int n means
+            the last n levels, None all levels.
+        out_names: the levels to return, by name.
+        output: "list" of maps, "dict" from level name to map, or "tokens": pairs of a transformer's prefix tokens
+            (N, tokens, chs) and map.
+        feature_cls: timm's name for its kinds of extractors, which are one here: "dict" is `output="dict"`, and "list",
+            "getter", "hook" and "fx" are `output="list"`.
+        checkpoint_path: weights to load instead: a file, a folder, a URL, "hf-hub:owner/repo[@revision]", or tensors by
+            name. Every tensor must fit; `load_report` of the model lists what was converted.
+        output_stride: 8, 16 or 32: the largest reduction; strides beyond it become dilation.
+        in_chans: channels of the images; None keeps the checkpoint's value.
+        num_classes: number of logits; 0 gives pooled features, None keeps the checkpoint's value. A classifier of
+            another size than the checkpoint's keeps its random initialization.
+        image_size: (height, width) of the images in pixels, or one side. It sets `data_config.size`, and the grid of
+            position embeddings of a ViT, to which its weights are interpolated. None keeps the checkpoint's value.
+        auto_mapping: recognize the key names of other programs in checkpoints; False accepts only the model's own keys.
+        layout: the program that named the tensors; see `load_weights`.
+        container: the entry of the checkpoint that holds the tensors; see `load_weights`.
+        cache_dir: the folder for downloads.
+        mmap: map the weights from their file instead of reading them; truncating the file later then ends the process.
+            By default, only files in the Hub's cache are mapped.
+        device: of the parameters; the CPU by default.
+        dtype: of the parameters; float32 by default.
+        **arch: further fields of the family's configuration.
 
-    Raises UnknownModelError, ArgumentError, OutIndicesError, CheckpointError, WeightsNotFoundError, and ContractError
-    for a user's model that gives no maps.
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        UnknownModelError: no model has that name.
+        ArgumentError: an argument is invalid.
+        OutIndicesError: a level does not exist.
+        CheckpointError: the checkpoint cannot be read, or does not fit.
+        WeightsNotFoundError: there are no such weights.
+        ContractError: a user-defined model returns no maps.
     """
     _require_name(model_name, arguments, others)
     if not features_only and (out_indices, out_names, feature_cls, output) != (None, None, None, "list"):

@@ -35,24 +35,30 @@ def export(
 ) -> None:
     """Write an extractor to a file that needs none of its code; `load_exported` makes it an extractor again.
 
-    model: an extractor in eval mode, native or bridged, or a Pipeline; it stays as it is.
-    path: ending in ".onnx", for ONNX Runtime, OpenVINO and whatever else reads ONNX: its input is called `images`, its
-        outputs as the levels, with _ for what is no letter or digit, in ascending order of levels. Weights of more than
-        1 GiB are beside it, in a file that ends in ".onnx.data". A file that is there is replaced, at once, with the
-        one beside it. A folder that is not there is made.
-    dtype: None is float32. torch.int8 calibrates on `example`.
-    example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were made for.
-    dynamic: which images the file takes beside those: "batch" any number, "size" also other sizes, "none" no others.
-        "auto" is what the model allows.
-    min_agreement: in a lower precision, the least cosine similarity that the map of any level may have with the
-        model's, from 0 to 1; None accepts all.
+    Maps of the file are compared with the model's before the file is put in place; in a lower precision, `agreement` of
+    the loaded extractor has their cosine similarities.
 
-    Maps of the file are compared with the model's before it is put in place; in a lower precision, `agreement` of what
-    is loaded says how similar they are.
+    Args:
+        model: an extractor in eval mode, native or bridged, or a Pipeline; it is not changed.
+        path: a file name that ends in ".onnx", for ONNX Runtime, OpenVINO and other readers of ONNX. The input is
+            `images`; outputs have the names of the levels, with _ for other characters than letters and digits, in
+            ascending order of levels. Weights above 1 GiB are written to a file beside it, which ends in ".onnx.data".
+            An existing file is replaced at once, with the one beside it. A missing folder is created.
+        dtype: None is float32. torch.int8 calibrates on `example`.
+        example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were trained
+            for.
+        dynamic: the images that the file accepts besides `example`'s shape: "batch" any number, "size" also other
+            sizes, "none" no others; "auto" as many as the model allows.
+        min_agreement: in a lower precision, the least cosine similarity of any level's map with the model's, from 0 to
+            1; None accepts all.
 
-    Raises ArgumentError, InputError for an example that the model does not take, MissingPackageError, ContractError for
-    a model that cannot be captured, or not with such `dynamic`, or whose maps agree less than `min_agreement`, and
-    OutputError.
+    Raises:
+        ArgumentError: an argument is invalid.
+        InputError: the model does not support the example.
+        MissingPackageError: a package is not installed.
+        ContractError: the model cannot be captured, or not with that `dynamic`, or a map agrees less than
+            `min_agreement`.
+        OutputError: the file cannot be written.
     """
     model = require_extractor(model, "export")
     path = require_target(path)
@@ -112,16 +118,21 @@ def _write(
 
 
 def load_exported(path: str | Path, *, runtime: FileRuntime | None = None) -> EngineExtractor:
-    """The extractor in a file that `export` wrote; neither the model's code nor its package is needed.
+    """Load the extractor of a file that `export` wrote; neither the model's code nor its package is needed.
 
-    path: of an ONNX file, which is data, and safe to load from anywhere.
-    runtime: "onnxruntime" or "openvino"; None takes the first of them that is installed.
+    Args:
+        path: of an ONNX file, which is data, and safe to load from anywhere.
+        runtime: "onnxruntime" or "openvino"; None takes the first of them that is installed.
 
-    It has `feature_info`, `data_config` and `size_divisor`, and returns what the original did: a list, dict or tokens,
-    in the order that was asked for. Threads are as many as torch has now.
+    Returns:
+        An extractor with `feature_info`, `data_config` and `size_divisor`, which returns what the original returned: a
+        list, dict or tokens, in the same order. It uses as many threads as torch uses now.
 
-    Raises ArgumentError, WeightsNotFoundError, CheckpointError for a file that `export` did not write, and
-    MissingPackageError.
+    Raises:
+        ArgumentError: an argument is invalid.
+        WeightsNotFoundError: there is no such file.
+        CheckpointError: `export` did not write the file, or it is damaged.
+        MissingPackageError: the runtime is not installed.
     """
     path = Path(path)
     _require_suffix(path)

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class OptimizedExtractor(FeatureExtractWrapper):
     """An extractor for inference; its maps have one dtype and memory format.
 
-    Its images may have any memory format, and be of float32, bfloat16, float16 or the dtype that it computes in.
+    Images may have any memory format, and be float32, bfloat16, float16 or of the dtype that it computes in. It stays
+    in eval mode after `train()`, because its layers are fused.
 
-    It stays in eval mode whatever `train()` is told, because what it was made from has been fused.
-
-    agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
-    choice: what runtime="auto" measured; None if the runtime was named.
+    Attributes:
+        agreement: in a lower precision than the original's, the cosine similarity of each level's map with the
+            original's.
+        choice: the measurement of runtime="auto"; None if the runtime was named.
     """
 
     agreement: dict[str, float] | None = None

@@ -23,14 +23,16 @@ AXES = {"NCHW": (1, (2, 3)), "NHWC": (3, (1, 2)), "NLC": (2, (1,))}
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Where a map is taken, and what must be said about it.
+    """The module that returns a map, and the layout of its output.
 
-    name: path of the module whose output it is.
-    key: its index or key in the tuple or dictionary that the module returns.
-    layout: the axes of the tensor; "NLC" is a sequence of tokens, row by row. None finds out.
-    prefix: tokens ahead of those of the grid, such as a class token. None finds out.
+    Attributes:
+        name: path of the module.
+        key: index or key of the map in the tuple or dictionary that the module returns.
+        layout: the axes of the tensor; "NLC" is a sequence of tokens, row by row. None infers it.
+        prefix: number of tokens before those of the grid, such as a class token. None infers it.
 
-    Raises ArgumentError for a layout that does not exist, and for prefix tokens of what is no sequence.
+    Raises:
+        ArgumentError: the layout does not exist, or prefix tokens are given for a layout that is not a sequence.
     """
 
     name: str

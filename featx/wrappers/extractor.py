@@ -37,12 +37,17 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
     parameters, under the same names, and holds nothing that the asked levels do not need. It has a list of children of
     its own: replace modules in the model before it is wrapped, or in the extractor.
 
-    out_indices, out_names: which levels, in which order; see `create_model`.
-    output: "list", "dict" keyed by level name, or "tokens": a list of pairs of prefix tokens (N, tokens, chs), none of
-        which a convolutional model has, and map.
+    Args:
+        model: see above.
+        out_indices: the levels to return, in this order; see `create_model`.
+        out_names: the levels to return, by name.
+        output: "list", "dict" keyed by level name, or "tokens": a list of pairs of prefix tokens (N, tokens, chs) and
+            map; a convolutional model has 0 tokens.
 
-    Raises ContractError if the model has no `feature_info` or its maps cannot be taken as that says, OutIndicesError
-    if the levels do not exist, and, when called, InputError for a batch the model cannot take.
+    Raises:
+        ContractError: the model has no `feature_info`, or does not return the maps that it describes.
+        OutIndicesError: a level does not exist.
+        InputError: when called, the model does not support the batch.
     """
 
     feature_info: Levels

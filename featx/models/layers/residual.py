@@ -14,9 +14,13 @@ from .steps import Step
 class Residual:
     """What a family of residual blocks has in common.
 
-    groups, group_width: of the 3x3 convolution; a width of 64 keeps the plain ResNet's (https://arxiv.org/abs/1611.05431).
-    avg_down: the shortcut averages before its 1x1 convolution instead of striding it (https://arxiv.org/abs/1812.01187).
-    norm, attn: from channels to the norm, and to the channel attention before the shortcut is added.
+    Attributes:
+        groups: of the 3x3 convolution.
+        group_width: channels of a group; 64 is the width of the plain ResNet (https://arxiv.org/abs/1611.05431).
+        avg_down: the shortcut averages before its 1x1 convolution, which then has no stride
+            (https://arxiv.org/abs/1812.01187).
+        norm: makes a norm for a number of channels.
+        attn: makes the channel attention, applied before the shortcut is added, for a number of channels.
     """
 
     groups: int = 1

@@ -46,9 +46,12 @@ class GatedMlp(nn.Module):
 class TransformerStyle:
     """What the blocks of a transformer have in common.
 
-    mlp_ratio: hidden channels of the MLP over those of a token; of a GatedMlp, of both halves together.
-    layer_scale: what a learnt factor per channel of each residual branch starts from; 0 leaves the factor out.
-    eps: of the norms. drop: rate after every linear layer but the first of attention. attn_drop: rate on its weights.
+    Attributes:
+        mlp_ratio: hidden channels of the MLP divided by the channels of a token; both halves of a GatedMlp count.
+        layer_scale: initial value of a learned factor per channel of each residual branch; 0 omits the factor.
+        eps: of the norms.
+        drop: dropout rate after every linear layer except the first one of attention.
+        attn_drop: dropout rate of attention weights.
     """
 
     mlp_ratio: float = 4.0
