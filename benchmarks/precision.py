@@ -23,7 +23,7 @@ from featx.runtime.agreement import agreement
 from featx.runtime.optimization import Runtime
 
 sys.path.insert(0, f"{Path(__file__).parents[1] / 'tests'}")
-from trained import CALIBRATION, JUDGED, dinov2_small, lite0, mobilenetv2, photographs
+from support.trained_networks import CALIBRATION, JUDGED, dinov2_small, lite0, mobilenetv2, photographs
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "tf_efficientnet_lite0": lambda: lite0(features_only=True),

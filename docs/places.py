@@ -79,7 +79,7 @@ def check(name: str, model: nn.Module) -> AlignmentResult:
 
 def native(name: str) -> AlignmentResult:
     """Check a variant of featx, without repeated blocks."""
-    from shallow import make_shallow, narrow
+    from support.truncation import make_shallow, narrow
 
     model = featx.create_model(name, **narrow(name))
     make_shallow(model)
@@ -111,7 +111,7 @@ def timm(name: str) -> AlignmentResult:
 
 def transformers(name: str) -> AlignmentResult:
     """Check a model type of transformers in a tiny configuration."""
-    from transformers_types import EVERY
+    from support.transformers_types import EVERY
 
     from featx.bridges import transformers as bridge
 
@@ -119,7 +119,7 @@ def transformers(name: str) -> AlignmentResult:
 
 
 def transformers_names() -> list[str]:
-    from transformers_types import EVERY
+    from support.transformers_types import EVERY
 
     return [*EVERY]
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import huggingface_hub
 import pytest
 import torch
-from hub_server import Hub, serve
+from support.hub_server import Hub, serve
 from torch import Tensor, nn
 
 import featx
