@@ -24,8 +24,8 @@ def main() -> int:
             subprocess.run(["git", "worktree", "remove", "--force", before_root], cwd=ROOT, check=True)
     lost, new = before - after, after - before
     for sign, tests in (("-", lost), ("+", new)):
-        print("".join(f"{sign} {name}\n" for name in sorted(tests.elements())), end="")
-    print(f"{before.total()} tests before, {after.total()} now: {lost.total()} lost, {new.total()} new")
+        sys.stdout.writelines(f"{sign} {name}\n" for name in sorted(tests.elements()))
+    sys.stdout.write(f"{before.total()} tests before, {after.total()} now: {lost.total()} lost, {new.total()} new\n")
     return 1 if lost or new else 0
 
 
