@@ -165,9 +165,10 @@ def test_an_interruption_while_the_library_is_imported_is_no_traceback(tmp_path,
     (tmp_path / "featx").mkdir()
     (tmp_path / "featx/__init__.py").write_text("import time; print('importing', flush=True); time.sleep(3)")
     (tmp_path / "featx/cli.py").write_text("def main(): print('ran')")
-    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if ignored else ""
+    handler = "SIG_IGN" if ignored else "default_int_handler"  # whatever the shell of the tests does with interrupts
     paths = os.pathsep.join([str(tmp_path), str(Path(featx_command.__file__).parent)])
-    command = [sys.executable, "-c", f"{ignore}from featx_command import main; main()"]
+    code = f"import signal; signal.signal(signal.SIGINT, signal.{handler}); from featx_command import main; main()"
+    command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
