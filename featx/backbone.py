@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from .empty import without_values
 from .errors import ArgumentError
-from .features import Levels, OutIndices
+from .features import FeatureInfo, Levels, OutIndices
 from .image_checks import check_images, dtypes_of
 from .preprocessing import DataConfig
 from .pretrained_cfg import pretrained_cfg
 from .report import LoadReport
+from .sequence import run_steps, steps_to
+from .tracing.execution_order import prove_order
 
 torch.fx.wrap("check_images")  # a symbolic tracer records the call: what it looks at is known when images come
+
+FORMATS = ("NCHW", "NLC")
+
+TokensAndMap = tuple[Tensor, Tensor]  # prefix tokens (N, tokens, chs) and map (N, chs, h, w)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,17 +186,46 @@ class Backbone(nn.Module):
             ArgumentError: for another `output_fmt`.
             InputError: for a batch the model cannot take.
         """
-        from .wrappers.intermediates import Intermediates
-
         check_images(x, self.in_chans, max(self.feature_info.reduction()), dtypes_of(self))
-        asked = Intermediates(self, indices, return_prefix_tokens, norm, stop_early, output_fmt)
-        return asked.maps(x) if intermediates_only else asked.features_and_maps(x)
+        if output_fmt not in FORMATS:
+            raise ArgumentError(f"output_fmt={output_fmt!r}: choose one of {FORMATS}")
+        asked = self.feature_info.select(indices).out_indices
+        levels = sorted(asked)
+        if stop_early or intermediates_only:
+            pairs = self.forward_tokens(x, levels)
+            features = pairs[-1][1]
+        else:
+            features, pairs = self.forward_features_and_maps(x, levels)
+        pairs = [self.normed_tokens(*pair) for pair in pairs] if norm else pairs
+        shaped = [map_ if output_fmt == "NCHW" else map_.flatten(2).transpose(1, 2) for _, map_ in pairs]
+        given = [(map_, pair[0]) if return_prefix_tokens else map_ for map_, pair in zip(shaped, pairs, strict=True)]
+        maps = [given[levels.index(level)] for level in asked]
+        return maps if intermediates_only else (features, maps)
 
-    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[TokensAndMap]]:
         """What `forward_features` returns, and prefix tokens and map of each of `levels`, which ascend."""
-        from .wrappers.intermediates import chained
+        rows = [self.feature_info[level] for level in levels]
+        last = FeatureInfo(self.num_features, self.feature_info[-1].reduction, self._last_feature)
+        maps = self._in_order(x, rows if rows[-1].name == last.name else [*rows, last])
+        return maps[-1], [_without_tokens(map_) for map_ in maps[: len(rows)]]
 
-        return chained(self, x, levels)
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[TokensAndMap]:
+        """Each map of `levels`, which ascend, with the prefix tokens that went beside it.
+
+        That is ((N, prefix tokens, chs), (N, chs, h, w)), and without prefix tokens ((N, 0, chs), (N, chs, h, w)).
+        """
+        return [_without_tokens(map_) for map_ in self._in_order(x, [self.feature_info[level] for level in levels])]
+
+    def _in_order(self, x: Tensor, rows: Sequence[FeatureInfo]) -> list[Tensor]:
+        steps = steps_to(self, rows)
+        overwritten = frozenset() if self.runs_in_order(steps) else prove_order(self, steps, rows)
+        return run_steps(self, x, steps, rows, overwritten)
+
+    def runs_in_order(self, steps: Sequence[str]) -> bool:
+        """Whether the class alone guarantees that the modules at `steps` are what the model runs, one after another."""
+        containers = {step.rpartition(".")[0] for step in steps} - {""}
+        inherited = type(self).forward is Backbone.forward, type(self).forward_features is Backbone.forward_features
+        return all(inherited) and all(type(self.get_submodule(path)) is nn.Sequential for path in containers)
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix tokens and map through the last norm of a transformer; unchanged where there is none."""
@@ -249,12 +284,8 @@ class Pyramid(Backbone, ABC):
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """The maps of `levels`, which ascend; each is (N, chs, H / reduction, W / reduction)."""
 
-    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Each map with the prefix tokens that went beside it: ((N, prefix tokens, chs), (N, chs, h, w)).
-
-        A model without prefix tokens gives none of them: (N, 0, chs).
-        """
-        return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[TokensAndMap]:
+        return [_without_tokens(map_) for map_ in self.forward_maps(x, levels)]
 
     def normed(self) -> "Pyramid":
         """This model with maps and prefix tokens sent through its last norm; the parameters are shared.
@@ -271,9 +302,10 @@ class Pyramid(Backbone, ABC):
         del levels
         return self
 
-    @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Paths of the modules that no map of `levels`, which ascend, needs."""
+        """Paths of the modules that can be deleted because no map of `levels`, which ascend, needs them: here none."""
+        del levels
+        return ()
 
 
 class CellLinear(nn.Linear):
@@ -293,6 +325,10 @@ def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
     if not num_classes:
         return nn.Identity()
     return nn.Linear(chs, num_classes) if pool else CellLinear(chs, num_classes)
+
+
+def _without_tokens(map_: Tensor) -> TokensAndMap:
+    return map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_
 
 
 def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Module:

@@ -1,6 +1,6 @@
 """Pipeline: an extractor and the necks after it, as one source of maps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -56,11 +56,6 @@ class BackboneAndNecks(Pyramid):
         for neck in self.necks:
             maps = neck(maps)
         return [maps[level] for level in levels]
-
-    def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Nothing: necks pass on what all their levels hold."""
-        del levels
-        return ()
 
     def _cells(self, side: int, reduction: int) -> int:
         """Cells of the map of that reduction along a side of so many pixels, by the rules of all that are passed."""
