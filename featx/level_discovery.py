@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .arguments import require_module, require_sides, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
+from .tracing.dependencies import bits, dependencies
 from .tracing.execution_order import meta_images
 from .tracing.map_layout import MapLayout, Size, Tap
-from .tracing.module_trace import Survey, bits, survey
+from .tracing.survey import Survey, survey
 from .wrappers.tapped import form_of
 
 # The share of a model's modules and parameters that is a part of a block, and not a stage.
@@ -132,14 +133,14 @@ def _aside(one: Found, every: dict[str, Found]) -> bool:
 
 def _maps(seen: Survey, model: nn.Module) -> Iterator[Found]:
     """What modules return that is a map, and depends on parameters."""
-    bit = bits(model)
+    bit, sources_of = bits(model), dependencies(seen.runs[0])
     learnt = sum(bit[name] for name, _ in model.named_parameters())
     for path, calls in seen.runs[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
         form = form_of(tap, path, seen.measured) if path and tap is not None and len(calls) == 1 else None
         if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
-            sources = calls[0].sources_of(value)
+            sources = next(s for leaf, s in zip(calls[0].leaves, sources_of[calls[0]], strict=True) if leaf is value)
             if sources & learnt:
                 yield Found(tap, form, value, type(model.get_submodule(path)).__name__, sources)
 

@@ -204,14 +204,32 @@ def test_a_module_that_is_not_called_for_some_images_is_named():
         extractor(images(1, 3, 32, 32))
 
 
-def test_what_cannot_be_left_out_is_named_in_excess():
-    class Insists(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
+class Reads(nn.Module):
+    """Reads the parameters of a layer that it does not call."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)
+
+
+def test_parameters_that_are_read_without_need_are_left_out():
+    model, x = randomise(Reads()), images()
+    extractor = tap(model, ["stem"])
+    assert extractor.excess == ()
+    assert {name for name, _ in extractor.named_parameters()} == {
+        name for name, _ in model.named_parameters() if name.startswith("stem")
+    }
+    assert_same(run(extractor, x), outputs(model, ["stem"], x))
+
+
+def test_what_cannot_be_left_out_is_named_in_excess():
+    class Insists(Reads):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)
+            parameters = dict(self.head.named_parameters())
+            return F.linear(self.stem(x).mean((2, 3)), parameters["weight"], parameters["bias"])
 
     model, x = randomise(Insists()), images()
     extractor = tap(model, ["stem"])

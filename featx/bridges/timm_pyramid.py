@@ -10,7 +10,7 @@ from ..backbone import Pyramid
 from ..errors import ArgumentError, ContractError, InputError, in_short
 from ..preprocessing import DataConfig, from_hub
 from ..tracing.copies import meta_twin, structural_copy
-from ..tracing.pruning import pruned
+from ..tracing.pruning import prune
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
 from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks
 from ..wrappers.transparent import Transparent
@@ -79,7 +79,7 @@ class TimmPyramid(Transparent[nn.Module], Pyramid):
         excess: tuple[str, ...] = ()
         if self.measured.on_meta:  # timm leaves what leads to no map asked for, such as branches of an HRNet
             read = partial(intermediates, levels=levels, norm=self.maps_are_normed)
-            copied, excess = pruned(copied, read, images_for(copied, self.measured.size))
+            excess = prune(copied, read, images_for(copied, self.measured.size))
         pyramid = type(self)(copied, self.measured, levels, self.maps_are_normed)
         pyramid.excess = excess
         return pyramid

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError, InputError
 from ..features import FeatureInfo, Levels
-from ..tracing.computation import read_on_meta
 from ..tracing.copies import structural_copy
 from ..tracing.execution_order import channels_of
 from ..tracing.map_layout import MapLayout, Size, Tap, map_layouts
-from ..tracing.pruning import pruned
+from ..tracing.pruning import prune
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
+from ..tracing.survey import read_on_meta
 from ..tracing.third_party_errors import REFUSED, ThirdPartyError, drop_hooks, third_party
 from ..wrappers.transparent import Transparent
 from .transformers_places import ENTRIES, problem_with, put_in_place, size_divisor
@@ -154,8 +154,8 @@ class TransformersPyramid(Transparent[nn.Module], Pyramid):
             choose(tower, [tower.out_features[i] for i in positions])
         else:
             reading = replace(reading, taken=tuple(reading.taken[i] for i in positions) if reading.taken else None)
-        model, left = pruned(copied, reading, _images(self._inner, _size(self._inner)))
-        cut = TransformersPyramid(model, reading, self.feature_info, self._forms)
+        left = prune(copied, reading, _images(self._inner, _size(self._inner)), (Recorded,))
+        cut = TransformersPyramid(copied, reading, self.feature_info, self._forms)
         cut._offered, cut.excess, cut.corrections = tuple(levels), left, self.corrections
         cut.fixed_size = self.fixed_size
         return cut

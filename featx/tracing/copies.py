@@ -27,7 +27,7 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
     for tensor in _tensors(module):
         memo[id(tensor)] = of(tensor) if of else tensor
     for part in module.modules():  # each has several empty tables, which deepcopy would take to pieces
-        memo.update((id(value), OrderedDict()) for value in vars(part).values() if _is_empty_table(value))
+        memo.update((id(v), type(v)()) for v in vars(part).values() if type(v) in (dict, set, OrderedDict) and not v)
         memo.update((id(cache), {}) for name in CACHES if (cache := vars(part).get(name)) is not None)
     alive = list(memo.values())  # an id must not be reused while the memo is
     try:
@@ -40,10 +40,6 @@ def structural_copy(module: Module, of: Callable[[Tensor], Tensor] | None = None
         )
     del alive
     return copied
-
-
-def _is_empty_table(value: Any) -> bool:
-    return type(value) is OrderedDict and not value
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -74,7 +70,12 @@ def meta_twin(model: Module) -> Module:
         return empty.requires_grad_(empty.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
 
     twin = structural_copy(model, wanting).eval()
-    for module in twin.modules():
-        if "grad_checkpointing" in vars(module):  # which can hide parameters from autograd's graph
-            vars(module).update(grad_checkpointing=False)
+    stop_checkpointing(twin)
     return twin
+
+
+def stop_checkpointing(model: nn.Module) -> None:
+    """Switch off what timm's models compute again for gradients, in place: it can hide parameters from these."""
+    for module in model.modules():
+        if "grad_checkpointing" in vars(module):
+            vars(module).update(grad_checkpointing=False)
