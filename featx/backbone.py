@@ -197,10 +197,8 @@ class Backbone(nn.Module):
         else:
             features, pairs = self.forward_features_and_maps(x, levels)
         pairs = [self.normed_tokens(*pair) for pair in pairs] if norm else pairs
-        shaped = [map_ if output_fmt == "NCHW" else map_.flatten(2).transpose(1, 2) for _, map_ in pairs]
-        given = [(map_, pair[0]) if return_prefix_tokens else map_ for map_, pair in zip(shaped, pairs, strict=True)]
-        maps = [given[levels.index(level)] for level in asked]
-        return maps if intermediates_only else (features, maps)
+        given = [_given(*pairs[levels.index(level)], return_prefix_tokens, output_fmt) for level in asked]
+        return given if intermediates_only else (features, given)
 
     def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[TokensAndMap]]:
         """What `forward_features` returns, and prefix tokens and map of each of `levels`, which ascend."""
@@ -325,6 +323,12 @@ def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
     if not num_classes:
         return nn.Identity()
     return nn.Linear(chs, num_classes) if pool else CellLinear(chs, num_classes)
+
+
+def _given(prefix: Tensor, map_: Tensor, return_prefix_tokens: bool, output_fmt: str) -> Any:
+    """A map in the format asked for, in a pair with its prefix tokens if these are."""
+    shaped = map_ if output_fmt == "NCHW" else map_.flatten(2).transpose(1, 2)
+    return (shaped, prefix) if return_prefix_tokens else shaped
 
 
 def _without_tokens(map_: Tensor) -> TokensAndMap:

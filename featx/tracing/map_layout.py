@@ -175,8 +175,9 @@ def _keys(output: Any) -> list[Any]:
 def _entry(output: Any, key: int | str) -> Any:
     if isinstance(output, dict):
         return output.get(key)
-    inside = isinstance(output, tuple | list) and isinstance(key, int) and -len(output) <= key < len(output)
-    return output[key] if inside else None
+    if isinstance(output, tuple | list) and isinstance(key, int) and -len(output) <= key < len(output):
+        return output[key]
+    return None
 
 
 def described(output: Any) -> str:

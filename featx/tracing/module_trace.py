@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from .meta_kernels import quickly
 
@@ -119,14 +120,7 @@ def trace_modules(
     twin.train(training)
     trace = ModuleTrace(twin, images, training, ModuleCall("", None, (images,)))
     recorder = _Recorder(trace)
-    handles = [
-        handle
-        for path, module in twin.named_modules()
-        for handle in (
-            module.register_forward_pre_hook(partial(recorder.enter, path), prepend=True, with_kwargs=True),
-            module.register_forward_hook(recorder.leave, prepend=before_hooks),
-        )
-    ]
+    handles = recorder.watch(twin, before_hooks)
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
             recorder.end(forward(twin, images))
@@ -147,6 +141,15 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, trace: ModuleTrace) -> None:
         super().__init__()
         self.events, self.stack = trace.events, [trace.root]
+
+    def watch(self, twin: nn.Module, before_hooks: bool) -> list[RemovableHandle]:
+        """Put hooks on every module, which the handles remove."""
+        handles = list[RemovableHandle]()
+        for path, module in twin.named_modules():
+            enter = partial(self.enter, path)
+            handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(self.leave, prepend=before_hooks))
+        return handles
 
     def enter(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = ModuleCall(path, self.stack[-1], (*args, *kwargs.values()))

@@ -55,35 +55,43 @@ class Removable(NamedTuple):
 
 def removable(model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...] = ()) -> Removable:
     """As much of `model` as can be found that together is not needed for `outputs`."""
-    unneeded = _Unneeded(model, seen, outputs)
-    expected = [_made(run, outputs) for run in seen.runs]
-    chosen, last = list[str](), None
+    trials = _Trials(model, seen, outputs, hooks)
+    trials.grow(trials.unneeded.inside(""))
+    if trials.last is None:
+        trials.works([])
+    return Removable(trials.chosen, trials.last, trials.unneeded.parameters)
 
-    def works(paths: Sequence[str]) -> bool:
-        nonlocal chosen, last
-        twin = seen.twin(model)
-        skip(twin, paths, seen, hooks)
+
+class _Trials:
+    """Runs of a model without the modules and parameters at the `chosen` paths, of which the `last` worked."""
+
+    def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...]) -> None:
+        self.model, self.seen, self.outputs, self.hooks = model, seen, outputs, hooks
+        self.unneeded = _Unneeded(model, seen, outputs)
+        self.expected = [_made(run, outputs) for run in seen.runs]
+        self.chosen: list[str] = []
+        self.last: Survey | None = None
+
+    def works(self, paths: Sequence[str]) -> bool:
+        """Whether the outputs stay the same without these, which are then chosen."""
+        twin = self.seen.twin(self.model)
+        skip(twin, paths, self.seen, self.hooks)
         try:
-            again = seen.of(twin)
+            again = self.seen.of(twin)
         except REFUSED:  # its forward does not take zeros where it had results
             return False
-        if [_made(run, outputs) for run in again.runs] != expected:
+        if [_made(run, self.outputs) for run in again.runs] != self.expected:
             return False
-        chosen, last = list(paths), again
+        self.chosen, self.last = list(paths), again
         return True
 
-    def grow(group: Sequence[str]) -> None:
+    def grow(self, group: Sequence[str]) -> None:
         """Choose among the group, trying all of it first, then halves of it, and parts of what is needed whole."""
-        if not group or works([*chosen, *group]):
+        if not group or self.works([*self.chosen, *group]):
             return
         half = len(group) // 2
-        for part in (group[half:], group[:half]) if half else (unneeded.inside(group[0]),):
-            grow(part)
-
-    grow(unneeded.inside(""))
-    if last is None:
-        works(chosen)
-    return Removable(chosen, last, unneeded.parameters)
+        for part in (group[half:], group[:half]) if half else (self.unneeded.inside(group[0]),):
+            self.grow(part)
 
 
 def _made(run: ModuleTrace, outputs: Outputs) -> list[tuple[object, ...]]:
