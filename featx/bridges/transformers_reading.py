@@ -130,7 +130,7 @@ class TransformersReading:
     def narrowed(self, model: nn.Module, levels: Sequence[int]) -> Self:
         """How `levels` are had of the model, in which a backbone is set to return these alone, in place."""
         if self.entry != "feature_maps":
-            return self
+            return replace(self, places={level: self.places[level] for level in levels})  # fewer may be left
         tower = self.part(model)
         tower.config.out_features = [tower.out_features[self.places[level]] for level in levels]
         return replace(self, places={level: place for place, level in enumerate(levels)})
