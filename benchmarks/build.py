@@ -1,8 +1,8 @@
-"""Time and memory to build the largest variants with random weights, against timm.
+"""Time and memory to build the largest variants with random weights, compared with timm.
 
-Medians of fresh processes, ours and timm's in turn. CPU seconds of one thread, which depend least on the number of
-cores and on what else runs. Memory is by how much building raises the peak of the process's resident memory, read the
-Linux way; the weights are about the least it can be.
+Medians of new processes, featx's and timm's interleaved. Time is CPU seconds of one thread, which depends least on the
+number of cores and on other processes. Memory is the increase of the process's peak resident memory, read from
+Linux's /proc; the size of the weights is about the minimum.
 
 python benchmarks/build.py [NAME ...]
 """
@@ -25,8 +25,8 @@ def cpu():
     return times.user + times.system
 def memory(line):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(line)) / 1024
-{library}.create_model("test_efficientnet")  # imports the families; too small to leave much memory for reuse
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+{library}.create_model("test_efficientnet")  # imports the families; too small to leave much reusable memory
+open("/proc/self/clear_refs", "w").write("5")  # reset the peak
 start, before = cpu(), memory("VmRSS")
 model = {library}.create_model("{name}")
 print(cpu() - start, memory("VmHWM") - before)
@@ -34,7 +34,7 @@ print(cpu() - start, memory("VmHWM") - before)
 
 
 def build(library: str, name: str) -> tuple[float, float]:
-    """CPU seconds, and MiB by which the process's peak memory grew."""
+    """Return the CPU seconds to build a model, and the increase of the process's peak memory in MiB."""
     code = CODE.format(library=library, name=name)
     printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
     seconds, mebibytes = printed.split()

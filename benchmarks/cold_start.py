@@ -1,7 +1,7 @@
-"""Time from the start of a process to the first maps of a resnet50 in a local file, against timm and `import torch`.
+"""Time from process start to the first maps of a resnet50 in a local file, compared with timm and `import torch`.
 
-Every number is of a fresh process; they take turns; medians. Python's compiled modules are there already, as they are
-from the second start on, or are compiled anew, as in a container's first start. The file is in the page cache.
+Each run is a new process; interleaved, medians. Python's bytecode is cached, as from the second start on, or compiled
+again, as in the first start of a container. The weights file is in the page cache.
 
 python benchmarks/cold_start.py
 """
@@ -9,7 +9,7 @@ python benchmarks/cold_start.py
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fresh import machine, medians
+from subprocess_runs import machine, medians
 
 REPEATS = 5
 MAPS = "model.eval()\nwith torch.inference_mode(): model(torch.zeros(1, 3, 224, 224))"
@@ -24,7 +24,7 @@ import torch, timm
 model = timm.create_model("resnet50", pretrained=True, features_only=True, pretrained_cfg_overlay=dict(file={{path!r}}))
 {MAPS}""",
 }
-# the processor's seconds since the process began, and the clock's
+# CPU seconds and wall-clock seconds since the process started
 PRINT = """
 import os, time
 began = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
@@ -34,19 +34,19 @@ print(time.process_time(), time.clock_gettime(time.CLOCK_BOOTTIME) - began)
 
 def main() -> None:
     print(f"{machine()}; {REPEATS} processes each\n")
-    print("| Python's modules | process | CPU s | timm / this | wall s |\n|---|---|---|---|---|")
+    print("| bytecode | process | CPU s | timm / this | wall s |\n|---|---|---|---|---|")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.safetensors"
         write(path)
         codes = {name: code.format(path=str(path)) + PRINT for name, code in CODES.items()}
-        for state, bytecode in {"compiled before": Path(folder) / "bytecode", "compiled anew": None}.items():
+        for state, bytecode in {"cached": Path(folder) / "bytecode", "compiled": None}.items():
             measured = medians(codes, REPEATS, bytecode=bytecode)
             for name, (cpu, wall) in measured.items():
                 print(f"| {state} | {name} | {cpu:.2f} | {measured['timm'][0] / cpu:.2f} | {wall:.2f} |", flush=True)
 
 
 def write(path: Path) -> None:
-    """A resnet50 with random weights, as a file."""
+    """Write a resnet50 with random weights to a file."""
     from safetensors.torch import save_file
 
     import featx

@@ -1,17 +1,17 @@
-"""Extraction beside the loops that people write, on the same photographs, weights and machine, and beside its limits.
+"""Throughput of extraction compared with common loops, on the same photographs and machine, and with its limits.
 
-JPEGs of two sizes, made from the photographs of scikit-image; the deepest map of each is stored, in float32. Every
-contestant runs in processes of its own, taking turns; what is told is the median, and how far the maps of the first
-images are from those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in
-memory, and decoding alone, each on all cores; both together cannot be faster than the limit of the sum, which is that
-of a machine that does nothing else. Rates are of the steady state: from an eighth of the images on to the last. What a
-run begins and ends with is told apart in seconds by the clock: looking at the inputs, making the runtime ready, telling
-the weights apart, writing the index. The runtime is in the cache, where a run before has left it. The loops are as fast
-on fewer images: they have half of them, transformers' pipeline an eighth.
+JPEGs of two sizes, made from the photographs of scikit-image; the deepest map of each is stored in float32. Every
+contestant runs in new processes, interleaved. The table has medians, and the difference of the first images' maps from
+those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in memory, and
+decoding alone, each on all cores; the limit of the sum, which both together cannot exceed, is that of an otherwise idle
+machine. Throughput is that of the steady state, from an eighth of the images to the last one. The seconds before and
+after it are listed separately: scanning the inputs, preparing the runtime, hashing the weights, writing the index. The
+runtime is in the cache from an earlier run. The loops are as fast on fewer images: they process half of them,
+transformers' pipeline an eighth.
 
 python benchmarks/extract.py [--model resnet50] [--images 1024] [--repeats 1] [--timm-inference SCRIPT]
 
-SCRIPT, or else the variable TIMM_INFERENCE, is `inference.py` of timm's repository, which its package lacks.
+SCRIPT, or the environment variable TIMM_INFERENCE, is `inference.py` of timm's repository (not in its package).
 """
 
 import argparse
@@ -27,9 +27,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from fresh import machine
+from subprocess_runs import machine
 
 import featx
+from featx.bulk.recipe import usable_cores
 
 SIZES = {"500×375": (500, 375), "1920×1080": (1920, 1080)}
 BATCH, COMPARED = 16, 16
@@ -49,10 +50,10 @@ from featx.runtime.allocator import keep_freed_memory
 keep_freed_memory()
 model = featx.create_model(NAME, features_only=True, out_indices=[-1], checkpoint_path=WEIGHTS).eval()
 """
-# A DataLoader's data set must be importable where processes are spawned; these fork, as on Linux by default.
+# With spawned workers a DataLoader's dataset must be importable; these workers fork, the default on Linux.
 DATASET = """
 from PIL import Image
-class Files(torch.utils.data.Dataset):
+class JpegDataset(torch.utils.data.Dataset):
     def __len__(self): return len(FILES)
     def __getitem__(self, i): return prepare(Image.open(FILES[i]).convert("RGB"))
 """
@@ -68,17 +69,17 @@ SAVE = "np.save(OUT + f'/{number:06d}.npy', maps[0].numpy())"
 TRANSFORMERS = "transformers' pipeline, its own ResNet-50, deepest map only"
 PLAIN = "plain loop: PIL + timm, one image at a time"
 LOADER = "DataLoader (2 workers) + timm"
-FEWER = {TRANSFORMERS: 8, PLAIN: 2, LOADER: 2}  # contestants that have one of so many images
+FEWER = {TRANSFORMERS: 8, PLAIN: 2, LOADER: 2}  # these process only 1/8, 1/2 and 1/2 of the images
 MODEL_LIMIT, DECODING_LIMIT = "limit: the model alone (auto)", "limit: decoding alone"
 
 
 def featx_with(**options: object) -> str:
-    stated = "".join(f", {name}={value!r}" for name, value in options.items())
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
     return f"""
 {FEATX}
 begin()
-told = lambda progress: tick(progress.written)
-featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, progress=told{stated})
+report = lambda progress: tick(progress.written)
+featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, progress=report{arguments})
 """
 
 
@@ -101,7 +102,7 @@ with torch.inference_mode():
 import numpy as np
 begin()
 with torch.inference_mode():
-    for number, x in enumerate(torch.utils.data.DataLoader(Files(), batch_size={BATCH}, num_workers=2)):
+    for number, x in enumerate(torch.utils.data.DataLoader(JpegDataset(), batch_size={BATCH}, num_workers=2)):
         maps = model(x)
         {SAVE}
         tick((number + 1) * {BATCH})
@@ -126,13 +127,13 @@ from concurrent.futures import ThreadPoolExecutor
 from featx.bulk.inference import Model; from featx.bulk.recipe import Recipe, Resources, usable_cores
 cores = usable_cores()
 torch.set_num_threads(cores)
-made = Model(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
+inference = Model(model, Recipe(runtime='auto'), Resources({BATCH}, 'cpu', streams=cores))
 torch.set_num_threads(1)
 images = [np.random.default_rng(i).integers(0, 256, (*model.data_config.size, 3), np.uint8) for i in range({BATCH})]
-made(images)
+inference(images)
 begin()
 with ThreadPoolExecutor(cores) as pool:
-    for number, _ in enumerate(pool.map(lambda _: made(images) and None, range(len(FILES) // {BATCH}))):
+    for number, _ in enumerate(pool.map(lambda _: inference(images) and None, range(len(FILES) // {BATCH}))):
         tick((number + 1) * {BATCH})
 """,
     DECODING_LIMIT: """
@@ -160,14 +161,14 @@ def main() -> None:
     options = parser.parse_args()
     print(machine().replace("one thread used", "all of them used"))
     print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
-    print("images a second, steady (seconds before and after; of the processor an image; difference of maps)\n")
+    print("steady-state images per second (seconds before and after; CPU seconds per image; difference of maps)\n")
     contestants = {**CONTESTANTS, **inference(options.timm_inference)}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(options.model, Path(folder))
         photographs = {
             name: write_photographs(Path(folder) / name, size, options.images) for name, size in SIZES.items()
         }
-        runs: dict[tuple[str, str], list[Run]] = {}
+        runs: dict[tuple[str, str], list[ExtractionRun]] = {}
         for _ in range(options.repeats):
             for contestant, code in contestants.items():
                 for size, images in photographs.items():
@@ -178,52 +179,59 @@ def main() -> None:
 
 
 def inference(script: str | None) -> dict[str, str]:
-    """timm's script, if it is there, for the same batches with the same weights."""
+    """Return the code that runs timm's script, if given, with the same batches and weights."""
     if script is None:
         return {}
-    words = f"{script!r}, '--data-dir', FOLDER, '--model', NAME, '--checkpoint', WEIGHTS, '--batch-size', '{BATCH}'"
-    words += ", '--workers', '2', '--device', 'cpu', '--results-dir', OUT, '--no-console-results'"
-    run = f"import subprocess\nbegin()\nsubprocess.run([sys.executable, {words}], check=True)"
+    arguments = f"{script!r}, '--data-dir', FOLDER, '--model', NAME, '--checkpoint', WEIGHTS, '--batch-size', '{BATCH}'"
+    arguments += ", '--workers', '2', '--device', 'cpu', '--results-dir', OUT, '--no-console-results'"
+    run = f"import subprocess\nbegin()\nsubprocess.run([sys.executable, {arguments}], check=True)"
     return {"timm's inference.py, with its start, classes only": run}
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ExtractionRun:
     """One run of a contestant.
 
-    wall, busy: seconds by the clock, and of the processor with those of children. rate: images a second of the steady
-    state. maps: the deepest of the first images.
+    Attributes:
+        wall: seconds of wall-clock time.
+        busy: CPU seconds, children included.
+        rate: throughput in the steady state, in images per second.
+        cores: average number of cores in use in the steady state.
+        maps: the deepest maps of the first images.
     """
 
     wall: float
     busy: float
     rate: float
+    cores: float
     maps: np.ndarray | None
 
 
-def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Run]], images: int) -> None:
+def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[ExtractionRun]], images: int) -> None:
     print(f"| | {' | '.join(SIZES)} |\n|---|{'---|' * len(SIZES)}")
     rates: dict[tuple[str, str], float] = {}
     for contestant in contestants:
         cells = []
         for size in SIZES:
-            made = runs[contestant, size]
-            rate, wall, busy = (median(getattr(one, what) for one in made) for what in ("rate", "wall", "busy"))
+            measured = runs[contestant, size]
+            rate, wall, busy = (median(getattr(run, key) for run in measured) for key in ("rate", "wall", "busy"))
             count = images_of(contestant, images)
             rates[contestant, size] = rate
-            told = difference(made[0].maps, runs[PLAIN, size][0].maps)
-            cells.append(f"{rate:.1f} ({max(wall - count / rate, 0.0):.1f}; {busy / count:.3f}{told})")
+            error = difference(measured[0].maps, runs[PLAIN, size][0].maps)
+            cells.append(f"{rate:.1f} ({max(wall - count / rate, 0.0):.1f}; {busy / count:.3f}{error})")
         print(f"| {contestant} | {' | '.join(cells)} |")
     limits = [[rates[limit, size] for limit in (MODEL_LIMIT, DECODING_LIMIT)] for size in SIZES]
-    print(f"| limit: the lesser of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
-    both = {size: 1 / sum(1 / one for one in pair) for size, pair in zip(SIZES, limits, strict=True)}
+    print(f"| limit: the smaller of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
+    both = {size: 1 / sum(1 / limit for limit in pair) for size, pair in zip(SIZES, limits, strict=True)}
     print(f"| limit: their sum | {' | '.join(f'{rate:.1f}' for rate in both.values())} |")
     shares = (f"{rates['featx, auto', size] / rate:.0%}" for size, rate in both.items())
     print(f"| featx, auto, of their sum | {' | '.join(shares)} |")
+    used = (median(run.cores for run in runs["featx, auto", size]) / usable_cores() for size in SIZES)
+    print(f"| featx, auto, cores in use | {' | '.join(f'{share:.0%}' for share in used)} |")
 
 
 def images_of(contestant: str, images: int) -> int:
-    """How many of the images it has."""
+    """Return the number of images that the contestant processes."""
     return images // FEWER.get(contestant, 1)
 
 
@@ -233,15 +241,15 @@ def difference(maps: np.ndarray | None, reference: np.ndarray | None) -> str:
     return f"; {np.abs(maps - reference).max() / np.abs(reference).max():.0e}"
 
 
-def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
-    """A contestant's run, from `begin()` to the end."""
+def run(code: str, name: str, images: Path, count: int, weights: Path) -> ExtractionRun:
+    """Run a contestant's code in a new process and measure from `begin()` to the end."""
     with tempfile.TemporaryDirectory() as out:
         facts = f"NAME, FOLDER, OUT, WEIGHTS, COUNT = {name!r}, {str(images)!r}, {out!r}, {str(weights)!r}, {count}"
         clock = (
             "def now(): t = os.times(); return time.perf_counter(), sum(t[:4])\n"
             "def begin(): global START; START = now()\n"
-            "TICKS = [(0, 0.0)]\n"
-            "def tick(done): TICKS.append((done, time.perf_counter() - START[0]))\n"
+            "TICKS = [(0, 0.0, 0.0)]\n"
+            "def tick(done): TICKS.append((done, *(b - a for a, b in zip(START, now()))))\n"
         )
         end = "\nimport json; print(json.dumps([*(b - a for a, b in zip(START, now())), TICKS]))"
         text = f"{facts}\n{START}\n{clock}\nif __name__ == '__main__':\n" + "\n".join(
@@ -249,23 +257,30 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Run:
         )
         script = Path(out) / "contestant.py"
         script.write_text(text)
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=os.environ)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        wall, busy, ticks = json.loads(done.stdout.splitlines()[-1])
-        return Run(wall, busy, steady(ticks, count, wall), first_maps(Path(out)))
+        process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=os.environ)
+        if process.returncode:
+            raise SystemExit(process.stderr)
+        wall, busy, ticks = json.loads(process.stdout.splitlines()[-1])
+        return ExtractionRun(wall, busy, *steady([*ticks, (count, wall, busy)], count), first_maps(Path(out)))
 
 
-def steady(ticks: list[tuple[int, float]], count: int, wall: float) -> float:
-    """Images a second from an eighth of them on; over the whole run of a contestant that tells nothing on its way."""
-    if len(ticks) == 1:
-        return count / wall
-    first = next(tick for tick in ticks if tick[0] >= count / 8)
-    return (ticks[-1][0] - first[0]) / (ticks[-1][1] - first[1])
+def steady(ticks: list[tuple[int, float, float]], count: int) -> tuple[float, float]:
+    """Return images per second and cores in use, from an eighth of the images to the last one.
+
+    Args:
+        ticks: (images, wall seconds, CPU seconds) at the start, at each progress report, and at the end. Without
+            progress reports, the whole run counts.
+        count: number of images.
+    """
+    (*reports, end), begin = ticks[1:], ticks[0]
+    first = next((tick for tick in reports if tick[0] >= count / 8), begin)
+    last = next((tick for tick in reports if tick[0] == reports[-1][0]), end)
+    images, wall, busy = (b - a for a, b in zip(first, last, strict=True))
+    return images / wall, busy / wall
 
 
 def first_maps(out: Path) -> np.ndarray | None:
-    """The deepest maps of the first images that a contestant stored, in the order of the files' names."""
+    """Load the deepest maps of the first images that a contestant stored, in the order of file names."""
     if (out / "maps").exists():
         stored = featx.FeatureDataset(out / "maps")
         return np.stack([next(iter(stored[row].maps.values())).numpy() for row in range(COMPARED)])
@@ -275,7 +290,7 @@ def first_maps(out: Path) -> np.ndarray | None:
 
 
 def write_weights(name: str, folder: Path) -> Path:
-    """The values timm draws from seed 0, so that all have the same model."""
+    """Write timm's random weights of seed 0, so that all contestants have the same model."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -286,7 +301,7 @@ def write_weights(name: str, folder: Path) -> Path:
 
 
 def write_photographs(folder: Path, size: tuple[int, int], count: int) -> Path:
-    """Photographs of scikit-image in that size, each a little different."""
+    """Write photographs of scikit-image in that size, each shifted by a random number of pixels."""
     from PIL import Image
     from skimage import data
 

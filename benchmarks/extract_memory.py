@@ -1,6 +1,6 @@
-"""Peak memory of an extraction, by how many images there are: it stays flat however long the run is.
+"""Peak memory of an extraction by number of images: it stays constant.
 
-Small images (32 pixels) and a small model (mobilenetv3_small_050), so that what grows with their number would show.
+Images (32 pixels) and the model (mobilenetv3_small_050) are small, so that growth with the number of images would show.
 
 python benchmarks/extract_memory.py [--images 5000 50000]
 """
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from fresh import machine
+from subprocess_runs import machine
 
-SCENES = 100  # pictures that differ; the others are links to these
+SCENES = 100  # distinct images; the others are links to these
 CODE = """
 import resource, sys, time, featx, torch
 model = featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[-1]).eval()
@@ -31,21 +31,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[5_000, 50_000])
     options = parser.parse_args()
     print(f"{machine().replace('one thread used', 'all of them used')}\n")
-    print("| images | images a second | peak memory, MiB | beside the first |\n|---|---|---|---|")
+    print("| images | images per second | peak memory, MiB | relative to the first |\n|---|---|---|---|")
     first = None
     for count in options.images:
-        written, seconds, peak = extracted(count)
+        written, seconds, peak = extract(count)
         first = first or peak
         print(f"| {written:,.0f} | {written / seconds:,.0f} | {peak:.0f} | {peak / first:.3f} |", flush=True)
 
 
-def extracted(count: int) -> tuple[float, float, float]:
-    """Images with maps, seconds and MiB of a run in a process of its own."""
+def extract(count: int) -> tuple[float, float, float]:
+    """Run an extraction in a new process; return the number of written images, the seconds and the peak MiB."""
     with tempfile.TemporaryDirectory() as folder:
         photographs = write_photographs(Path(folder) / "in", count)
-        words = [sys.executable, "-c", CODE, str(photographs), str(Path(folder) / "out")]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        written, seconds, peak = map(float, done.stdout.split())
+        command = [sys.executable, "-c", CODE, str(photographs), str(Path(folder) / "out")]
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+        written, seconds, peak = map(float, process.stdout.split())
         return written, seconds, peak
 
 

@@ -1,4 +1,4 @@
-"""What `import featx` costs beyond `import torch`: CPU seconds of fresh processes, interleaved, medians.
+"""Cost of `import featx` compared with `import torch`: CPU seconds of new processes, interleaved, medians.
 
 python benchmarks/import_time.py
 """

@@ -1,9 +1,9 @@
-"""Time and memory from `create_model` to a loaded model, against timm, from the same safetensors file.
+"""Time and memory to create a model and load a safetensors file, compared with timm.
 
-Every number is of a fresh process; the libraries take turns; medians. The file, of random weights, is in the page
-cache. Memory is beyond what the process had after its imports, and is read the Linux way. featx reads files into
-memory; it maps those in the Hub's cache, as it does any other with `mmap=True`. A small file is ready sooner by what
-building, reading and checking cost for any: a process's first model imports the families, about a tenth of a second.
+Each run is a new process; interleaved, medians. The file has random weights and is in the page cache. Memory is the
+increase after the imports, read from Linux's /proc. featx reads files into memory; it memory-maps files in the Hub's
+cache, and other files with `mmap=True`. For small files fixed costs dominate: the first model in a process imports
+the families, which takes about 0.1 s.
 
 python benchmarks/load.py [NAME ...]
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fresh import machine, medians
+from subprocess_runs import machine, medians
 
 REPEATS = 5
 NAMES = ("resnet50", "convnext_large", "vit_large_patch16_224")
@@ -29,7 +29,7 @@ def memory(line):
 def since_start():
     peak, anonymous = memory("VmHWM") - resident, memory("RssAnon") - before
     return time.process_time() - cpu, time.perf_counter() - wall, peak, anonymous
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+open("/proc/self/clear_refs", "w").write("5")  # reset the peak
 resident, before = memory("VmRSS"), memory("RssAnon")
 cpu, wall = time.process_time(), time.perf_counter()
 model = {call}
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write(name: str, path: Path) -> None:
-    """The model with random weights, as a file."""
+    """Write the model with random weights to a file."""
     from safetensors.torch import save_file
 
     import featx
@@ -63,7 +63,7 @@ def write(name: str, path: Path) -> None:
 
 
 def measure(name: str, path: Path) -> None:
-    """Print a row for each way, and one that compares each of ours: with timm in time, with the file in memory."""
+    """Print a row per loader, and one per featx loader: time relative to timm, memory relative to the file size."""
     calls = {library: call.format(name=name, path=str(path)) for library, call in CALLS.items()}
     codes = {library: CODE.format(library=library.partition(",")[0], call=call) for library, call in calls.items()}
     measured = medians(codes, REPEATS, bytecode=path.parent / "bytecode")
@@ -71,13 +71,13 @@ def measure(name: str, path: Path) -> None:
     for library, numbers in measured.items():
         cells = (f"{n:.0f}" if i % 4 > 1 else f"{n:.3f}" for i, n in enumerate(numbers))
         print(f"| {name}, {size:.0f} MiB | {library} | {' | '.join(cells)} |")
-    for way in ("featx", MAPPED):
-        pairs = enumerate(zip(measured[way], measured["timm"], strict=True))
+    for loader in ("featx", MAPPED):
+        pairs = enumerate(zip(measured[loader], measured["timm"], strict=True))
         cells = (
             f"{ours / size:.2f} (timm {theirs / size:.2f}) of file" if i % 4 > 1 else f"{theirs / ours:.1f}x less"
             for i, (ours, theirs) in pairs
         )
-        print(f"| | **{way}** | {' | '.join(cells)} |", flush=True)
+        print(f"| | **{loader}** | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

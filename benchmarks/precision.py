@@ -1,8 +1,8 @@
-"""Lower precisions on trained weights: how similar maps are to those of float32, and how much faster they come.
+"""Lower precisions with trained weights: similarity of the maps to those of float32, and speedup.
 
-A row is a network, a column a runtime and a precision: the least cosine similarity of all levels, that of the deepest
-level, and the times less processor time than float32 in the same runtime, for one image and for 16. int8 is calibrated
-on some photographs, and all are judged by others. One thread; medians of forwards that take turns.
+A row is a network, a column a runtime and a precision. Cells have the smallest cosine similarity of all levels, that of
+the deepest level, and the speedup in CPU time over float32 in the same runtime, for one image and for 16. int8 is
+calibrated on some photographs; all precisions are evaluated on others. One thread; interleaved, medians.
 
 python benchmarks/precision.py [NAME ...]
 """
@@ -15,7 +15,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from fresh import machine
+from subprocess_runs import machine
 from torch import Tensor, nn
 
 import featx
@@ -34,7 +34,7 @@ LOWER: tuple[tuple[Runtime, torch.dtype], ...] = (
     *(("eager", torch.bfloat16), ("openvino", torch.bfloat16)),
     *(("onnxruntime", torch.int8), ("openvino", torch.int8)),
 )
-SIZE, BATCHES, TURNS = 224, (1, 16), 9
+SIZE, BATCHES, ROUNDS = 224, (1, 16), 9
 
 
 def main() -> None:
@@ -45,32 +45,32 @@ def main() -> None:
         model = NETWORKS[name]()
         assert isinstance(model, featx.FeatureExtractWrapper)
         calibration, judged = (photographs(model, names, SIZE) for names in (CALIBRATION, JUDGED))
-        made = {(runtime, dtype): _made(model, runtime, dtype, calibration) for runtime, dtype in LOWER}
-        exact = {runtime: _made(model, runtime, torch.float32, calibration) for runtime, _ in LOWER}
+        lower = {(runtime, dtype): _optimize(model, runtime, dtype, calibration) for runtime, dtype in LOWER}
+        exact = {runtime: _optimize(model, runtime, torch.float32, calibration) for runtime, _ in LOWER}
         images = torch.cat([calibration, judged])
-        seconds = [_seconds({**made, **exact}, images[:batch]) for batch in BATCHES]
+        seconds = [_seconds({**lower, **exact}, images[:batch]) for batch in BATCHES]
         cells = []
-        for (runtime, dtype), one in made.items():
-            found = [*agreement(one, model, judged).values()]
-            faster = " / ".join(f"{taken[runtime] / taken[runtime, dtype]:.1f}" for taken in seconds)
-            cells.append(f"{min(found):.4f}, {found[-1]:.4f}, {faster}")
+        for (runtime, dtype), extractor in lower.items():
+            similarities = [*agreement(extractor, model, judged).values()]
+            speedup = " / ".join(f"{times[runtime] / times[runtime, dtype]:.1f}" for times in seconds)
+            cells.append(f"{min(similarities):.4f}, {similarities[-1]:.4f}, {speedup}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _made(model: nn.Module, runtime: Runtime, dtype: torch.dtype, images: Tensor) -> featx.FeatureExtractWrapper:
+def _optimize(model: nn.Module, runtime: Runtime, dtype: torch.dtype, images: Tensor) -> featx.FeatureExtractWrapper:
     return featx.optimize(model, runtime=runtime, dtype=dtype, example=images)
 
 
 @torch.inference_mode()
-def _seconds(ways: dict[Any, featx.FeatureExtractWrapper], images: Tensor) -> dict[Any, float]:
-    """Median processor seconds of a forward in each way, which take turns, after one that is not counted."""
-    taken: dict[Any, list[float]] = {way: [] for way in ways}
-    for _ in range(TURNS + 1):
-        for way, model in ways.items():
+def _seconds(extractors: dict[Any, featx.FeatureExtractWrapper], images: Tensor) -> dict[Any, float]:
+    """Return the median CPU seconds of a forward of each extractor, interleaved, after one uncounted round."""
+    seconds: dict[Any, list[float]] = {key: [] for key in extractors}
+    for _ in range(ROUNDS + 1):
+        for key, model in extractors.items():
             start = process_time()
             model(images)
-            taken[way].append(process_time() - start)
-    return {way: median(seconds[1:]) for way, seconds in taken.items()}
+            seconds[key].append(process_time() - start)
+    return {key: median(values[1:]) for key, values in seconds.items()}
 
 
 if __name__ == "__main__":

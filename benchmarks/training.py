@@ -1,12 +1,15 @@
-"""A training step of extractors with all levels, timm's and featx's: its time, and the memory that it takes.
+"""Time and memory of a training step of extractors with all levels, timm's and featx's.
 
 A step is a forward in training mode, a backward of the sum of the maps' means, and a step of SGD, on 8 images of the
-model's own size. CPU time of one thread, medians of turns, each way in a process of its own. Memory is the peak of
-tensors in a step beyond the model and its images; "process" says by how much the process grew from the finished model
-on, which includes what the C library keeps. Cells are timm's time over featx's, and timm's memory over featx's: above 1
-is faster, or smaller. `recompute` (all levels) and `freeze` (up to level 1) stand beside timm's plain step;
-channels_last and bfloat16 (autocast, where the processor computes in it) beside timm's own. Compiled steps, whose
-making takes minutes, are measured with `--compile` only.
+model's own size. Time is CPU time of one thread, interleaved, medians; each candidate runs in its own process. Memory
+is the peak of tensors in a step beyond the model and its images; "process" is the increase of the process's memory
+after the model was built, which includes what the C library keeps. Cells are timm's time over featx's, and timm's
+memory over featx's: above 1 is faster, or smaller. `recompute` (all levels) and `freeze` (up to level 1) are compared
+with timm's plain step; channels_last and bfloat16 (autocast, if the processor supports it) with the same setting in
+timm. Compiled steps take minutes to build and are measured only with `--compile`.
+
+All processes keep freed memory, timm's too. Otherwise the result is random: the number of pages that a step requests
+from the kernel differs between processes, and the same step of efficientnet_b0 took 1.10 to 1.38 s.
 
 python benchmarks/training.py [--plain] [--compile] [NAME ...]
 """
@@ -19,19 +22,20 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
-from contestants import of_featx, of_timm
-from fresh import machine
+from extractors import of_featx, of_timm
+from interleaved_timing import FAMILIES, Candidate, Timing, timed
+from subprocess_runs import machine
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from turns import FAMILIES, Made, Taken, timed
 
 import featx
 from featx import training
+from featx.runtime.allocator import keep_freed_memory
 
 BATCH = 8
-RATE = 1e-3  # of SGD; no larger, so that random weights stay finite
-LIBRARIES: dict[str, Callable[..., Made]] = {"timm": of_timm, "featx": of_featx}
-# ways whose processes take turns, by the column that they fill; each stands beside "timm" of its group
+RATE = 1e-3  # learning rate of SGD; small, so that random weights stay finite
+LIBRARIES: dict[str, Callable[..., Candidate]] = {"timm": of_timm, "featx": of_featx}
+# by group: interleaved candidates and their columns; each is compared with the group's "timm"
 GROUPS: dict[str, dict[str, str]] = {
     "plain": {"featx": "plain", "featx recompute": "recompute", "featx freeze": "freeze"},
     "channels_last": {"featx": "channels_last"},
@@ -49,49 +53,50 @@ def main() -> None:
     print("|---" * (len(columns) + 4) + "|")
     ratios: dict[str, list[tuple[float, float]]] = {column: [] for column in columns}
     for name in names:
-        taken = {group: timed(steps(name, group, ways))[0] for group, ways in groups.items()}
-        for column, pair in compared(groups, taken):
+        timings = {group: timed(steps(name, group, candidates))[0] for group, candidates in groups.items()}
+        for column, pair in ratios_by_column(groups, timings):
             ratios[column].append(pair)
-        plain = taken["plain"]["timm"]
+        plain = timings["plain"]["timm"]
         cells = " | ".join(cell(ratios[column][-1]) for column in columns)
-        grown = f"{plain.resident / taken['plain']['featx'].resident:.2f}"
-        print(f"| {name} | {plain.forward * 1e3:.0f} | {plain.memory:.0f} | {cells} | {grown} |", flush=True)
+        resident = f"{plain.resident / timings['plain']['featx'].resident:.2f}"
+        print(f"| {name} | {plain.forward * 1e3:.0f} | {plain.memory:.0f} | {cells} | {resident} |", flush=True)
     means = [cell(tuple(geometric_mean(column) for column in zip(*ratios[name], strict=True))) for name in columns]
     print(f"| geometric mean | | | {' | '.join(means)} | |")
 
 
 def chosen_groups() -> dict[str, dict[str, str]]:
-    """The groups to measure: all that the arguments and the processor allow."""
+    """Return the groups to measure, according to the arguments and the processor."""
     if "--plain" in sys.argv:
         return {"plain": {"featx": "plain"}}
     mkldnn: Any = torch.ops.mkldnn
-    left_out = set() if "--compile" in sys.argv else {"compile"}
-    left_out |= set() if mkldnn._is_mkldnn_bf16_supported() else {"bf16"}
-    return {group: ways for group, ways in GROUPS.items() if group not in left_out}
+    excluded = set() if "--compile" in sys.argv else {"compile"}
+    excluded |= set() if mkldnn._is_mkldnn_bf16_supported() else {"bf16"}
+    return {group: candidates for group, candidates in GROUPS.items() if group not in excluded}
 
 
-def compared(
-    groups: Mapping[str, Mapping[str, str]], taken: Mapping[str, Mapping[str, Taken]]
+def ratios_by_column(
+    groups: Mapping[str, Mapping[str, str]], timings: Mapping[str, Mapping[str, Timing]]
 ) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Of each column, timm's time and memory over featx's."""
-    for group, ways in groups.items():
-        timm = taken[group]["timm"]
-        for way, column in ways.items():
-            one = taken[group][way]
-            yield column, (timm.forward / one.forward, timm.memory / one.memory)
+    """Yield for each column timm's time over featx's, and timm's memory over featx's."""
+    for group, candidates in groups.items():
+        timm = timings[group]["timm"]
+        for candidate, column in candidates.items():
+            timing = timings[group][candidate]
+            yield column, (timm.forward / timing.forward, timm.memory / timing.memory)
 
 
 def cell(ratios: tuple[float, ...]) -> str:
     return ", ".join(f"{ratio:.2f}" for ratio in ratios)
 
 
-def steps(name: str, group: str, ways: Mapping[str, str]) -> dict[str, Callable[[], Made]]:
-    return {way: partial(made, way, group, name) for way in ("timm", *ways)}
+def steps(name: str, group: str, candidates: Mapping[str, str]) -> dict[str, Callable[[], Candidate]]:
+    return {candidate: partial(build, candidate, group, name) for candidate in ("timm", *candidates)}
 
 
-def made(way: str, group: str, name: str, batch: int = BATCH, size: int | None = None) -> Made:
-    """A model in training mode, prepared as the way and its group say, and a step of it."""
-    library, _, change = way.partition(" ")
+def build(candidate: str, group: str, name: str, batch: int = BATCH, size: int | None = None) -> Candidate:
+    """Build a training step: the candidate names the library and a change, the group a setting."""
+    keep_freed_memory()
+    library, _, change = candidate.partition(" ")
     plain = LIBRARIES[library](name, batch, size)
     model, x = plain.model.train(), plain.x
     if change == "recompute":
@@ -104,29 +109,29 @@ def made(way: str, group: str, name: str, batch: int = BATCH, size: int | None =
     if group == "compile":
         model.compile()
     step = partial(train_step, group == "bf16")
-    return Made(model, x, run=step, memory=partial(peak_of_tensors, step))
+    return Candidate(model, x, run=step, memory=partial(peak_of_tensors, step))
 
 
 def train_step(bf16: bool, model: nn.Module, x: Tensor) -> None:
-    """Forward, backward and update; gradients are gone afterwards."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Run forward, backward and update; afterwards the gradients are None."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
         loss = torch.stack([map_.float().mean() for map_ in model(x)]).sum()
     loss.backward()
-    torch.optim.SGD(trained, RATE).step()
+    torch.optim.SGD(trainable, RATE).step()
     model.zero_grad(set_to_none=True)
 
 
 def peak_of_tensors(step: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
-    """MiB of tensors that a step allocates and holds at the same time, at most."""
+    """Return the peak memory of the tensors that a step allocates, in MiB."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(model, x)
     kineto: Any = profiler.profiler
     events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak / 2**20
 
 

@@ -1,6 +1,6 @@
-"""Makes the pictures of docs/pictures.md by running the commands that the page shows.
+"""Create the figures of docs/pictures.md by running the commands on the page.
 
-Run as `python docs/pictures.py`. Photographs are scikit-image's, weights are random.
+Run `python docs/pictures.py`. The photographs are scikit-image's; weights are random.
 """
 
 import re
@@ -17,27 +17,27 @@ from featx.cli import app
 
 PAGE = Path(__file__).with_suffix(".md")
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
-WIDTH = 1000  # of a picture on the page
+WIDTH = 1000  # pixels of a figure on the page
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words after `featx` of every command that writes a picture."""
+    """Return the arguments of every featx command on the page that writes a PNG file."""
     lines = re.findall(r"^featx (show .*\.png)$", page, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
-def make(words: list[str], work: Path, folder: Path) -> Path:
-    """Run one command on its photograph, and keep its picture small."""
-    _, photograph, *options, name = words
+def write_figure(arguments: list[str], work: Path, folder: Path) -> Path:
+    """Run one command on its photograph, and write its figure to the folder, resized and with 256 colors."""
+    _, photograph, *options, name = arguments
     shutil.copy(PHOTOGRAPHS / photograph, work)
     typer.main.get_command(app).main(
         ["show", str(work / photograph), *options, str(work / name)], standalone_mode=False
     )
-    with Image.open(work / name) as drawn:
-        height = round(drawn.height * WIDTH / drawn.width)
-        small = drawn.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
-    # rare colours such as the ends of a bar are kept, then all moved to where most pixels are
-    small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(folder / name, optimize=True)
+    with Image.open(work / name) as figure:
+        height = round(figure.height * WIDTH / figure.width)
+        resized = figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
+    # maximum coverage keeps rare colors, such as the ends of a color bar; k-means then refines the palette
+    resized.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(folder / name, optimize=True)
     return folder / name
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     folder = PAGE.with_suffix("")
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        for words in commands(PAGE.read_text(encoding="utf-8")):
-            make(words, Path(work), folder)
+        for arguments in commands(PAGE.read_text(encoding="utf-8")):
+            write_figure(arguments, Path(work), folder)
 
 
 if __name__ == "__main__":

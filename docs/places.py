@@ -1,7 +1,7 @@
-"""Writes docs/places.md: at which sizes the cells of each model's maps were found where the pixels lie.
+"""Write the tables of docs/places.md: the image sizes at which each model passes the spatial alignment check.
 
-Run as `python docs/places.py`, or with the sections to write anew, such as `python docs/places.py transformers`. It
-computes, on one thread; the tests `test_place_proof.py` and `test_bridge_*_places.py` check the same.
+Run `python docs/places.py` for all sections, or name some: `python docs/places.py transformers`. It uses one thread;
+the tests `test_place_proof.py` and `test_bridge_*_places.py` run the same check.
 """
 
 import sys
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 PAGE = Path(__file__).with_suffix(".md")
 MARK = "<!-- section {} -->\n"
-OBLONG: tuple[Size, ...] = ((192, 256), (256, 192))  # of models of timm that are built for one size
+OBLONG: tuple[Size, ...] = ((192, 256), (256, 192))  # for models of timm that are built for one size
 
-# The smallest architecture of each file of timm, with which one of each way of its wrappers comes.
+# The smallest architecture of each file of timm; together they cover every type of feature wrapper in timm.
 # fmt: off
 TIMM = (
     "beit_base_patch16_224", "eca_halonext26ts", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny",
@@ -51,47 +51,52 @@ TIMM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One model. sizes: at which its places were proven. problems: what was found, or why nothing could be."""
+class AlignmentResult:
+    """Result of a model.
+
+    Attributes:
+        sizes: image sizes (height, width) at which it passes.
+        problems: its misaligned levels, or the reason why it cannot be checked.
+    """
 
     name: str
     sizes: tuple[Size, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-def proven(name: str, model: nn.Module) -> Row:
-    """What the proof of place says of a model with random weights."""
+def check(name: str, model: nn.Module) -> AlignmentResult:
+    """Run the spatial alignment check on a model with random weights."""
     try:
         extractor = FeatureExtractWrapper(model)
         sizes = proof_sizes(extractor)
         problems = misplaced(extractor, sizes) if sizes else ["no size at which every map has two cells along a side"]
     except FeatxError as error:
-        return Row(name, (), (str(error).partition("\n")[0],))
-    return Row(
+        return AlignmentResult(name, (), (str(error).partition("\n")[0],))
+    return AlignmentResult(
         name, tuple(size for size in sizes if not any(f"{size[0]}x{size[1]}" in p for p in problems)), (*problems,)
     )
 
 
-def native(name: str) -> Row:
-    """A variant of featx without the blocks that are like the one before them."""
+def native(name: str) -> AlignmentResult:
+    """Check a variant of featx, without repeated blocks."""
     from shallow import make_shallow, narrow
 
     model = featx.create_model(name, **narrow(name))
     make_shallow(model)
-    return proven(name, model)
+    return check(name, model)
 
 
-def torchvision(name: str) -> Row:
+def torchvision(name: str) -> AlignmentResult:
     from featx.bridges import torchvision as bridge
 
-    return proven(name, bridge.build(name))
+    return check(name, bridge.build(name))
 
 
-def timm(name: str) -> Row:
-    """An architecture of timm; one that takes a single size also built for wide and tall images."""
+def timm(name: str) -> AlignmentResult:
+    """Check an architecture of timm; one that accepts a single size is also built for a wide and a tall size."""
     from featx.bridges import timm as bridge
 
-    row = proven(name, bridge.build(name))
+    row = check(name, bridge.build(name))
     if len(row.sizes) + len(row.problems) != 1:
         return row
     for size in OBLONG:
@@ -99,18 +104,18 @@ def timm(name: str) -> Row:
             model = bridge.build(name, image_size=size)
         except FeatxError:
             continue
-        built = proven(name, model)
-        row = Row(name, row.sizes + built.sizes, row.problems + built.problems)
+        oblong = check(name, model)
+        row = AlignmentResult(name, row.sizes + oblong.sizes, row.problems + oblong.problems)
     return row
 
 
-def transformers(name: str) -> Row:
-    """A type of transformers in a tiny configuration."""
+def transformers(name: str) -> AlignmentResult:
+    """Check a model type of transformers in a tiny configuration."""
     from transformers_types import EVERY
 
     from featx.bridges import transformers as bridge
 
-    return proven(name, bridge.build(name, **EVERY[name][0]))
+    return check(name, bridge.build(name, **EVERY[name][0]))
 
 
 def transformers_names() -> list[str]:
@@ -125,8 +130,8 @@ def torchvision_names() -> list[str]:
     return bridge.names()
 
 
-# Section, its title, its names, what one of them does.
-SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], Row]]] = {
+# By section: function that lists the names, function that checks one.
+SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], AlignmentResult]]] = {
     "featx": (featx.list_models, native),
     "torchvision": (torchvision_names, torchvision),
     "timm": (lambda: TIMM, timm),
@@ -134,18 +139,17 @@ SECTIONS: dict[str, tuple[Callable[[], Sequence[str]], Callable[[str], Row]]] = 
 }
 
 
-def section(package: str, rows: Iterable[Row]) -> Iterator[str]:
-    """A table of the models by what was found."""
+def section(package: str, rows: Iterable[AlignmentResult]) -> Iterator[str]:
+    """Yield a table of models grouped by their results."""
     yield f"\n## {package}" + ("" if package == "featx" else f" {version(package)}") + "\n\n"
-    yield "| sizes | models | | found elsewhere |\n| --- | --- | ---: | --- |\n"
-    ordered = sorted(rows, key=described)
-    for facts, alike in groupby(ordered, key=described):
-        names = [row.name for row in alike]
-        yield f"| {facts[1]} | {', '.join(f'`{name}`' for name in names)} | {len(names)} | {facts[2]} |\n"
+    yield "| sizes | models | count | problems |\n| --- | --- | ---: | --- |\n"
+    for (_, sizes, problems), group in groupby(sorted(rows, key=group_key), key=group_key):
+        names = [row.name for row in group]
+        yield f"| {sizes} | {', '.join(f'`{name}`' for name in names)} | {len(names)} | {problems} |\n"
 
 
-def described(row: Row) -> tuple[int, str, str]:
-    """Number of sizes, fewest first, the sizes, and the problems."""
+def group_key(row: AlignmentResult) -> tuple[int, str, str]:
+    """Return the number of sizes, the sizes and the problems, the last two as text of the table."""
     sizes = ", ".join(f"{height}×{width}" for height, width in row.sizes)
     return len(row.sizes), sizes or "none", "<br>".join(problem.replace("|", "/") for problem in row.problems)
 
@@ -158,8 +162,8 @@ def main(packages: Sequence[str]) -> None:
         write(package, [row(name) for name in names()])
 
 
-def write(package: str, rows: Iterable[Row]) -> None:
-    """Put the section of a package into the page."""
+def write(package: str, rows: Iterable[AlignmentResult]) -> None:
+    """Replace the section of a package in the page."""
     before, _, after = PAGE.read_text(encoding="utf-8").partition(MARK.format(package))
     rest = "".join(after.partition("<!-- section")[1:])
     PAGE.write_text(before + MARK.format(package) + "".join(section(package, rows)) + "\n" + rest, encoding="utf-8")

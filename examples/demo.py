@@ -1,4 +1,4 @@
-"""From photographs to multi-scale maps: extract, look at the table, look at the picture.
+"""Extract multi-scale maps of photographs, print the table of levels, and draw the maps.
 
 make demo
 """
@@ -29,17 +29,17 @@ def main() -> None:
     run("info", MODEL)
     run("extract", photographs, "--model", MODEL, "--out", FOLDER / "maps", *weights)
     run("show", photographs / PHOTOGRAPHS[0], "--model", MODEL, "--out", FOLDER / "maps.png", *weights)
-    print(f"\nThe maps are in {FOLDER / 'maps'}, the picture of them is {FOLDER / 'maps.png'}.")
+    print(f"\nThe maps are in {FOLDER / 'maps'}, the figure is {FOLDER / 'maps.png'}.")
 
 
 def choose_weights() -> tuple[str, ...]:
-    """Options for published weights where they can be had, for seeded random ones where not."""
+    """Return the options for published weights, or for seeded random ones if the Hub cannot be reached."""
     logging.set_verbosity_error()
     print("Looking for published weights …", flush=True)
     try:
         hub_weights(f"timm/{MODEL}.lamb_in1k")
     except featx.WeightsNotFoundError:
-        print("The Hub cannot be reached: the weights below are random ones, seed 0, and the maps mean nothing.")
+        print("The Hub cannot be reached: the weights below are random (seed 0), so the maps are meaningless.")
         return "--random-weights", "0"
     return ("--pretrained",)
 

@@ -1,4 +1,4 @@
-"""Your own backbone under the contract: the three shapes a network can have, registered and built by name.
+"""Your own backbone under the contract: the three structures of a network, registered and built by name.
 
 python examples/own_backbone.py
 """
@@ -10,7 +10,7 @@ import featx
 
 
 class Layer(nn.Sequential):
-    """Halves the image."""
+    """Convolution, norm and ReLU with a stride of 2."""
 
     def __init__(self, in_chs: int, chs: int) -> None:
         super().__init__(nn.Conv2d(in_chs, chs, 3, 2, 1), nn.BatchNorm2d(chs), nn.ReLU(inplace=True))
@@ -65,7 +65,7 @@ class DummyNet2(nn.Module):
 
 
 class DummyNet3(nn.Module):
-    """Neither: two layers run side by side in each stage, and their sum goes on."""
+    """Neither: in each stage two layers run in parallel, and their sum is the input of the next layer."""
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()

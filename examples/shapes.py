@@ -1,4 +1,4 @@
-"""A small data set for the examples: coloured shapes pasted on crops of photographs, with their masks and boxes."""
+"""A small dataset for the examples: colored shapes on crops of photographs, with masks and boxes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,14 @@ SIDE = 96
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """image: (3, SIDE, SIDE) in [0, 1]. mask: (SIDE, SIDE), a class per pixel. boxes: (n, 4) corners. labels: (n,)."""
+    """An image with its annotations.
+
+    Attributes:
+        image: (3, SIDE, SIDE) in [0, 1].
+        mask: (SIDE, SIDE), a class per pixel.
+        boxes: (n, 4), x1, y1, x2, y2 in pixels.
+        labels: (n,), the class of each box.
+    """
 
     image: Tensor
     mask: Tensor
@@ -26,19 +33,21 @@ class Scene:
 
 
 def scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes that the seed determines; other seeds give others."""
+    """Return random scenes, determined by the seed."""
     rng = np.random.default_rng(seed)
     folder = Path(skimage.__file__).parent / "data"
     photographs = [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
     return [_scene(rng, photographs[rng.integers(len(photographs))]) for _ in range(count)]
 
 
-def batches(every: list[Scene], size: int, seed: int) -> Iterator[list[Scene]]:
-    """The scenes in random order, again and again."""
+def batches(dataset: list[Scene], size: int, seed: int) -> Iterator[list[Scene]]:
+    """Yield batches of the scenes in random order, without end."""
     rng = np.random.default_rng(seed)
     while True:
-        order = rng.permutation(len(every))
-        yield from ([every[i] for i in order[start : start + size]] for start in range(0, len(every) - size + 1, size))
+        order = rng.permutation(len(dataset))
+        yield from (
+            [dataset[i] for i in order[start : start + size]] for start in range(0, len(dataset) - size + 1, size)
+        )
 
 
 def _scene(rng: np.random.Generator, photograph: Image.Image) -> Scene:
@@ -48,30 +57,30 @@ def _scene(rng: np.random.Generator, photograph: Image.Image) -> Scene:
     boxes, labels = [], []
     for _ in range(rng.integers(1, 4)):
         label, size = int(rng.integers(1, len(CLASSES))), int(rng.integers(24, 48))
-        box = _free_place(rng, size, boxes)
+        box = _free_square(rng, size, boxes)
         if box is not None:
-            colour = tuple(int(value) for value in rng.integers(256, size=3))
-            _draw(image, mask, label, box, colour)
+            color = tuple(int(value) for value in rng.integers(256, size=3))
+            _draw(image, mask, label, box, color)
             boxes.append(box)
             labels.append(label)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    found = torch.tensor(boxes, dtype=torch.float32)
-    return Scene(pixels, torch.from_numpy(np.array(mask)).long(), found, torch.tensor(labels))
+    corners = torch.tensor(boxes, dtype=torch.float32)
+    return Scene(pixels, torch.from_numpy(np.array(mask)).long(), corners, torch.tensor(labels))
 
 
-def _free_place(rng: np.random.Generator, size: int, taken: list[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """A square that overlaps none of those taken; None if no such place was found."""
+def _free_square(rng: np.random.Generator, size: int, boxes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return a random square that overlaps none of the boxes; None after 20 failed attempts."""
     for _ in range(20):
         left, top = (int(value) for value in rng.integers(SIDE - size, size=2))
         box = (left, top, left + size, top + size)
-        if all(box[0] >= b[2] or box[2] <= b[0] or box[1] >= b[3] or box[3] <= b[1] for b in taken):
+        if all(box[0] >= b[2] or box[2] <= b[0] or box[1] >= b[3] or box[3] <= b[1] for b in boxes):
             return box
     return None
 
 
-def _draw(image: Image.Image, mask: Image.Image, label: int, box: tuple[int, ...], colour: tuple[int, ...]) -> None:
+def _draw(image: Image.Image, mask: Image.Image, label: int, box: tuple[int, ...], color: tuple[int, ...]) -> None:
     left, top, right, bottom = box
-    for canvas, fill in ((image, colour), (mask, label)):
+    for canvas, fill in ((image, color), (mask, label)):
         draw = ImageDraw.Draw(canvas)
         if CLASSES[label] == "circle":
             draw.ellipse(box, fill=fill)

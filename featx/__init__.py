@@ -23,12 +23,12 @@ from .factory import create_model as create_model
 from .features import FeatureInfo as FeatureInfo
 from .features import Levels as Levels
 from .level_discovery import discover as discover
+from .load_report import LoadReport as LoadReport
 from .preprocessing import DataConfig as DataConfig
 from .preprocessing import transform as transform
 from .preprocessing import transform_whole as transform_whole
 from .registry import list_models as list_models
 from .registry import register_model as register_model
-from .report import LoadReport as LoadReport
 from .tapped_levels import tap as tap
 from .tracing.map_layout import Tap as Tap
 from .version import __version__

@@ -1,4 +1,4 @@
-"""What to write in place of an argument that a model does not have, as other libraries call it or misspelt."""
+"""Suggestions for unknown arguments: names that other libraries use, and misspelled names."""
 
 from collections.abc import Iterable, Sequence
 
@@ -28,7 +28,7 @@ NEAR_MISSES = {
     "reg_tokens": "registers",
 }
 
-# Other libraries' arguments that have no counterpart here, and what to do instead.
+# Other libraries' arguments without a counterpart here, and what to do instead.
 INSTEAD = {
     **dict.fromkeys(
         ("pretrained_cfg", "pretrained_cfg_overlay"),
@@ -43,9 +43,13 @@ INSTEAD = {
 
 
 def refuse_unknown(name: str, given: Iterable[str], known: Sequence[str], common: Sequence[str]) -> None:
-    """Raise ArgumentError naming every word of `given` that is not among the `known` fields of a model.
+    """Raise ArgumentError, with a suggestion for each unknown argument, unless all arguments are fields of the model.
 
-    common: arguments that every model takes, which a word may be meant to be.
+    Args:
+        name: the model name.
+        given: the argument names that were passed.
+        known: fields of the model's configuration.
+        common: arguments of every model, which are suggested as well.
     """
     arguments = [*common, *known]
     problems = []
@@ -57,7 +61,7 @@ def refuse_unknown(name: str, given: Iterable[str], known: Sequence[str], common
 
 
 def _advice(word: str, arguments: Sequence[str]) -> str:
-    """What to write in place of `word`; nothing if nothing is like it."""
+    """A suggestion for the unknown argument `word`; empty if no argument is similar."""
     if word in INSTEAD:
         return f" ({INSTEAD[word]})"
     counterpart = NEAR_MISSES.get(word)

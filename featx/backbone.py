@@ -9,13 +9,13 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .empty import without_values
 from .errors import ArgumentError
 from .features import FeatureInfo, Levels, OutIndices
 from .image_checks import check_images, dtypes_of
+from .load_report import LoadReport
+from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .pretrained_cfg import pretrained_cfg
-from .report import LoadReport
 from .sequence import run_steps, steps_to
 from .tracing.execution_order import prove_order
 
@@ -246,7 +246,7 @@ class Backbone(nn.Module):
         """
         kind = self.config.global_pool if global_pool is None else global_pool
         config = replace(self.config, num_classes=num_classes, global_pool=kind)
-        with without_values():
+        with init_empty_weights():
             fresh = type(self)(config)
         _require_same_head(self, fresh, kind)
         for path in self.pool_layers:

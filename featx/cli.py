@@ -20,8 +20,8 @@ from featx.commands.folders import merge, stats
 from featx.commands.options import Size, err, out
 from featx.commands.show import show
 from featx.describe import describe
-from featx.empty import without_values
 from featx.errors import escaped, escaped_lines
+from featx.meta_init import init_empty_weights
 from featx.registry import Variant, lookup, suggestion
 from featx.view.serve import view
 from featx.whole_files import local
@@ -72,7 +72,7 @@ def _tags(name: str) -> str:
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="Name of a model.")], size: Size = None) -> None:
     """The levels of a model: channels, reduction, size of the map, and what going that deep costs."""
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name)
     config = featx.FeatureExtractWrapper(model).data_config or featx.DataConfig()
     default = config.size
@@ -172,11 +172,11 @@ app.command()(bench)
 def inspect(file: WeightsFile, model: ForModel = None, layout: Layout = None, container: Container = None) -> None:
     """What a checkpoint holds, and with a model what loading it would do."""
     from featx.weights.checkpoint import LoadOptions
+    from featx.weights.convert import dry_run
     from featx.weights.convert import inspect as look
-    from featx.weights.convert import rehearse
 
     if model is not None:
-        out.print(str(rehearse(file, model, LoadOptions(layout=layout, container=container))), soft_wrap=True)
+        out.print(str(dry_run(file, model, LoadOptions(layout=layout, container=container))), soft_wrap=True)
         return
     found = look(file, container)
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .arguments import require_module, require_sides, require_texts
+from .arguments import require_module, require_size, require_strings
 from .backbone import Backbone
 from .errors import ContractError, InputError, shortened
 from .features import Levels
@@ -54,7 +54,7 @@ def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = Fa
     Raises ContractError listing everything that is not so, also if the model takes none of the sizes.
     """
     require_module(model)
-    sizes = [require_sides(size, "each of sizes") for size in require_texts(sizes, "sizes", (tuple, list), SIDES)]
+    sizes = [require_size(size, "each of sizes") for size in require_strings(sizes, "sizes", (tuple, list), SIDES)]
     extractor = model if isinstance(model, FeatureExtractWrapper) else FeatureExtractWrapper(model)
     problems = list(_foreign_keys(model, extractor))
     twin = structural_copy(extractor, without_values)  # other threads may run the model meanwhile

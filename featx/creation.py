@@ -9,7 +9,7 @@ from .errors import WeightsNotFoundError
 from .features import OutIndices
 from .preprocessing import DataConfig, from_hub
 from .weights import load_weights
-from .weights.source import HUB
+from .weights.download import HUB
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .arguments import require_sides
+from .arguments import require_size
 from .features import FeatureInfo
 from .tracing.execution_order import meta_images, run_on_meta
 from .wrappers import FeatureExtractWrapper
@@ -26,7 +26,7 @@ class LevelCost:
 
 def describe(model: nn.Module, size: tuple[int, int]) -> list[LevelCost]:
     """The cost of each level of a model with `feature_info` for images of `size` (height, width), shallow to deep."""
-    size = require_sides(size, "size")
+    size = require_size(size, "size")
     count = len(FeatureExtractWrapper(model).feature_info)
     return [_cost(FeatureExtractWrapper(model, [level]), size) for level in range(count)]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from inspect import signature
+from inspect import Signature, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_overloads, get_type_hints, overload
@@ -12,20 +12,20 @@ from torch import nn
 
 from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
-from .arguments import require_kind, require_number, require_place
+from .arguments import require_annotated, require_device_dtype, require_number
 from .backbone import Backbone
 from .bridge_registry import bridge_of
-from .empty import without_values
 from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
+from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
-from .weights.hub_config import check_described
+from .weights.download import FOLDER, HUB, config_of
+from .weights.hub_config import require_buildable
 from .weights.hub_format import architecture_in, arguments_in, labels_in, levels_in, preprocessing_in
-from .weights.load import families, fill, load, names_of, place
-from .weights.source import FOLDER, HUB, config_of
+from .weights.load import family_names, fill_model, full_keys, load, move_model
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
 
@@ -118,7 +118,7 @@ def create_model(
     if not features_only and (out_indices, out_names, feature_cls, output) != (None, None, None, "list"):
         raise ArgumentError("out_indices, out_names and output choose among maps: pass features_only=True too")
     options, others_given = LoadOptions.split(arguments, pretrained)
-    require_place(options.device, options.dtype)
+    require_device_dtype(options.device, options.dtype)
     given = _given(others_given)
     levels = None
     if features_only:
@@ -134,9 +134,16 @@ def create_model(
     return _users(entry, given, levels, options)
 
 
-ARGUMENTS = tuple(
-    p.name for p in signature(get_overloads(create_model)[0]).parameters.values() if p.kind is not p.VAR_KEYWORD
-)
+def _signature() -> Signature:
+    """That of both overloads together, which `help` and notebooks show of `create_model`."""
+    extracting = signature(get_overloads(create_model)[0])
+    as_well = {"features_only": {"default": False, "annotation": bool}}
+    parameters = [p.replace(**as_well.get(p.name, {})) for p in extracting.parameters.values()]
+    return extracting.replace(parameters=parameters, return_annotation=nn.Module)
+
+
+vars(create_model)["__signature__"] = _signature()
+ARGUMENTS = tuple(p.name for p in signature(create_model).parameters.values() if p.kind is not p.VAR_KEYWORD)
 FEATURE_CLS: dict[str | None, Output] = {
     **dict.fromkeys((None, "list", "getter", "hook", "fx"), "list"),
     "dict": "dict",
@@ -225,7 +232,7 @@ def _native(
     own = {field: value for field, value in given.items() if field in known or field != "image_size"}
     config = _configured(architecture, variant, {**stated, **own})
     if stated:
-        check_described(variant, config, where)
+        require_buildable(variant, config, where)
     whole, checkpoint = _built(variant, config, weights, given, options)
     whole.architecture, whole.tag = architecture, _tag(architecture, where)
     whole.data_config, whole.label_names = preprocessing_in(described, whole.data_config, where), labels_in(described)
@@ -236,7 +243,7 @@ def _native(
         return model.to(options.device, options.dtype)
     resized = (f"{whole.last_linear}.",) if "num_classes" in given else ()
     grid = _grid(variant, replace(variant.config, **stated)) if options.pretrained and RESIZING & own.keys() else None
-    fill(model, checkpoint, resized=resized, grid=grid, device=options.device, dtype=options.dtype)
+    fill_model(model, checkpoint, resized=resized, grid=grid, device=options.device, dtype=options.dtype)
     return model
 
 
@@ -261,7 +268,7 @@ def _bridged(
 
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:
     """The model itself, in its place, with the tensors of the checkpoint if there is one."""
-    place(model, options.device, options.dtype)
+    move_model(model, options.device, options.dtype)
     if options.checkpoint_path is not None:
         load(model, options.checkpoint_path, options)
     return model
@@ -308,7 +315,7 @@ def _built(
     if weights is None:
         return _configured_as(variant.build(config), config, variant.data), None
     model = _empty(variant, config)
-    checkpoint = open_checkpoint(weights, names_of(model), families(model), options)
+    checkpoint = open_checkpoint(weights, full_keys(model), family_names(model), options)
     layout = checkpoint.layout
     stated = {**config.stated_by(checkpoint.state.keys()), **(layout.settings if layout else {})}
     settings = {field: value for field, value in stated.items() if field not in given}
@@ -321,7 +328,7 @@ def _built(
 
 def _empty(variant: Variant[Any], config: Any) -> Backbone:
     """The model without values, which takes no memory."""
-    with without_values():
+    with init_empty_weights():
         return variant.build(config)
 
 
@@ -338,7 +345,7 @@ def _configured(name: str, variant: Variant[Any], given: dict[str, Any]) -> Any:
     refuse_unknown(name, given, known, ARGUMENTS)
     kinds = get_type_hints(type(variant.config))
     for field, value in given.items():
-        require_kind(value, field, kinds[field])
+        require_annotated(value, field, kinds[field])
     return replace(variant.config, **given)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arguments import require_module, require_sides, wrong
+from .arguments import require_module, require_size, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
 from .tracing.dependencies import bits, dependencies
@@ -85,7 +85,7 @@ def discover(
     if within and within not in dict(model.named_modules()):
         raise ArgumentError(f"within={within!r}: {type(model).__name__} has no such module")
     if input_size is not None:
-        example = meta_images(model, require_sides(input_size, "input_size"))
+        example = meta_images(model, require_size(input_size, "input_size"))
     seen = survey(model, example, argument)
     found = propose(seen, model, within)
     if not found:

@@ -1,4 +1,4 @@
-"""What a model's weights expect, under the keys of timm's `pretrained_cfg`, which tools for timm's models read."""
+"""The `pretrained_cfg` of a model, with timm's keys, for tools that read timm models."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def pretrained_cfg(model: "Backbone") -> Mapping[str, Any]:
-    """A read-only view of what the model says of its weights: where they are, what images and which layers they have.
+    """A read-only mapping with timm's keys: source of the weights, preprocessing, first convolution and classifier.
 
-    `input_size` and `pool_size`, the cells of the last map (None for tokens), are those of this model, with its input
-    channels and its output stride.
+    `input_size` (C, H, W) and `pool_size` (rows and columns of the last map, None for tokens) account for the model's
+    input channels and output stride.
     """
     data, deepest = model.data_config, model.feature_info[-1].reduction
     published = {"hf_hub_id": f"timm/{model.architecture}.{model.tag}"} if model.tag else {}
@@ -39,7 +39,7 @@ def pretrained_cfg(model: "Backbone") -> Mapping[str, Any]:
 
 
 def preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
-    """The images, as timm describes them."""
+    """The preprocessing under timm's keys."""
     return {
         "input_size": (in_chans, *data.size),
         "mean": data.mean,
@@ -51,7 +51,7 @@ def preprocessing(data: DataConfig, in_chans: int) -> dict[str, Any]:
 
 
 def first_conv(model: "Backbone") -> str | tuple[str, ...]:
-    """Path of the first convolution, or paths of those that read the images; "" if there is none."""
+    """Path of the first convolution, or paths of all that read the images; "" if the model has no convolution."""
     convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     several = tuple(name for name in model.first_convs if name in convs)
     return several or next(iter(convs), "")

@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 from torch import nn
 
 from . import models
-from .arguments import require_texts
+from .arguments import require_strings
 from .backbone import Backbone
 from .bridge_registry import bridge_of, bridged_packages, names_elsewhere
 from .errors import ArgumentError, UnknownModelError
@@ -127,7 +127,7 @@ def _bridged(pattern: str) -> Iterable[str]:
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
     """The patterns that are not empty, of one or several; ArgumentError for what are none."""
-    several = [patterns] if isinstance(patterns, str) else require_texts(patterns, argument, what="patterns")
+    several = [patterns] if isinstance(patterns, str) else require_strings(patterns, argument, what="patterns")
     return tuple(pattern for pattern in several if pattern)
 
 

@@ -1,21 +1,26 @@
-"""The names closest to a misspelt one, by edit distance."""
+"""The names closest to a misspelled one, by edit distance."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-# What is no edit but counts: a character of the known name before and after the misspelt part, so that
-# mobilenetv3_small_050 is near to mobilnetv3; words in another order; a name of another package.
+# Costs besides edits: each character of the known name before and after the matched part, so that
+# mobilenetv3_small_050 is close to mobilnetv3; words in another order; a name with a package prefix.
 BEFORE, AFTER, REORDERED, FOREIGN = 0.1, 0.04, 0.5, 0.3
-LONGEST = 64  # characters of a name that are compared
+LONGEST = 64  # compared characters of a name
 
 
 def closest(name: str, known: Iterable[str], most: int = 5) -> list[str]:
-    """The `known` names that `name` may be a misspelling of, the likeliest first.
+    """The `known` names that `name` may be a misspelling of, most likely first.
 
-    An edit inserts, deletes or replaces a character, or swaps two neighbours. Case and separators do not count. A third
-    of the characters may be wrong. Of a known name such as "timm/resnet50", the last part is compared.
+    An edit inserts, deletes or replaces a character, or swaps two adjacent ones. Case and separators are ignored. Up to
+    a third of the characters may be wrong. Of a known name such as "timm/resnet50", only the last part is compared.
+
+    Args:
+        name: the misspelled name.
+        known: the names to choose from.
+        most: the maximum number of names to return.
     """
     words = _words(name)
     wanted = "".join(words)
@@ -25,7 +30,7 @@ def closest(name: str, known: Iterable[str], most: int = 5) -> list[str]:
         package, _, last = candidate.rpartition("/")
         theirs = _words(last)
         letters = "".join(theirs)
-        if (Counter(wanted) - Counter(letters)).total() <= limit:  # no distance is smaller
+        if (Counter(wanted) - Counter(letters)).total() <= limit:  # a lower bound of the distance
             score = min(_distance(wanted, letters), REORDERED + _distance_of_words(words, theirs))
             scored += [(score + FOREIGN * bool(package), candidate)] if score <= limit else []
     return [candidate for _, candidate in sorted(scored, key=lambda pair: pair[0])[:most]]
@@ -36,13 +41,13 @@ def _words(name: str) -> list[str]:
 
 
 def _distance_of_words(words: list[str], theirs: list[str]) -> float:
-    """Edits from each word to the nearest of the others, in any order."""
+    """Sum of the edits from each word to the closest of `theirs`, in any order."""
     return sum(min((_distance(word, other) for other in theirs), default=len(word)) for word in words)
 
 
 @lru_cache(1 << 16)
 def _distance(wanted: str, letters: str) -> float:
-    """Edits from `wanted` to the part of `letters` that is nearest to it (optimal string alignment)."""
+    """Edits from `wanted` to the closest substring of `letters` (optimal string alignment)."""
     before: list[float] = []
     row = [BEFORE * place for place in range(len(letters) + 1)]
     for i, letter in enumerate(wanted, 1):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .arguments import require_module, require_texts
+from .arguments import require_module, require_strings
 from .errors import ArgumentError
 from .level_discovery import Proposal
 from .tracing.map_layout import Tap as Tap
@@ -47,7 +47,7 @@ def tap(
     require_module(model)
     if isinstance(names, str):
         raise ArgumentError(f"names={names!r}: expected a list of paths, such as [{names!r}]")
-    places = names.taps if isinstance(names, Proposal) else require_texts(names, "names", (str, Tap), PATHS)
+    places = names.taps if isinstance(names, Proposal) else require_strings(names, "names", (str, Tap), PATHS)
     taps = [place if isinstance(place, Tap) else Tap(place) for place in places]
     if not taps:
         raise ArgumentError("names: expected at least one path of a module")

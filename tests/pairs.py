@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import featx
 from featx import FeatureExtractWrapper
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.models.mobilevit import MobileViTConfig
 from featx.models.vit import ViTConfig
 from featx.registry import lookup
@@ -180,7 +180,7 @@ def pair(name: str, *, logits: bool = True, **kwargs) -> Pair:
 
 
 def built(name: str, logits: bool, **kwargs) -> Pair:
-    with without_values():
+    with init_empty_weights():
         ours, maps = of_featx(name, **kwargs), TimmMaps(name, **kwargs)
         classifier = (of_timm(name, **kwargs) if not maps.tokens else maps.model) if logits else None
     assert classifier is None or shapes(ours) == shapes(classifier)

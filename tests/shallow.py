@@ -7,8 +7,8 @@ from timm.models.regnet import RegStage
 from torch import nn
 
 from featx import create_model
-from featx.empty import without_values
 from featx.features import Levels
+from featx.meta_init import init_empty_weights
 from featx.models.regnet import RegNetConfig
 from featx.registry import lookup
 
@@ -75,7 +75,7 @@ def narrow(name: str) -> dict[str, Any]:
     arguments = NARROW.get(type(lookup(name).config), {})
     if not arguments:
         return {}
-    with without_values():
+    with init_empty_weights():
         model = create_model(name)
     leave_out_repeats(model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -174,7 +174,7 @@ def test_a_layout_can_be_forced_and_must_be_one_that_is_known():
     state = torchvisions()
     model = featx.create_model("mobilenetv3_small_100", checkpoint_path=state, layout="torchvision")
     assert model.load_report.layout == "torchvision"
-    with pytest.raises(CheckpointError, match=r"no layout 'pytorch' is known of this family: there are \['native',"):
+    with pytest.raises(CheckpointError, match=r"no layout 'pytorch' for this family: choose one of \['native',"):
         featx.create_model("mobilenetv3_small_100", checkpoint_path=state, layout="pytorch")
     with pytest.raises(CheckpointError, match="unexpected features"):
         featx.create_model("mobilenetv3_small_100", checkpoint_path=state, layout="native")

@@ -17,8 +17,8 @@ import pytest
 import torch
 from attending import tiny_vit
 from conftest import assert_same, images, random_extractor, randomise
-from test_bridge_torchvision import narrow_vit
 from torch import nn
+from torchvision_transformers import narrow_vit
 
 import featx
 from featx import FeatureExtractWrapper

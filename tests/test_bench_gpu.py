@@ -15,7 +15,7 @@ def gpu(monkeypatch):
     import gpu
 
     yield gpu
-    for name in ("gpu", "turns", "fresh"):
+    for name in ("gpu", "interleaved_timing", "subprocess_runs"):
         sys.modules.pop(name)
 
 
@@ -49,18 +49,18 @@ def test_every_part_prints_its_table(gpu, monkeypatch, capsys):
 
 def test_maps_that_differ_are_an_error(gpu, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "TOLERANCE", 0.0)  # float32 is never exactly float64
-    assert not gpu.prove(gpu.replace(gpu.ON_CPU, proven=("test_efficientnet",)), float("inf"))
+    assert not gpu.check_maps(gpu.replace(gpu.ON_CPU, checked=("test_efficientnet",)), float("inf"))
     assert "test_efficientnet" in capsys.readouterr().out
 
 
 def test_values_that_are_not_finite_differ_by_infinity(gpu):
-    assert gpu.largest(torch.tensor([float("nan"), 1.0]), torch.ones(2)) == float("inf")
+    assert gpu.relative_error(torch.tensor([float("nan"), 1.0]), torch.ones(2)) == float("inf")
 
 
 def test_models_beyond_the_time_are_named(gpu, capsys):
-    assert list(gpu.within(("one", "two"), float("inf"))) == ["one", "two"]
-    assert list(gpu.within(("one", "two"), 0.0)) == []
-    assert "Left out, because the time is up: one, two." in capsys.readouterr().out
+    assert list(gpu.until(("one", "two"), float("inf"))) == ["one", "two"]
+    assert list(gpu.until(("one", "two"), 0.0)) == []
+    assert "Skipped, because the time limit was reached: one, two." in capsys.readouterr().out
 
 
 def test_without_a_gpu_nothing_is_run(gpu, monkeypatch, capsys):

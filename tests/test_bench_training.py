@@ -17,7 +17,7 @@ def bench(monkeypatch):
     import training
 
     yield training
-    for name in ("training", "turns", "fresh", "contestants", "elsewhere"):
+    for name in ("training", "interleaved_timing", "subprocess_runs", "extractors", "other_libraries"):
         sys.modules.pop(name)
 
 
@@ -27,7 +27,7 @@ WAYS += [("featx", "channels_last"), ("featx", "bf16")]
 
 @pytest.mark.parametrize(("way", "group"), WAYS)
 def test_a_step_changes_what_is_trained_and_leaves_no_gradient(bench, way, group):
-    made = bench.made(way, group, NAME, 2, 64)
+    made = bench.build(way, group, NAME, 2, 64)
     before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
     made.run(made.model, made.x)
     assert all(parameter.grad is None for parameter in made.model.parameters())
@@ -41,7 +41,7 @@ def test_a_step_changes_what_is_trained_and_leaves_no_gradient(bench, way, group
 def test_recomputing_and_freezing_take_less_memory(bench):
     plain, recomputed, frozen = (
         made.memory(made.model, made.x)
-        for made in (bench.made(way, "plain", NAME, 4, 96) for way in ("featx", "featx recompute", "featx freeze"))
+        for made in (bench.build(way, "plain", NAME, 4, 96) for way in ("featx", "featx recompute", "featx freeze"))
     )
     assert recomputed < plain
     assert frozen < plain

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_docs import script
+from docs_scripts import script
 
 FAST = ("shufflenet_v2_x0_5", "test_vit", "test_byobnet")
 PLACES = script("places")

@@ -119,7 +119,7 @@ def test_every_architecture_keeps_the_contract_on_shapes(name):
 def test_the_table_is_of_this_timm():
     text = (Path(__file__).parents[1] / "docs" / "bridges.md").read_text()
     section = text.partition(f"### timm {timm.__version__}\n")[2].partition("\n### ")[0]
-    assert f"| all | {len(timm.list_models())} |\n| give true maps | {len(timm.list_models())} |" in section
+    assert f"| all | {len(timm.list_models())} |\n| supported | {len(timm.list_models())} |" in section
 
 
 def test_a_broken_promise_stops_the_table():

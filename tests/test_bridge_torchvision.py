@@ -11,12 +11,13 @@ from PIL import Image
 from skimage import data
 from torch import Tensor, nn
 from torchvision import models
+from torchvision_transformers import narrow_swin, narrow_vit
 
 import featx
 from featx import ArgumentError, DataConfig, FeatureExtractWrapper, InputError, UnknownModelError, WeightsNotFoundError
 from featx.bridges import torchvision as bridge
 from featx.contract import Size
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 
 # The smallest of each family, what it is built with, and the sizes of images it is compared at.
 SMALL: dict[str, tuple[dict, list[Size]]] = {
@@ -49,18 +50,6 @@ SLOW |= {"swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"}
 def marked(names: Iterable[str]) -> list:
     """The small and quick ones for every day, the others for the sweep."""
     return [pytest.param(n, marks=pytest.mark.sweep) if n in SLOW or n not in SMALL else n for n in names]
-
-
-def narrow_vit() -> nn.Module:
-    return models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=7
-    )
-
-
-def narrow_swin() -> nn.Module:
-    return models.SwinTransformer(
-        patch_size=[4, 4], embed_dim=16, depths=[1, 2], num_heads=[1, 2], window_size=[4, 4], num_classes=7
-    )
 
 
 NARROW = {"narrow_swin": narrow_swin, "narrow_vit": narrow_vit}
@@ -111,7 +100,7 @@ def test_maps_are_those_of_the_intact_model(name):
 @pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", marked(bridge.names()))
 def test_every_model_keeps_the_contract_on_shapes(name):
-    with without_values():
+    with init_empty_weights():
         model = bridge.build(name)
     state = {key: tensor.shape for key, tensor in model.state_dict().items()}
     pyramid = bridge.pyramid(model)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from extracting import extract_threes, index, small_extractor, ten_colours
+from filesystem_limits import file_size_limit, mounted
 from matplotlib.figure import Figure
-from test_extract_faults import file_size_limit, mounted
 
 import featx
 from featx import FeatureDataset, FeatxError, OutputError

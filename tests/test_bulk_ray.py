@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import random_extractor
 from extracting import contents
+from fake_ray import Asked
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -107,34 +108,6 @@ def test_a_cluster_that_can_hold_no_actor_is_refused(nodes, options, wanted):
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         OnRay(**options)
-
-
-class Asked:
-    """A cluster of these nodes that notes what actors are asked of it, and starts none."""
-
-    def __init__(self, *nodes: dict[str, float]) -> None:
-        self._nodes = nodes
-        self.exceptions = SimpleNamespace(RayActorError=ConnectionError)
-        context = SimpleNamespace(enable_progress_bars=True, max_consecutive_actor_init_deaths=3)
-        self.data = SimpleNamespace(
-            DataContext=SimpleNamespace(get_current=lambda: context),
-            ActorPoolStrategy=lambda **sizes: sizes,
-            from_items=lambda rows, **_: SimpleNamespace(map_batches=self.note),
-        )
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def nodes(self) -> list[dict]:
-        return [{"Alive": True, "Resources": node} for node in self._nodes]
-
-    def put(self, job: Job) -> Job:
-        self.job = job
-        return job
-
-    def note(self, actor: type, **asked: object) -> SimpleNamespace:
-        self.actor, self.asked = actor, asked
-        return SimpleNamespace(iter_rows=lambda: iter(()))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.registry import lookup
 
 pytestmark = pytest.mark.usefixtures("shapes_alone")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("shapes_alone")
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def on_meta(request: pytest.FixtureRequest) -> nn.Module:
-    with without_values():
+    with init_empty_weights():
         return featx.create_model(request.param)
 
 
@@ -88,7 +88,7 @@ def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
         with pytest.raises(featx.ArgumentError, match="cannot trade strides for dilation"):
             featx.create_model(name, output_stride=output_stride)
         return
-    with without_values():
+    with init_empty_weights():
         plain, dilated = featx.create_model(name), featx.create_model(name, output_stride=output_stride)
     expected = [min(reduction, output_stride) for reduction in plain.feature_info.reduction()]
     assert dilated.feature_info.reduction() == expected
@@ -99,7 +99,7 @@ def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_classifier_can_be_replaced(name):
-    with without_values():
+    with init_empty_weights():
         model = shallow(featx.create_model(name))
         model.reset_classifier(7)
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
@@ -114,7 +114,7 @@ def test_the_classifier_can_be_replaced(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_number_of_classes_and_channels_is_a_choice(name):
-    with without_values():
+    with init_empty_weights():
         model = shallow(featx.create_model(name, num_classes=7, in_chans=5))
         assert model(torch.empty(2, 5, 64, 64)).shape == (2, 7)
         pooled = shallow(featx.create_model(name, num_classes=0))(torch.empty(2, 3, 64, 64))

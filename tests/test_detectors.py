@@ -13,7 +13,7 @@ import featx
 from featx import ArgumentError, CheckpointError, FeatureInfo, InputError, Levels, OutIndicesError
 from featx.heads import SSDConfig, SSDHead
 from featx.heads.ssd import SSD
-from featx.weights.layout import all_layouts, recognise
+from featx.weights.layout import all_layouts, recognize_layout
 
 SMALL = SSDConfig(size=(96, 128))
 SCALES = [0.1 + 0.95 * k / 6 for k in range(7)]
@@ -205,7 +205,7 @@ def test_the_names_of_cvnets_lead_there_and_back(published):
     native = published.state_dict()
     foreign = cvnets_layout(1).from_native(native)
     assert {name for name in foreign if not name.startswith("encoder.")} == cvnets_names()
-    assert recognise(foreign, ["SSD"]) is cvnets_layout(1)
+    assert recognize_layout(foreign, ["SSD"]) is cvnets_layout(1)
     back = cvnets_layout(1).to_native(foreign, native.keys())
     assert same_state(back, native)
 

@@ -1,18 +1,16 @@
 """What the documentation shows runs, and what it tells of the code is so."""
 
-import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import typer
 from conftest import SMALL
+from docs_scripts import ROOT, script
 
 import featx
 from featx.cli import app
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -24,14 +22,6 @@ def blocks(language):
         for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
         for number, block in enumerate(fence.findall(page.read_text()))
     ]
-
-
-def script(name):
-    """A script of docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -109,5 +99,5 @@ def test_every_row_of_the_page_of_models_is_what_its_script_writes():
 
 
 def test_the_picture_of_the_rooms_is_what_its_script_draws():
-    for path, text in script("architecture").written().items():
+    for path, text in script("architecture").render().items():
         assert path.read_text() == text, "run python docs/architecture.py"

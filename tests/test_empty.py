@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import featx
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.registry import Variant, lookup
 
 
@@ -13,7 +13,7 @@ from featx.registry import Variant, lookup
 def test_they_have_the_names_and_shapes_of_those_with_values(name):
     variant = lookup(name)
     assert isinstance(variant, Variant)
-    with without_values():
+    with init_empty_weights():
         empty = variant.build(variant.config).state_dict()
     full = featx.create_model(name).state_dict()
     assert all(tensor.is_meta for tensor in empty.values())
@@ -21,7 +21,7 @@ def test_they_have_the_names_and_shapes_of_those_with_values(name):
 
 
 def test_values_are_drawn_again_afterwards():
-    with without_values():
+    with init_empty_weights():
         nn.Linear(2, 2)
     torch.manual_seed(0)
     first = nn.Linear(2, 2).weight

@@ -151,7 +151,7 @@ def assert_maps(made, truth: dict) -> None:
 @pytest.fixture(scope="module")
 def with_weights(tmp_path_factory) -> Path:
     """A file whose weights are beside it."""
-    from featx.runtime import onnx as of_featx
+    from featx.runtime.onnx import file as of_featx
 
     path = tmp_path_factory.mktemp("large") / "large.onnx"
     with pytest.MonkeyPatch.context() as patch:

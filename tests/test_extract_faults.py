@@ -1,6 +1,5 @@
 """What goes wrong in a long run is told, costs no more than itself, and never mixes images up."""
 
-import ctypes
 import errno
 import os
 import random
@@ -12,7 +11,6 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from extracting import names, noise, noises
+from filesystem_limits import file_size_limit, mounted
 from PIL import Image
 from torch import Tensor, nn
 
@@ -177,29 +176,6 @@ def test_other_errors_of_the_model_are_not_taken_for_want_of_memory(tmp_path, mo
 
 
 # where results go
-
-
-@contextmanager
-def file_size_limit(nbytes: int):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def mounted(folder: Path, options: str):
-    """A file system in memory at the folder; the test is skipped where that is not allowed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    folder.mkdir(exist_ok=True)
-    if libc.mount(b"none", bytes(folder), b"tmpfs", 0, options.encode()):
-        pytest.skip(f"mounting is not allowed here: {os.strerror(ctypes.get_errno())}")
-    try:
-        yield libc
-    finally:
-        libc.umount2(bytes(folder), 2)
 
 
 def test_a_file_that_cannot_grow_ends_the_run_and_leaves_no_part_of_it(tmp_path, net):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from extracting import index, small_extractor, stored
+from photographs import ADOBE, PHOTOGRAPH, encoded, to_srgb
 from PIL import Image
 from skimage import data
-from test_pictures import ADOBE, PHOTOGRAPH, encoded, to_srgb
 from typer.testing import CliRunner
 
 import featx

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import relative_difference
 from extracting import ten_colours
-from test_bulk_ray import Asked
-from test_runtime_cache import net
+from fake_ray import Asked
+from two_level_net import net
 
 import featx
 from featx import ArgumentError, FeatureDataset, MissingPackageError, OutputError

@@ -202,3 +202,11 @@ def test_each_signature_of_create_model_has_the_options_of_loading_with_their_de
         assert options.items() <= {name: one.default for name, one in parameters.items()}.items()
         assert set(parameters) <= {*factory.ARGUMENTS, "arch"}
     assert set(options) < set(factory.ARGUMENTS)
+
+
+def test_help_shows_every_argument_of_create_model_with_its_default():
+    shown = signature(featx.create_model).parameters
+    assert tuple(shown)[:-1] == factory.ARGUMENTS
+    assert shown["features_only"].default is False
+    for field in fields(LoadOptions):
+        assert shown[field.name].default == field.default

@@ -62,7 +62,7 @@ ENTRIES = [created, extractor, filled, bridged, segmenter]
 @pytest.mark.parametrize(("stored", "held", "value"), CASES, ids=str)
 def test_values_that_are_infinite_in_the_models_type_are_refused_by_name(entry, stored, held, value):
     with pytest.raises(
-        CheckpointError, match=rf"not finite (backbone\.)?{WEIGHT}: it holds values that {held} has not"
+        CheckpointError, match=rf"not finite (backbone\.)?{WEIGHT}: it holds values that overflow {held}"
     ):
         entry(with_value(value, stored), held)
 
@@ -96,7 +96,7 @@ def test_the_largest_values_of_the_models_type_are_taken(entry, stored, held, va
 def test_files_are_judged_as_dictionaries_are(tmp_path):
     save_file(with_value(1e200, torch.float64), tmp_path / "w.safetensors")
     for mmap in (False, True):
-        with pytest.raises(CheckpointError, match=r"values that torch\.float32 has not"):
+        with pytest.raises(CheckpointError, match=r"values that overflow torch\.float32"):
             featx.create_model(NAME, checkpoint_path=tmp_path / "w.safetensors", mmap=mmap)
 
 
@@ -109,7 +109,7 @@ def test_infinite_values_are_taken_if_asked_for():
 def test_values_that_adapting_made_too_large_are_refused():
     state = with_value(1.0, torch.float32)
     state[WEIGHT] += 30_000
-    with pytest.raises(CheckpointError, match=f"{WEIGHT}: it holds values that torch.float16 has not"):
+    with pytest.raises(CheckpointError, match=f"{WEIGHT}: it holds values that overflow torch.float16"):
         featx.create_model(NAME, in_chans=1, checkpoint_path=state, dtype=torch.float16)
 
 
@@ -131,5 +131,5 @@ def test_a_users_model_with_weights_beyond_the_type_asked_for_is_refused(own_reg
         return Large()
 
     assert featx.create_model("large", dtype=torch.bfloat16).conv.weight.dtype == torch.bfloat16
-    with pytest.raises(CheckpointError, match=r"Large has values that torch.float16 has not, in 'conv.weight'"):
+    with pytest.raises(CheckpointError, match=r"Large has values that overflow torch.float16, in 'conv.weight'"):
         featx.create_model("large", dtype=torch.float16)

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from places import Tiny
 
 import featx
-from featx.weights.source import checked_address, content_length
+from featx.weights.download import checked_url, content_length
 
 
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://[::1/w.pth", r"'http://\[::1/w.pth' is no address \(ValueError: Invalid IPv6 URL\)"),
-        ("http://host:port/w.pth", "is no address"),
-        ("http://host:99999/w.pth", "is no address"),
-        (f"http://{'a' * 64}.org/w.pth", "is no address .*label"),
-        ("http://a..b/w.pth", "is no address .*label"),
-        ("http:///w.pth", "is no address of a file"),
-        ("http://host/a\x1b[2J.pth", r"is no address of a file"),
-        ("http://host/" + "a" * 251 + ".pth", "is no address of a file"),
-        ("http://host/" + "a/" * 5000 + "w.pth", "is no address of a file"),
-        ("http://host/" + "в" * 120 + ".pth", "is no address of a file"),
+        ("http://[::1/w.pth", r"'http://\[::1/w.pth' is not a URL \(ValueError: Invalid IPv6 URL\)"),
+        ("http://host:port/w.pth", "is not a URL"),
+        ("http://host:99999/w.pth", "is not a URL"),
+        (f"http://{'a' * 64}.org/w.pth", "is not a URL .*label"),
+        ("http://a..b/w.pth", "is not a URL .*label"),
+        ("http:///w.pth", "is not the URL of a file"),
+        ("http://host/a\x1b[2J.pth", r"is not the URL of a file"),
+        ("http://host/" + "a" * 251 + ".pth", "is not the URL of a file"),
+        ("http://host/" + "a/" * 5000 + "w.pth", "is not the URL of a file"),
+        ("http://host/" + "в" * 120 + ".pth", "is not the URL of a file"),
         ("https://me:secret@host/w.pth", "'https://host/w.pth' holds the name or password of a user"),
         ("https://secret@host/w.pth", "'https://host/w.pth' holds the name or password of a user"),
-        ("https://me:secret@host:port/w.pth", "'https://host:port/w.pth' is no address:"),
-        ("https://me:secret@[::1/w.pth", "is no address:"),
+        ("https://me:secret@host:port/w.pth", "'https://host:port/w.pth' is not a URL:"),
+        ("https://me:secret@[::1/w.pth", "is not a URL:"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_an_address_is_refused_before_anybody_is_asked(url, problem):
@@ -45,7 +45,7 @@ def test_what_cannot_be_an_address_is_refused_before_anybody_is_asked(url, probl
 @pytest.mark.parametrize("scheme", ["http", "HTTP", "Https"])
 def test_schemes_are_read_in_any_case(scheme, monkeypatch):
     asked = []
-    monkeypatch.setattr("featx.weights.source.fetched", lambda url, cache_dir: asked.append(url) or 1 / 0)
+    monkeypatch.setattr("featx.weights.download.download_url", lambda url, cache_dir: asked.append(url) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         featx.load_weights(Tiny(), f"{scheme}://host/w.pth")
     assert asked == [f"{scheme}://host/w.pth"]
@@ -140,7 +140,7 @@ PIECES = st.lists(st.sampled_from(LETTERS) | st.text(max_size=3), max_size=20)
 def check_address(pieces: list[str]) -> None:
     """The text is an address, or refused in a few words."""
     with suppress(featx.ArgumentError):
-        checked_address("http://" + "".join(pieces))
+        checked_url("http://" + "".join(pieces))
 
 
 @given(PIECES)

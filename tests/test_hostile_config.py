@@ -13,8 +13,8 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from netspresso_yaml import backbone
 from safetensors.torch import save
-from test_mobilevit_yaml import backbone
 
 import featx
 from featx.arguments import fits
@@ -71,7 +71,7 @@ RELU = "torch.nn.modules.activation.ReLU"
         ({"featx": {"data_config": {"size": 3}}}, "featx.data_config has channel_order, crop_rounding"),
         ({"featx": {"out_indices": ["1"]}}, "featx.out_indices is a list of positions"),
         ({"featx": {"config": {"style": {"class": 3}}}}, "names '3'"),
-        ({"featx": {"config": {"style": {"class": RESIDUAL, "fields": 3}}}}, "no object"),
+        ({"featx": {"config": {"style": {"class": RESIDUAL, "fields": 3}}}}, "as an object, got a"),
         ({"featx": {"config": {"style": {"path": "a" * 5000}}}}, "names 'a{200}'"),
         (
             {"featx": {"config": {"max_pool": {"partial": POOL, "fields": {"kernel_size": "x"}}}}},

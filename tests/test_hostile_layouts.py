@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import featx
-from featx.empty import without_values
-from featx.weights.convert import families
+from featx.meta_init import init_empty_weights
+from featx.weights.convert import family_names
 from featx.weights.layout import all_layouts
 
 NAMES = (
@@ -21,15 +21,15 @@ NAMES = (
 
 @cache
 def native(name: str) -> dict[str, Tensor]:
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name)
     return {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in model.state_dict().items()}
 
 
 def written(name: str) -> dict[str, dict[str, Tensor]]:
     """The checkpoint of a model as each program writes it that can."""
-    with without_values():
-        kinds = families(featx.create_model(name))
+    with init_empty_weights():
+        kinds = family_names(featx.create_model(name))
     found = {"native": native(name)}
     for number, layout in enumerate(all_layouts()):
         if layout.family in kinds and layout.from_native is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_hostile_pickles import call, integer, legacy, named, tensor, text, tuples, with_attribute, zipped
+from pickle_builder import call, integer, legacy, named, tensor, text, tuples, with_attribute, zipped
 
 import featx
 from featx.weights.checkpoint import LoadOptions, read_tensors

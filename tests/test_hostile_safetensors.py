@@ -33,14 +33,14 @@ from featx.weights.readers import read_checkpoint
         ({"a": entry(0, 8, (2**40, 2**40))}, 8, "a shape that no tensor has"),
         ({"a": entry(0, 0, (2**40, 2**40, 0))}, 0, "a shape that no tensor has"),
         ({"a": entry(0, 0, (2**63, 0))}, 0, "not a whole safetensors file"),
-        (b'{"a":' + b"[" * 100_000, 0, "is no JSON: RecursionError"),
-        ({"\ud800": entry(0, 8)}, 8, "named by what is no text"),
+        (b'{"a":' + b"[" * 100_000, 0, "is not JSON: RecursionError"),
+        ({"\ud800": entry(0, 8)}, 8, "named with invalid Unicode"),
         ({"a": [0, 8]}, 8, "'a' is not described by"),
         ({"a": {**entry(0, 8), "shape": [True, 2]}}, 8, "lists of counts"),
         ({"a": entry(0, 1, [1] * 65, "U8")}, 1, "a shape that no tensor has"),
-        (b"[1]", 0, "no JSON object of tensors"),
+        (b"[1]", 0, "not a JSON object of tensors"),
         (b"\xff\xfe", 0, "not a whole safetensors file"),
-        ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8, "with texts as metadata"),
+        ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8, "with strings as metadata"),
         (b'{"a":%a,"a":%a}' % ((entry(0, 8),) * 2), 8, r"twice, .*'a'"),
         (b'{"a":%a,"a":%a}' % (entry(0, 8), entry(0, 8, dtype="I32")), 8, r"twice, .*'a'"),
         (b'{"a":%a,"a":%a}' % (entry(0, 8), entry(8, 16)), 16, r"twice, .*'a'"),
@@ -61,7 +61,7 @@ def test_a_safetensors_header_that_is_said_to_be_huge_is_refused(tmp_path, lengt
 
 @pytest.mark.parametrize("header", [b'{"a":"%s"}' % (b" " * (33 << 20)), b'{"a":[%s{}]}' % (b"{}," * 110_000)])
 def test_a_safetensors_header_longer_than_any_networks_is_refused_before_it_is_parsed(tmp_path, header):
-    refuse(write_safetensors(tmp_path / "w.safetensors", header), "a header of .* no network has so many tensors")
+    refuse(write_safetensors(tmp_path / "w.safetensors", header), "a header of .* no network has that many tensors")
 
 
 def test_a_safetensors_file_cut_anywhere_is_refused(tmp_path):
@@ -89,7 +89,7 @@ TENSORS = {
     "flags": torch.tensor([True, False, True]),
 }
 # what only this reader refuses
-STRICTER = "names tensors twice|which cannot be read|a shape that no tensor has|texts as metadata"
+STRICTER = "names tensors twice|which cannot be read|a shape that no tensor has|strings as metadata"
 NUMBERS = st.one_of(st.integers(-1, 40), st.sampled_from([2**31, 2**60, 2**63, 2**64, 1.0, 1e3, True]))
 FIELDS = {
     "dtype": st.sampled_from(["F32", "BF16", "I64", "BOOL", "U8", "F64", "C64", "F4", "F8_E8M0", "f32", "", 1, None]),

@@ -10,9 +10,9 @@ from conftest import images, randomise, relative_difference, same_state
 
 import featx
 from featx import CheckpointError
-from featx.weights.layout import all_layouts, find
+from featx.weights.layout import all_layouts, find_layout
 
-LAYOUT = find("blip", ["ViT"])
+LAYOUT = find_layout("blip", ["ViT"])
 NAME, TINY = "vit_tiny_patch16_224", {"dim": 96, "depth": 2, "heads": 3, "image_size": 64, "antialias": False}
 
 LAYERS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -116,5 +116,5 @@ def test_what_no_layout_knows_is_named(foreign):
 
 
 def test_no_other_layout_recognises_these_names_nor_this_one_native_names(model, foreign):
-    assert [other for other in all_layouts() if other.recognises(foreign)] == [LAYOUT]
-    assert not LAYOUT.recognises(model.state_dict())
+    assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]
+    assert not LAYOUT.recognizes(model.state_dict())

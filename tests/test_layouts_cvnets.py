@@ -10,9 +10,9 @@ from naming import both, conv_norm
 
 import featx
 from featx import CheckpointError
-from featx.weights.layout import all_layouts, find, recognise
+from featx.weights.layout import all_layouts, find_layout, recognize_layout
 
-V1, V2 = find("cvnets", ["MobileViT"]), find("cvnets", ["MobileViTV2"])
+V1, V2 = find_layout("cvnets", ["MobileViT"]), find_layout("cvnets", ["MobileViTV2"])
 CASES = [(V1, "mobilevit_xxs"), (V2, "mobilevitv2_050")]
 DEPTHS = {3: 2, 4: 4, 5: 3}
 EVERY = [name for name in featx.list_models() if name.startswith("mobilevit")]
@@ -134,10 +134,10 @@ def test_there_and_back_changes_nothing(case):
 def test_every_variant_comes_back_with_its_names_and_shapes(name):
     with torch.device("meta"):
         native = featx.create_model(name).state_dict()
-    layout = find("cvnets", [family(name)])
+    layout = find_layout("cvnets", [family(name)])
     foreign = layout.from_native(native)
     back = layout.to_native(foreign, native)
-    assert recognise(foreign, [family(name)]) is layout
+    assert recognize_layout(foreign, [family(name)]) is layout
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in native.items()}
 
 
@@ -249,7 +249,7 @@ def test_a_cut_model_goes_there_and_back(case, levels):
     layout, name, model = case
     native = featx.FeatureExtractWrapper(model, levels).state_dict()
     foreign = layout.from_native(native)
-    assert recognise(foreign, [family(name)]) is layout
+    assert recognize_layout(foreign, [family(name)]) is layout
     assert same_state(layout.to_native(foreign, native), native)
 
 
@@ -263,14 +263,14 @@ def test_images_of_other_than_three_channels_are_not_turned_round():
 def test_the_other_version_native_names_and_transformers_names_are_not_recognised(name, other):
     with torch.device("meta"):
         native = featx.create_model(name).state_dict()
-    own = find("cvnets", [family(name)])
+    own = find_layout("cvnets", [family(name)])
     foreign = own.from_native(native)
-    assert not other.recognises(foreign)
-    assert not own.recognises(native)
-    assert not own.recognises(to_transformers(foreign, "mobilevit"))
+    assert not other.recognizes(foreign)
+    assert not own.recognizes(native)
+    assert not own.recognizes(to_transformers(foreign, "mobilevit"))
 
 
 def test_no_other_layout_recognises_these_names(case):
     layout, _, model = case
     foreign = layout.from_native(model.state_dict())
-    assert [other for other in all_layouts() if other.recognises(foreign)] == [layout]
+    assert [other for other in all_layouts() if other.recognizes(foreign)] == [layout]

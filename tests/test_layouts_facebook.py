@@ -17,7 +17,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as timm_vit
 from torch import Tensor, nn
 
 import featx
-from featx.weights.layout import find, recognise
+from featx.weights.layout import find_layout, recognize_layout
 
 # Single precision, the same operations in another order.
 TOLERANCE = 1e-5
@@ -101,7 +101,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def foreign(case: Case) -> State:
-    from_native = find(case.system, [case.family]).from_native
+    from_native = find_layout(case.system, [case.family]).from_native
     assert from_native is not None
     return from_native(native(case))
 
@@ -128,13 +128,13 @@ def test_there_and_back_again_nothing_has_changed(case):
 
 
 def test_the_layout_says_how_the_original_computes(case):
-    found = recognise(foreign(case), [case.family])
+    found = recognize_layout(foreign(case), [case.family])
     assert found is not None
     assert dict(found.settings) == case.settings
 
 
 def test_our_own_names_are_taken_for_ours(case):
-    assert recognise(native(case), [case.family]) is None
+    assert recognize_layout(native(case), [case.family]) is None
 
 
 def test_logits_are_those_of_timms_conversion(case, tmp_path):
@@ -257,7 +257,7 @@ PUBLISHED = [
 def test_every_published_convnext_fits(name):
     with torch.device("meta"):
         ours = featx.create_model(name).state_dict()
-    from_native = find("facebook", ["ConvNeXt"]).from_native
+    from_native = find_layout("facebook", ["ConvNeXt"]).from_native
     assert from_native is not None
     theirs = from_native(ours)
     assert all(tensor.ndim == 2 for key, tensor in theirs.items() if ".pwconv" in key and key.endswith("weight"))

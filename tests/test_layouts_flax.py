@@ -12,11 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 import featx
 from featx import CheckpointError
-from featx.weights.layout import all_layouts, find
+from featx.weights.layout import all_layouts, find_layout
 from featx.weights.layouts.flax import to_flax
 from featx.weights.readers import read_checkpoint
 
-LAYOUT = find("flax", ["ViT"])
+LAYOUT = find_layout("flax", ["ViT"])
 PLAIN = ("vit_tiny_patch16_224", {"depth": 2, "image_size": 64})
 HYBRIDS = [("vit_small_r26_s32_224", {"depth": 1, "image_size": 64}), ("vit_tiny_r_s16_p8_224", {"depth": 1})]
 CASES = [PLAIN, (PLAIN[0], {**PLAIN[1], "representation": 48}), *HYBRIDS]
@@ -168,8 +168,8 @@ def test_a_checkpoint_without_a_value_layer_says_so():
 def test_no_other_layout_recognises_these_names_nor_this_one_native_names():
     native = build(*PLAIN, num_classes=7).state_dict()
     foreign = LAYOUT.from_native(native)
-    assert [other for other in all_layouts() if other.recognises(foreign)] == [LAYOUT]
-    assert not LAYOUT.recognises(native)
+    assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]
+    assert not LAYOUT.recognizes(native)
 
 
 def test_the_published_file_is_read_as_numpy_reads_it():

@@ -19,9 +19,9 @@ from torch import nn
 import featx
 from featx import CheckpointError
 from featx.models.layers.padding import SameAvgPool2d, SameConv2d, SameMaxPool2d
-from featx.weights import values
-from featx.weights.layout import all_layouts, recognise
-from featx.weights.load import families, load_weights
+from featx.weights.config_codec import same_value
+from featx.weights.layout import all_layouts, recognize_layout
+from featx.weights.load import family_names, load_weights
 
 DATA = Path(__file__).parent / "data"
 NAMES = json.loads(gzip.decompress((DATA / "mindcv_names.json.gz").read_bytes()))
@@ -72,12 +72,12 @@ def shapes(state):
 @cache
 def classes_of(ours):
     with torch.device("meta"):
-        return families(featx.create_model(ours))
+        return family_names(featx.create_model(ours))
 
 
 def layout_of(name, ours):
     """The layout of MindCV's network of that name, which is of a class of ours."""
-    layout = recognise(of_names(name), classes_of(ours))
+    layout = recognize_layout(of_names(name), classes_of(ours))
     assert layout is not None
     assert layout.system == "mindcv"
     return layout
@@ -190,7 +190,7 @@ def test_the_flattened_spelling_is_recognised(tiny):
         else tag: tensor
         for tag, tensor in theirs.items()
     }
-    assert recognise(flat, families(model)) is layout
+    assert recognize_layout(flat, family_names(model)) is layout
     assert same_state(
         layout.to_native(flat, list(model.state_dict())), layout.to_native(theirs, list(model.state_dict()))
     )
@@ -219,12 +219,12 @@ def test_moving_averages_are_taken_where_they_are_asked_for(tiny):
 
 def test_our_own_names_are_not_recognised(tiny):
     layout, _, model, _ = tiny
-    assert not layout.recognises(model.state_dict())
+    assert not layout.recognizes(model.state_dict())
 
 
 def test_networks_of_one_class_are_told_apart():
     recognised = {
-        name: [LAYOUTS.index(layout) for layout in LAYOUTS if layout.recognises(of_names(name))] for name in NAMES
+        name: [LAYOUTS.index(layout) for layout in LAYOUTS if layout.recognizes(of_names(name))] for name in NAMES
     }
     for name, layouts in recognised.items():
         by_family = [LAYOUTS[index].family for index in layouts]
@@ -296,4 +296,4 @@ def test_a_network_built_as_mindcv_builds_it_is_saved_and_built_again(tiny, save
     featx.save(loaded, tmp_path / "folder")
     again = featx.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert same_state(again.state_dict(), loaded.state_dict())
-    assert values.same(again.config, loaded.config)
+    assert same_value(again.config, loaded.config)

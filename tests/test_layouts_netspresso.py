@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 import featx
 from featx import CheckpointError
-from featx.weights.layout import all_layouts, find, recognise
+from featx.weights.layout import all_layouts, find_layout, recognize_layout
 
-LAYOUT = find("netspresso", ["MobileViT"])
+LAYOUT = find_layout("netspresso", ["MobileViT"])
 NAME = "mobilevit_xxs"
 
 
@@ -152,11 +152,11 @@ def test_a_checkpoint_without_a_value_layer_says_so(foreign):
 def test_a_cut_model_goes_there_and_back(model, levels):
     native = featx.FeatureExtractWrapper(model, levels).state_dict()
     foreign = LAYOUT.from_native(native)
-    assert recognise(foreign, ["MobileViT"]) is LAYOUT
+    assert recognize_layout(foreign, ["MobileViT"]) is LAYOUT
     assert same_state(LAYOUT.to_native(foreign, native), native)
 
 
 def test_no_other_layout_recognises_these_names_nor_this_one_native_names(model, foreign):
-    assert [other for other in all_layouts() if other.recognises(foreign)] == [LAYOUT]
-    assert not LAYOUT.recognises(model.state_dict())
-    assert not LAYOUT.recognises(find("cvnets", ["MobileViT"]).from_native(model.state_dict()))
+    assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]
+    assert not LAYOUT.recognizes(model.state_dict())
+    assert not LAYOUT.recognizes(find_layout("cvnets", ["MobileViT"]).from_native(model.state_dict()))

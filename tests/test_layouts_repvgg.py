@@ -7,7 +7,7 @@ from torch import Tensor
 
 import featx
 from featx.models.repvgg import reparameterize
-from featx.weights.layout import find, recognise
+from featx.weights.layout import find_layout, recognize_layout
 
 FIELDS = {"depths": (2, 1, 1, 1), "widths": (0.25, 0.25, 0.25, 0.25), "num_classes": 7}
 
@@ -22,7 +22,7 @@ def native(name: str, *, fused: bool = False) -> dict[str, Tensor]:
 
 
 def foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from_native = find("repvgg", ["RepVGG"]).from_native
+    from_native = find_layout("repvgg", ["RepVGG"]).from_native
     assert from_native is not None
     return from_native(state)
 
@@ -56,7 +56,7 @@ def test_there_and_back_again_nothing_has_changed(name, fused):
 
 @pytest.mark.parametrize("fused", [False, True], ids=["training", "deployment"])
 def test_our_own_names_are_taken_for_ours(fused):
-    assert recognise(native("repvgg_a0", fused=fused), ["RepVGG"]) is None
+    assert recognize_layout(native("repvgg_a0", fused=fused), ["RepVGG"]) is None
 
 
 @pytest.mark.parametrize("features_only", [False, True])

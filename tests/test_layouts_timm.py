@@ -8,7 +8,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 import featx
-from featx.weights.layout import recognise
+from featx.weights.layout import recognize_layout
 
 # Wrappers that timm cannot put around these: their levels lie deeper than it looks, or are no modules.
 NESTED = ("mobilenet", "test_efficientnet", "vit", "hrnet")
@@ -84,7 +84,7 @@ def test_a_layer_before_the_classifier_asks_for_its_width(linear):
     state = dict(model.state_dict())
     if linear:
         state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
-    layout = recognise(state, ["ViT"])
+    layout = recognize_layout(state, ["ViT"])
     assert layout is not None
     assert layout.settings == {"representation": 192}
     again = featx.create_model("vit_tiny_patch16_224", **{**VIT, "dim": 192, **layout.settings}).eval()
@@ -98,4 +98,4 @@ def test_a_layer_before_the_classifier_asks_for_its_width(linear):
 def test_names_of_today_are_ours(name):
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), featx.create_model(name)
-    assert recognise(theirs.state_dict(), [type(ours).__name__]) is None
+    assert recognize_layout(theirs.state_dict(), [type(ours).__name__]) is None

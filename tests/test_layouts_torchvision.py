@@ -15,10 +15,10 @@ from torchvision.models import convnext, efficientnet, regnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import featx
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.models.layers.mobile import ConvNormAct as Dense
 from featx.models.layers.mobile import DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
-from featx.weights.layout import Layout, find, recognise
+from featx.weights.layout import Layout, find_layout, recognize_layout
 
 # Single precision, the same operations in another order.
 TOLERANCE = 1e-5
@@ -114,13 +114,13 @@ def foreign(case: Case, num_classes: int = 7) -> nn.Module:
 
 
 def layout_of(case: Case, state: dict[str, Tensor]) -> Layout:
-    found = recognise(state, [case.family])
+    found = recognize_layout(state, [case.family])
     assert found is not None
     return found
 
 
 def settings(case: Case, model: nn.Module) -> dict[str, Any]:
-    found = recognise(model.state_dict(), [case.family])
+    found = recognize_layout(model.state_dict(), [case.family])
     return {**case.fields, **(found.settings if found else {})}
 
 
@@ -181,7 +181,7 @@ def test_there_and_back_again_nothing_has_changed(name):
     case = CASES[name]
     native = randomise(featx.create_model(case.name, num_classes=7, **case.fields)).state_dict()
     before = {name: tensor.clone() for name, tensor in native.items()}
-    from_native = find("torchvision", [case.family]).from_native
+    from_native = find_layout("torchvision", [case.family]).from_native
     assert from_native is not None
     theirs = from_native(native)
     case.build(num_classes=7).load_state_dict(theirs, strict=True)
@@ -196,7 +196,7 @@ def test_our_own_names_are_not_taken_for_torchvisions(name):
     case = CASES[name]
     with torch.device("meta"):
         model = featx.create_model(case.name, **case.fields)
-    assert recognise(model.state_dict(), [case.family]) is None
+    assert recognize_layout(model.state_dict(), [case.family]) is None
 
 
 GIGAFLOPS = {"1_6": "016", "3_2": "032", "16": "160", "32": "320"}
@@ -244,7 +244,7 @@ def widths_with_values(monkeypatch):
 @pytest.mark.usefixtures("widths_with_values")
 @pytest.mark.parametrize("theirs", PUBLISHED)
 def test_every_published_model_fits(theirs):
-    with without_values():
+    with init_empty_weights():
         reference = tv.get_model(theirs)
         model = featx.create_model(PUBLISHED[theirs], num_classes=1000)
     ours = to_native(reference.state_dict(), model.state_dict().keys(), [type(model).__name__])
@@ -257,10 +257,10 @@ def test_every_published_model_fits(theirs):
 @pytest.mark.usefixtures("widths_with_values")
 @pytest.mark.parametrize("theirs", [name for name in PUBLISHED if not name.startswith(("vit", "convnext"))])
 def test_every_published_model_has_the_epsilon_of_its_norms(theirs):
-    with without_values():
+    with init_empty_weights():
         reference = tv.get_model(theirs)
         model = featx.create_model(PUBLISHED[theirs])
-        found = recognise(reference.state_dict(), [type(model).__name__])
+        found = recognize_layout(reference.state_dict(), [type(model).__name__])
         model = featx.create_model(PUBLISHED[theirs], **(found.settings if found else {}))
     expected, ours = (
         {module.eps for module in net.modules() if isinstance(module, nn.BatchNorm2d)} for net in (reference, model)
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_depth_is_refused_by_name(tmp_path):
 
 
 def test_resnets_have_the_same_names_there_and_here():
-    back = find("torchvision", ["ResNet"]).from_native
+    back = find_layout("torchvision", ["ResNet"]).from_native
     for name, theirs in (("resnet18", tv.resnet18), ("resnext50_32x4d", tv.resnext50_32x4d)):
         with torch.device("meta"):
             model, reference = featx.create_model(name), theirs()

@@ -9,7 +9,7 @@ from transformers_cases import CASES, CLASSES, Case, built, close, outputs, save
 from transformers_cases import case as case
 
 import featx
-from featx.weights.layout import all_layouts, recognise
+from featx.weights.layout import all_layouts, recognize_layout
 
 CLASSIFIERS = [name for name, case in CASES.items() if case.classifies]
 
@@ -100,13 +100,13 @@ def test_a_model_of_ours_is_not_taken_for_one_of_transformers():
     for name in names:
         with torch.device("meta"):
             model = featx.create_model(name)
-        assert recognise(model.state_dict(), [type(model).__name__]) is None, name
+        assert recognize_layout(model.state_dict(), [type(model).__name__]) is None, name
 
 
 def test_one_layout_recognises_a_model_of_transformers(case, tmp_path):
     theirs = built(case.theirs())
     for state in (theirs.state_dict(), load_file(saved(theirs, tmp_path))):
-        assert [layout for layout in all_layouts() if layout.recognises(state)] == [case.layout]
+        assert [layout for layout in all_layouts() if layout.recognizes(state)] == [case.layout]
 
 
 def test_the_first_convolution_of_mobilevit_is_turned_round_and_that_of_v2_is_not(tmp_path):

@@ -7,7 +7,7 @@ from transformers_cases import CASES, XXS, doubled, efficientnet, mobilevit, vit
 
 import featx
 from featx import CheckpointError
-from featx.weights.layout import recognise
+from featx.weights.layout import recognize_layout
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_every_published_size_fits_the_variant_of_its_name(name):
         theirs = (hf.AutoModelForImageClassification if classifies else hf.AutoModel).from_config(config)
         ours = featx.create_model(name, num_classes=config.num_labels if classifies else 0)
     given = {name: tensor for name, tensor in theirs.state_dict().items() if not name.endswith("mask_token")}
-    layout = recognise(given, [type(ours).__name__])
+    layout = recognize_layout(given, [type(ours).__name__])
     assert layout is not None
     wanted = {name: tensor.shape for name, tensor in ours.state_dict().items()}
     assert {name: tensor.shape for name, tensor in layout.to_native(given, wanted).items()} == wanted

@@ -133,13 +133,13 @@ REFUSED = {
     "version 4": ("a.npy", array(version=1).replace(b"\x01\x00", b"\x04\x00", 1), "format 1, 2 or 3"),
     "no array": ("a.npy", b"hello", "it begins with b'hello'"),
     "empty": ("a.npy", b"", "it begins with b''"),
-    "not an array": ("a.txt", b"hello", "'a.txt' is no array"),
-    "upwards": ("../a.npy", array(), "is no name of a tensor"),
-    "upwards inside": ("a/../../b.npy", array(), "is no name of a tensor"),
-    "from the root": ("/etc/a.npy", array(), "is no name of a tensor"),
-    "windows": ("..\\a.npy", array(), "is no name of a tensor"),
-    "nameless": (".npy", array(), "is no name of a tensor"),
-    "control": ("a\x1b[2J.npy", array(), "is no name of a tensor"),
+    "not an array": ("a.txt", b"hello", "'a.txt' is not an array"),
+    "upwards": ("../a.npy", array(), "is not a tensor name"),
+    "upwards inside": ("a/../../b.npy", array(), "is not a tensor name"),
+    "from the root": ("/etc/a.npy", array(), "is not a tensor name"),
+    "windows": ("..\\a.npy", array(), "is not a tensor name"),
+    "nameless": (".npy", array(), "is not a tensor name"),
+    "control": ("a\x1b[2J.npy", array(), "is not a tensor name"),
 }
 
 
@@ -161,7 +161,7 @@ def test_two_arrays_of_one_name_are_refused(path):
 
 def test_all_names_that_are_wrong_are_listed(path):
     archive(path, [("../a.npy", array()), ("b.txt", b"")])
-    with pytest.raises(CheckpointError, match=r"'\.\./a\.npy' is no name of a tensor; 'b\.txt' is no array"):
+    with pytest.raises(CheckpointError, match=r"'\.\./a\.npy' is not a tensor name; 'b\.txt' is not an array"):
         read_npz(path)
 
 

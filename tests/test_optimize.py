@@ -11,7 +11,7 @@ from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.necks import FPN, Pipeline
 
 TOLERANCE = 1e-4  # of the largest value: folding rounds differently in every layer
@@ -60,7 +60,7 @@ def test_maps_of_native_models_are_those_of_the_original(name):
 
 def shallow(name):
     """In doubles, where nothing is left of what folding rounds; of blocks alike only the first."""
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name, **narrow(name))
     leave_out_repeats(model)
     modules = dict(model.named_modules())

@@ -88,7 +88,7 @@ def test_a_folder_whose_preprocessing_means_nothing_is_refused(folder, stated, m
     read = json.loads((folder / "config.json").read_text())
     read["pretrained_cfg"] |= stated
     (folder / "config.json").write_text(json.dumps(read))
-    with pytest.raises(CheckpointError, match=rf"config\.json of local-dir:.* preprocessing that cannot be: .*{match}"):
+    with pytest.raises(CheckpointError, match=rf"config\.json of local-dir:.* invalid preprocessing: .*{match}"):
         featx.create_model(f"local-dir:{folder}")
 
 

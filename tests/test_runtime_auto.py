@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import images, randomise, worst
-from test_runtime_cache import Net, net
+from two_level_net import Net, net
 
 import featx
 from featx import FeatureExtractWrapper

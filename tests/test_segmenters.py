@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import featx
 from featx import ArgumentError, CheckpointError
 from featx.heads import AuxiliaryHead, DeepLabV3Config, LinearProbe, PSPNetConfig, Segmenter, segmentation_loss
-from featx.weights.layout import all_layouts, recognise
+from featx.weights.layout import all_layouts, recognize_layout
 
 NARROW = DeepLabV3Config(chs=16)
 BACKBONES = ["mobilevit_xxs", "mobilevitv2_050"]
@@ -107,7 +107,7 @@ def test_a_segmenter_can_be_copied_pickled_compiled_and_exported(tolerant_of_tor
 def test_transformers_names_come_back(backbone):
     state = transformers_model(backbone).state_dict()
     ours = segmenter(backbone, checkpoint_path=state)
-    layout = recognise(state, ["Segmenter"])
+    layout = recognize_layout(state, ["Segmenter"])
     assert layout.system == ours.load_report.layout == "transformers"
     assert same_state(layout.from_native(ours.state_dict()), state)
 
@@ -147,7 +147,7 @@ def test_cvnets_names_lead_there_and_back(backbone, kind):
     foreign = layout.from_native(model.state_dict())
     assert {name for name in foreign if not name.startswith("encoder.")} == names | AUX
     assert not any("classifier" in name or "conv_1x1_exp" in name for name in foreign if name.startswith("encoder."))
-    assert recognise(foreign, ["Segmenter"]) is layout
+    assert recognize_layout(foreign, ["Segmenter"]) is layout
     assert same_state(layout.to_native(foreign, model.state_dict().keys()), model.state_dict())
 
 

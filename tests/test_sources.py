@@ -170,7 +170,9 @@ def test_a_download_that_was_cut_goes_on_where_it_ended(hub, published, monkeypa
 def test_a_file_of_other_content_is_deleted_and_fetched_again(published, tmp_path):
     published.faults["model.safetensors"] = "altered"
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=rf"model\.safetensors of {REPO} was damaged on its way: .*try again"):
+        with pytest.raises(
+            CheckpointError, match=rf"model\.safetensors of {REPO} was corrupted during the download: .*try again"
+        ):
             values_from(f"hf-hub:{REPO}")
         assert [path for path in (tmp_path / "cache").glob("**/blobs/*") if path.is_file()] == []
     published.faults.clear()

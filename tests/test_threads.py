@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import COPIES, VARIANTS, assert_same, images, one_per_family, random_extractor, randomise
 from tapped import Branches, Tokens
-from test_bridge_torchvision import narrow_swin, narrow_vit
 from torch import Tensor, nn
+from torchvision_transformers import narrow_swin, narrow_vit
 
 import featx
 from featx import FeatureExtractWrapper

@@ -10,7 +10,7 @@ from timm.models import get_pretrained_cfg
 
 import featx
 from featx import ArgumentError
-from featx.empty import without_values
+from featx.meta_init import init_empty_weights
 from featx.weights.layouts.flax import to_flax
 
 # One of each kind of head: behind a convolution, before one, with a norm, alone, on tokens; the others in the sweep.
@@ -110,7 +110,7 @@ def test_a_pool_that_changes_the_layers_behind_it_is_refused_with_what_to_build(
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_view_of_the_configuration_says_what_timms_says(name):
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name)
     ours, theirs = model.default_cfg, get_pretrained_cfg(name).to_dict()
     for key in ("architecture", "num_classes", "pool_size", "first_conv", "classifier", "mean", "std", "crop_pct"):
@@ -143,7 +143,7 @@ def test_extractors_show_their_models_view():
 @pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", EVERY)
 def test_shapes_of_features_heads_and_pools_are_what_the_model_says(name):
-    with without_values():
+    with init_empty_weights():
         model = featx.create_model(name, image_size=64).eval()
         x = torch.empty(2, 3, 64, 64)
         features, cells = model.forward_features(x), model.default_cfg["pool_size"]
@@ -306,7 +306,7 @@ def test_widths_of_mlps_and_of_hybrid_stems_are_fields():
     ours = featx.create_model("vit_tiny_patch16_224", depth=1, mlp_ratio=3)
     theirs = timm.create_model("vit_tiny_patch16_224", depth=1, mlp_ratio=3)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-    with without_values():
+    with init_empty_weights():
         stem = featx.create_model("vit_small_r26_s32_224", depth=1, stem_chs=32).patch_embed.backbone
     assert stem.stem.conv.out_channels == 32
     assert [stage.blocks[-1].conv3.out_channels for stage in stem.stages] == [128, 256, 512, 1024]

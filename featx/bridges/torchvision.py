@@ -27,7 +27,7 @@ from ..tracing.map_layout import Size
 from ..tracing.size_rules import SizeRule
 from ..tracing.survey import survey
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
-from ..weights.adapt import Place, input_channels
+from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain
 from ..wrappers.tapped import Tapped, measured_roundings
 
@@ -224,7 +224,7 @@ def _replace_first(model: nn.Module, in_chans: int, name: str) -> None:
     if getattr(model, "transform_input", False):
         raise ArgumentError(f"torchvision/{name} normalises three channels itself: leave in_chans={in_chans} out")
     weight = old.weight.detach()
-    place = Place(path, (len(weight), in_chans, *weight.shape[2:]), model)
+    place = TargetTensor(path, (len(weight), in_chans, *weight.shape[2:]), model)
     changed = input_channels(weight, place) if in_chans > 0 else None
     if changed is None:
         raise ArgumentError(f"in_chans={in_chans}: expected 1 or more")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ArgumentError, CheckpointError
 from ..preprocessing import DataConfig, share
-from ..weights.hub_config import LARGEST_SIDE, NUMBERS, WORD, Kind, read_json, require_kinds
+from ..weights.hub_config import LARGEST_SIDE, NUMBERS, WORD, JsonType, read_json, require_json_types
 
 FILE = "preprocessor_config.json"
 Fields = Mapping[str, Any]
@@ -39,19 +39,19 @@ def _are_sides(value: Any) -> bool:
 
 
 def _are_channels(value: Any) -> bool:
-    return NUMBERS.fits(value) and len(value) == 3 if isinstance(value, list) else NUMBERS.fits([value])
+    return NUMBERS.matches(value) and len(value) == 3 if isinstance(value, list) else NUMBERS.matches([value])
 
 
-SIDES = Kind(f"sides of at most {LARGEST_SIDE} pixels", _are_sides)
-CHANNELS = Kind("a number, or one for each of 3 channels", _are_channels)
-NUMBER = Kind("a number", lambda value: NUMBERS.fits([value]))
-COUNT = Kind("a count", lambda value: type(value) is int and 0 <= value <= LARGEST_SIDE)
+SIDES = JsonType(f"sides of at most {LARGEST_SIDE} pixels", _are_sides)
+CHANNELS = JsonType("a number, or one for each of 3 channels", _are_channels)
+NUMBER = JsonType("a number", lambda value: NUMBERS.matches([value]))
+COUNT = JsonType("a count", lambda value: type(value) is int and 0 <= value <= LARGEST_SIDE)
 KINDS = {
     **dict.fromkeys(("size", "crop_size"), SIDES),
     **dict.fromkeys(("image_mean", "image_std"), CHANNELS),
     **dict.fromkeys(("crop_pct", "rescale_factor"), NUMBER),
     **dict.fromkeys(("ensure_multiple_of", "size_divisor"), COUNT),
-    "resample": Kind("the number of a filter", lambda value: type(value) is int and 0 <= value <= 5),
+    "resample": JsonType("the number of a filter", lambda value: type(value) is int and 0 <= value <= 5),
     **dict.fromkeys(("image_processor_type", "feature_extractor_type"), WORD),
 }
 
@@ -72,7 +72,7 @@ def data_config(where: str, config: Any, cache_dir: str | Path | None = None, re
         fields = _fields_of(name)
         return _stated(_fitted(fields, own), name) if fields else DataConfig(_sides(own) or (224, 224), crop=1.0)
     read = read_json(Path(path), f" of {where}")
-    require_kinds(read, KINDS, f"{FILE} of {where}")
+    require_json_types(read, KINDS, f"{FILE} of {where}")
     named = read.get("image_processor_type") or read.get("feature_extractor_type") or ""
     name = _without_backend(named) or _processor_for(config.model_type)
     try:

@@ -13,8 +13,8 @@ from torch import nn
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError
 from ..factory import create_model
 from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
-from ..weights.load import assign, families, fitted, names_of, place
-from ..weights.source import FOLDER, HUB, config_of
+from ..weights.download import FOLDER, HUB, config_of
+from ..weights.load import assign_tensors, family_names, fit_tensors, full_keys, move_model
 from ..wrappers import FeatureExtractWrapper
 from .dense import AuxiliaryHead, DeepLabV3Config, LinearConfig, PSPNetConfig, SegmentationConfig, require_classes
 from .segmenter import Segmenter
@@ -151,14 +151,14 @@ def _loaded(
     """
     model, device, dtype = build({}), options.device, options.dtype
     if options.checkpoint_path is not None:
-        checkpoint = open_checkpoint(options.checkpoint_path, names_of(model), families(model), options)
+        checkpoint = open_checkpoint(options.checkpoint_path, full_keys(model), family_names(model), options)
         asked = checkpoint.layout.settings if checkpoint.layout else {}
         if settings := {name: value for name, value in asked.items() if name not in given}:
             model = build(settings)
-        tensors, report = fitted(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
-        assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
+        tensors, report = fit_tensors(model, _without_aux(model, checkpoint), resized=resized, dtype=dtype)
+        assign_tensors(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
         model.load_report = report
-    place(model, device, dtype)
+    move_model(model, device, dtype)
     return model
 
 

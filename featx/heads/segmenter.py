@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, InputError
 from ..features import Levels
+from ..load_report import LoadReport
 from ..preprocessing import DataConfig
-from ..report import LoadReport
 from ..wrappers.extractor import maps_in, source_of
 from .dense import DenseHead
 

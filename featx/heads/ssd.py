@@ -17,8 +17,8 @@ from torchvision.ops import box_iou
 from ..errors import ArgumentError, InputError
 from ..features import Levels, as_levels
 from ..image_checks import check_images
+from ..load_report import LoadReport
 from ..preprocessing import DataConfig
-from ..report import LoadReport
 from ..wrappers.extractor import maps_in
 from .ssd_head import SSDConfig, SSDHead
 

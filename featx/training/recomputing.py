@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from ..arguments import require_texts
+from ..arguments import require_strings
 from ..errors import ArgumentError, ContractError, names_in
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.execution_order import meta_images, run_on_meta
@@ -52,7 +52,7 @@ def _chosen(model: nn.Module, kind: type[nn.Module] | str | Sequence[str]) -> di
             kinds = sorted({type(module).__name__ for module in modules.values()})
             raise ArgumentError(f"no module is a {kind.__name__}; there are {names_in(kinds, 30)}")
         return found
-    paths = [kind] if isinstance(kind, str) else require_texts(kind, "kind", str, "paths of modules")
+    paths = [kind] if isinstance(kind, str) else require_strings(kind, "kind", str, "paths of modules")
     missing = [path for path in paths if path not in modules]
     if missing or not paths:
         blocks = [path for path in modules if path and path.count(".") < 2]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ..attention.blocks import blocks_of
-from ..empty import without_values
 from ..errors import ArgumentError, ContractError
 from ..factory import create_model
 from ..features import Levels
+from ..meta_init import init_empty_weights
 from ..registry import list_models
 from ..wrappers import FeatureExtractWrapper
 
@@ -66,7 +66,7 @@ def build(choice: Choice) -> FeatureExtractWrapper:
 
 def facts(name: str) -> tuple[Levels, list[str]]:
     """The levels of a model, and its blocks with attention, built without values. Raises what `create_model` raises."""
-    with without_values():
+    with init_empty_weights():
         extractor = create_model(name, features_only=True)
     try:
         return extractor.feature_info, [block.name for block in blocks_of(extractor)]

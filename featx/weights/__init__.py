@@ -1,4 +1,4 @@
-"""From a file or the Hub to the parameters of a model: source, read, layout, load."""
+"""Load weights from a file, a URL or the Hub: download, read, convert the layout, load; and save them."""
 
 from .load import load_weights as load_weights
 from .serialization import push_to_hub as push_to_hub

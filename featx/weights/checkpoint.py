@@ -1,4 +1,4 @@
-"""A checkpoint, opened: its tensors under a model's own names, whatever wrote them."""
+"""Checkpoints: options for loading, and tensors renamed from any program's keys to the model's."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -9,10 +9,18 @@ from typing import Any, Self
 import torch
 
 from ..errors import ArgumentError, CheckpointError, names_in
-from .layout import Layout, find, recognise
-from .readers import read_checkpoint, unchanged
-from .source import HUB, locate
-from .state_dict_keys import StateDict, backbone_prefix, plain, require_values, tensors_of, unflattened, unwrapped
+from .download import HUB, locate
+from .layout import Layout, find_layout, recognize_layout
+from .readers import read_checkpoint, require_unchanged
+from .state_dict_keys import (
+    StateDict,
+    backbone_prefix,
+    extract_state_dict,
+    plain_tensors,
+    require_values,
+    strip_prefixes,
+    unflatten_keys,
+)
 
 Weights = str | Path | Mapping[str, Any]
 NATIVE = "native"
@@ -20,9 +28,10 @@ NATIVE = "native"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Which weights a model gets, how they are read, and where they are put; see `create_model` and `load_weights`.
+    """Which weights to load, how to read them, and the target device and dtype, as in `create_model`, `load_weights`.
 
-    Raises ArgumentError if there are two sources of weights.
+    Raises:
+        ArgumentError: both `pretrained` and `checkpoint_path` name a source.
     """
 
     pretrained: bool = False
@@ -43,26 +52,27 @@ class LoadOptions:
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any], pretrained: bool) -> tuple[Self, dict[str, Any]]:
-        """The options among keyword arguments, and the other arguments."""
-        names = {one.name for one in fields(cls)}
+        """Split keyword arguments into load options and the other arguments."""
+        names = {option.name for option in fields(cls)}
         options = {name: value for name, value in arguments.items() if name in names}
         others = {name: value for name, value in arguments.items() if name not in names}
         return cls(pretrained=pretrained, **options), others
 
-    def maps(self, weights: Weights) -> bool:
-        """Whether tensors may be pages of the files at `weights`: by default of those in the Hub's cache alone.
+    def allows_mmap(self, weights: Weights) -> bool:
+        """Whether the files at `weights` may be memory-mapped: by default only those in the Hub's cache.
 
-        These are called by their content, and replaced by others instead of being written to.
+        Cached files are named by their content hash, and are replaced instead of overwritten.
         """
         return str(weights).startswith(HUB) if self.mmap is None else self.mmap
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """state: tensors by native names. source: where they came from. layout: what they were converted from, if at all.
+    """Tensors of a checkpoint by native names.
 
-    skipped: names in the checkpoint that no model of the family has a use for, and why. borrowed: the tensors belong to
-    the caller.
+    state: the tensors. source: path or address. layout: the layout they were converted from; None for native names.
+    skipped: checkpoint names that the family does not use, with the reason. borrowed: whether the caller owns the
+    tensors.
     """
 
     state: StateDict
@@ -75,9 +85,17 @@ class Checkpoint:
 def open_checkpoint(
     weights: Weights, names: Collection[str], families: Collection[str], how: LoadOptions
 ) -> Checkpoint:
-    """The tensors of `weights`, what `locate` finds or a dictionary, for a model of `families` that has these `names`.
+    """Read a checkpoint and rename its tensors to native names.
 
-    Raises WeightsNotFoundError and CheckpointError.
+    Args:
+        weights: a state dict, or a place as in `locate`.
+        names: state dict keys of the full model.
+        families: class names of the model, which select the layouts.
+        how: how to read the checkpoint.
+
+    Raises:
+        WeightsNotFoundError: the weights were not found.
+        CheckpointError: the checkpoint cannot be read, or its layout is ambiguous.
     """
     if not how.auto_mapping and how.layout not in (None, NATIVE):
         raise CheckpointError(f"auto_mapping=False takes the model's own names alone: leave layout={how.layout!r} out")
@@ -85,59 +103,59 @@ def open_checkpoint(
     source, state = read_tensors(weights, how)
     if not how.auto_mapping:
         return Checkpoint(state, source, borrowed=borrowed)
-    state, layout = _recognised(state, names, families, how.layout)
+    state, layout = _strip_and_recognize(state, names, families, how.layout)
     skipped: dict[str, str] = {}
     if layout is None and (prefix := backbone_prefix(state, names)) is not None:
-        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        inside, layout = _recognised(part, names, families, how.layout)
+        backbone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        inside, layout = _strip_and_recognize(backbone, names, families, how.layout)
         if layout is not None or any(name in inside for name in names):
             skipped = {name: f"outside {prefix.rstrip('.')}" for name in state if not name.startswith(prefix)}
             state = inside
     if layout is None:
-        return Checkpoint(unflattened(state, names), source, None, skipped, borrowed)
-    kept, ignored = _split(state, layout.ignores)
+        return Checkpoint(unflatten_keys(state, names), source, None, skipped, borrowed)
+    kept, ignored = _without_ignored(state, layout.ignores)
     return Checkpoint(layout.to_native(kept, names), source, layout, {**skipped, **ignored}, borrowed)
 
 
 def read_tensors(weights: Weights, how: LoadOptions) -> tuple[str, StateDict]:
-    """Where the tensors are, in words, and the tensors; of several files all together."""
+    """A description of the source, and the tensors of all its files."""
     if isinstance(weights, Mapping):
-        return "the checkpoint", tensors_of(weights, how.container)
-    paths, mapped, state = locate(weights, how.cache_dir), how.maps(weights), {}
+        return "the checkpoint", extract_state_dict(weights, how.container)
+    paths, mapped, state = locate(weights, how.cache_dir), how.allows_mmap(weights), {}
     if len(paths) == 1:
-        return str(paths[0]), _tensors_in(paths[0], how.container, mapped)
-    with unchanged(paths, weights):
+        return str(paths[0]), _read_state_dict(paths[0], how.container, mapped)
+    with require_unchanged(paths, weights):
         for path in paths:
-            shard = _tensors_in(path, how.container, mapped)
-            if again := sorted(state.keys() & shard.keys()):
-                raise CheckpointError(f"{path} holds tensors that another shard holds too: [{names_in(again)}]")
+            shard = _read_state_dict(path, how.container, mapped)
+            if repeated := sorted(state.keys() & shard.keys()):
+                raise CheckpointError(f"{path} holds tensors that another shard holds too: [{names_in(repeated)}]")
             state.update(shard)
     return str(weights), state
 
 
-def _tensors_in(path: Path, container: str | None, mapped: bool) -> StateDict:
+def _read_state_dict(path: Path, container: str | None, mapped: bool) -> StateDict:
     held = read_checkpoint(path, mapped)
     try:
-        state = tensors_of(held, container)
+        state = extract_state_dict(held, container)
         require_values(state)
-        return plain(state)
+        return plain_tensors(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _recognised(
+def _strip_and_recognize(
     state: StateDict, names: Collection[str], families: Collection[str], asked: str | None
 ) -> tuple[StateDict, Layout | None]:
-    """The tensors without prefixes that mean nothing, and their layout; some layouts begin with such a prefix."""
-    for bare in unwrapped(state, names):
+    """The tensors without wrapper prefixes, and their layout; some layouts start with a prefix that looks like one."""
+    for bare in strip_prefixes(state, names):
         state = bare
-        if asked is None and (layout := recognise(bare, families)) is not None:
+        if asked is None and (layout := recognize_layout(bare, families)) is not None:
             return bare, layout
-    return state, None if asked in (None, NATIVE) else find(asked, families, state)
+    return state, None if asked in (None, NATIVE) else find_layout(asked, families, state)
 
 
-def _split(state: StateDict, ignores: Mapping[str, str]) -> tuple[StateDict, dict[str, str]]:
-    """The tensors that no pattern of `ignores` matches, and the reasons for the others."""
+def _without_ignored(state: StateDict, ignores: Mapping[str, str]) -> tuple[StateDict, dict[str, str]]:
+    """The tensors that no pattern of `ignores` matches, and the names of the others with the reason."""
     reasons = {
         name: reason for name in state for pattern, reason in ignores.items() if re.match(pattern, name) is not None
     }

@@ -1,24 +1,24 @@
-"""Checkpoints looked into, and from one layout into another."""
+"""Inspect checkpoints, and convert them from one layout to another."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 from ..backbone import Backbone
-from ..empty import without_values
 from ..errors import ArgumentError, CheckpointError
+from ..load_report import LoadReport
+from ..meta_init import init_empty_weights
 from ..registry import Variant, lookup
-from ..report import LoadReport
 from .checkpoint import NATIVE, LoadOptions, Weights, open_checkpoint, read_tensors
-from .layout import all_layouts, find
-from .load import all_finite, families, fitted, names_of
-from .state_dict_keys import StateDict, unwrapped
+from .layout import all_layouts, find_layout
+from .load import all_finite, family_names, fit_tensors, full_keys
+from .state_dict_keys import StateDict, strip_prefixes
 
-NATIVE_NAMES = (NATIVE, "timm")  # our names are timm's
+NATIVE_NAMES = (NATIVE, "timm")  # native names are those of timm
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """What a checkpoint holds. systems: the programs whose layout it has, by family; empty if the names are native."""
+class CheckpointSummary:
+    """Contents of a checkpoint. systems: the recognized program by family; empty for native names."""
 
     tensors: int
     values: int
@@ -29,56 +29,62 @@ class Contents:
     first: tuple[str, ...]
 
 
-def inspect(weights: Weights, container: str | None = None) -> Contents:
-    """What is in a file of weights, without a model. Raises as `load_weights` does."""
+def inspect(weights: Weights, container: str | None = None) -> CheckpointSummary:
+    """Summarize a checkpoint without a model. Raises the errors of `load_weights`."""
     _, state = read_tensors(weights, LoadOptions(container=container))
-    found = {
-        layout.family: layout.system for bare in unwrapped(state) for layout in all_layouts() if layout.recognises(bare)
+    systems = {
+        layout.family: layout.system
+        for bare in strip_prefixes(state)
+        for layout in all_layouts()
+        if layout.recognizes(bare)
     }
-    return Contents(
+    return CheckpointSummary(
         len(state),
         sum(tensor.numel() for tensor in state.values()),
         sum(tensor.nbytes for tensor in state.values()),
         dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())),
         tuple(name for name, tensor in state.items() if not all_finite(tensor)),
-        found,
+        systems,
         tuple(state)[:5],
     )
 
 
-def rehearse(weights: Weights, name: str, options: LoadOptions) -> LoadReport:
-    """What loading the checkpoint into the model `name` would do; raises as `load_weights` does.
+def dry_run(weights: Weights, name: str, options: LoadOptions) -> LoadReport:
+    """The report of loading a checkpoint into the model `name`; nothing is kept. Raises the errors of `load_weights`.
 
-    A classifier of another size counts as one to be left fresh.
+    A classifier of another size is reported as skipped.
     """
     model = _empty(name)
-    opened = open_checkpoint(weights, names_of(model), families(model), options)
-    return fitted(model, opened, resized=(f"{model.last_linear}.",))[1]
+    opened = open_checkpoint(weights, full_keys(model), family_names(model), options)
+    return fit_tensors(model, opened, resized=(f"{model.last_linear}.",))[1]
 
 
 def convert(weights: Weights, name: str, to: str, options: LoadOptions) -> StateDict:
-    """The tensors of a checkpoint of the model `name`, all of them, as the program `to` names and shapes them.
+    """All tensors of a checkpoint of the model `name`, converted to the layout of the program `to`.
 
-    Raises CheckpointError if they do not fit the model, or if there is no way back into that layout.
+    Raises:
+        CheckpointError: the checkpoint does not fit the model, or conversion to that layout is not supported.
     """
     model = _empty(name)
-    opened = open_checkpoint(weights, names_of(model), families(model), options)
+    opened = open_checkpoint(weights, full_keys(model), family_names(model), options)
     classifier = f"{model.last_linear}."
-    state, _ = fitted(model, opened, resized=(classifier,), finite=False)
+    state, _ = fit_tensors(model, opened, resized=(classifier,), finite=False)
     state |= {name: tensor for name, tensor in opened.state.items() if name.startswith(classifier)}
     if to in NATIVE_NAMES:
         return state
-    ways = [layout.from_native for layout in all_layouts() if layout.system == to and layout.family in families(model)]
-    back = next((way for way in ways if way is not None), None)
-    if back is None:
-        find(to, families(model), state)  # says which programs there are
-        raise CheckpointError(f"there is no way back into the layout of {to} for {name}")
-    return back(state)
+    converters = [
+        layout.from_native for layout in all_layouts() if layout.system == to and layout.family in family_names(model)
+    ]
+    from_native = next((converter for converter in converters if converter is not None), None)
+    if from_native is None:
+        find_layout(to, family_names(model), state)  # its error lists the known programs
+        raise CheckpointError(f"conversion of {name} to the layout of {to} is not supported")
+    return from_native(state)
 
 
 def _empty(name: str) -> Backbone:
     variant = lookup(name)
     if not isinstance(variant, Variant):
         raise ArgumentError(f"{name} is a user's model: only the families of featx are known in other layouts")
-    with without_values():
+    with init_empty_weights():
         return variant.build(variant.config)

@@ -1,4 +1,4 @@
-"""Files of repositories on the Hugging Face Hub, cached by huggingface_hub; indices of weights in several files."""
+"""Download files from the Hugging Face Hub, and read the index of sharded weights."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from .hub_config import brief, read_json
 from .hub_config import checked_config as checked_config
 
 INDEX = ".index.json"
-MOST_SHARDS, LONGEST_NAME = 1000, 255  # of files, and bytes of their names
+MOST_SHARDS, LONGEST_NAME = 1000, 255  # files of an index, and bytes of a file name
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -21,14 +21,18 @@ WEIGHT_FILES = (
 
 
 def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> tuple[Path, ...]:
-    """Local paths of a repository's weights; WeightsNotFoundError if they are neither there nor cached."""
+    """Local paths of a repository's weight files, which are downloaded if they are not cached.
+
+    Raises:
+        WeightsNotFoundError: the weights are neither on the Hub nor in the cache.
+    """
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     def known_absent(filename: str) -> bool:
         return try_to_load_from_cache(repo, filename, cache_dir, revision) is _CACHED_NO_EXIST
 
-    try:  # the file that is cached is then found without the Hub
+    try:  # files known to be absent come last, so that a cached file is found without the Hub
         candidates = sorted(WEIGHT_FILES, key=known_absent)
     except HFValidationError as error:
         raise ArgumentError(f"{repo} cannot be the name of a repository ({_first_line(error)})") from error
@@ -47,17 +51,21 @@ def hub_weights(repo: str, revision: str = "main", cache_dir: str | Path | None 
 
 
 def hub_config(repo: str, revision: str = "main", cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """A repository's `config.json`.
+    """The `config.json` of a repository.
 
-    WeightsNotFoundError if it is neither there nor cached, CheckpointError if it is not a JSON object.
+    Raises:
+        WeightsNotFoundError: it is neither on the Hub nor in the cache.
+        CheckpointError: it is not a JSON object with the expected types.
     """
     return checked_config(download(repo, "config.json", revision, cache_dir), f" of {repo}")
 
 
 def download(repo: str, filename: str, revision: str = "main", cache_dir: str | Path | None = None) -> Path:
-    """Local path of a file on the Hub, from the cache if it is there.
+    """Local path of a file on the Hub, which is downloaded if it is not cached.
 
-    WeightsNotFoundError if it cannot be had, CheckpointError if another file came in its place.
+    Raises:
+        WeightsNotFoundError: the file cannot be downloaded.
+        CheckpointError: the SHA-256 of the download differs from that of the Hub.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -70,7 +78,7 @@ def download(repo: str, filename: str, revision: str = "main", cache_dir: str | 
         RevisionNotFoundError,
     )
 
-    # HTTPError of the HTTP client, which is another package in each major version of huggingface_hub
+    # HTTPError of the HTTP client: each major version of huggingface_hub uses another client package
     http_errors = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
         cached = try_to_load_from_cache(repo, filename, cache_dir, revision)
@@ -102,40 +110,41 @@ def download(repo: str, filename: str, revision: str = "main", cache_dir: str | 
 
 
 def _check_hash(path: Path, repo: str) -> None:
-    """Raise CheckpointError, and delete the file, if it is not the one whose SHA-256 the Hub gave.
+    """Raise CheckpointError and delete the file if its SHA-256 differs from the one that the Hub announced.
 
-    The cache calls large files by it, which the Hub's client does not compare.
+    The cache names large files by that hash; huggingface_hub does not verify it.
     """
     blob = path.resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name) and (found := sha256_of(blob)) != blob.name:
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and (digest := sha256_of(blob)) != blob.name:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path.name} of {repo} was damaged on its way: its SHA-256 is {found}, the Hub's is {blob.name}. It was "
-            "deleted: try again"
+            f"{path.name} of {repo} was corrupted during the download: its SHA-256 is {digest}, the Hub's is "
+            f"{blob.name}. It was deleted: try again"
         )
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:
-    reason, _, _ = str(error).strip().partition("\n")  # what follows advises what cannot be done through featx
+    reason, _, _ = str(error).strip().partition("\n")  # further lines give advice that does not apply to featx
     return f"{type(error).__name__}: {reason}"
 
 
 def shard_names(index: Path) -> tuple[str, ...]:
-    """The files that an index ("model.safetensors.index.json") lists, which lie beside it.
+    """Names of the shards that an index such as "model.safetensors.index.json" lists.
 
-    Raises CheckpointError if it is no index, or lists files elsewhere.
+    Raises:
+        CheckpointError: the file is not an index, or lists files outside its folder.
     """
-    held = read_json(index)
-    table = held.get("weight_map") if isinstance(held, dict) else None
+    content = read_json(index)
+    table = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(table, dict):
-        raise CheckpointError(f'{index}: expected {{"weight_map": {{tensor: file}}}}, got {brief(held)}')
+        raise CheckpointError(f'{index}: expected {{"weight_map": {{tensor: file}}}}, got {brief(content)}')
     listed = list(table.values())
     elsewhere = [brief(name) for name in listed if not isinstance(name, str) or not _is_beside(name)]
     if elsewhere or not listed:
@@ -149,9 +158,11 @@ def shard_names(index: Path) -> tuple[str, ...]:
 
 
 def local_shards(index: Path) -> tuple[Path, ...]:
-    """The files of weights that an index on this machine lists.
+    """Paths of the shards that a local index lists.
 
-    Raises WeightsNotFoundError naming all that are not there, CheckpointError as `shard_names` does.
+    Raises:
+        WeightsNotFoundError: shards are missing; the message lists them.
+        CheckpointError: the file is not an index, or lists files outside its folder.
     """
     shards = tuple(index.parent / name for name in shard_names(index))
     if missing := [shard.name for shard in shards if not shard.is_file()]:

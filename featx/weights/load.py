@@ -1,4 +1,4 @@
-"""Put tensors into a model, all of them or none; an empty model, one on the meta device, gets them without a copy."""
+"""Load tensors into a model, all or none of them; a model on the meta device gets them without a copy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -8,22 +8,22 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..arguments import require_texts
+from ..arguments import require_strings
 from ..backbone import Backbone
 from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
-from ..report import LoadReport
+from ..load_report import LoadReport
 from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import source_of
 from ..wrappers.transparent import innermost
-from .adapt import adapted
+from .adapt import adapt_tensors
 from .checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint
+from .config_codec import same_value
 from .state_dict_keys import StateDict
-from .values import same
 
-MOST_COMPARED = 100  # names of which the closest are found: each comparison costs
+MOST_COMPARED = 100  # candidates for a spelling hint: comparing names is slow
 
-# Classes of other packages whose tensors are named as those of ours, so that the same layouts become theirs.
+# Classes of other packages with the state dict keys of one of our families, whose layouts they share.
 SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
 
 
@@ -39,23 +39,29 @@ def load_weights(
     cache_dir: str | Path | None = None,
     mmap: bool | None = None,
 ) -> LoadReport:
-    """Fill every parameter and buffer of `model` in place, and say what was done.
+    """Load a checkpoint into all parameters and buffers of `model` in place, and return a report.
 
-    checkpoint: a file, a folder, an URL, "hf-hub:owner/repo[@revision]", or tensors by name. A feature extractor takes
-        the full model's checkpoint as well as its own.
-    skip: tensors whose names start with one of these, e.g. ("fc.",), stay as they are in the model.
-    auto_mapping: recognise the names that other programs write; False takes the model's own names alone.
-    layout: the program that named the tensors, where it should not be recognised.
-    container: the entry of a training checkpoint to take, such as "model_ema" or "teacher".
-    finite: False takes values, too, that are infinite or NaN in the type of the model.
-    cache_dir: where downloads are kept.
-    mmap: read files through mapped pages, which takes no memory of its own; a file that is cut off meanwhile ends the
-        process. By default only files in the Hub's cache are read so.
+    Args:
+        model: the model or feature extractor. An extractor loads the full model's checkpoint as well as its own.
+        checkpoint: a file, a folder, a URL, "hf-hub:owner/repo[@revision]", or a state dict.
+        skip: prefixes of names, e.g. ("fc.",). The model keeps its own values of these tensors.
+        auto_mapping: recognize the naming of other programs; False accepts only the model's own names.
+        layout: the program whose naming the checkpoint follows; recognized by default.
+        container: the entry of a training checkpoint to load, such as "model_ema" or "teacher".
+        finite: whether to reject values that are infinite or NaN in the dtype of the model.
+        cache_dir: folder for downloads.
+        mmap: memory-map the files instead of reading them into memory. The process crashes if a mapped file is
+            truncated meanwhile. By default, only files in the Hub's cache are mapped.
 
-    Nothing is loaded unless everything else fits: CheckpointError lists every missing, unexpected and misshaped tensor.
-    WeightsNotFoundError if there is nothing at that place.
+    Returns:
+        What was loaded, converted and skipped.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or does not fit the model. The message lists missing, unexpected
+            and misshaped tensors, and nothing is loaded.
+        WeightsNotFoundError: the weights were not found.
     """
-    skip = tuple(require_texts(skip, "skip", str, "beginnings of names"))
+    skip = tuple(require_strings(skip, "skip", str, "beginnings of names"))
     options = LoadOptions(auto_mapping=auto_mapping, layout=layout, container=container, cache_dir=cache_dir, mmap=mmap)
     return load(model, checkpoint, options, skip=skip, finite=finite)
 
@@ -63,27 +69,27 @@ def load_weights(
 def load(
     model: nn.Module, weights: Weights, options: LoadOptions, *, skip: tuple[str, ...] = (), finite: bool = True
 ) -> LoadReport:
-    """Fill `model` in place; see `load_weights`."""
-    opened = open_checkpoint(weights, names_of(model), families(model), options)
+    """Load `weights` into `model` in place, as `load_weights` does."""
+    opened = open_checkpoint(weights, full_keys(model), family_names(model), options)
     _require_settings(model, opened)
-    tensors, report = fitted(model, opened, skip=skip, finite=finite)
-    model.load_state_dict(tensors, strict=False)  # what is skipped is missing
+    tensors, report = fit_tensors(model, opened, skip=skip, finite=finite)
+    model.load_state_dict(tensors, strict=False)  # skipped tensors are missing
     return report
 
 
-def names_of(model: nn.Module) -> frozenset[str]:
-    """Names of the whole model's tensors, of which an extractor may hold a part."""
+def full_keys(model: nn.Module) -> frozenset[str]:
+    """State dict keys of the full model, including those of the modules that an extractor left out."""
     return frozenset(model.state_dict()) | getattr(model, "_left_out", frozenset())
 
 
-def families(model: nn.Module) -> tuple[str, ...]:
-    """Names of the classes that a model, or the model inside an extractor, is of, and of ours with the same names."""
+def family_names(model: nn.Module) -> tuple[str, ...]:
+    """Class names of a model (or of the model in an extractor) and its bases, and our families with the same keys."""
     kinds = type(innermost(source_of(model))).__mro__
     same_names = (SAME_NAMES.get(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
     return (*(kind.__name__ for kind in kinds), *(name for name in same_names if name))
 
 
-def fitted(
+def fit_tensors(
     model: nn.Module,
     checkpoint: Checkpoint,
     *,
@@ -93,35 +99,43 @@ def fitted(
     grid: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[StateDict, LoadReport]:
-    """The tensors for every place in the model, which is left alone, and what was done to them.
+    """The tensors to load, converted to the shapes of the model, and the report; the model is not changed.
 
-    resized: like `skip`, but only if their shapes differ. grid: rows and columns of the checkpoint's position
-    embedding, where that is known. dtype: of floating values once they are in the model, by default the model's own.
-    The rest, and the errors, as in `load_weights`.
+    Args:
+        model: the model or extractor that the tensors have to fit.
+        checkpoint: tensors by the model's names.
+        skip: prefixes of names that are not loaded.
+        resized: prefixes of names that are not loaded if their shapes differ, such as the classifier's.
+        finite: whether to reject values that are infinite or NaN in `dtype`.
+        grid: rows and columns of the checkpoint's position embedding; None if unknown.
+        dtype: floating-point type of the loaded model; by default the model's own.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, misshaped, of another kind of dtype, or not finite.
     """
     wanted, unneeded = model.state_dict(), _unneeded(model, checkpoint.state)
     skipped = {**checkpoint.skipped, **dict.fromkeys(unneeded, "not needed for the levels asked for")}
     needed = {name: tensor for name, tensor in checkpoint.state.items() if name not in unneeded}
-    given, changes = adapted(needed, wanted, source_of(model), grid)
-    other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(given, prefix))
-    skipped |= {name: "skipped on request" for name in given if name.startswith(skip)}
-    skipped |= {name: "of another size" for name in given if name.startswith(other_size)}
+    tensors, changes = adapt_tensors(needed, wanted, source_of(model), grid)
+    other_size = tuple(prefix for prefix in resized if _shapes(wanted, prefix) != _shapes(tensors, prefix))
+    skipped |= {name: "skipped on request" for name in tensors if name.startswith(skip)}
+    skipped |= {name: "of another size" for name in tensors if name.startswith(other_size)}
     skip += other_size
-    given = {name: tensor for name, tensor in given.items() if not name.startswith(skip)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(skip)}
     fresh = tuple(name for name in wanted if name.startswith(skip))
-    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, given, finite, dtype))
+    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, tensors, finite, dtype))
     if problems:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was "
             "loaded:\n" + "\n".join(_shown(problems))
         )
     layout, notes = (checkpoint.layout.system, checkpoint.layout.notes) if checkpoint.layout else (NATIVE, ())
-    changes = {name: how for name, how in changes.items() if name in given}
-    return given, LoadReport(checkpoint.source, layout, tuple(given), changes, skipped, fresh, notes)
+    changes = {name: how for name, how in changes.items() if name in tensors}
+    return tensors, LoadReport(checkpoint.source, layout, tuple(tensors), changes, skipped, fresh, notes)
 
 
 def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
-    """Names of what an extractor has left out of its model, the classifier always among it."""
+    """Names of checkpoint tensors that belong to modules which an extractor left out, including the classifier."""
     left_out = getattr(model, "_left_out", None)
     if left_out is None:
         return []
@@ -133,29 +147,31 @@ def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ..
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _problems(wanted: Mapping[str, Tensor], given: StateDict, finite: bool, dtype: torch.dtype | None) -> Iterator[str]:
-    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+def _problems(
+    wanted: Mapping[str, Tensor], tensors: StateDict, finite: bool, dtype: torch.dtype | None
+) -> Iterator[str]:
+    missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     for i, name in enumerate(name for name in wanted if name in missing):
-        hint = _closest(name, wanted, given, unexpected) if i < MOST_LISTED else ""
+        hint = _closest(name, wanted, tensors, unexpected) if i < MOST_LISTED else ""
         yield f"missing    {name} {tuple(wanted[name].shape)}{hint}"
-    for i, name in enumerate(name for name in given if name in unexpected):
-        hint = _closest(name, given, wanted, missing) if i < MOST_LISTED else ""
-        yield f"unexpected {name} {tuple(given[name].shape)}{hint}"
-    for name in (name for name in wanted if name in given):
-        there, here = given[name], wanted[name]
-        if there.shape != here.shape:
-            yield f"misshaped  {name}: {tuple(there.shape)}, the model needs {tuple(here.shape)}"
-        elif there.is_floating_point() != here.is_floating_point() or there.is_complex():
-            yield f"mistyped   {name}: {there.dtype}, the model needs {here.dtype}"
-        elif there.is_meta:
+    for i, name in enumerate(name for name in tensors if name in unexpected):
+        hint = _closest(name, tensors, wanted, missing) if i < MOST_LISTED else ""
+        yield f"unexpected {name} {tuple(tensors[name].shape)}{hint}"
+    for name in (name for name in wanted if name in tensors):
+        tensor, expected = tensors[name], wanted[name]
+        if tensor.shape != expected.shape:
+            yield f"misshaped  {name}: {tuple(tensor.shape)}, the model needs {tuple(expected.shape)}"
+        elif tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
+            yield f"mistyped   {name}: {tensor.dtype}, the model needs {expected.dtype}"
+        elif tensor.is_meta:
             yield f"no values  {name}: it is on the meta device"
-        elif finite and not all_finite(there, kind := dtype or here.dtype):
-            what = f"values that {kind} has not" if all_finite(there) else "infinite values or NaN"
+        elif finite and not all_finite(tensor, kind := dtype or expected.dtype):
+            what = f"values that overflow {kind}" if all_finite(tensor) else "infinite values or NaN"
             yield f"not finite {name}: it holds {what}; load_weights(..., finite=False) takes them"
 
 
 def _shown(problems: Sequence[str]) -> list[str]:
-    """Lines with some of the problems of each kind, which the first eleven characters of a problem are."""
+    """The first problems of each kind; the first eleven characters of a problem are its kind."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem[:11], []).append(problem.removeprefix(problem[:11]))
@@ -163,39 +179,39 @@ def _shown(problems: Sequence[str]) -> list[str]:
     return [f"  {kind}{line}" for kind, lines in kinds.items() for line in shortened(lines, each)]
 
 
-def _closest(name: str, own: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
-    """A hint at tensors of that shape with a similar name; nothing is ever matched by it."""
-    alike = (other for other in free if others[other].shape == own[name].shape)
-    close = closest(name, islice(alike, MOST_COMPARED), 2)
+def _closest(name: str, tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
+    """A hint that lists tensors of the same shape with similar names; tensors are never matched by it."""
+    same_shape = (other for other in free if others[other].shape == tensors[name].shape)
+    close = closest(name, islice(same_shape, MOST_COMPARED), 2)
     return f" (similar: {', '.join(close)})" if close else ""
 
 
 def all_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether no value is infinite or NaN, in a floating type, by default the tensor's own."""
+    """Whether all values are finite in a floating-point type, by default the tensor's own."""
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
     if dtype is not None and dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # what has one byte cannot be compared
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 types have no comparison
         return bool(torch.stack(values.aminmax()).to(dtype).float().isfinite().all())
-    # one pass without a mask; values so large that only their sum overflows are looked at again
+    # a sum needs no mask; if it overflows although all values are finite, the second check decides
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
-def place(model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    """Move a model to a device and into a floating type, in place; CheckpointError if it has values that it has not."""
+def move_model(model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Move a model to a device and a dtype in place; CheckpointError if finite values overflow in that dtype."""
     held = {} if dtype is None else {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
     if lost := [name for name, tensor in held.items() if all_finite(tensor) and not all_finite(tensor, dtype)]:
         raise CheckpointError(
-            f"{type(model).__name__} has values that {dtype} has not, in {names_in(lost)}: choose another dtype"
+            f"{type(model).__name__} has values that overflow {dtype}, in {names_in(lost)}: choose another dtype"
         )
     model.to(device, dtype)
 
 
 def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the model was not built as the layout's program builds it."""
+    """Raise CheckpointError unless the model's configuration has the settings that the layout requires."""
     config = getattr(source_of(model), "config", None)
     asked = checkpoint.layout.settings if checkpoint.layout else {}
-    wrong = {n: value for n, value in asked.items() if not same(getattr(config, n, None), value)}
+    wrong = {n: value for n, value in asked.items() if not same_value(getattr(config, n, None), value)}
     if wrong and checkpoint.layout:
         raise CheckpointError(
             f"{checkpoint.source} is in the layout of {checkpoint.layout.system}, whose numbers need {wrong}: let "
@@ -203,7 +219,7 @@ def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
 
 
-def fill(
+def fill_model(
     model: Backbone | FeatureExtractWrapper,
     checkpoint: Checkpoint,
     *,
@@ -212,15 +228,18 @@ def fill(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Give an empty model the tensors of a checkpoint, in place, and its `load_report`; see `fitted` for the rest."""
-    tensors, report = fitted(model, checkpoint, resized=resized, grid=grid, dtype=dtype)
-    assign(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
+    """Load a checkpoint into a model on the meta device in place, and set its `load_report`.
+
+    `resized`, `grid` and `dtype` are passed to `fit_tensors`.
+    """
+    tensors, report = fit_tensors(model, checkpoint, resized=resized, grid=grid, dtype=dtype)
+    assign_tensors(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
         initialise_head(model, device=device, dtype=dtype)
     cast(Backbone, source_of(model)).load_report = report
 
 
-def assign(
+def assign_tensors(
     model: nn.Module,
     tensors: StateDict,
     *,
@@ -228,27 +247,31 @@ def assign(
     dtype: torch.dtype | None = None,
     copy: bool = False,
 ) -> None:
-    """Make the tensors the parameters and buffers of that name, in place, on `device` and, if floating, in `dtype`.
+    """Make the tensors the model's parameters and buffers of the same names, in place. Parameters never share memory.
 
-    dtype: the model's own by default. copy: even tensors that need no change, because they belong to somebody else. Two
-    parameters never share memory.
+    Args:
+        model: the model to change.
+        tensors: tensors by name.
+        device: the target device.
+        dtype: type of the floating-point tensors; by default that of each parameter.
+        copy: copy tensors that need no conversion, too, because the caller owns them.
     """
     wanted, used = model.state_dict(), set[int]()
-    own: StateDict = {}
+    prepared: StateDict = {}
     for name, tensor in tensors.items():
         floating = tensor.is_floating_point()
-        own[name] = tensor.to(device, (dtype if floating else None) or wanted[name].dtype).contiguous()
-        shared = own[name].data_ptr() in used and own[name].numel() > 0
-        if shared or (copy and own[name].data_ptr() == tensor.data_ptr()):
-            own[name] = own[name].clone()
-        used.add(own[name].data_ptr())
-    model.load_state_dict(own, strict=False, assign=True)  # what is missing is given its values next
+        prepared[name] = tensor.to(device, (dtype if floating else None) or wanted[name].dtype).contiguous()
+        shared = prepared[name].data_ptr() in used and prepared[name].numel() > 0
+        if shared or (copy and prepared[name].data_ptr() == tensor.data_ptr()):
+            prepared[name] = prepared[name].clone()
+        used.add(prepared[name].data_ptr())
+    model.load_state_dict(prepared, strict=False, assign=True)  # missing tensors are initialized by the caller
 
 
 def initialise_head(
     model: Backbone, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Give an empty last linear layer the family's random values, in place."""
+    """Initialize a last linear layer on the meta device as the family does, in place."""
     head = model.get_submodule(model.last_linear).to_empty(device="cpu")
     for module in head.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,8 +1,8 @@
-"""Limits on the pickles in PyTorch's files: their programs are followed step by step before torch.load runs them.
+"""Check the pickles in PyTorch's files with an abstract interpreter before torch.load runs them.
 
-torch.load(weights_only=True) runs no foreign code, but allocates, hashes and calls what a pickle tells it to. Here
-nothing is built but plain values, and what torch.save does not write is refused. The steps are those that torch.load
-knows: https://docs.python.org/3/library/pickletools.html.
+torch.load(weights_only=True) does not run untrusted code, but it allocates memory, hashes keys and calls functions as
+the pickle says. The interpreter builds only plain values, and rejects opcodes and calls that torch.save does not write.
+It supports the opcodes of torch.load: https://docs.python.org/3/library/pickletools.html.
 """
 
 import pickle
@@ -17,49 +17,52 @@ from ..errors import LONGEST, CheckpointError
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
 from .pickle_calls import (
     DICTIONARIES,
-    OF_TYPE,
-    REBUILT,
+    REBUILD_FROM_TYPE,
     STORAGE,
+    TENSOR_CALLS,
+    CallResult,
     Global,
-    Made,
     find_global,
-    hidden,
-    is_made,
-    is_written,
+    is_allowed_call,
+    is_result_of,
     item_size,
+    overriding_attribute,
 )
 
-MOST_STEPS = 2_000_000  # torch.load takes a second or two for them; a state dict has some thirty per tensor
+MOST_OPCODES = 2_000_000  # opcodes, which torch.load runs in a second or two; a state dict has about thirty per tensor
 LONGEST_LINE, LONGEST_TEXT = 256, 16 << 20  # bytes
 LONGEST_KEY, MOST_IN_KEY = 1024, 100  # characters, and values in a tuple
-LARGEST_KEY = 2**61 - 2  # two larger ints may have one hash
-# Bytes that are taken at most: by a step, a byte of text, a container or tensor, and a tuple as a key, whose hash takes
-# time and may be that of another.
-STEP, TEXT, OBJECT, TUPLE_KEY = 32, 4, 400, 1 << 16
+LARGEST_KEY = 2**61 - 2  # larger ints may have equal hashes
+# Upper bounds of the memory in bytes for an opcode, a byte of text, a container or tensor, and a tuple as a key, whose
+# hash takes time and may collide.
+OPCODE, TEXT, OBJECT, TUPLE_KEY = 32, 4, 400, 1 << 16
 
-INT, UINT, SHORT, FLOAT = (struct.Struct(form) for form in ("<i", "<I", "<H", ">d"))
-TAR = slice(257, 262)  # where a tar archive says what it is
+INT, UINT, SHORT, FLOAT = (struct.Struct(code) for code in ("<i", "<I", "<H", ">d"))
+TAR = slice(257, 262)  # position of the magic bytes of a tar archive
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-TAKES_NOTHING = "its program takes what is not there"
+UNDERFLOW = "its pickle reads values that it does not have"
 
 
 def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None) -> None:
-    """Raise CheckpointError if the pickles in a PyTorch file call what torch.save does not, or build more than fits.
+    """Raise CheckpointError if a PyTorch file has pickles that torch.save does not write, or that need too much memory.
 
-    file: opened, which is left at its start. records: bytes of each record of a zip archive, as since PyTorch 1.6; None
-    for a sequence of pickles and values.
+    Args:
+        path: the file's path, for messages.
+        file: the opened file; its position is reset to the start.
+        records: size in bytes of each record of a zip archive (PyTorch 1.6 or later); None for the older format, a
+            sequence of pickles and values.
     """
     size = file.seek(0, 2)
     file.seek(0)
     try:
         if records is not None:
             data = _record(file)
-            program = Program(BytesIO(data), len(data), size)
-            program.run()
-            program.require_storages()
-            program.require_records(records)
+            interpreter = PickleInterpreter(BytesIO(data), len(data), size)
+            interpreter.run()
+            interpreter.require_storages()
+            interpreter.require_records(records)
         else:
-            _check_legacy(Program(file, size, size))
+            _check_legacy(PickleInterpreter(file, size, size))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error.__cause__
     file.seek(0)
@@ -68,29 +71,29 @@ def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None
 def _record(file: IO[bytes]) -> bytes:
     import torch
 
-    try:  # what torch.load reads, whatever another reader of zip archives would find
+    try:  # the record that torch.load reads, in case zip readers disagree
         return torch._C.PyTorchFileReader(file).get_record("data.pkl")
     except RuntimeError as error:
         raise _damaged(str(error).partition("\n")[0]) from error
 
 
-def _check_legacy(program: "Program") -> None:
-    if program.file.read(TAR.stop)[TAR] == b"ustar":  # of PyTorch 0.1
-        raise _other("a tar archive")
-    program.file.seek(0)
-    if program.run() != LEGACY_MAGIC:
+def _check_legacy(interpreter: "PickleInterpreter") -> None:
+    if interpreter.file.read(TAR.stop)[TAR] == b"ustar":  # PyTorch 0.1
+        raise _unsupported("a tar archive")
+    interpreter.file.seek(0)
+    if interpreter.run() != LEGACY_MAGIC:
         raise _damaged("it does not begin as PyTorch's files do")
     for _ in ("version", "machine", "object"):
-        program.run()
-    keys = program.run()
-    program.require_storages({key for key in keys if isinstance(key, str)} if isinstance(keys, list) else set())
+        interpreter.run()
+    keys = interpreter.run()
+    interpreter.require_storages({key for key in keys if isinstance(key, str)} if isinstance(keys, list) else set())
 
 
 def more_than_tensors(what: str = "") -> str:
-    """What to say of a file that is no plain dictionary of tensors. what: the class that it holds."""
-    held = f"tensors ({what if what.isprintable() else repr(what)})" if what else "tensors, or is damaged"
+    """Message for a file that is not a plain dictionary of tensors. what: the class that it contains."""
+    content = f"tensors ({what if what.isprintable() else repr(what)})" if what else "tensors, or is damaged"
     return (
-        f"holds more than {held}; it was not read, because reading it could run code. If you trust it, read it with "
+        f"holds more than {content}; it was not read, because reading it could run code. If you trust it, read it with "
         "torch.load(path, weights_only=False) and save its state_dict() as safetensors"
     )
 
@@ -99,68 +102,68 @@ def _damaged(how: str) -> CheckpointError:
     return CheckpointError(f"is not a whole PyTorch file ({how[:LONGEST]}): fetch or save it again")
 
 
-def _other(what: str = "") -> CheckpointError:
+def _unsupported(what: str = "") -> CheckpointError:
     return CheckpointError(more_than_tensors(what))
 
 
 def is_key(key: Any) -> bool:
-    """Whether a dictionary may have the key: a short text, a number, None, or a tuple of few of them."""
-    if isinstance(key, Made):
-        return key.by.users
+    """Whether a dictionary key is allowed: a short string, a number, None, or a small tuple of these."""
+    if isinstance(key, CallResult):
+        return key.by.from_user
     if type(key) is not tuple:
         short = len(key) <= LONGEST_KEY if isinstance(key, str) else key is None or isinstance(key, int | float)
         return short and not (isinstance(key, int) and abs(key) > LARGEST_KEY)
-    parts, left = [key], MOST_IN_KEY
-    while parts and left >= 0:
-        part = parts.pop()
-        left -= len(part)
-        inner = [one for one in part[:MOST_IN_KEY] if type(one) is tuple]
-        if not all(type(one) is tuple or is_key(one) for one in part[:MOST_IN_KEY]):
+    tuples, left = [key], MOST_IN_KEY
+    while tuples and left >= 0:
+        items = tuples.pop()
+        left -= len(items)
+        nested = [item for item in items[:MOST_IN_KEY] if type(item) is tuple]
+        if not all(type(item) is tuple or is_key(item) for item in items[:MOST_IN_KEY]):
             return False
-        parts += inner
-        left -= len(inner)
+        tuples += nested
+        left -= len(nested)
     return left >= 0
 
 
-class Program:
-    """The steps of pickles that follow each other in a file, and what they would build.
+class PickleInterpreter:
+    """Abstract interpreter of consecutive pickles: it tracks types, memory and storages without building objects.
 
-    file: where they begin. length: bytes in it. size: bytes of the whole checkpoint.
+    file: a file at the first pickle. length: its size in bytes. size: size of the checkpoint in bytes.
     """
 
     def __init__(self, file: IO[bytes], length: int, size: int) -> None:
         self.file, self.length, self.size = file, length, size
-        self.budget, self.steps = max(MAX_EXPANSION * size, ALWAYS_ALLOWED), 0
+        self.budget, self.opcodes = max(MAX_EXPANSION * size, ALWAYS_ALLOWED), 0
         self.storages: dict[str, int] = {}
         self.memo: dict[int, Any] = {}
         self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
+        self.metastack: list[list[Any]] = []
 
     def run(self) -> Any:
-        """What a pickle leaves, of which only plain values are there."""
-        self.memo, self.stack, self.outer = {}, [], []
+        """Interpret one pickle and return its value, in which only plain values are real."""
+        self.memo, self.stack, self.metastack = {}, [], []
         read = self.file.read
-        while (step := read(1)) != pickle.STOP:
-            if step not in STEPS:
-                raise _other() if step else _damaged("it ends too early")
-            self.steps += 1
-            self.budget -= STEP
-            if self.steps > MOST_STEPS or self.budget < 0:
+        while (opcode := read(1)) != pickle.STOP:
+            if opcode not in OPCODES:
+                raise _unsupported() if opcode else _damaged("it ends too early")
+            self.opcodes += 1
+            self.budget -= OPCODE
+            if self.opcodes > MOST_OPCODES or self.budget < 0:
                 self.spend(0)
-            STEPS[step](self)
+            OPCODES[opcode](self)
         return self.pop()
 
     def spend(self, cost: int) -> None:
-        """Raise CheckpointError if what would be built takes more bytes, or steps, than are allowed."""
+        """Deduct memory from the budget; CheckpointError if the memory or the number of opcodes exceeds its limit."""
         self.budget -= cost
-        if self.steps > MOST_STEPS or self.budget < 0:
+        if self.opcodes > MOST_OPCODES or self.budget < 0:
             raise CheckpointError(
-                f"has {self.size} bytes and would build far more, or more than {MOST_STEPS} objects, beside its "
+                f"has {self.size} bytes and would build far more, or more than {MOST_OPCODES} objects, beside its "
                 "tensors: save its state_dict() alone"
             )
 
     def require_storages(self, filled: set[str] | None = None) -> None:
-        """Raise CheckpointError if the tensors need more values than the file has. filled: keys of what has values."""
+        """Raise CheckpointError if storages exceed the file, or lack values. filled: keys of storages with values."""
         total = sum(self.storages.values())
         if total > self.size:
             raise _damaged(f"its values would take {total} bytes of {self.size}")
@@ -168,50 +171,50 @@ class Program:
             raise _damaged("it has no values for some of its tensors")
 
     def require_records(self, records: Mapping[str, int]) -> None:
-        """Raise CheckpointError if a record is shorter than its tensors: older PyTorch reads on behind it."""
+        """Raise CheckpointError if a record is shorter than its storage: older PyTorch reads past the end of it."""
         if short := [key for key, size in self.storages.items() if records.get(f"data/{key}", 0) < size]:
             raise _damaged(f"its records {short[:3]} are shorter than their tensors")
 
     def pop(self) -> Any:
         if not self.stack:
-            raise _damaged(TAKES_NOTHING)
+            raise _damaged(UNDERFLOW)
         return self.stack.pop()
 
     def last(self) -> Any:
         if not self.stack:
-            raise _damaged(TAKES_NOTHING)
+            raise _damaged(UNDERFLOW)
         return self.stack[-1]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def make(self, value: Any) -> None:
+    def push_object(self, value: Any) -> None:
         self.spend(OBJECT)
         self.stack.append(value)
 
     def mark(self) -> None:
         self.spend(OBJECT)
-        self.outer.append(self.stack)
+        self.metastack.append(self.stack)
         self.stack = []
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark."""
-        if not self.outer:
-            raise _damaged(TAKES_NOTHING)
-        items, self.stack = self.stack, self.outer.pop()
+        """Pop the items pushed since the last mark."""
+        if not self.metastack:
+            raise _damaged(UNDERFLOW)
+        items, self.stack = self.stack, self.metastack.pop()
         return items
 
     def bytes(self, count: int) -> bytes:
         if count > min(LONGEST_TEXT, self.length - self.file.tell()):
-            raise _damaged(f"{count} bytes of text are announced")
+            raise _damaged(f"{count} bytes of text are declared")
         self.spend(TEXT * count)
         return self.file.read(count)
 
-    def number(self, form: struct.Struct) -> Any:
-        data = self.file.read(form.size)
-        if len(data) < form.size:
+    def number(self, layout: struct.Struct) -> Any:
+        data = self.file.read(layout.size)
+        if len(data) < layout.size:
             raise _damaged("it ends too early")
-        return form.unpack(data)[0]
+        return layout.unpack(data)[0]
 
     def byte(self) -> int:
         data = self.file.read(1)
@@ -223,12 +226,12 @@ class Program:
         self.push(self.bytes(count).decode("utf-8", "replace"))
 
     def store(self, number: int) -> None:
-        self.spend(STEP)
+        self.spend(OPCODE)
         self.memo[number] = self.last()
 
     def recall(self, number: int) -> None:
         if number not in self.memo:
-            raise _damaged(TAKES_NOTHING)
+            raise _damaged(UNDERFLOW)
         self.push(self.memo[number])
 
     def pack(self, count: int) -> None:
@@ -236,66 +239,66 @@ class Program:
 
     def extend(self, items: list[Any]) -> None:
         if type(target := self.last()) is not list:
-            raise _other()
+            raise _unsupported()
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         keys, values, target = items[::2], items[1::2], self.last()
-        if len(keys) != len(values) or not (type(target) is dict or is_made(target, *DICTIONARIES)):
-            raise _other()
+        if len(keys) != len(values) or not (type(target) is dict or is_result_of(target, *DICTIONARIES)):
+            raise _unsupported()
         self.check_keys(keys)
         if type(target) is dict:
             target.update(zip(keys, values, strict=True))
 
     def check_keys(self, keys: Iterable[Any]) -> None:
-        """Raise CheckpointError for what a dictionary should not have as a key."""
+        """Raise CheckpointError for keys that are not allowed in a dictionary."""
         for key in keys:
             self.spend(TUPLE_KEY if type(key) is tuple else OBJECT)
             if not is_key(key):
                 raise CheckpointError(
-                    f"has a {type(key).__name__} as a name that none should have: expected texts of at most "
-                    f"{LONGEST_KEY} characters, or numbers; save its state_dict() alone"
+                    f"has an invalid dictionary key ({type(key).__name__}): expected strings of at most {LONGEST_KEY} "
+                    "characters, or numbers; save its state_dict() alone"
                 )
 
-    def find(self) -> None:
+    def push_global(self) -> None:
         module, name = (self.file.readline(LONGEST_LINE).decode("utf-8", "replace") for _ in range(2))
         if not (module.endswith("\n") and name.endswith("\n")):
             raise _damaged("it names no class")
-        found = find_global(module[:-1], name[:-1])
-        if found is None:
-            raise _other(f"{module[:-1]}.{name[:-1]}".removeprefix("builtins."))
-        self.make(found)
+        target = find_global(module[:-1], name[:-1])
+        if target is None:
+            raise _unsupported(f"{module[:-1]}.{name[:-1]}".removeprefix("builtins."))
+        self.push_object(target)
 
     def call(self) -> None:
         args, function = self.pop(), self.pop()
-        if not is_written(function, args, self.check_keys):
-            raise _other(function.name if isinstance(function, Global) else "")
-        self.make(Made(args[0] if function.name == OF_TYPE else function))
+        if not is_allowed_call(function, args, self.check_keys):
+            raise _unsupported(function.name if isinstance(function, Global) else "")
+        self.push_object(CallResult(args[0] if function.name == REBUILD_FROM_TYPE else function))
 
     def build(self) -> None:
-        """What an object has besides: attributes of a dictionary in order, or the values of a tensor of long ago."""
+        """Check the state set on an object: attributes of an OrderedDict, or the values of a tensor in an old file."""
         state, target = self.pop(), self.last()
-        is_tensor = is_made(target, *REBUILT) and type(state) is tuple
-        is_dictionary = is_made(target, "collections.OrderedDict") and not hidden(state, OrderedDict)
-        if not (is_tensor or is_dictionary or (isinstance(target, Made) and target.by.users)):
-            raise _other(target.by.name if isinstance(target, Made) else "")
+        is_tensor = is_result_of(target, *TENSOR_CALLS) and type(state) is tuple
+        is_dictionary = is_result_of(target, "collections.OrderedDict") and not overriding_attribute(state, OrderedDict)
+        if not (is_tensor or is_dictionary or (isinstance(target, CallResult) and target.by.from_user)):
+            raise _unsupported(target.by.name if isinstance(target, CallResult) else "")
 
-    def storage(self) -> None:
-        """The place of values: ("storage", class, key, device, how many, and of old files what part of another)."""
-        what = self.pop()
-        if type(what) is not tuple or len(what) not in (5, 6) or what[0] != "storage":
-            raise _other()
-        _, kind, key, _, count, *_ = what
+    def push_storage(self) -> None:
+        """Push a storage, described by ("storage", class, key, device, length[, view, in old files])."""
+        description = self.pop()
+        if type(description) is not tuple or len(description) not in (5, 6) or description[0] != "storage":
+            raise _unsupported()
+        _, kind, key, _, count, *_ = description
         size = item_size(kind)
         if size is None or type(count) is not int or count < 0 or not isinstance(key, str):
-            raise _damaged("it describes values that cannot be")
+            raise _damaged("it describes invalid values")
         self.storages[key] = max(self.storages.get(key, 0), count * size)
-        self.make(STORAGE)
+        self.push_object(STORAGE)
 
 
-STEPS: dict[bytes, Callable[[Program], object]] = {
+OPCODES: dict[bytes, Callable[[PickleInterpreter], object]] = {
     pickle.PROTO: lambda p: p.byte(),
-    pickle.MARK: Program.mark,
+    pickle.MARK: PickleInterpreter.mark,
     pickle.NONE: lambda p: p.push(None),
     pickle.NEWTRUE: lambda p: p.push(True),
     pickle.NEWFALSE: lambda p: p.push(False),
@@ -307,9 +310,9 @@ STEPS: dict[bytes, Callable[[Program], object]] = {
     pickle.BINUNICODE: lambda p: p.text(p.number(UINT)),
     pickle.SHORT_BINSTRING: lambda p: p.text(p.byte()),
     pickle.EMPTY_TUPLE: lambda p: p.push(()),
-    pickle.EMPTY_LIST: lambda p: p.make([]),
-    pickle.EMPTY_DICT: lambda p: p.make({}),
-    pickle.EMPTY_SET: lambda p: p.make(Made(Global("builtins.set"))),
+    pickle.EMPTY_LIST: lambda p: p.push_object([]),
+    pickle.EMPTY_DICT: lambda p: p.push_object({}),
+    pickle.EMPTY_SET: lambda p: p.push_object(CallResult(Global("builtins.set"))),
     pickle.TUPLE: lambda p: p.push(tuple(p.marked())),
     pickle.TUPLE1: lambda p: p.pack(1),
     pickle.TUPLE2: lambda p: p.pack(2),
@@ -322,9 +325,9 @@ STEPS: dict[bytes, Callable[[Program], object]] = {
     pickle.LONG_BINPUT: lambda p: p.store(p.number(UINT)),
     pickle.BINGET: lambda p: p.recall(p.byte()),
     pickle.LONG_BINGET: lambda p: p.recall(p.number(UINT)),
-    pickle.GLOBAL: Program.find,
-    pickle.REDUCE: Program.call,
-    pickle.NEWOBJ: Program.call,
-    pickle.BUILD: Program.build,
-    pickle.BINPERSID: Program.storage,
+    pickle.GLOBAL: PickleInterpreter.push_global,
+    pickle.REDUCE: PickleInterpreter.call,
+    pickle.NEWOBJ: PickleInterpreter.call,
+    pickle.BUILD: PickleInterpreter.build,
+    pickle.BINPERSID: PickleInterpreter.push_storage,
 }

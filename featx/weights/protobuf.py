@@ -1,7 +1,7 @@
-"""Messages of protobuf's wire format (https://protobuf.dev/programming-guides/encoding/), found but not copied.
+"""Parse protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) without copying the contents.
 
-A message is fields; a field is a key, which holds its number and how it is written, and a value. Every length is
-checked against the message it is in. What is wrong is a CheckpointError.
+A message is a sequence of fields; a field is a key, with its number and wire type, and a value. Every length is checked
+against the enclosing message. Malformed data raises CheckpointError.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,14 +9,14 @@ from io import BufferedReader, BytesIO
 
 from ..errors import CheckpointError
 
-VARINT, BYTES = 0, 2  # the two ways to write a field that files of weights need
+VARINT, BYTES = 0, 2  # the wire types that checkpoints use
 LONGEST_TEXT = 4096
 
 Span = tuple[int, int]
 
 
-class Data:
-    """The bytes of a file, each read when it is asked for; CheckpointError for those that are no longer there."""
+class ByteReader:
+    """Random access to the bytes of a file; CheckpointError for positions after its end."""
 
     def __init__(self, file: BufferedReader | BytesIO) -> None:
         self._file, self.size = file, file.seek(0, 2)
@@ -26,56 +26,56 @@ class Data:
 
     def span(self, start: int, stop: int) -> bytes:
         self._file.seek(start)
-        found = self._file.read(stop - start)
-        if len(found) < stop - start:
-            raise damaged(f"it ends at byte {start + len(found)}")
-        return found
+        content = self._file.read(stop - start)
+        if len(content) < stop - start:
+            raise damaged(f"it ends at byte {start + len(content)}")
+        return content
 
-    def copy(self, start: int, room: memoryview) -> None:
-        """Fill the room with the bytes from `start`."""
+    def copy(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `start`."""
         self._file.seek(start)
-        if self._file.readinto(room) < len(room):
-            raise damaged(f"it ends before byte {start + len(room)}")
+        if self._file.readinto(buffer) < len(buffer):
+            raise damaged(f"it ends before byte {start + len(buffer)}")
 
 
-def fields(data: Data, message: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
-    """Number and place of each field of the message. `known`: the ways in which a number may be written."""
+def fields(data: ByteReader, message: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
+    """Number and span of each field of a message. known: the allowed wire types of each field number."""
     position, end = message
     while position < end:
         start = position
         key, position = varint(data, position, end)
-        number, way = key >> 3, key & 7
-        if way not in known.get(number, ()):
-            raise damaged(f"a field {number} of kind {way} at byte {start} is unknown")
+        number, wire_type = key >> 3, key & 7
+        if wire_type not in known.get(number, ()):
+            raise damaged(f"a field {number} of kind {wire_type} at byte {start} is unknown")
         value, after = varint(data, position, end)
-        if way == BYTES:
+        if wire_type == BYTES:
             position, after = after, after + value
         if after > end:
-            raise damaged(f"{value} bytes are announced at byte {start}, {end - position} are left")
+            raise damaged(f"{value} bytes are declared at byte {start}, {end - position} are left")
         yield number, (position, after)
         position = after
 
 
-def once(found: Iterable[tuple[int, Span]], message: Span) -> dict[int, Span]:
-    """The fields of the message by number; CheckpointError if one is there twice."""
+def unique_fields(numbered: Iterable[tuple[int, Span]], message: Span) -> dict[int, Span]:
+    """The fields of a message by number; CheckpointError if a number is repeated."""
     parts: dict[int, Span] = {}
-    for number, span in found:
+    for number, span in numbered:
         if number in parts:
             raise damaged(f"the message at byte {message[0]} has field {number} twice")
         parts[number] = span
     return parts
 
 
-def integers(data: Data, span: Span) -> Iterator[int]:
-    """The signed integers that fill the span."""
+def integers(data: ByteReader, span: Span) -> Iterator[int]:
+    """The packed signed integers in a span."""
     position, end = span
     while position < end:
         value, position = varint(data, position, end)
         yield value - (value >> 63 << 64)
 
 
-def varint(data: Data, position: int, end: int) -> tuple[int, int]:
-    """The unsigned integer that begins at `position`, seven bits per byte, and the position after it."""
+def varint(data: ByteReader, position: int, end: int) -> tuple[int, int]:
+    """The unsigned integer at `position`, seven bits per byte, and the position after it."""
     value = byte = 0
     for shift in range(0, 70, 7):
         if position >= end:
@@ -90,15 +90,15 @@ def varint(data: Data, position: int, end: int) -> tuple[int, int]:
     return value, position
 
 
-def text(data: Data, span: Span) -> str:
-    """The text in the span, which must not be longer than a name."""
+def text(data: ByteReader, span: Span) -> str:
+    """The text of a span; CheckpointError if it is longer than a name or is not UTF-8."""
     start, end = span
     if end - start > LONGEST_TEXT:
         raise damaged(f"the name at byte {start} has {end - start} bytes")
     try:
         return data.span(start, end).decode()
     except UnicodeDecodeError as error:
-        raise damaged(f"the name at byte {start} is no UTF-8") from error
+        raise damaged(f"the name at byte {start} is not UTF-8") from error
 
 
 def damaged(how: str) -> CheckpointError:

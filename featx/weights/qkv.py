@@ -1,7 +1,6 @@
-"""Tensors that one program keeps apart and another stacks in one, as query, key and value of an attention.
+"""Fuse and split projections, such as query, key and value of an attention, that programs store as one or several.
 
-Names are of modules, with points between them, or of a tree of parameters, with slashes. Every function is pure:
-dictionary in, new dictionary out.
+Keys are dotted module paths or slash-separated parameter trees. Every function is pure and returns a new dictionary.
 """
 
 import re
@@ -15,23 +14,23 @@ from .state_dict_keys import StateDict
 QKV = ("q", "k", "v")
 
 
-def fused(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = "qkv") -> StateDict:
-    """`a.q.weight`, `a.k.weight` and `a.v.weight` are stacked in `a.qkv.weight`, wherever all parts are there."""
+def fuse_projections(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, target: str = "qkv") -> StateDict:
+    """Concatenate `a.q.weight`, `a.k.weight` and `a.v.weight` as `a.qkv.weight` wherever all parts exist."""
     new: StateDict = {}
     for name, tensor in state.items():
         siblings = _siblings(name, parts)
         if not siblings or not _can_be_stacked([state.get(sibling) for sibling in siblings]):
             new[name] = tensor
         elif name == siblings[0]:
-            new[_renamed(name, whole)] = torch.cat([state[sibling] for sibling in siblings])
+            new[_renamed(name, target)] = torch.cat([state[sibling] for sibling in siblings])
     return new
 
 
-def split(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = "qkv") -> StateDict:
-    """The way back: each part owns its memory."""
+def split_projections(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, source: str = "qkv") -> StateDict:
+    """Split `a.qkv.weight` into equal parts, each with its own memory: the inverse of `fuse_projections`."""
     new: StateDict = {}
     for name, tensor in state.items():
-        if _module(name) == whole:
+        if _module(name) == source:
             pieces = tensor.chunk(len(parts))
             new |= {_renamed(name, part): piece.clone() for part, piece in zip(parts, pieces, strict=True)}
         else:
@@ -40,7 +39,7 @@ def split(state: Mapping[str, Tensor], parts: Sequence[str] = QKV, whole: str = 
 
 
 def _can_be_stacked(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether all are there, and alike but for the first axis; others keep their names, under which they do not fit."""
+    """Whether all exist with equal shapes except for the first axis; others keep their names and then fail to load."""
     first = tensors[0]
     return all(
         tensor is not None and first is not None and tensor.ndim and tensor.shape[1:] == first.shape[1:]
@@ -49,12 +48,12 @@ def _can_be_stacked(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _siblings(name: str, parts: Sequence[str]) -> list[str]:
-    """The names of all parts of the whole that `name` is a part of; none if it is no part."""
+    """Names of all parts of the projection that `name` is a part of; empty if it is not a part."""
     return [_renamed(name, part) for part in parts] if _module(name) in parts else []
 
 
 def _module(name: str) -> str | None:
-    """The `b` of `a.b.weight`; None if there is none."""
+    """The `b` of `a.b.weight`; None if the name has one component."""
     parts = re.split(r"[./]", name)
     return parts[-2] if len(parts) > 1 else None
 

@@ -1,4 +1,4 @@
-"""Readers of files of weights, by their ending. Nothing is ever unpickled but tensors and plain containers."""
+"""Checkpoint readers by file extension. Only tensors and plain containers are ever unpickled."""
 
 import os
 import struct
@@ -17,23 +17,23 @@ from .state_dict_keys import StateDict
 
 FileState = tuple[int, int, int] | None
 ZIP = b"PK\x03\x04"
-# What torch.load raises for damaged files, depending on where they are damaged.
+# Exceptions of torch.load for damaged files, depending on where they are damaged.
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 DAMAGED += (ArithmeticError, MemoryError, ImportError, struct.error, BadZipFile)
 WEB_PAGE = "is a web page, not a file of weights: fetch it again from an address that gives the file itself"
-# Beginnings of what often lies where weights are expected, and what it is.
-OTHERS = {
+# First bytes of files that are often found in place of weights, and what they are.
+NOT_WEIGHTS = {
     b"version https://git-lfs": "is a pointer that Git LFS left in the place of the file: run git lfs pull",
     **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), WEB_PAGE),
 }
 
 
 @contextmanager
-def unchanged(files: Sequence[Path | int], name: object) -> Iterator[None]:
-    """Raise CheckpointError at the end, also in the place of one raised inside, if a file has changed meanwhile.
+def require_unchanged(files: Sequence[Path | int], name: object) -> Iterator[None]:
+    """Raise CheckpointError when the context exits if a file was changed within it, also in place of another one.
 
-    files: paths, which may come to stand for other files, or descriptors, which go on standing for the file that was
-        opened when another takes its place. name: what the error calls them.
+    files: paths, which notice a replaced file, or descriptors, which keep referring to the opened file.
+    name: name of the files in the message.
     """
     before = [_state(file) for file in files]
 
@@ -50,26 +50,26 @@ def unchanged(files: Sequence[Path | int], name: object) -> Iterator[None]:
 
 
 def _state(file: Path | int) -> FileState:
-    """What changes when the file is written to, or another takes its place; None if it is gone."""
+    """Inode, size and modification time, which change when a file is written or replaced; None if it is gone."""
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_pytorch(path: Path, file: BufferedReader, mapped: bool) -> Any:
-    """What `torch.save` wrote, in memory of its own, or in private pages of a file of PyTorch 1.6 or later if `mapped`.
+    """Read a file that `torch.save` wrote, into memory, or memory-mapped if `mapped` and the file is a zip archive.
 
-    Raises CheckpointError if the file is damaged or would have to run code to be read.
+    Raises CheckpointError if the file is damaged or if reading it would have to run code.
     """
     import torch
 
-    zipped = begins(file, ZIP)
+    zipped = starts_with(file, ZIP)
     check_pickles(path, file, _records(path, file) if zipped else None)
     try:
         with warnings.catch_warnings():
-            # torch warns of pickles it did not write itself; whether it can read this one shows in a moment
+            # torch warns of pickles that it did not write itself; those that it cannot read raise an error
             warnings.simplefilter("ignore", UserWarning)
             source = path if zipped and mapped else file
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipped and mapped)
@@ -79,8 +79,8 @@ def read_pytorch(path: Path, file: BufferedReader, mapped: bool) -> Any:
         raise damaged(path, error) from error
 
 
-def begins(file: BufferedReader, magic: bytes) -> bool:
-    """Whether the file, which is left at its start, begins with these bytes."""
+def starts_with(file: BufferedReader, magic: bytes) -> bool:
+    """Whether the file starts with these bytes; its position is reset to the start."""
     file.seek(0)
     beginning = file.read(len(magic))
     file.seek(0)
@@ -88,10 +88,10 @@ def begins(file: BufferedReader, magic: bytes) -> bool:
 
 
 def _records(path: Path, file: BufferedReader) -> dict[str, int]:
-    """Bytes of each record of a zip file; CheckpointError for a TorchScript program, and for what is compressed.
+    """Sizes in bytes of the records of a zip archive; CheckpointError for TorchScript and for compressed records.
 
-    PyTorch's files never are, and torch.load would map compressed bytes as if they were values, and unpack the rest
-    however large it says it is.
+    PyTorch's files are never compressed. torch.load would map compressed bytes as if they were values, and would unpack
+    other records to any declared size.
     """
     try:
         with ZipFile(file) as archive:
@@ -111,38 +111,42 @@ def _records(path: Path, file: BufferedReader) -> dict[str, int]:
 
 
 def damaged(path: Path, error: BaseException) -> CheckpointError:
-    """The error for a file that zipfile or torch.load cannot read."""
+    """The CheckpointError for a file that zipfile or torch.load cannot read."""
     return CheckpointError(f"{path} is not a whole PyTorch file ({in_short(error)}): fetch or save it again")
 
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> Any:
-    """What a file of weights holds, on the CPU, in memory that nothing done to the file afterwards changes.
+    """Read a checkpoint file into CPU memory, independent of later changes to the file.
 
-    mapped: tensors of formats that allow it are private pages of the file instead, read when they are first used. The
-        file must then stay as it is as long as the tensors do: one that is cut off ends the process.
+    Args:
+        path: the file, whose extension selects the reader.
+        mapped: memory-map the file if its format allows it: private pages, read on first use. The file must then stay
+            unchanged as long as the tensors exist; the process crashes if it is truncated.
 
-    Raises WeightsNotFoundError if there is no such file, CheckpointError if it is of another kind, damaged, changed
-    while it was read, or would have to run code to be read.
+    Raises:
+        WeightsNotFoundError: there is no such file.
+        CheckpointError: the file has an unknown format, is damaged, was changed while it was read, or could only be
+            read by running code.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"{path} is not a file: expected a checkpoint ({', '.join(READERS)})")
     if path.suffix not in READERS:
         raise CheckpointError(f"{path}: cannot tell what kind of file this is; expected {', '.join(READERS)}")
-    with path.open("rb") as file, unchanged([file.fileno()], path):
+    with path.open("rb") as file, require_unchanged([file.fileno()], path):
         if not file.read(1):
             raise CheckpointError(f"{path} is empty, so it is not a whole file of weights: fetch or save it again")
-        for beginning, problem in OTHERS.items():
-            if begins(file, beginning):
+        for beginning, problem in NOT_WEIGHTS.items():
+            if starts_with(file, beginning):
                 raise CheckpointError(f"{path} {problem}")
         return READERS[path.suffix](path, file, mapped)
 
 
 def _read_ckpt(path: Path, file: BufferedReader, mapped: bool) -> Any:
-    """MindSpore's and Lightning's files end alike; Lightning's are PyTorch's."""
+    """Read a MindSpore or Lightning file, which share the extension; Lightning's are files of PyTorch."""
     from .mindspore import read_mindspore
 
-    return read_pytorch(path, file, mapped) if begins(file, ZIP) else read_mindspore(path, file)
+    return read_pytorch(path, file, mapped) if starts_with(file, ZIP) else read_mindspore(path, file)
 
 
 def _read_npz(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:

@@ -1,7 +1,7 @@
-"""Safetensors files (https://github.com/huggingface/safetensors): a header in JSON, and values without gaps behind it.
+"""Read safetensors files (https://github.com/huggingface/safetensors): a JSON header, then contiguous values.
 
-Every place that the header names is checked before memory is taken for it. The safetensors package reads such files as
-well, but always maps them, and takes the last of two tensors of one name.
+All offsets in the header are checked before memory is allocated. The safetensors package always memory-maps files, and
+accepts duplicate names, of which it reads the last.
 """
 
 import json
@@ -19,8 +19,8 @@ from ..errors import CheckpointError, names_in
 from .npz import MAX_MEMBERS
 from .state_dict_keys import StateDict
 
-LONGEST_HEADER = 32 << 20  # bytes; a network of 20,000 tensors takes 3 MiB, and its metadata perhaps as many
-MOST_OBJECTS = 5 * MAX_MEMBERS  # a tensor is one, and metadata may quote some
+LONGEST_HEADER = 32 << 20  # bytes; 20,000 tensors take 3 MiB, and metadata perhaps as many
+MOST_OBJECTS = 5 * MAX_MEMBERS  # a tensor is one object; metadata may contain some in quotes
 MOST_DIMENSIONS = 64
 METADATA, FIELDS = "__metadata__", ("shape", "dtype", "data_offsets")
 NAMES = {
@@ -44,13 +44,13 @@ NAMES = {
     "F64": "float64",
     "C64": "complex64",
 }
-# releases of PyTorch differ in which small floats they have
+# the supported float8 types depend on the release of PyTorch
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in NAMES.items() if hasattr(torch, name)}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor as the header describes it: `start` and `stop` are the first of its bytes and the one after the last."""
+    """A tensor in the header. start, stop: positions of its first byte and after its last byte."""
 
     name: str
     dtype: torch.dtype
@@ -60,9 +60,10 @@ class Entry:
 
 
 def read_safetensors(path: Path, file: BufferedReader, mapped: bool) -> StateDict:
-    """The tensors of a file by name, each in memory of its own, or all in private pages of the file where `mapped`.
+    """Read the tensors of a file by name, into memory, or memory-mapped with private pages if `mapped`.
 
-    Raises CheckpointError if the file is damaged or holds values that PyTorch has no tensors for.
+    Raises:
+        CheckpointError: the file is damaged or has a type that PyTorch lacks.
     """
     size = file.seek(0, 2)
     entries = _entries(path, _header(path, file, size), file.tell(), size)
@@ -77,7 +78,7 @@ def _damaged(path: Path, how: str) -> CheckpointError:
 
 
 def _header(path: Path, file: BufferedReader, size: int) -> dict[str, Any]:
-    """The header, after which the file is read on where the values begin."""
+    """The parsed header; the file is then positioned at the first value."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
@@ -86,38 +87,40 @@ def _header(path: Path, file: BufferedReader, size: int) -> dict[str, Any]:
     if length > LONGEST_HEADER or text.count(b"{") > MOST_OBJECTS:
         raise CheckpointError(
             f"{path} has a header of {length} bytes, which is longer than {LONGEST_HEADER}, or lists more than "
-            f"{MOST_OBJECTS} objects: no network has so many tensors"
+            f"{MOST_OBJECTS} objects: no network has that many tensors"
         )
     try:
-        found = json.loads(text.decode(), object_pairs_hook=_once)
+        header = json.loads(text.decode(), object_pairs_hook=_unique_object)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is no JSON: {type(error).__name__}: {str(error)[:100]}") from error
-    except _TwiceError as error:
+        raise _damaged(path, f"its header is not JSON: {type(error).__name__}: {str(error)[:100]}") from error
+    except _DuplicateKeysError as error:
         raise CheckpointError(f"{path} names tensors twice, so nobody can tell which are meant: {error}") from error
-    metadata = found.pop(METADATA, None) if isinstance(found, dict) else []
+    metadata = header.pop(METADATA, None) if isinstance(header, dict) else []
     texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
     if metadata is not None and not texts:
-        raise _damaged(path, "its header is no JSON object of tensors with texts as metadata")
-    return found
+        raise _damaged(path, "its header is not a JSON object of tensors with strings as metadata")
+    return header
 
 
-class _TwiceError(Exception):
-    """Names that an object of the header has twice."""
+class _DuplicateKeysError(Exception):
+    """An object of the header has duplicate keys; the message lists them."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _TwiceError(names_in(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
-    return found
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise _DuplicateKeysError(
+            names_in(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        )
+    return unique
 
 
 def _entries(path: Path, header: dict[str, Any], start: int, size: int) -> list[Entry]:
-    """The tensors in the order of their bytes, which fill the file from `start` to its end."""
-    found = {name: _entry(name, described, start) for name, described in header.items()}
-    if wrong := [f"{name!r} is {problem}" for name, problem in found.items() if isinstance(problem, str)]:
+    """The tensors in the order of their bytes; CheckpointError unless they fill the file from `start` to its end."""
+    parsed = {name: _entry(name, description, start) for name, description in header.items()}
+    if wrong := [f"{name!r} is {problem}" for name, problem in parsed.items() if isinstance(problem, str)]:
         raise _damaged(path, "; ".join(wrong[:5])[:500])
-    entries = sorted((e for e in found.values() if isinstance(e, Entry)), key=lambda entry: (entry.start, entry.stop))
+    entries = sorted((e for e in parsed.values() if isinstance(e, Entry)), key=lambda entry: (entry.start, entry.stop))
     for entry in entries:
         if entry.start != start:
             raise _damaged(path, f"{entry.name!r} begins at byte {entry.start}, not at {start}, where values end")
@@ -127,15 +130,15 @@ def _entries(path: Path, header: dict[str, Any], start: int, size: int) -> list[
     return entries
 
 
-def _entry(name: str, described: Any, values: int) -> Entry | str:
-    """What the header says of a tensor, or what is wrong with that. values: the byte from which it counts."""
-    shape, dtype, span = (described.get(key) if isinstance(described, dict) else None for key in FIELDS)
+def _entry(name: str, description: Any, values: int) -> Entry | str:
+    """The entry of a tensor, or the problem with its description. values: position that its offsets are relative to."""
+    shape, dtype, span = (description.get(key) if isinstance(description, dict) else None for key in FIELDS)
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
         return f"not described by {FIELDS}, of which the first and the last are lists of counts"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         return f"of type {str(dtype)[:20]!r}, which cannot be read; these can: {', '.join(DTYPES)}"
     if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-        return "named by what is no text"
+        return "named with invalid Unicode"
     start, stop = span
     if len(shape) > MOST_DIMENSIONS or prod(max(side, 1) for side in shape) >= 1 << 60:
         return "of a shape that no tensor has"
@@ -149,7 +152,7 @@ def _are_counts(numbers: Any) -> TypeGuard[list[int]]:
 
 
 def _copy(path: Path, file: BufferedReader, entry: Entry) -> Tensor:
-    """The tensor in memory of its own; entries are read in the order of their bytes."""
+    """Read a tensor into memory; tensors are read in the order of their bytes."""
     values = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
     if file.readinto(values.numpy().data) != len(values):
         raise _damaged(path, f"it ends within {entry.name!r}")
@@ -157,7 +160,7 @@ def _copy(path: Path, file: BufferedReader, entry: Entry) -> Tensor:
 
 
 def _view(storage: torch.UntypedStorage, entry: Entry) -> Tensor:
-    """The tensor in pages of the file, unless its bytes lie there so that they cannot be used in place."""
+    """The tensor as a view of the mapped file, or a copy if its bytes are not aligned."""
     values = torch.empty(0, dtype=torch.uint8).set_(storage[entry.start : entry.stop])
     if entry.start % entry.dtype.itemsize:
         values = values.clone()

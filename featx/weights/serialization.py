@@ -1,4 +1,4 @@
-"""Models as folders of safetensors and `config.json`, which timm reads, too, and as repositories on the Hub."""
+"""Save models as a folder of safetensors and `config.json` that timm can read, and upload them to the Hub."""
 
 import json
 from collections.abc import Mapping
@@ -11,32 +11,41 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..empty import without_values
 from ..errors import ArgumentError, OutputError
+from ..meta_init import init_empty_weights
 from ..whole_files import alone, local, whole_file
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import source_of
 from .hub_format import config_json
 
-PATIENCE = 600.0  # seconds to wait for another process that saves to the same place
+PATIENCE = 600.0  # seconds to wait for another process that saves to the same folder
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
-    """Write a model that `create_model` built into a folder: `model.safetensors` and `config.json`, in timm's format.
+    """Save a model that `create_model` built as `model.safetensors` and `config.json`, in timm's format.
 
-    `create_model("local-dir:<folder>", pretrained=True)` builds it again, and so does timm's for a classifier whose
-    fields timm has. An extractor is saved with the levels it gives. Files that are there are replaced, each at once,
-    when both are written. Of processes that save into one folder at once, one waits for the other.
+    `create_model("local-dir:<folder>", pretrained=True)` loads it. timm's `create_model` does so, too, for classifiers
+    whose configuration timm supports. An extractor is saved with its `out_indices`. Existing files are replaced
+    atomically after both have been written; concurrent saves to one folder wait for each other.
 
-    Raises ArgumentError for a model that could not be built again, OutputError if the folder is an address or cannot be
-    written.
+    Args:
+        model: the model or feature extractor.
+        folder: a local folder, which is created if necessary.
+
+    Raises:
+        ArgumentError: the model could not be rebuilt from its configuration.
+        OutputError: the folder is a URL or cannot be written.
     """
     folder = local(folder)
     config = description(model)
-    tensors, said = folder / "model.safetensors", folder / "config.json"
-    with alone(tensors, PATIENCE, [said.name]), whole_file(said) as said_part, whole_file(tensors) as part:
-        said_part.write_text(json.dumps(config, indent=2) + "\n")
-        _write_tensors(model.state_dict(), part)
+    tensors, config_path = folder / "model.safetensors", folder / "config.json"
+    with (
+        alone(tensors, PATIENCE, [config_path.name]),
+        whole_file(config_path) as temporary_config,
+        whole_file(tensors) as temporary,
+    ):
+        temporary_config.write_text(json.dumps(config, indent=2) + "\n")
+        _write_tensors(model.state_dict(), temporary)
 
 
 def push_to_hub(
@@ -47,9 +56,17 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload weights",
 ) -> str:
-    """Upload what `save` writes to a repository on the Hub, made if it is not there; the address of the commit.
+    """Save a model as `save` does, and upload it to a repository on the Hub. Errors are those of huggingface_hub.
 
-    repo: "owner/name". token: by default the one of `hf auth login` or HF_TOKEN. Errors are huggingface_hub's.
+    Args:
+        model: the model or feature extractor.
+        repo: "owner/name"; the repository is created if it does not exist.
+        private: whether a new repository is private.
+        token: access token; by default that of `hf auth login` or HF_TOKEN.
+        message: the commit message.
+
+    Returns:
+        URL of the commit.
     """
     from huggingface_hub import HfApi
 
@@ -61,7 +78,7 @@ def push_to_hub(
 
 
 def description(model: nn.Module) -> dict[str, Any]:
-    """The `config.json` of a model or an extractor; ArgumentError if it could not be built again from it."""
+    """The `config.json` of a model or an extractor; ArgumentError if the model could not be rebuilt from it."""
     backbone = source_of(model)
     if not isinstance(backbone, Backbone):
         raise ArgumentError(f"{type(backbone).__name__} was not built by create_model: save its state_dict() instead")
@@ -75,13 +92,13 @@ def description(model: nn.Module) -> dict[str, Any]:
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as the ending of the file says, whole or not at all; OutputError if that cannot be."""
+    """Write tensors atomically in the format of the file extension; OutputError if that fails."""
     path = local(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise OutputError(f"{path}: expected a file that ends in .safetensors, .pt or .pth")
     write = _write_tensors if path.suffix == ".safetensors" else _write_pickle
-    with alone(path, PATIENCE), whole_file(path) as part:
-        write(state, part)
+    with alone(path, PATIENCE), whole_file(path) as temporary:
+        write(state, temporary)
 
 
 def _write_pickle(state: Mapping[str, Tensor], path: Path) -> None:
@@ -93,32 +110,32 @@ def _write_pickle(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, in which tensors that share memory are written once each; OSError if that cannot be."""
+    """Write a safetensors file, with a separate copy of each tensor that shares memory; OSError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    own = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     used = set[int]()
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         if tensor.untyped_storage().data_ptr() in used:
-            own[name] = tensor.clone()
-        used.add(own[name].untyped_storage().data_ptr())
+            tensors[name] = tensor.clone()
+        used.add(tensors[name].untyped_storage().data_ptr())
     try:
-        save_file(own, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
 
 def _require_same_names(model: nn.Module, backbone: Backbone, classes: int) -> None:
-    """Raise ArgumentError if the model's tensors are no longer those that its configuration gives."""
-    with without_values():
-        again = type(backbone)(replace(backbone.config, num_classes=classes)).state_dict()
-    own = model.state_dict()
-    changed = [name for name, tensor in own.items() if name not in again or again[name].shape != tensor.shape]
-    lacking = [] if isinstance(model, FeatureExtractWrapper) else [name for name in again if name not in own]
-    if changed or lacking:
+    """Raise ArgumentError if the model's tensors differ from those of a model with its configuration."""
+    with init_empty_weights():
+        rebuilt = type(backbone)(replace(backbone.config, num_classes=classes)).state_dict()
+    state = model.state_dict()
+    changed = [name for name, tensor in state.items() if name not in rebuilt or rebuilt[name].shape != tensor.shape]
+    missing = [] if isinstance(model, FeatureExtractWrapper) else [name for name in rebuilt if name not in state]
+    if changed or missing:
         raise ArgumentError(
             f"{backbone.architecture} was changed after it was built, so create_model could not build it again: "
-            f"tensors that are new or of another shape {changed[:5]}, tensors that are gone {lacking[:5]}. Save its "
+            f"tensors that are new or of another shape {changed[:5]}, tensors that are gone {missing[:5]}. Save its "
             "state_dict() instead"
         )

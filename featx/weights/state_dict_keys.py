@@ -1,7 +1,6 @@
-"""Keys of state dicts: freed of what training scripts and wrappers write around them, and renamed by rules.
+"""State dict keys: extract a state dict from a checkpoint, strip wrapper prefixes, and rename keys by rules.
 
-Every function is pure: dictionary in, new dictionary out. Pairs of pieces of names are rules that can be read in both
-directions.
+Every function is pure and returns a new dictionary. A RenamePair gives a rule for each direction.
 """
 
 import re
@@ -16,8 +15,9 @@ from ..errors import CheckpointError, names_in, shortened
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION, MAX_MEMBERS
 
 StateDict = dict[str, Tensor]
-State = Mapping[str, Tensor]  # of what is only read
-
+State = Mapping[str, Tensor]  # read-only
+# From native module paths to those of another program.
+ModuleTable = dict[str, str]
 
 LONGEST_NAME = 1024
 CONTAINERS = ("state_dict", "model")
@@ -31,106 +31,113 @@ PREFIXES = (
     "body.",
     "graph_module.",
 )
-PARTS = ("backbone.", "encoder.", "visual_encoder.", "model.backbone.")
+MODEL_PARTS = ("backbone.", "encoder.", "visual_encoder.", "model.backbone.")
 
-# A pattern, and what takes its place: both as re.sub has them.
+# A pattern and its replacement, as in re.sub.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-# A piece of a foreign name and the native piece in its place. ^ stands for the beginning, # for a number that stays.
-Pair = tuple[str, str]
+# A part of a program's key and the native part that replaces it. ^ is the start of the key, # a number that is kept.
+RenamePair = tuple[str, str]
 
 
-def tensors_of(checkpoint: Any, container: str | None = None) -> StateDict:
-    """The named tensors in what a file held.
+def extract_state_dict(checkpoint: Any, container: str | None = None) -> StateDict:
+    """The state dict in a loaded checkpoint.
 
-    container: the entry they are under, such as "model_ema" or "teacher", or the first part of their names. By default
-        a training checkpoint is opened at `state_dict` or `model`. Raises CheckpointError if it holds anything else.
+    Args:
+        checkpoint: the object that the file stored.
+        container: key of the state dict, such as "model_ema" or "teacher", or first part of its keys. By default
+            the state dict is the checkpoint itself or its entry `state_dict` or `model`.
+
+    Raises:
+        CheckpointError: it is not a dictionary of tensors with printable names, or has too many entries.
     """
-    opened = _opened(checkpoint, container)
-    if not isinstance(opened, Mapping):
-        raise CheckpointError(f"expected named tensors, got a {type(opened).__name__}")
-    if len(opened) > MAX_MEMBERS:
-        raise CheckpointError(f"expected the tensors of a network, at most {MAX_MEMBERS}, got {len(opened)} entries")
+    entries = _open_container(checkpoint, container)
+    if not isinstance(entries, Mapping):
+        raise CheckpointError(f"expected named tensors, got a {type(entries).__name__}")
+    if len(entries) > MAX_MEMBERS:
+        raise CheckpointError(f"expected the tensors of a network, at most {MAX_MEMBERS}, got {len(entries)} entries")
     others = [
-        f"{str(name)!r}: {type(value).__name__!r}" for name, value in opened.items() if not isinstance(value, Tensor)
+        f"{str(name)!r}: {type(value).__name__!r}" for name, value in entries.items() if not isinstance(value, Tensor)
     ]
-    if others or not opened:
-        inside = [name for name, value in opened.items() if isinstance(value, Mapping)]
-        hint = f"; if they are under one of [{names_in(inside)}], say which with container=" if inside else ""
+    if others or not entries:
+        nested = [name for name, value in entries.items() if isinstance(value, Mapping)]
+        hint = f"; if they are under one of [{names_in(nested)}], say which with container=" if nested else ""
         raise CheckpointError(
             f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also "
             f"{{{', '.join(shortened(others))}}}{hint}"
         )
-    state = {str(name): tensor for name, tensor in opened.items()}
-    if odd := [name for name in state if not name.isprintable() or len(name) > LONGEST_NAME]:
+    state = {str(name): tensor for name, tensor in entries.items()}
+    if invalid := [name for name in state if not name.isprintable() or len(name) > LONGEST_NAME]:
         raise CheckpointError(
-            f"expected names of at most {LONGEST_NAME} characters that can be printed; these {len(odd)} cannot be: "
-            f"{names_in(odd)}"
+            f"expected names of at most {LONGEST_NAME} characters that can be printed; these {len(invalid)} cannot be: "
+            f"{names_in(invalid)}"
         )
     return state
 
 
-def plain(state: Mapping[str, Tensor]) -> StateDict:
-    """The tensors without what a file may hang on them: attributes, gradients, parameters' class, marks of conjugates.
+def plain_tensors(state: Mapping[str, Tensor]) -> StateDict:
+    """The tensors without attributes, gradients, Parameter class, and lazy conjugation or negation.
 
-    They share their memory.
+    They share memory with the originals unless they were lazily conjugated or negated.
     """
-    bare = {name: Tensor.detach(tensor) for name, tensor in state.items()}
-    return {name: tensor.resolve_conj().resolve_neg() for name, tensor in bare.items()}
+    detached = {name: Tensor.detach(tensor) for name, tensor in state.items()}
+    return {name: tensor.resolve_conj().resolve_neg() for name, tensor in detached.items()}
 
 
 def require_values(state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless every tensor holds its values one by one, as many as its shape says.
+    """Raise CheckpointError unless all tensors are dense and their storages have about the size that the shapes need.
 
-    A file of a kilobyte can describe one of terabytes whose values are all the same place in memory.
+    A file of a kilobyte can describe a tensor of terabytes with stride 0, all of whose values share one address.
     """
     kinds = {"without values": lambda t: t.is_meta, "sparse": lambda t: t.layout is not torch.strided}
-    kinds["quantised"] = lambda t: t.is_quantized
+    kinds["quantized"] = lambda t: t.is_quantized
     kinds["of less than a byte"] = lambda t: "float4" in str(t.dtype)
-    wrong = [f"{name!r}: {kind!r}" for name, tensor in state.items() for kind, is_so in kinds.items() if is_so(tensor)]
-    if wrong:
-        raise CheckpointError(f"expected plain tensors, but these are others: {{{', '.join(shortened(wrong))}}}")
+    problems = [
+        f"{name!r}: {kind!r}" for name, tensor in state.items() for kind, applies in kinds.items() if applies(tensor)
+    ]
+    if problems:
+        raise CheckpointError(f"expected plain tensors, but these are others: {{{', '.join(shortened(problems))}}}")
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
-    held = sum(storages.values())
-    described = sum(tensor.nbytes for tensor in state.values())
-    if described > max(MAX_EXPANSION * held, ALWAYS_ALLOWED):
+    stored = sum(storages.values())
+    needed = sum(tensor.nbytes for tensor in state.values())
+    if needed > max(MAX_EXPANSION * stored, ALWAYS_ALLOWED):
         raise CheckpointError(
-            f"the tensors' shapes ask for {described} bytes, but there are only {held} bytes of values"
+            f"the tensors' shapes ask for {needed} bytes, but there are only {stored} bytes of values"
         )
 
 
-def _opened(checkpoint: Any, container: str | None) -> Any:
-    """What is in the container, and in those around and inside it that need no asking."""
+def _open_container(checkpoint: Any, container: str | None) -> Any:
+    """The content of the container, and of `state_dict` or `model` around or inside it."""
     if container is None:
-        return _inside(checkpoint)
+        return _unwrap(checkpoint)
     if not isinstance(container, str):
         raise wrong("container", container, "the name of an entry")
-    for outer in (checkpoint, _inside(checkpoint)):
+    for outer in (checkpoint, _unwrap(checkpoint)):
         if isinstance(outer, Mapping) and isinstance(outer.get(container), Mapping):
-            return _inside(outer[container])
-    return _under(checkpoint, container)
+            return _unwrap(outer[container])
+    return _select_prefix(checkpoint, container)
 
 
-def _inside(checkpoint: Any) -> Any:
+def _unwrap(checkpoint: Any) -> Any:
     for name in CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
     return checkpoint
 
 
-def _under(checkpoint: Any, container: str) -> Any:
-    """The tensors whose names begin with the container's; CheckpointError if there are none."""
-    inside = _inside(checkpoint)
-    entries = inside if isinstance(inside, Mapping) else {}
-    under = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
-    if not under:
+def _select_prefix(checkpoint: Any, container: str) -> Any:
+    """The tensors whose names start with the container's; CheckpointError if there are none."""
+    content = _unwrap(checkpoint)
+    entries = content if isinstance(content, Mapping) else {}
+    prefixed = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
+    if not prefixed:
         outer = checkpoint if isinstance(checkpoint, Mapping) else {}
         parts = sorted({str(name).partition(".")[0] for name in (*outer, *entries)})
         raise CheckpointError(f"there is no container {container!r}; the checkpoint has [{names_in(parts)}]")
-    return {name.removeprefix(f"{container}."): value for name, value in under.items()}
+    return {name.removeprefix(f"{container}."): value for name, value in prefixed.items()}
 
 
-def unwrapped(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateDict]:
-    """The tensors as they are, then without each prefix that all names share, unless those of the model begin so."""
+def strip_prefixes(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateDict]:
+    """Yield the tensors, then without each known prefix that all names share and no name in `wanted` starts with."""
     yield state
     while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
         if any(name.startswith(prefix) for name in wanted):
@@ -140,20 +147,20 @@ def unwrapped(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateD
 
 
 def backbone_prefix(state: StateDict, wanted: Collection[str]) -> str | None:
-    """The first of PARTS that some names begin with: they are the backbone in a bigger model. None if there is none.
+    """The first prefix in MODEL_PARTS of some names, those of the backbone in a larger model; None if there is none.
 
-    Also None if the model has any of these names as they are, or names that begin so themselves.
+    It is also None if the model has one of the names unchanged, or has names with that prefix itself.
     """
     if any(name in state for name in wanted):
         return None
-    for prefix in PARTS:
+    for prefix in MODEL_PARTS:
         if any(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in wanted):
             return prefix
     return None
 
 
-def unflattened(state: StateDict, wanted: Collection[str]) -> StateDict:
-    """`a_0.b` becomes `a.0.b` where the model has the second name and not the first."""
+def unflatten_keys(state: StateDict, wanted: Collection[str]) -> StateDict:
+    """Rename `a_0.b` to `a.0.b` where the model has the second name and not the first."""
 
     def dotted(name: str) -> str:
         candidate = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", name)
@@ -162,8 +169,8 @@ def unflattened(state: StateDict, wanted: Collection[str]) -> StateDict:
     return {dotted(name): tensor for name, tensor in state.items()}
 
 
-def renamed(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> StateDict:
-    """Every rule, in order, on every name. Raises CheckpointError if two tensors end up with one name."""
+def rename_keys(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> StateDict:
+    """Apply all rules to each key, in order. Raises CheckpointError if two tensors get the same key."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     new: StateDict = {}
     for name, tensor in state.items():
@@ -176,26 +183,26 @@ def renamed(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> StateDict:
     return new
 
 
-def moved(state: Mapping[str, Tensor], table: Mapping[str, str]) -> StateDict:
-    """The tensors under the names that the table gives their modules; what it does not list stays where it is."""
+def rename_modules(state: Mapping[str, Tensor], table: Mapping[str, str]) -> StateDict:
+    """Rename the module of each tensor by the table; modules that are not listed keep their names."""
     split = [(*name.rpartition("."), tensor) for name, tensor in state.items()]
     return {f"{table.get(module, module)}{dot}{leaf}": tensor for module, dot, leaf, tensor in split}
 
 
-def rules(pairs: Iterable[Pair]) -> list[Rule]:
-    """The pairs, in their order, as rules from foreign names to native ones."""
+def forward_rules(pairs: Iterable[RenamePair]) -> list[Rule]:
+    """Rules from a program's keys to native ones, in the order of the pairs."""
     return [(_pattern(foreign), _replacement(native)) for foreign, native in pairs]
 
 
-def rules_back(pairs: Iterable[Pair]) -> list[Rule]:
-    """What undoes `rules` of the same pairs: native pieces to foreign ones, in the opposite order."""
+def inverse_rules(pairs: Iterable[RenamePair]) -> list[Rule]:
+    """Rules from native keys to a program's, in reverse order: the inverse of `forward_rules`."""
     return [(_pattern(native), _replacement(foreign)) for foreign, native in reversed(list(pairs))]
 
 
-def _pattern(piece: str) -> str:
-    return re.escape(piece).replace(r"\^", "^").replace(r"\#", r"(\d+)")
+def _pattern(part: str) -> str:
+    return re.escape(part).replace(r"\^", "^").replace(r"\#", r"(\d+)")
 
 
-def _replacement(piece: str) -> str:
-    before, *after = piece.removeprefix("^").split("#")
+def _replacement(part: str) -> str:
+    before, *after = part.removeprefix("^").split("#")
     return before + "".join(rf"\g<{number}>{text}" for number, text in enumerate(after, 1))

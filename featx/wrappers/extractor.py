@@ -14,8 +14,8 @@ from ..bridge_registry import bridge_to
 from ..errors import ArgumentError, ContractError
 from ..features import FeatureInfo, Levels, OutIndices
 from ..image_checks import check_images, dtypes_of
+from ..load_report import LoadReport
 from ..preprocessing import DataConfig
-from ..report import LoadReport
 from .chain import Chain
 from .rewritten import Rewritten
 from .transparent import Transparent, innermost, without

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...tracing.program import Program
-from ...weights.protobuf import BYTES, VARINT, Data, Span, fields
+from ...weights.protobuf import BYTES, VARINT, ByteReader, Span, fields
 from ..description import KEY, Description, beside, from_json, to_json
 from .translation import onnx_model
 
@@ -124,4 +124,4 @@ def _entry(data: bytes, span: Span) -> tuple[bytes, bytes]:
 
 
 def _fields(data: bytes, span: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
-    return fields(Data(BytesIO(data)), span, known)
+    return fields(ByteReader(BytesIO(data)), span, known)

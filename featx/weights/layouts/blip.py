@@ -1,7 +1,7 @@
-"""BLIP's image encoder, in the checkpoint of the whole model of images and texts.
+"""Layout of BLIP's image encoder in the checkpoint of the full image-text model.
 
-It is a ViT under the names that ours has, behind `visual_encoder.`, without a classifier (num_classes=0). BLIP
-interpolates positions without low-pass. https://github.com/salesforce/BLIP
+It is a ViT with native names under the prefix `visual_encoder.`, without a classifier (num_classes=0). BLIP
+interpolates positions without antialiasing. https://github.com/salesforce/BLIP
 """
 
 import re
@@ -9,24 +9,24 @@ from collections.abc import Collection
 
 from ...errors import CheckpointError
 from ...preprocessing import CLIP
-from ..layout import Layout, has
-from ..state_dict_keys import State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import State, StateDict, rename_keys
 
 ENCODER = r"visual_encoder\."
 TENSORS = r"(cls_token|pos_embed|(patch_embed\.proj|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])|norm)\..*)$"
 
 
 def _to_native(state: State, _: Collection[str]) -> StateDict:
-    return renamed(state, [(f"^{ENCODER}", "")])
+    return rename_keys(state, [(f"^{ENCODER}", "")])
 
 
 def _from_native(state: State) -> StateDict:
-    """Raises CheckpointError for tensors that BLIP's encoder has no place for."""
-    homeless = [name for name in state if not re.match(TENSORS, name)]
-    if homeless:
+    """Convert to BLIP's names; CheckpointError for tensors that BLIP's encoder lacks."""
+    unsupported = [name for name in state if not re.match(TENSORS, name)]
+    if unsupported:
         raise CheckpointError(
-            f"BLIP's image encoder has no place for {homeless[:5]}{' and more' if homeless[5:] else ''}: it is a ViT "
-            "without classifier (num_classes=0), registers or factors of residual branches"
+            f"BLIP's image encoder has no place for {unsupported[:5]}{' and more' if unsupported[5:] else ''}: it is a "
+            "ViT without classifier (num_classes=0), registers or layer scale"
         )
     return {f"visual_encoder.{name}": tensor for name, tensor in state.items()}
 
@@ -35,7 +35,9 @@ LAYOUTS = (
     Layout(
         system="blip",
         family="ViT",
-        recognises=has(f"{ENCODER}cls_token$", rf"{ENCODER}patch_embed\.proj\.", rf"{ENCODER}blocks\.0\.attn\.qkv\."),
+        recognizes=has_keys(
+            f"{ENCODER}cls_token$", rf"{ENCODER}patch_embed\.proj\.", rf"{ENCODER}blocks\.0\.attn\.qkv\."
+        ),
         to_native=_to_native,
         from_native=_from_native,
         data=CLIP,

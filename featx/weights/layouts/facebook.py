@@ -1,11 +1,11 @@
-"""Names of ConvNeXt and ConvNeXt V2, and of ViTs, in the repositories of facebookresearch and in files built on them.
+"""Layouts of ConvNeXt, ConvNeXt V2 and ViTs in the repositories of facebookresearch and in derived files.
 
-The encoder that ConvNeXt V2 pretrains under masks computes with MinkowskiEngine, which wraps layers and flattens
-kernels. DINOv3 and EUPE list their last norm twice, or bring the projectors of distillation along.
+The encoder of ConvNeXt V2's masked pretraining (FCMAE) uses MinkowskiEngine, which wraps layers and flattens kernels.
+DINOv3 and EUPE store their last norm twice, or include the projectors of distillation.
 
-DeiT's, DINO's and MAE's published ViTs have the names that ours have. DINOv2 may group blocks in chunks, and gives the
-class token a position even where it has registers, which have none: there the position is added to the token. DeiT III
-scales its layers under names of its own.
+The published ViTs of DeiT, DINO and MAE have native names. DINOv2 may group blocks in chunks. With registers, DINOv2
+has a position for the class token and none for the registers; that position is added to the class token. DeiT III uses
+other names for layer scale.
 """
 
 import re
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, has
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 
 CONVNEXT: tuple[Rule, ...] = (
     (r"^encoder\.", ""),
@@ -47,26 +47,26 @@ TO_CONVNEXT: tuple[Rule, ...] = (
 
 
 def convnext_to_native(state: State, _names: Collection[str]) -> StateDict:
-    """Small variants, which have two blocks in their first stage, mix channels by 1x1 convolutions here."""
+    """Convert to native names. Small variants, with two blocks in the first stage, have 1x1 convolutions in the MLP."""
     dense = {name: dense_kernel(tensor) if name.endswith(".kernel") else tensor for name, tensor in state.items()}
-    pointwise = not has(r"(encoder\.)?stages\.0\.2\.")(state)
-    return {name: shaped(name, tensor, pointwise) for name, tensor in renamed(dense, CONVNEXT).items()}
+    pointwise = not has_keys(r"(encoder\.)?stages\.0\.2\.")(state)
+    return {name: shaped(name, tensor, pointwise) for name, tensor in rename_keys(dense, CONVNEXT).items()}
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
     """A flat kernel, (area, in_chs, chs) or depthwise (area, chs), as (chs, in_chs or 1, side, side).
 
-    The flat index runs down the columns of the window.
+    The flat index is column-major.
     """
     side = isqrt(kernel.shape[0]) if kernel.ndim in (2, 3) else 0
     if not side or side * side != kernel.shape[0]:
-        return kernel  # which fits no model
+        return kernel  # loading then reports the shape
     flat = kernel.permute(2, 1, 0) if kernel.ndim == 3 else kernel.T.unsqueeze(1)
     return flat.unflatten(-1, (side, side)).transpose(-1, -2).contiguous()
 
 
 def shaped(name: str, tensor: Tensor, pointwise: bool) -> Tensor:
-    """Norms and biases come with leading axes of one cell."""
+    """Remove the leading axes of length 1 from norms and biases; make linear layers 1x1 convolutions if `pointwise`."""
     if name.endswith(".bias") or ".grn." in name:
         return tensor.flatten()
     if pointwise and re.search(r"\.mlp\.fc[12]\.weight$", name):
@@ -75,7 +75,7 @@ def shaped(name: str, tensor: Tensor, pointwise: bool) -> Tensor:
 
 
 def convnext_from_native(state: State) -> StateDict:
-    return {name: unshaped(name, tensor) for name, tensor in renamed(state, TO_CONVNEXT).items()}
+    return {name: unshaped(name, tensor) for name, tensor in rename_keys(state, TO_CONVNEXT).items()}
 
 
 def unshaped(name: str, tensor: Tensor) -> Tensor:
@@ -94,60 +94,63 @@ PREFIX = {"cls_token", "reg_token", "pos_embed"}
 
 
 def dinov2_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return without_class_position(renamed(state, DINOV2))
+    return without_class_position(rename_keys(state, DINOV2))
 
 
 def without_class_position(state: StateDict) -> StateDict:
-    """Where there are registers, the class token's position added to that token."""
+    """With registers, add the position of the class token to the class token."""
     if not state.keys() >= PREFIX:
         return state
     positions, token = state["pos_embed"], state["cls_token"]
     if not positions.ndim == token.ndim == 3 or token.shape[2] != positions.shape[2]:
-        return state  # which fits no model
+        return state  # loading then reports the shape
     return {**state, "cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:]}
 
 
 def with_class_position(state: StateDict) -> StateDict:
-    """The way back: where there are registers, a position of zeros for the class token."""
+    """With registers, add a position of zeros for the class token: the inverse of `without_class_position`."""
     if not state.keys() >= PREFIX:
         return state
     return {**state, "pos_embed": torch.cat([torch.zeros_like(state["cls_token"]), state["pos_embed"]], dim=1)}
 
 
 def dinov2_from_native(state: State) -> StateDict:
-    """As its hub saves it: blocks are not grouped. What is not in the model is zero."""
+    """Convert to the names on torch.hub, where blocks are not grouped; tensors that the model lacks are zero."""
     gated = any(state[name].shape[1] * 2 == state[name.replace("fc2", "fc1")].shape[0] for name in linear_names(state))
     rules: list[Rule] = [(r"\.mlp\.fc1\.", ".mlp.w12."), (r"\.mlp\.fc2\.", ".mlp.w3.")] if gated else []
-    new = renamed(with_class_position(dict(state)), [*rules, (r"^reg_token$", "register_tokens")])
+    new = rename_keys(with_class_position(dict(state)), [*rules, (r"^reg_token$", "register_tokens")])
     return {**new, "mask_token": torch.zeros_like(state["cls_token"][0])}
 
 
 def linear_names(state: State) -> list[str]:
-    """Names of the weights of the perceptrons' second layers."""
+    """Names of the weights of the second MLP layers."""
     return [name for name in state if name.endswith(".mlp.fc2.weight")]
 
 
 def deit3_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, [(r"\.gamma_([12])$", r".ls\1.gamma")])
+    return rename_keys(state, [(r"\.gamma_([12])$", r".ls\1.gamma")])
 
 
 def deit3_from_native(state: State) -> StateDict:
-    return renamed(state, [(r"\.ls([12])\.gamma$", r".gamma_\1")])
+    return rename_keys(state, [(r"\.ls([12])\.gamma$", r".gamma_\1")])
 
 
 def mae_to_native(state: State, _names: Collection[str]) -> StateDict:
     return dict(state)
 
 
-# What DINOv2 alone has; any of them will do.
+# Names that only DINOv2 has; one match is enough.
 DINOV2_MARKS = tuple(
-    map(has, (r"mask_token$", r"register_tokens$", r"blocks\.\d+\.\d+\.ls1\.", r"blocks\.(0\.)?0\.mlp\.w12\.weight$"))
+    map(
+        has_keys,
+        (r"mask_token$", r"register_tokens$", r"blocks\.\d+\.\d+\.ls1\.", r"blocks\.(0\.)?0\.mlp\.w12\.weight$"),
+    )
 )
-scales_layers = has(r"cls_token$", r"pos_embed$", r"patch_embed\.proj\.weight$", r"blocks\.(0\.)?0\.ls1\.gamma$")
+has_layer_scale = has_keys(r"cls_token$", r"pos_embed$", r"patch_embed\.proj\.weight$", r"blocks\.(0\.)?0\.ls1\.gamma$")
 
 
 def is_dinov2(state: State) -> bool:
-    return scales_layers(state) and any(marked(state) for marked in DINOV2_MARKS)
+    return has_layer_scale(state) and any(has_mark(state) for has_mark in DINOV2_MARKS)
 
 
 def has_registers(state: State) -> bool:
@@ -163,7 +166,7 @@ LAYOUTS = (
     Layout(
         "facebook",
         "ConvNeXt",
-        has(
+        has_keys(
             r"(encoder\.)?downsample_layers\.0\.0\.weight$",
             r"(encoder\.)?stages\.0\.0\.dwconv\.(weight|kernel)$",
             r"(encoder\.)?stages\.0\.0\.norm\.(ln\.)?weight$",
@@ -173,7 +176,7 @@ LAYOUTS = (
         convnext_from_native,
         ignores={
             r"mask_token$|(proj|decoder|pred)\.": "decoder of masked pretraining",
-            r"norms\.": "norms of intermediate maps, and the last norm once more",
+            r"norms\.": "norms of intermediate maps, and a copy of the last norm",
             r"projectors\.": "projectors of distillation",
         },
     ),
@@ -200,7 +203,7 @@ LAYOUTS = (
     Layout(
         "deit3",
         "ViT",
-        has(r"cls_token$", r"pos_embed$", r"blocks\.0\.attn\.qkv\.weight$", r"blocks\.0\.gamma_1$"),
+        has_keys(r"cls_token$", r"pos_embed$", r"blocks\.0\.attn\.qkv\.weight$", r"blocks\.0\.gamma_1$"),
         deit3_to_native,
         deit3_from_native,
         data=IMAGENET,
@@ -208,7 +211,7 @@ LAYOUTS = (
     Layout(
         "mae",
         "ViT",
-        has(r"cls_token$", r"decoder_embed\.weight$", r"decoder_pred\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
+        has_keys(r"cls_token$", r"decoder_embed\.weight$", r"decoder_pred\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
         mae_to_native,
         ignores={r"mask_token$|decoder_": "decoder of masked pretraining"},
         data=IMAGENET,

@@ -1,8 +1,8 @@
-"""The original ViTs and hybrids, as Flax wrote them into `.npz` files.
+"""Layout of the original Flax ViTs and hybrids in `.npz` files.
 
-The names are paths in a tree of parameters, `opt/target/` before them where the file is a training state. Kernels are
-(in, out) or (height, width, in, out); attention has an axis for its heads. Files from before Flax's linen have the
-norms of the convolutions as (1, 1, 1, C). https://github.com/google-research/vision_transformer
+Names are paths in a parameter tree, with the prefix `opt/target/` in a training state. Kernels are (in, out) or
+(height, width, in, out); attention kernels have an axis for the heads. Files older than Flax's linen store the norms of
+convolutions as (1, 1, 1, C). https://github.com/google-research/vision_transformer
 """
 
 import re
@@ -11,13 +11,13 @@ from collections.abc import Collection
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..layout import Layout, has
-from ..qkv import fused, split
-from ..state_dict_keys import Pair, Rule, State, StateDict, renamed, rules, rules_back
+from ..layout import Layout, has_keys
+from ..qkv import fuse_projections, split_projections
+from ..state_dict_keys import RenamePair, Rule, State, StateDict, forward_rules, inverse_rules, rename_keys
 
 TRAINING = r"(?:opt/target/)?"
 BLOCK, ATTENTION = "^Transformer/encoderblock_#/", "^Transformer/encoderblock_#/MultiHeadDotProductAttention_1/"
-PAIRS: tuple[Pair, ...] = (
+PAIRS: tuple[RenamePair, ...] = (
     ("^cls", "^cls_token"),
     ("^embedding/", "^patch_embed.proj."),
     ("^Transformer/posembed_input/pos_embedding", "^pos_embed"),
@@ -40,28 +40,33 @@ PAIRS: tuple[Pair, ...] = (
 STAGES = "patch_embed.backbone.stages."
 MIXED = ("query", "key", "value")
 
-# Heads of the published widths; the tensors of a ViT do not tell how many it has.
+# Attention heads of the published widths; the tensors of a ViT do not determine the number of heads.
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
 
 
 def _to_native(state: State, _: Collection[str]) -> StateDict:
-    trained = renamed(state, [(f"^{TRAINING}", "")])
-    state = fused({name: _as_torch(name, tensor) for name, tensor in trained.items()}, MIXED)
+    trained = rename_keys(state, [(f"^{TRAINING}", "")])
+    state = fuse_projections({name: _as_torch(name, tensor) for name, tensor in trained.items()}, MIXED)
     stages = any(name.startswith("block1/") for name in state)
     table: list[Rule] = [
-        *rules(PAIRS),
+        *forward_rules(PAIRS),
         (r"^block(\d+)/unit(\d+)/", lambda m: f"{STAGES}{int(m[1]) - 1}.blocks.{int(m[2]) - 1}."),
         (r"(kernel|scale)$", "weight"),
-        # a hybrid without stages is its stem
+        # the backbone of a hybrid without stages is the stem alone
         *([] if stages else [(r"^patch_embed\.backbone\.stem\.", "patch_embed.backbone.")]),
     ]
-    return renamed(state, table)
+    return rename_keys(state, table)
 
 
 def to_flax(state: State, heads: int) -> StateDict:
-    """The tensors of a ViT whose attention has so many heads under Flax's names and in its shapes.
+    """Convert a native ViT state dict to Flax's names and shapes.
 
-    Raises CheckpointError for tensors that the original ViTs have no place for.
+    Args:
+        state: the native state dict.
+        heads: number of attention heads.
+
+    Raises:
+        CheckpointError: a tensor does not exist in the original ViTs.
     """
     table: list[Rule] = [
         (r"(^|\.)(norm\d?)\.weight$", r"\1\2.scale"),
@@ -71,20 +76,20 @@ def to_flax(state: State, heads: int) -> StateDict:
             rf"^{re.escape(STAGES)}(\d+)\.blocks\.(\d+)\.",
             lambda m: f"block{int(m[1]) + 1}/unit{int(m[2]) + 1}/",
         ),
-        *rules_back(PAIRS),
+        *inverse_rules(PAIRS),
     ]
-    flax = renamed(state, table)
-    homeless = [native for name, native in zip(flax, state, strict=True) if "." in name or name in state]
-    if homeless:
+    flax = rename_keys(state, table)
+    unsupported = [native for name, native in zip(flax, state, strict=True) if "." in name or name in state]
+    if unsupported:
         raise CheckpointError(
-            f"the original ViTs have no place for {homeless[:5]}{' and more' if homeless[5:] else ''}: Flax's names "
-            "are for models without registers, factors of residual branches and other norms than theirs"
+            f"the original ViTs have no place for {unsupported[:5]}{' and more' if unsupported[5:] else ''}: Flax's "
+            "names are for models without registers, layer scale and additional norms"
         )
-    return {name: _as_flax(name, tensor, heads) for name, tensor in split(flax, MIXED).items()}
+    return {name: _as_flax(name, tensor, heads) for name, tensor in split_projections(flax, MIXED).items()}
 
 
 def _from_native(state: State) -> StateDict:
-    """Raises CheckpointError if it is of no published width."""
+    """Convert to Flax's names and shapes; CheckpointError if the width is not a published one."""
     width = state["norm.weight"].numel() if "norm.weight" in state else state["patch_embed.proj.weight"].shape[0]
     if width not in HEADS:
         raise CheckpointError(f"cannot tell the heads of a ViT {width} channels wide: expected one of {[*HEADS]}")
@@ -92,7 +97,7 @@ def _from_native(state: State) -> StateDict:
 
 
 def _as_torch(name: str, tensor: Tensor) -> Tensor:
-    """Kernels with the output first, vectors as vectors, others as they are."""
+    """A tensor in PyTorch's shape: kernels have the output axis first, scales and biases are vectors."""
     path, _, leaf = name.rpartition("/")
     if leaf in ("scale", "bias"):
         return tensor.flatten()
@@ -106,7 +111,7 @@ def _as_torch(name: str, tensor: Tensor) -> Tensor:
 
 
 def _as_flax(name: str, tensor: Tensor, heads: int) -> Tensor:
-    """The way back from `_as_torch`, but for vectors that were none."""
+    """A tensor in Flax's shape: the inverse of `_as_torch`, except that scales stay vectors."""
     path, _, leaf = name.rpartition("/")
     mixed = path.endswith(MIXED)
     if leaf == "bias" and mixed:
@@ -125,7 +130,7 @@ LAYOUTS = (
     Layout(
         system="flax",
         family="ViT",
-        recognises=has(f"{TRAINING}embedding/kernel$", f"{TRAINING}Transformer/encoderblock_0/"),
+        recognizes=has_keys(f"{TRAINING}embedding/kernel$", f"{TRAINING}Transformer/encoderblock_0/"),
         to_native=_to_native,
         from_native=_from_native,
     ),

@@ -1,7 +1,7 @@
-"""MindCV's names of ResNet, ResNeSt, RepVGG, ReXNet, HRNet and ConvNeXt, as MindSpore saves them.
+"""Layouts of MindCV's ResNet, ResNeSt, RepVGG, ReXNet, HRNet and ConvNeXt, as MindSpore saves them.
 
-They are those of its networks: https://github.com/mindspore-lab/mindcv/tree/main/mindcv/models
-MindSpore calls the scale and shift of a norm gamma and beta, its statistics moving_*; batches are not counted.
+https://github.com/mindspore-lab/mindcv/tree/main/mindcv/models
+MindSpore names the weight and bias of a norm gamma and beta, and its statistics moving_*; it does not count batches.
 """
 
 import re
@@ -17,10 +17,10 @@ from ...models.hrnet import resized
 from ...models.layers.padding import SameConv2d, SameMaxPool2d
 from ...models.resnest import SamePoolSplitBottleneck
 from ...preprocessing import IMAGENET
-from ..layout import Layout, has
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 
-# What training saves beside the network.
+# Tensors of the training state.
 IGNORES = {
     r"ema\.": "moving averages of the weights",
     r"(moments?[123]?|adam_[mv]|nadam_[mv]|lion_m|prev_gradient|accum|stat|swap)\.": "state of the optimizer",
@@ -28,7 +28,7 @@ IGNORES = {
     r"(current_iterator_step|last_overflow_iterator_step|epoch_num|step_num|loss_scale)$": "progress of the training",
 }
 
-# Where the parts of a sequence were flattened, for the extraction of maps, their names have an underscore.
+# MindCV's feature extraction flattens sequences, and their names get an underscore.
 FLATTENED: Rule = (r"^(features?)_(\d+)\.", r"\1.\2.")
 LEAVES: tuple[Rule, ...] = (
     (r"\.gamma$", ".weight"),
@@ -45,15 +45,15 @@ TO_STATISTICS: tuple[Rule, ...] = (
 COUNTER = ".num_batches_tracked"
 
 
-def plain(state: State, rules: Iterable[Rule] = ()) -> StateDict:
-    """The tensors after the rules, with PyTorch's names of what is in a norm, and its count of batches at zero."""
-    new = renamed(state, (FLATTENED, *rules, *LEAVES))
+def to_pytorch(state: State, rules: Iterable[Rule] = ()) -> StateDict:
+    """Apply the rules and PyTorch's names for norms, and set `num_batches_tracked` to zero."""
+    new = rename_keys(state, (FLATTENED, *rules, *LEAVES))
     norms = [name.removesuffix(".running_mean") for name in new if name.endswith(".running_mean")]
     return new | {norm + COUNTER: torch.tensor(0) for norm in norms}
 
 
-def foreign(state: State, rules: Iterable[Rule] = ()) -> StateDict:
-    """The way back: norms are the modules whose weight is a vector."""
+def to_mindspore(state: State, rules: Iterable[Rule] = ()) -> StateDict:
+    """Apply MindSpore's names for norms (modules with a vector as weight) and the rules: inverse of `to_pytorch`."""
     norms = {name.removesuffix(".weight") for name, t in state.items() if name.endswith(".weight") and t.ndim == 1}
     leaves = {"weight": "gamma", "bias": "beta"}
 
@@ -61,8 +61,8 @@ def foreign(state: State, rules: Iterable[Rule] = ()) -> StateDict:
         module, _, last = name.rpartition(".")
         return f"{module}.{leaves.get(last, last)}" if module in norms else name
 
-    kept = {name: tensor for name, tensor in renamed(state, TO_STATISTICS).items() if not name.endswith(COUNTER)}
-    return renamed({leaf(name): tensor for name, tensor in kept.items()}, rules)
+    kept = {name: tensor for name, tensor in rename_keys(state, TO_STATISTICS).items() if not name.endswith(COUNTER)}
+    return rename_keys({leaf(name): tensor for name, tensor in kept.items()}, rules)
 
 
 SYSTEM = "mindcv"
@@ -72,17 +72,17 @@ TO_RESNET: tuple[Rule, ...] = ((r"\.downsample\.", ".down_sample."), (r"^fc\.", 
 
 
 def resnet_to_native(state: State, _names: Collection[str]) -> StateDict:
-    """Of both networks of the class; ResNeSt's modules have the names that ours have."""
-    return plain(state, () if is_resnest(state) else RESNET)
+    """Convert ResNet or ResNeSt, whose modules have native names."""
+    return to_pytorch(state, () if is_resnest(state) else RESNET)
 
 
 def resnet_from_native(state: State) -> StateDict:
     resnest = any(name.startswith("layer1.0.conv2.conv.") for name in state)
-    return foreign(state, () if resnest else TO_RESNET)
+    return to_mindspore(state, () if resnest else TO_RESNET)
 
 
-is_resnest = has(r"bn1\.gamma$", r"conv1\.0\.weight$")
-is_resnet = has(r"bn1\.gamma$", r"conv1\.weight$")
+is_resnest = has_keys(r"bn1\.gamma$", r"conv1\.0\.weight$")
+is_resnet = has_keys(r"bn1\.gamma$", r"conv1\.weight$")
 
 REPVGG: tuple[Rule, ...] = (
     (r"^stage0\.", "stem."),
@@ -113,25 +113,25 @@ TO_REPVGG: tuple[Rule, ...] = (
 
 HRNET: tuple[Rule, ...] = ((r"\.down_sample\.", ".downsample."), (r"^downsample_modules\.", "downsamp_modules."))
 TO_HRNET: tuple[Rule, ...] = ((r"^downsamp_modules\.", "downsample_modules."), (r"\.downsample\.", ".down_sample."))
-# the convolutions of its classifier, which have no bias in MindCV
+# biases of the classifier's convolutions, which MindCV lacks
 BIAS = r"(downsamp_modules\.\d+|final_layer)\.0\.bias$"
 
 
 def hrnet_to_native(state: State, names: Collection[str]) -> StateDict:
-    """Biases that only ours has are zero."""
-    new = plain(state, HRNET)
+    """Convert to native names; biases that MindCV lacks are zero."""
+    new = to_pytorch(state, HRNET)
     biases = [name for name in names if re.match(BIAS, name)]
     weights = {name: new.get(name.removesuffix("bias") + "weight") for name in biases}
     return new | {name: w.new_zeros(w.shape[0]) for name, w in weights.items() if w is not None and w.ndim == 4}
 
 
 def hrnet_from_native(state: State) -> StateDict:
-    """Biases that only ours has are subtracted from the means of the norms behind them, which comes to the same."""
+    """Convert to MindCV's names; biases that MindCV lacks are subtracted from the running means of the next norms."""
     new = dict(state)
     for name in filter(re.compile(BIAS).match, state):
         mean = name.replace(".0.bias", ".1.running_mean")
         new[mean] = new[mean] - new.pop(name)
-    return foreign(new, TO_HRNET)
+    return to_mindspore(new, TO_HRNET)
 
 
 REXNET: tuple[Rule, ...] = (
@@ -151,11 +151,11 @@ TO_REXNET: tuple[Rule, ...] = (
 
 
 def by_rules(state: State, _names: Collection[str], rules: tuple[Rule, ...]) -> StateDict:
-    return plain(state, rules)
+    return to_pytorch(state, rules)
 
 
 def recipe(interpolation: str, **others: float) -> dict[str, Any]:
-    """The images of MindCV's training recipes."""
+    """The preprocessing of MindCV's training recipes."""
     return {**IMAGENET, "interpolation": interpolation, "crop_mode": "center", **others}
 
 
@@ -163,7 +163,7 @@ MAX_POOL = {"max_pool": partial(SameMaxPool2d, kernel=3, stride=2)}
 PADDED = "padded as TensorFlow does"
 
 
-# Stem and stages take the odd places of a sequence, what lies between them the even ones.
+# Even indices of the sequence are the stem and the downsampling layers, odd ones the stages.
 CONVNEXT: tuple[Rule, ...] = (
     (r"^feature\.0\.", "stem."),
     (r"^feature\.([246])\.", lambda match: f"stages.{int(match[1]) // 2}.downsample."),
@@ -187,13 +187,13 @@ TO_CONVNEXT: tuple[Rule, ...] = (
 
 
 def convnext_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return {name: t.flatten() if ".grn." in name else t for name, t in plain(state, CONVNEXT).items()}
+    return {name: t.flatten() if ".grn." in name else t for name, t in to_pytorch(state, CONVNEXT).items()}
 
 
 def convnext_from_native(state: State) -> StateDict:
-    """Linear layers, which the small networks have as 1x1 convolutions, as such, and response norms of four axes."""
+    """Convert to MindCV's names; 1x1 convolutions of small variants become linear layers, response norms get 4 axes."""
     new: StateDict = {}
-    for name, tensor in foreign(state, TO_CONVNEXT).items():
+    for name, tensor in to_mindspore(state, TO_CONVNEXT).items():
         if ".grn." in name:
             tensor = tensor.view(1, 1, 1, -1)
         elif ".pwconv" in name and tensor.ndim == 4:
@@ -228,25 +228,25 @@ LAYOUTS = (
     Layout(
         SYSTEM,
         "RepVGG",
-        has(r"stage0\.rbr_dense\.0\.weight$"),
+        has_keys(r"stage0\.rbr_dense\.0\.weight$"),
         partial(by_rules, rules=REPVGG),
-        partial(foreign, rules=TO_REPVGG),
+        partial(to_mindspore, rules=TO_REPVGG),
         ignores=IGNORES,
         data=recipe("bilinear", crop=0.875),
     ),
     Layout(
         SYSTEM,
         "ReXNet",
-        has(r"stem\.features\.0\.weight$"),
+        has_keys(r"stem\.features\.0\.weight$"),
         partial(by_rules, rules=REXNET),
-        partial(foreign, rules=TO_REXNET),
+        partial(to_mindspore, rules=TO_REXNET),
         ignores=IGNORES,
         data=recipe("bicubic", crop=0.875),
     ),
     Layout(
         SYSTEM,
         "HRNet",
-        has(r"conv1\.weight$", r"bn1\.gamma$", r"conv2\.weight$", r"bn2\.gamma$"),
+        has_keys(r"conv1\.weight$", r"bn1\.gamma$", r"conv2\.weight$", r"bn2\.gamma$"),
         hrnet_to_native,
         hrnet_from_native,
         ignores=IGNORES,
@@ -254,13 +254,13 @@ LAYOUTS = (
         data=recipe("bilinear", crop=0.875),
         notes=(
             "coarse branches are resized to the branch they are added to",
-            "MindCV rounds them to half precision on the way, which differs from us by 5e-4 of the largest value",
+            "MindCV rounds them to half precision, so that its maps differ from ours by 5e-4 of the largest value",
         ),
     ),
     Layout(
         SYSTEM,
         "ConvNeXt",
-        has(r"feature[._]0\.0\.weight$", r"feature[._]0\.1\.gamma$"),
+        has_keys(r"feature[._]0\.0\.weight$", r"feature[._]0\.1\.gamma$"),
         convnext_to_native,
         convnext_from_native,
         ignores=IGNORES,
@@ -274,7 +274,7 @@ LAYOUTS = (
         notes=(
             "GELU is approximated by tanh",
             "channels are mixed by linear layers in all sizes",
-            "patches that pixels only partly cover are filled up with zeros",
+            "incomplete patches at the border are padded with zeros",
         ),
     ),
 )

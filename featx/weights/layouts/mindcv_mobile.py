@@ -1,7 +1,7 @@
-"""MindCV's names of MobileNetV2, MobileNetV3, EfficientNet and EfficientNetV2, as MindSpore saves them.
+"""Layouts of MindCV's MobileNetV2, MobileNetV3, EfficientNet and EfficientNetV2, as MindSpore saves them.
 
-It numbers what we name: a network's parts, and the layers of a block, activations among them. How blocks are made shows
-in a model's own names; from these a table of modules is drawn up, which serves both directions.
+MindCV numbers the parts of a network, and the layers of a block including activations. The structure of the blocks
+follows from the native names, from which a table of modules is built for both directions.
 https://github.com/mindspore-lab/mindcv/tree/main/mindcv/models
 """
 
@@ -14,14 +14,11 @@ from ...models.efficientnet import SILU
 from ...models.layers.mobile import as_tensorflow
 from ...models.layers.padding import same_conv, same_depthwise_conv
 from ...models.mobilenetv3 import HARD
-from ..layout import Layout, has
-from ..state_dict_keys import State, StateDict, moved
-from .mindcv import IGNORES, SYSTEM, foreign, plain, recipe
+from ..layout import Layout, has_keys
+from ..state_dict_keys import ModuleTable, State, StateDict, rename_modules
+from .mindcv import IGNORES, SYSTEM, recipe, to_mindspore, to_pytorch
 
-# From our names of modules to MindCV's.
-Table = dict[str, str]
-
-# The layers of each kind of block, in running order. SE is left out where a block has none.
+# The layers of each block type, in execution order; SE is optional.
 ACT, SE = "activation", "se"
 BLOCKS = (
     ("conv", "bn1", ACT),
@@ -32,89 +29,91 @@ BLOCKS = (
 
 
 def blocks(names: Collection[str]) -> Iterator[tuple[int, int, list[str]]]:
-    """Stage, number in the stage, and layers of every block, in running order."""
+    """Stage, index in the stage, and layers of each block, in execution order."""
     parts: dict[tuple[int, int], set[str]] = {}
     for name in names:
         if match := re.match(r"blocks\.(\d+)\.(\d+)\.(\w+)\.", name):
             parts.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
-    for (stage, number), found in sorted(parts.items()):
-        (kind,) = (layers for layers in BLOCKS if {*layers} - {ACT, SE} == found - {SE})
-        yield stage, number, [layer for layer in kind if layer != SE or SE in found]
+    for (stage, number), layers in sorted(parts.items()):
+        (block_type,) = (block for block in BLOCKS if {*block} - {ACT, SE} == layers - {SE})
+        yield stage, number, [layer for layer in block_type if layer != SE or SE in layers]
 
 
-def numbered(ours: str, theirs: str, layers: list[str], first: int = 0) -> Table:
-    """The modules of a block, or of its squeeze-and-excitation; its layers are numbered."""
-    table: Table = {}
+def block_table(native: str, foreign: str, layers: list[str], first: int = 0) -> ModuleTable:
+    """The module table of a block, whose layers are numbered from `first`."""
+    table: ModuleTable = {}
     for number, layer in enumerate(layers, start=first):
         parts = [".conv_reduce", ".conv_expand"] if layer == SE else [""]
-        table |= {f"{ours}.{layer}{part}": f"{theirs}.{number}{part}" for part in parts if layer != ACT}
+        table |= {f"{native}.{layer}{part}": f"{foreign}.{number}{part}" for part in parts if layer != ACT}
     return table
 
 
-STEM: Table = {"conv_stem": "features.0", "bn1": "features.1"}
-FIRST = 3  # behind the stem's convolution, norm and activation
+STEM: ModuleTable = {"conv_stem": "features.0", "bn1": "features.1"}
+FIRST = 3  # after the stem's convolution, norm and activation
 
 
-def mobilenetv2(names: Collection[str]) -> Table:
-    """Of MobileNetV2, whose blocks are numbered throughout."""
+def mobilenetv2(names: Collection[str]) -> ModuleTable:
+    """The module table of MobileNetV2, with consecutive block numbers."""
     table, after = dict(STEM), FIRST
     for after, (stage, number, layers) in enumerate(blocks(names), start=FIRST + 1):
-        table |= numbered(f"blocks.{stage}.{number}", f"features.{after - 1}.layers", layers)
+        table |= block_table(f"blocks.{stage}.{number}", f"features.{after - 1}.layers", layers)
     return table | {"conv_head": f"features.{after}", "bn2": f"features.{after + 1}", "classifier": "classifier.1"}
 
 
-def mobilenetv3(names: Collection[str]) -> Table:
-    """Of MobileNetV3, whose blocks are numbered throughout; the last of ours is no block there."""
+def mobilenetv3(names: Collection[str]) -> ModuleTable:
+    """The module table of MobileNetV3, with consecutive block numbers; the last native block is a plain layer there."""
     table = dict(STEM)
     for place, (stage, number, layers) in enumerate(blocks(names), start=FIRST):
-        ours = f"blocks.{stage}.{number}"
+        native = f"blocks.{stage}.{number}"
         if layers[0] == "conv":
-            table |= numbered(ours, "features", layers, first=place)
+            table |= block_table(native, "features", layers, first=place)
         else:
-            table |= numbered(ours, f"features.{place}.layers", layers)
+            table |= block_table(native, f"features.{place}.layers", layers)
     return table | {"conv_head": "classifier.0", "classifier": "classifier.3"}
 
 
-def efficientnet(names: Collection[str]) -> Table:
-    """Of EfficientNet, whose blocks are numbered within their stages."""
+def efficientnet(names: Collection[str]) -> ModuleTable:
+    """The module table of EfficientNet, whose blocks are numbered within each stage."""
     table, after = dict(STEM), FIRST
     for stage, number, layers in blocks(names):
         after = FIRST + stage + 1
-        table |= numbered(f"blocks.{stage}.{number}", f"features.{after - 1}.{number}.block", layers)
+        table |= block_table(f"blocks.{stage}.{number}", f"features.{after - 1}.{number}.block", layers)
     return table | {"conv_head": f"features.{after}", "bn2": f"features.{after + 1}", "classifier": "mlp_head"}
 
 
-def to_native(state: State, names: Collection[str], draw_up: Callable[[Collection[str]], Table]) -> StateDict:
-    return moved(plain(state), {theirs: ours for ours, theirs in draw_up(names).items()})
+def to_native(
+    state: State, names: Collection[str], module_table: Callable[[Collection[str]], ModuleTable]
+) -> StateDict:
+    return rename_modules(to_pytorch(state), {foreign: native for native, foreign in module_table(names).items()})
 
 
 def mobilenetv3_to_native(state: State, names: Collection[str]) -> StateDict:
-    """Its first linear layer is a 1x1 convolution here."""
+    """Convert to native names; the first linear layer of the classifier becomes a 1x1 convolution."""
     new = to_native(state, names, mobilenetv3)
     head = new.get("conv_head.weight")
     return new if head is None else {**new, "conv_head.weight": head[..., None, None]}
 
 
 def mobilenetv3_from_native(state: State) -> StateDict:
-    new = moved(foreign(state), mobilenetv3(state))
+    new = rename_modules(to_mindspore(state), mobilenetv3(state))
     head = new.get("classifier.0.weight")
     return new if head is None else {**new, "classifier.0.weight": head.flatten(1)}
 
 
 def efficientnet_from_native(state: State) -> StateDict:
-    """Of both networks of the class: MobileNetV2 has neither squeeze-and-excitation nor dense blocks."""
-    other = any(re.match(r"blocks\.\d+\.\d+\.(se|conv|conv_exp)\.", name) for name in state)
-    return moved(foreign(state), (efficientnet if other else mobilenetv2)(state))
+    """Convert EfficientNet or MobileNetV2 (neither squeeze-and-excitation nor fused blocks) to MindCV's names."""
+    efficient = any(re.match(r"blocks\.\d+\.\d+\.(se|conv|conv_exp)\.", name) for name in state)
+    return rename_modules(to_mindspore(state), (efficientnet if efficient else mobilenetv2)(state))
 
 
-is_mobilenetv2 = is_mobilenetv3 = has(r"features[._]1\.gamma$", r"features[._]3\.layers\.0\.weight$")
-is_efficientnet = has(r"features[._]1\.gamma$", r"features[._]3\.0\.block\.0\.weight$")
+is_mobilenetv2 = is_mobilenetv3 = has_keys(r"features[._]1\.gamma$", r"features[._]3\.layers\.0\.weight$")
+is_efficientnet = has_keys(r"features[._]1\.gamma$", r"features[._]3\.0\.block\.0\.weight$")
 
 
 def has_larger_epsilon(state: State) -> bool:
-    """Whether an EfficientNet is at least 1.6 times as wide as B0, as B5 to B7 are.
+    """Whether an EfficientNet is at least 1.6 times as wide as B0, as B5 to B7 are; V2's first stage is not depthwise.
 
-    MindCV's norms of these add 1e-3 to the variance, of the others 1e-5. V2's first stage is not depthwise.
+    MindCV's norm eps is 1e-3 for these, and 1e-5 for the others.
     """
     if not is_efficientnet(state):
         return False
@@ -134,7 +133,7 @@ LAYOUTS = (
         SYSTEM,
         "EfficientNet",
         is_plain_efficientnet,
-        partial(to_native, draw_up=efficientnet),
+        partial(to_native, module_table=efficientnet),
         efficientnet_from_native,
         ignores=IGNORES,
         settings={"style": SAME},
@@ -145,7 +144,7 @@ LAYOUTS = (
         SYSTEM,
         "EfficientNet",
         has_larger_epsilon,
-        partial(to_native, draw_up=efficientnet),
+        partial(to_native, module_table=efficientnet),
         efficientnet_from_native,
         ignores=IGNORES,
         settings={"style": as_tensorflow(SILU)},
@@ -156,7 +155,7 @@ LAYOUTS = (
         SYSTEM,
         "EfficientNet",
         is_mobilenetv2,
-        partial(to_native, draw_up=mobilenetv2),
+        partial(to_native, module_table=mobilenetv2),
         efficientnet_from_native,
         ignores=IGNORES,
         data=recipe("bilinear", crop=0.875),

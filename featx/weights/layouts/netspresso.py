@@ -1,21 +1,21 @@
-"""NetsPresso Trainer's MobileViT: the whole classification model, whose backbone is `backbone.`, or the backbone alone.
+"""Layout of NetsPresso Trainer's MobileViT: a classification model, with the backbone in `backbone.`, or the backbone.
 
-The names are those of its modules, which follow transformers inside the transformer blocks: query, key and value are
-layers of their own. The classifier is the last of the layers in `head.classifier`; a head of several layers is left
-out, because a MobileViT has one. https://github.com/Nota-NetsPresso/netspresso-trainer
+Inside the transformer blocks, names follow transformers, and query, key and value are separate layers. The classifier
+is the last layer in `head.classifier`; a head with several layers is ignored, because MobileViT has one layer.
+https://github.com/Nota-NetsPresso/netspresso-trainer
 """
 
 import re
 from collections.abc import Collection
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, has
-from ..qkv import fused, split
-from ..state_dict_keys import Pair, State, StateDict, renamed, rules, rules_back
+from ..layout import Layout, has_keys
+from ..qkv import fuse_projections, split_projections
+from ..state_dict_keys import RenamePair, State, StateDict, forward_rules, inverse_rules, rename_keys
 from .cvnets import LAST_NORM, last_norms
 
 BACKBONE = r"(?:backbone\.)?"
-PAIRS: tuple[Pair, ...] = (
+PAIRS: tuple[RenamePair, ...] = (
     ("^patch_embed.conv.block.", "^stem."),
     ("^encoder.blocks.", "^stages."),
     (".block.0.block.", ".conv1_1x1."),
@@ -34,28 +34,30 @@ PAIRS: tuple[Pair, ...] = (
     (".global_rep.#.channel_mlp.ffn.dense1.", ".transformer.#.mlp.fc1."),
     (".global_rep.#.channel_mlp.ffn.dense2.", ".transformer.#.mlp.fc2."),
 )
-# the classifier, behind a dropout that has no tensors
-HEAD: Pair = ("^head.classifier.1.", "^head.fc.")
+# the classifier, after a dropout without tensors
+HEAD: RenamePair = ("^head.classifier.1.", "^head.fc.")
 MIXED = ("query", "key", "value")
 
 
 def _to_native(state: State, _: Collection[str]) -> StateDict:
     head = [name for name in state if re.match(r"head\.classifier\.(\d+\.)?weight$", name)]
-    one_layer = {name: tensor for name, tensor in state.items() if len(head) < 2 or not name.startswith("head.")}
-    table = [(f"^{BACKBONE}", ""), *rules(PAIRS), LAST_NORM, (r"^head\.classifier\.(\d+\.)?", "head.fc.")]
-    return renamed(fused(one_layer, MIXED), table)
+    loadable = {name: tensor for name, tensor in state.items() if len(head) < 2 or not name.startswith("head.")}
+    table = [(f"^{BACKBONE}", ""), *forward_rules(PAIRS), LAST_NORM, (r"^head\.classifier\.(\d+\.)?", "head.fc.")]
+    return rename_keys(fuse_projections(loadable, MIXED), table)
 
 
 def _from_native(state: State) -> StateDict:
-    table = [*last_norms(state), *rules_back((*PAIRS, HEAD)), (r"^(?!head\.)", "backbone.")]
-    return split(renamed(state, table), MIXED)
+    table = [*last_norms(state), *inverse_rules((*PAIRS, HEAD)), (r"^(?!head\.)", "backbone.")]
+    return split_projections(rename_keys(state, table), MIXED)
 
 
 LAYOUTS = (
     Layout(
         system="netspresso",
         family="MobileViT",
-        recognises=has(rf"{BACKBONE}patch_embed\.conv\.block\.conv\.", rf"{BACKBONE}encoder\.blocks\.0\.0\.block\.0\."),
+        recognizes=has_keys(
+            rf"{BACKBONE}patch_embed\.conv\.block\.conv\.", rf"{BACKBONE}encoder\.blocks\.0\.0\.block\.0\."
+        ),
         to_native=_to_native,
         from_native=_from_native,
         data=IMAGENET,

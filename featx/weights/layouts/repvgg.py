@@ -1,9 +1,9 @@
-"""Names in DingXiaoH/RepVGG, for training and for deployment."""
+"""Layout of DingXiaoH/RepVGG, training and deployment form."""
 
 from collections.abc import Collection
 
-from ..layout import Layout, has
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 
 TO_NATIVE: tuple[Rule, ...] = (
     (r"^stage0\.", "stem."),
@@ -30,11 +30,11 @@ FROM_NATIVE: tuple[Rule, ...] = (
 
 
 def to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, TO_NATIVE)
+    return rename_keys(state, TO_NATIVE)
 
 
 def from_native(state: State) -> StateDict:
-    return renamed(state, FROM_NATIVE)
+    return rename_keys(state, FROM_NATIVE)
 
 
-LAYOUTS = (Layout("repvgg", "RepVGG", has(r"stage0\.rbr_(dense\.conv|reparam)\.weight$"), to_native, from_native),)
+LAYOUTS = (Layout("repvgg", "RepVGG", has_keys(r"stage0\.rbr_(dense\.conv|reparam)\.weight$"), to_native, from_native),)

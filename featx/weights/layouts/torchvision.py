@@ -1,6 +1,6 @@
-"""torchvision's names of ConvNeXt, ViT and RegNet, as its models save them; its ResNets have the names that ours have.
+"""Layouts of torchvision's ConvNeXt, ViT and RegNet; its ResNets have native names.
 
-A block of RegNet has a transform `f` of convolutions a, b and c.
+A RegNet block has a transform `f` with the convolutions a, b and c.
 """
 
 import re
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...preprocessing import IMAGENET
-from ..layout import Layout, has
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 
 
-def half(match: re.Match[str]) -> str:
-    """The stage in torchvision's count of stages and of the downsampling before each but the first."""
+def downsample_name(match: re.Match[str]) -> str:
+    """The native name of a downsampling layer; torchvision numbers stages and downsampling layers consecutively."""
     return f"stages.{int(match[1]) // 2}.downsample."
 
 
 CONVNEXT: tuple[Rule, ...] = (
     (r"^features\.0\.", "stem."),
-    (r"^features\.([246])\.", half),
+    (r"^features\.([246])\.", downsample_name),
     (r"^features\.([1357])\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}.blocks.{match[2]}."),
     (r"\.block\.0\.", ".conv_dw."),
     (r"\.block\.2\.", ".norm."),
@@ -46,20 +46,20 @@ TO_CONVNEXT: tuple[Rule, ...] = (
 
 
 def convnext_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return {name: shaped(name, tensor) for name, tensor in renamed(state, CONVNEXT).items()}
+    return {name: shaped(name, tensor) for name, tensor in rename_keys(state, CONVNEXT).items()}
 
 
 def shaped(name: str, tensor: Tensor) -> Tensor:
-    """Layer scale, which comes as (chs, 1, 1), as (chs,)."""
+    """Flatten layer scale from (chs, 1, 1) to (chs,)."""
     return tensor.flatten() if name.endswith(".gamma") else tensor
 
 
 def convnext_from_native(state: State) -> StateDict:
-    new = renamed(state, TO_CONVNEXT)
+    new = rename_keys(state, TO_CONVNEXT)
     return {name: t[:, None, None] if name.endswith(".layer_scale") else t for name, t in new.items()}
 
 
-# Before 2022-08 the two layers of a perceptron were named linear_1 and linear_2; files from then are still published.
+# Before 2022-08, the MLP layers were named linear_1 and linear_2; such files are still published.
 VIT: tuple[Rule, ...] = (
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
@@ -91,15 +91,17 @@ TO_VIT: tuple[Rule, ...] = (
 
 
 def vit_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, VIT)
+    return rename_keys(state, VIT)
 
 
 def vit_from_native(state: State) -> StateDict:
-    return renamed(state, TO_VIT)
+    return rename_keys(state, TO_VIT)
 
 
-is_convnext = has(r"features\.0\.1\.weight$", r"features\.1\.0\.layer_scale$", r"features\.1\.0\.block\.5\.weight$")
-is_vit = has(
+is_convnext = has_keys(
+    r"features\.0\.1\.weight$", r"features\.1\.0\.layer_scale$", r"features\.1\.0\.block\.5\.weight$"
+)
+is_vit = has_keys(
     r"class_token$", r"conv_proj\.weight$", r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$"
 )
 RESNET = re.compile(r"(conv1|fc|bn1)\.[a-z_]+$|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01])\.[a-z_]+$")
@@ -110,13 +112,13 @@ def resnet_to_native(state: State, _names: Collection[str]) -> StateDict:
 
 
 def resnet_from_native(state: State) -> StateDict:
-    """The same; CheckpointError for a ResNet that torchvision does not have."""
+    """A copy with the same names; CheckpointError for a ResNet that torchvision lacks."""
     if others := [name for name in state if not RESNET.match(name)]:
         raise CheckpointError(f"torchvision has no ResNet of that kind: it would not know {others[:3]}")
     return dict(state)
 
 
-def is_never_told_from_native(_state: State) -> bool:
+def is_never_recognized(_state: State) -> bool:
     return False
 
 
@@ -145,17 +147,17 @@ TO_REGNET: tuple[Rule, ...] = (
 
 
 def regnet_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, REGNET)
+    return rename_keys(state, REGNET)
 
 
 def regnet_from_native(state: State) -> StateDict:
-    return renamed(state, TO_REGNET)
+    return rename_keys(state, TO_REGNET)
 
 
-is_regnet = has(r"stem\.1\.running_mean$", r"trunk_output\.block1\.block1-0\.f\.a\.0\.weight$")
+is_regnet = has_keys(r"stem\.1\.running_mean$", r"trunk_output\.block1\.block1-0\.f\.a\.0\.weight$")
 
 LAYOUTS = (
-    Layout("torchvision", "ResNet", is_never_told_from_native, resnet_to_native, resnet_from_native, data=IMAGENET),
+    Layout("torchvision", "ResNet", is_never_recognized, resnet_to_native, resnet_from_native, data=IMAGENET),
     Layout("torchvision", "ConvNeXt", is_convnext, convnext_to_native, convnext_from_native, data=IMAGENET),
     Layout("torchvision", "ViT", is_vit, vit_to_native, vit_from_native, data=IMAGENET),
     Layout("torchvision", "RegNet", is_regnet, regnet_to_native, regnet_from_native, data=IMAGENET),

@@ -1,7 +1,7 @@
-"""torchvision's names of MobileNetV2, MobileNetV3, EfficientNet and EfficientNetV2, as its models save them.
+"""Layouts of torchvision's MobileNetV2, MobileNetV3, EfficientNet and EfficientNetV2.
 
-It numbers what we name: a network's blocks, and within a block the convolutions in the order in which they run. How
-blocks are made shows in a model's own names; from these a table of modules is drawn up, which serves both directions.
+torchvision numbers the blocks of a network, and the convolutions of a block in execution order. The structure of the
+blocks follows from the native names, from which a table of modules is built for both directions.
 """
 
 import re
@@ -9,16 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from ...preprocessing import IMAGENET
-from ..layout import Layout, has
-from ..state_dict_keys import State, StateDict, moved
+from ..layout import Layout, has_keys
+from ..state_dict_keys import ModuleTable, State, StateDict, rename_modules
 
-# From our names of modules to torchvision's.
-Table = dict[str, str]
-# A convolution and the norm behind it, or the two of squeeze-and-excitation.
-Pair = tuple[str, str]
+# A convolution and its norm, or the two convolutions of squeeze-and-excitation.
+LayerPair = tuple[str, str]
 
-GATE: Pair = ("se.conv_reduce", "se.conv_expand")
-BLOCKS: tuple[tuple[Pair, ...], ...] = (
+GATE: LayerPair = ("se.conv_reduce", "se.conv_expand")
+BLOCKS: tuple[tuple[LayerPair, ...], ...] = (
     (("conv", "bn1"),),
     (("conv_exp", "bn1"), GATE, ("conv_pwl", "bn2")),
     (("conv_dw", "bn1"), GATE, ("conv_pw", "bn2")),
@@ -26,8 +24,8 @@ BLOCKS: tuple[tuple[Pair, ...], ...] = (
 )
 
 
-def blocks(names: Collection[str]) -> Iterator[tuple[int, int, tuple[Pair, ...]]]:
-    """Stage, number in the stage, and contents of every block, in running order."""
+def blocks(names: Collection[str]) -> Iterator[tuple[int, int, tuple[LayerPair, ...]]]:
+    """Stage, index in the stage, and layer pairs of each block, in execution order."""
     parts: dict[tuple[int, int], set[str]] = {}
     for name in names:
         if match := re.match(r"blocks\.(\d+)\.(\d+)\.((?:se\.)?conv\w*)\.weight$", name):
@@ -37,81 +35,83 @@ def blocks(names: Collection[str]) -> Iterator[tuple[int, int, tuple[Pair, ...]]
         yield stage, number, tuple(pair for pair in kind if pair[0] in convs)
 
 
-def paired(ours: str, theirs: str, pairs: tuple[Pair, ...]) -> Table:
-    """The modules of a block: the pairs are numbered, and what is in each."""
-    table: Table = {}
+def block_table(native: str, foreign: str, pairs: tuple[LayerPair, ...]) -> ModuleTable:
+    """The module table of a block, in which pairs and their layers are numbered."""
+    table: ModuleTable = {}
     for number, pair in enumerate(pairs):
         for part, name in zip(pair, ("fc1", "fc2") if pair == GATE else ("0", "1"), strict=True):
-            table[f"{ours}.{part}"] = f"{theirs}.{number}.{name}"
+            table[f"{native}.{part}"] = f"{foreign}.{number}.{name}"
     return table
 
 
-STEM: Table = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
+STEM: ModuleTable = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
 
 
-def efficientnet(names: Collection[str]) -> Table:
-    """Of EfficientNet, whose blocks are numbered within their stages."""
+def efficientnet(names: Collection[str]) -> ModuleTable:
+    """The module table of EfficientNet, whose blocks are numbered within each stage."""
     table, end = dict(STEM), 1
     for stage, number, pairs in blocks(names):
         end = stage + 2
-        table |= paired(f"blocks.{stage}.{number}", f"features.{stage + 1}.{number}.block", pairs)
+        table |= block_table(f"blocks.{stage}.{number}", f"features.{stage + 1}.{number}.block", pairs)
     return table | {"conv_head": f"features.{end}.0", "bn2": f"features.{end}.1", "classifier": "classifier.1"}
 
 
-def mobilenetv2(names: Collection[str]) -> Table:
-    """Of MobileNetV2, whose blocks are numbered throughout, and their last convolution and norm each for itself."""
+def mobilenetv2(names: Collection[str]) -> ModuleTable:
+    """The module table of MobileNetV2: blocks, and both layers of a block's last pair, are numbered consecutively."""
     table, end = dict(STEM), 1
     for end, (stage, number, pairs) in enumerate(blocks(names), start=2):
-        ours, theirs, last = f"blocks.{stage}.{number}", f"features.{end - 1}.conv", len(pairs) - 1
-        table |= paired(ours, theirs, pairs[:-1])
-        table |= {f"{ours}.{part}": f"{theirs}.{last + i}" for i, part in enumerate(pairs[-1])}
+        native, foreign, last = f"blocks.{stage}.{number}", f"features.{end - 1}.conv", len(pairs) - 1
+        table |= block_table(native, foreign, pairs[:-1])
+        table |= {f"{native}.{part}": f"{foreign}.{last + i}" for i, part in enumerate(pairs[-1])}
     return table | {"conv_head": f"features.{end}.0", "bn2": f"features.{end}.1", "classifier": "classifier.1"}
 
 
-def mobilenetv3(names: Collection[str]) -> Table:
-    """Of MobileNetV3, whose blocks are numbered throughout; the last of ours is no block there."""
+def mobilenetv3(names: Collection[str]) -> ModuleTable:
+    """The module table of MobileNetV3, with consecutive block numbers; the last native block is a plain layer there."""
     table = dict(STEM)
     for index, (stage, number, pairs) in enumerate(blocks(names), start=1):
-        ours, theirs = f"blocks.{stage}.{number}", f"features.{index}"
+        native, foreign = f"blocks.{stage}.{number}", f"features.{index}"
         if pairs == BLOCKS[0]:
-            table |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.bn1": f"{theirs}.1"}
+            table |= {f"{native}.conv": f"{foreign}.0", f"{native}.bn1": f"{foreign}.1"}
         else:
-            table |= paired(ours, f"{theirs}.block", pairs)
+            table |= block_table(native, f"{foreign}.block", pairs)
     return table | {"conv_head": "classifier.0", "classifier": "classifier.3"}
 
 
-def to_native(state: State, names: Collection[str], draw_up: Callable[[Collection[str]], Table]) -> StateDict:
-    return moved(state, {theirs: ours for ours, theirs in draw_up(names).items()})
+def to_native(
+    state: State, names: Collection[str], module_table: Callable[[Collection[str]], ModuleTable]
+) -> StateDict:
+    return rename_modules(state, {foreign: native for native, foreign in module_table(names).items()})
 
 
 def mobilenetv3_to_native(state: State, names: Collection[str]) -> StateDict:
-    """Its first linear layer is a 1x1 convolution here."""
+    """Convert to native names; the first linear layer of the classifier becomes a 1x1 convolution."""
     new = to_native(state, names, mobilenetv3)
     head = new.get("conv_head.weight")
     return new if head is None else {**new, "conv_head.weight": head[..., None, None]}
 
 
 def mobilenetv3_from_native(state: State) -> StateDict:
-    new = moved(state, mobilenetv3(state))
+    new = rename_modules(state, mobilenetv3(state))
     head = new.get("classifier.0.weight")
     return new if head is None else {**new, "classifier.0.weight": head.flatten(1)}
 
 
 def efficientnet_from_native(state: State) -> StateDict:
-    """Of both networks of the class: EfficientNet has gates, MobileNetV2 has none."""
+    """Convert EfficientNet (with squeeze-and-excitation) or MobileNetV2 (without) to torchvision's names."""
     gated = any(f".{GATE[0]}." in name for name in state)
-    return moved(state, (efficientnet if gated else mobilenetv2)(state))
+    return rename_modules(state, (efficientnet if gated else mobilenetv2)(state))
 
 
-is_mobilenetv2 = has(r"features\.0\.1\.running_mean", r"features\.1\.conv\.0\.1\.running_mean")
-is_mobilenetv3 = has(r"features\.0\.1\.running_mean", r"features\.1\.block\.0\.1\.running_mean")
-is_efficientnet = has(r"features\.0\.1\.running_mean", r"features\.1\.0\.block\.0\.1\.running_mean")
+is_mobilenetv2 = has_keys(r"features\.0\.1\.running_mean", r"features\.1\.conv\.0\.1\.running_mean")
+is_mobilenetv3 = has_keys(r"features\.0\.1\.running_mean", r"features\.1\.block\.0\.1\.running_mean")
+is_efficientnet = has_keys(r"features\.0\.1\.running_mean", r"features\.1\.0\.block\.0\.1\.running_mean")
 
 
 def has_larger_epsilon(state: State) -> bool:
-    """Whether an EfficientNet is one of B5 to B7, with three blocks or more in its first stage, or of V2.
+    """Whether an EfficientNet is one of B5 to B7 (at least three blocks in the first stage) or V2 (no depthwise there).
 
-    Torchvision's norms of these add 1e-3 to the variance, of B0 to B4 1e-5. V2's first stage is not depthwise.
+    torchvision's norm eps is 1e-3 for these, and 1e-5 for B0 to B4.
     """
     first = state.get("features.1.0.block.0.0.weight")
     dense = first is not None and first.shape[1:2] > (1,)
@@ -123,7 +123,7 @@ def is_plain_efficientnet(state: State) -> bool:
 
 
 EPSILON = {"norm_eps": 1e-3}
-EFFICIENTNET = partial(to_native, draw_up=efficientnet)
+EFFICIENTNET = partial(to_native, module_table=efficientnet)
 LAYOUTS = (
     Layout("torchvision", "EfficientNet", is_plain_efficientnet, EFFICIENTNET, efficientnet_from_native, data=IMAGENET),
     Layout(
@@ -139,7 +139,7 @@ LAYOUTS = (
         "torchvision",
         "EfficientNet",
         is_mobilenetv2,
-        partial(to_native, draw_up=mobilenetv2),
+        partial(to_native, module_table=mobilenetv2),
         efficientnet_from_native,
         data=IMAGENET,
     ),

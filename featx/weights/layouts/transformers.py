@@ -1,6 +1,6 @@
-"""transformers' names of ResNet, ConvNeXt and ConvNeXt V2 (its models/resnet, models/convnext and models/convnextv2).
+"""Layouts of transformers' ResNet, ConvNeXt and ConvNeXt V2 (models/resnet, models/convnext and models/convnextv2).
 
-A model with a head keeps its backbone under the name of the architecture; the backbone alone has no prefix.
+In a model with a head, the backbone has the architecture's name as prefix; a backbone alone has no prefix.
 """
 
 import re
@@ -9,27 +9,34 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from torch import Tensor
 
 from ...errors import CheckpointError, names_in
-from ..layout import Layout, has
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 
 
-def numbered(template: str, by: int) -> Callable[[re.Match[str]], str]:
-    """A replacement: the pattern's first group, a number, plus `by` takes the place of `{}`."""
+def offset_number(template: str, by: int) -> Callable[[re.Match[str]], str]:
+    """A replacement function that fills `{}` with the number in the pattern's first group plus `by`."""
     return lambda match: template.format(int(match[1]) + by)
 
 
-def written(state: Mapping[str, Tensor], rules: Iterable[Rule], known: str, prefix: str) -> StateDict:
-    """Renamed; all but the head is put under `prefix` if there is a head, `classifier` or `segmentation_head`.
+def to_transformers(state: Mapping[str, Tensor], rules: Iterable[Rule], known: str, prefix: str) -> StateDict:
+    """Apply the rules; if there is a `classifier` or `segmentation_head`, add `prefix` to the other names.
 
-    Raises CheckpointError with all names that are not of the pattern `known` then: transformers has no such layers.
+    Args:
+        state: a native state dict.
+        rules: rename rules.
+        known: pattern of the names that transformers' model has besides the head.
+        prefix: name of the architecture.
+
+    Raises:
+        CheckpointError: transformers' model lacks some of the tensors; the message lists them.
     """
-    new = renamed(state, rules)
+    new = rename_keys(state, rules)
     head = r"classifier\.|segmentation_head\."
-    strange = [name for name in new if not re.match(rf"({known}|{head})", name)]
-    if strange:
+    unsupported = [name for name in new if not re.match(rf"({known}|{head})", name)]
+    if unsupported:
         raise CheckpointError(
-            f"transformers' {prefix} has no place for {len(strange)} of {len(new)} tensors, so that it cannot hold "
-            f"this model: {names_in(strange)}"
+            f"transformers' {prefix} has no place for {len(unsupported)} of {len(new)} tensors, so that it cannot hold "
+            f"this model: {names_in(unsupported)}"
         )
     if not any(re.match(head, name) for name in new):
         return new
@@ -40,21 +47,21 @@ RESNET: tuple[Rule, ...] = (
     (r"^resnet\.", ""),
     (r"^embedder\.embedder\.convolution\.", "conv1."),
     (r"^embedder\.embedder\.normalization\.", "bn1."),
-    (r"^encoder\.stages\.(\d+)\.layers\.", numbered("layer{}.", 1)),
+    (r"^encoder\.stages\.(\d+)\.layers\.", offset_number("layer{}.", 1)),
     (r"\.shortcut\.convolution\.", ".downsample.0."),
     (r"\.shortcut\.normalization\.", ".downsample.1."),
-    (r"\.layer\.(\d+)\.convolution\.", numbered(".conv{}.", 1)),
-    (r"\.layer\.(\d+)\.normalization\.", numbered(".bn{}.", 1)),
+    (r"\.layer\.(\d+)\.convolution\.", offset_number(".conv{}.", 1)),
+    (r"\.layer\.(\d+)\.normalization\.", offset_number(".bn{}.", 1)),
     (r"^classifier\.1\.", "fc."),
 )
 TO_RESNET: tuple[Rule, ...] = (
     (r"^conv1\.(?=weight)", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
-    (r"^layer(\d+)\.", numbered("encoder.stages.{}.layers.", -1)),
+    (r"^layer(\d+)\.", offset_number("encoder.stages.{}.layers.", -1)),
     (r"\.downsample\.0\.", ".shortcut.convolution."),
     (r"\.downsample\.1\.", ".shortcut.normalization."),
-    (r"\.conv(\d+)\.", numbered(".layer.{}.convolution.", -1)),
-    (r"\.bn(\d+)\.", numbered(".layer.{}.normalization.", -1)),
+    (r"\.conv(\d+)\.", offset_number(".layer.{}.convolution.", -1)),
+    (r"\.bn(\d+)\.", offset_number(".layer.{}.normalization.", -1)),
     (r"^fc\.", "classifier.1."),
 )
 RESNET_NAMES = (
@@ -63,13 +70,15 @@ RESNET_NAMES = (
 
 
 def resnet_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, RESNET)
+    return rename_keys(state, RESNET)
 
 
 def resnet_from_native(state: State) -> StateDict:
-    """Raises CheckpointError for group norms, and for a bottleneck with groups or of another width.
+    """Convert to transformers' names.
 
-    They have no names of their own.
+    Raises:
+        CheckpointError: the model has group norms, grouped convolutions or bottlenecks of another width, whose tensors
+            would have the same names.
     """
     if "bn1.running_mean" not in state:
         raise CheckpointError("transformers' resnet has batch norms, unlike this model")
@@ -81,7 +90,7 @@ def resnet_from_native(state: State) -> StateDict:
                 f"transformers' resnet has no groups, and bottlenecks of a quarter of the channels; {name} is "
                 f"{tuple(tensor.shape)}"
             )
-    return written(state, TO_RESNET, RESNET_NAMES, "resnet")
+    return to_transformers(state, TO_RESNET, RESNET_NAMES, "resnet")
 
 
 CONVNEXT: tuple[Rule, ...] = (
@@ -112,23 +121,23 @@ TO_CONVNEXT: tuple[Rule, ...] = (
     (r"^head\.fc\.", "classifier."),
 )
 CONVNEXT_NAMES = r"embeddings\.|encoder\.stages\.\d\.(downsampling_layer|layers)\.|layernorm\."
-# Narrower variants, atto to nano, mix channels by 1x1 convolutions, and so does the one that normalises first.
+# Variants narrower than LINEAR_FROM (atto to nano), and the one with NORM_FIRST, have 1x1 convolutions in the MLP.
 LINEAR_FROM, NORM_FIRST = 96, "norm_pre.weight"
 
 
 def convnext_to_native(state: State, names: Collection[str]) -> StateDict:
-    new = renamed(state, CONVNEXT)
-    convolves = NORM_FIRST in names or new["stem.0.weight"].shape[0] < LINEAR_FROM
+    new = rename_keys(state, CONVNEXT)
+    pointwise = NORM_FIRST in names or new["stem.0.weight"].shape[0] < LINEAR_FROM
     for name, tensor in new.items():
         if re.search(r"\.mlp\.grn\.", name):
             new[name] = tensor.flatten()
-        elif convolves and re.search(r"\.mlp\.fc\d\.weight$", name):
+        elif pointwise and re.search(r"\.mlp\.fc\d\.weight$", name):
             new[name] = tensor[..., None, None]
     return new
 
 
 def convnext_from_native(state: State) -> StateDict:
-    second = any(".grn." in name for name in state)
+    is_v2 = any(".grn." in name for name in state)
     new = {}
     for name, tensor in state.items():
         if ".grn." in name:
@@ -136,14 +145,16 @@ def convnext_from_native(state: State) -> StateDict:
         elif re.search(r"\.mlp\.fc\d\.weight$", name):
             tensor = tensor.flatten(1)
         new[name] = tensor
-    return written(new, TO_CONVNEXT, CONVNEXT_NAMES, "convnextv2" if second else "convnext")
+    return to_transformers(new, TO_CONVNEXT, CONVNEXT_NAMES, "convnextv2" if is_v2 else "convnext")
 
 
 LAYOUTS = (
     Layout(
         "transformers",
         "ResNet",
-        has(r"(resnet\.)?embedder\.embedder\.convolution\.", r"(resnet\.)?encoder\.stages\.\d+\.layers\.0\.layer\.0\."),
+        has_keys(
+            r"(resnet\.)?embedder\.embedder\.convolution\.", r"(resnet\.)?encoder\.stages\.\d+\.layers\.0\.layer\.0\."
+        ),
         resnet_to_native,
         resnet_from_native,
         notes=(
@@ -154,7 +165,7 @@ LAYOUTS = (
     Layout(
         "transformers",
         "ConvNeXt",
-        has(
+        has_keys(
             r"(convnext(v2)?\.)?embeddings\.patch_embeddings\.weight",
             r"(convnext(v2)?\.)?encoder\.stages\.\d+\.layers\.0\.dwconv\.",
         ),

@@ -1,37 +1,38 @@
-"""transformers' names of EfficientNet and MobileNetV2 (its models/efficientnet and models/mobilenet_v2).
+"""Layouts of transformers' EfficientNet and MobileNetV2 (models/efficientnet and models/mobilenet_v2).
 
-It numbers all blocks in a row, where we number them within stages, so that the names of a model say which is which.
-Both were trained in TensorFlow, and are padded and normalised as there.
+transformers numbers blocks consecutively, native names within each stage; the names of the model give the mapping.
+Both were trained in TensorFlow, whose padding and norm eps they need.
 """
 
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from ...errors import CheckpointError
 from ...models.layers.mobile import MobileStyle, as_tensorflow
 from ...preprocessing import IMAGENET_MEAN, INCEPTION
-from ..layout import Layout, has
-from ..state_dict_keys import State, StateDict, moved, renamed
-from .transformers import written
-
-Modules = Mapping[str, str]
+from ..layout import Layout, has_keys
+from ..state_dict_keys import ModuleTable, State, StateDict, rename_keys, rename_modules
+from .transformers import to_transformers
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """transformers' names for our modules: outside the blocks, in a block without, and in one with expansion.
+    """transformers' module names by native names.
 
-    block: from the number of a block in the network to its name. known: pattern of the names of all but the head.
+    prefix: name of the architecture. outside, separable, inverted: modules outside the blocks, in blocks without
+    expansion, and in blocks with expansion. block: the name of a block by its index in the network. known: pattern of
+    the names besides the head.
     """
 
     prefix: str
-    outside: Modules
-    separable: Modules
-    inverted: Modules
+    outside: ModuleTable
+    separable: ModuleTable
+    inverted: ModuleTable
     block: Callable[[int], str]
     known: str
 
@@ -94,41 +95,40 @@ MOBILENETV2 = Naming(
 )
 
 
-def modules(naming: Naming, names: Collection[str]) -> dict[str, str]:
-    """From the modules of the model that has these native names to transformers' modules."""
-    found = {
+def module_table(naming: Naming, names: Collection[str]) -> dict[str, str]:
+    """The module table of the model with these native names."""
+    blocks = {
         (int(match[1]), int(match[2])) for match in (re.match(r"blocks\.(\d+)\.(\d+)\.", n) for n in names) if match
     }
     table = dict(naming.outside)
-    for number, (stage, place) in enumerate(sorted(found)):
+    for number, (stage, place) in enumerate(sorted(blocks)):
         block = f"blocks.{stage}.{place}"
         inside = naming.inverted if f"{block}.conv_pwl.weight" in names else naming.separable
-        table |= {f"{block}.{ours}": f"{naming.block(number)}.{theirs}" for ours, theirs in inside.items()}
+        table |= {f"{block}.{native}": f"{naming.block(number)}.{foreign}" for native, foreign in inside.items()}
     return table
 
 
 def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict:
-    table = {theirs: ours for ours, theirs in modules(naming, names).items()}
-    return moved(renamed(state, [(rf"^{naming.prefix}\.", "")]), table)
+    table = {foreign: native for native, foreign in module_table(naming, names).items()}
+    return rename_modules(rename_keys(state, [(rf"^{naming.prefix}\.", "")]), table)
 
 
 def from_native(naming: Naming, state: State) -> StateDict:
-    """Raises CheckpointError if the blocks are not such as this network is made of."""
+    """Convert to transformers' names; CheckpointError if the model's blocks differ from those of the network."""
     gated = "se.conv_reduce" in naming.inverted
     if gated != any(".se." in name for name in state):
         kind = "has squeeze-and-excitation in" if gated else "has no squeeze-and-excitation in"
         raise CheckpointError(f"transformers' {naming.prefix} {kind} its blocks, unlike this model")
-    return written(moved(state, modules(naming, state)), (), naming.known, naming.prefix)
+    return to_transformers(rename_modules(state, module_table(naming, state)), (), naming.known, naming.prefix)
 
 
-Data = dict[str, tuple[float, ...]]
-
-
-def layout(system: str, naming: Naming, act: type[nn.Module], *marks: str, data: Data, note: str) -> Layout:
+def layout(
+    system: str, naming: Naming, act: type[nn.Module], *marks: str, data: Mapping[str, Any], note: str
+) -> Layout:
     return Layout(
         system,
         "EfficientNet",
-        has(*(rf"({naming.prefix}\.)?{mark}" for mark in marks)),
+        has_keys(*(rf"({naming.prefix}\.)?{mark}" for mark in marks)),
         partial(to_native, naming),
         partial(from_native, naming),
         ignores={r"segmentation_head\.": "head of semantic segmentation"},
@@ -146,8 +146,8 @@ LAYOUTS = (
         r"embeddings\.batchnorm\.weight",
         r"encoder\.blocks\.0\.depthwise_conv\.depthwise_conv\.weight",
         data={"mean": IMAGENET_MEAN, "std": (0.47853944, 0.4732864, 0.47434163)},
-        note="transformers pads as is right at the size of images that a variant was designed for, at any size: there "
-        "its maps are ours, and elsewhere those of b0 alone, if sides are multiples of 32",
+        note="transformers pads every image as is right for the variant's own image size: there its maps are ours; at "
+        "other sizes only those of b0 are, if the sides are multiples of 32",
     ),
     layout(
         "transformers-mobilenet_v2",

@@ -1,18 +1,18 @@
-"""transformers' names of MobileViT and MobileViTV2 (its models/mobilevit and models/mobilevitv2), and of segmenters.
+"""Layouts of transformers' MobileViT and MobileViTV2 (models/mobilevit, models/mobilevitv2) and of their segmenters.
 
-Weights of MobileViT come from CVNets, where they were trained on images in the order blue, green, red; we compute maps
-of images in the order red, green, blue, so that the first convolution is turned round. MobileViTV2 was trained on the
-latter. Of models for semantic segmentation a backbone takes the encoder, which in MobileViT ends before the expansion;
-as a whole their backbone is in `mobilevit.` or `mobilevitv2.`, and DeepLabV3 in `segmentation_head.`.
+MobileViT weights come from CVNets, which trained them on BGR images; the first convolution is flipped for RGB images.
+MobileViTV2 was trained on RGB images. A backbone can be loaded from a segmentation model, whose MobileViT encoder ends
+before the expansion (final_conv). In a segmenter, the backbone is in `mobilevit.` or `mobilevitv2.` and DeepLabV3 in
+`segmentation_head.`.
 """
 
 from collections.abc import Collection
 
-from ..layout import Layout, Whole, has
-from ..qkv import fused, split
-from ..state_dict_keys import Pair, Rule, State, StateDict, renamed
-from .cvnets import turned_round
-from .transformers import written
+from ..layout import CompositeLayout, Layout, has_keys
+from ..qkv import fuse_projections, split_projections
+from ..state_dict_keys import RenamePair, Rule, State, StateDict, rename_keys
+from .cvnets import flip_first_conv
+from .transformers import to_transformers
 
 COMMON: tuple[Rule, ...] = (
     (r"^mobilevit(v2)?\.", ""),
@@ -41,7 +41,7 @@ COMMON: tuple[Rule, ...] = (
     (r"\.layernorm\.", ".norm."),
     (r"^classifier\.", "head.fc."),
 )
-# Stages 0 and 1 are rows of inverted residuals; of the others, the first block is one and the second has attention.
+# Stages 0 and 1 contain inverted residuals; the others contain an inverted residual and a block with attention.
 BACK: tuple[Rule, ...] = (
     (r"^stem\.", "conv_stem."),
     (r"^final_conv\.", "conv_1x1_exp."),
@@ -82,19 +82,19 @@ KNOWN = rf"conv_stem\.|conv_1x1_exp\.|encoder\.layer\.\d+\.({RESIDUAL}|{ATTENTIO
 
 
 def v1_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return turned_round(fused(renamed(state, COMMON)))
+    return flip_first_conv(fuse_projections(rename_keys(state, COMMON)))
 
 
 def v1_from_native(state: State) -> StateDict:
-    return written(split(turned_round(state)), V1_BACK, KNOWN, "mobilevit")
+    return to_transformers(split_projections(flip_first_conv(state)), V1_BACK, KNOWN, "mobilevit")
 
 
 def v2_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, COMMON)
+    return rename_keys(state, COMMON)
 
 
 def v2_from_native(state: State) -> StateDict:
-    return written(state, V2_BACK, KNOWN, "mobilevitv2")
+    return to_transformers(state, V2_BACK, KNOWN, "mobilevitv2")
 
 
 HEAD = {r"segmentation_head\.": "head of semantic segmentation"}
@@ -103,7 +103,7 @@ BACKBONES = (
     Layout(
         "transformers",
         "MobileViT",
-        has(
+        has_keys(
             r"(mobilevit\.)?conv_stem\.convolution\.weight",
             r"(mobilevit\.)?encoder\.layer\.2\.transformer\.layer\.0\.attention\.attention\.query\.weight",
         ),
@@ -118,7 +118,7 @@ BACKBONES = (
     Layout(
         "transformers",
         "MobileViTV2",
-        has(
+        has_keys(
             r"(mobilevitv2\.)?conv_stem\.convolution\.weight",
             r"(mobilevitv2\.)?encoder\.layer\.2\.transformer\.layer\.0\.attention\.qkv_proj\.convolution\.weight",
         ),
@@ -129,16 +129,16 @@ BACKBONES = (
         notes=(
             "with output_stride, local convolutions are not dilated, as in transformers; weights that were converted "
             "from CVNets, as Apple's, were trained with them dilated: local_dilation=True",
-            "a map whose sides are no multiples of the patch is enlarged, where transformers fills with zeros",
+            "a map whose sides are not multiples of the patch is enlarged, whereas transformers pads it with zeros",
         ),
     ),
 )
 
-SEGMENTATION: tuple[Pair, ...] = (
+SEGMENTATION: tuple[RenamePair, ...] = (
     ("^segmentation_head.classifier.convolution.", "^head.classifier."),
     ("^segmentation_head.aspp.convs.#.convolution.", "^head.aspp.convs.#.0."),
     ("^segmentation_head.aspp.convs.#.normalization.", "^head.aspp.convs.#.1."),
-    # read backwards, this comes before the others, which it would match
+    # in reverse order, these rules run before the more general ones above
     ("^segmentation_head.aspp.convs.4.conv_1x1.convolution.", "^head.aspp.convs.4.1."),
     ("^segmentation_head.aspp.convs.4.conv_1x1.normalization.", "^head.aspp.convs.4.2."),
     ("^segmentation_head.aspp.project.convolution.", "^head.aspp.project.0."),
@@ -146,7 +146,7 @@ SEGMENTATION: tuple[Pair, ...] = (
 )
 
 V1_SEGMENTER, V2_SEGMENTER = (
-    Whole(backbone, prefix, lambda _: SEGMENTATION)
+    CompositeLayout(backbone, prefix, lambda _: SEGMENTATION)
     for backbone, prefix in zip(BACKBONES, ("mobilevit.", "mobilevitv2."), strict=True)
 )
 RESIZED = "logits are resized without aligned corners, as transformers does for its loss"
@@ -157,14 +157,14 @@ LAYOUTS = (
         Layout(
             "transformers",
             "Segmenter",
-            whole.recognises,
-            whole.to_native,
-            whole.from_native,
-            settings={**whole.backbone.settings, "align_corners": False},
+            network.recognizes,
+            network.to_native,
+            network.from_native,
+            settings={**network.backbone.settings, "align_corners": False},
             notes=(*notes, RESIZED),
         )
-        for whole, notes in (
-            (V1_SEGMENTER, V1_SEGMENTER.backbone.notes[:1]),  # the others speak of extractors
+        for network, notes in (
+            (V1_SEGMENTER, V1_SEGMENTER.backbone.notes[:1]),  # the other notes are about extractors
             (V2_SEGMENTER, V2_SEGMENTER.backbone.notes),
         )
     ),

@@ -1,7 +1,7 @@
-"""transformers' names of ViT, DINOv2 and BLIP's image encoder (its models/vit, dinov2, dinov2_with_registers and blip).
+"""Layouts of transformers' ViT, DINOv2 and BLIP image encoder (models/vit, dinov2, dinov2_with_registers and blip).
 
-The names in its files are those of its first versions, whatever its layers are called by now: both are read, the former
-are written. Query, key and value of an attention are apart in all but BLIP.
+Published files use the names of transformers' first versions, although its layers were renamed later: both are read,
+the first are written. Query, key and value are separate layers in all but BLIP.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,11 +11,11 @@ import torch
 
 from ...errors import CheckpointError
 from ...preprocessing import CLIP, IMAGENET
-from ..layout import Layout, has
-from ..qkv import fused, split
-from ..state_dict_keys import Rule, State, StateDict, renamed
+from ..layout import Layout, has_keys
+from ..qkv import fuse_projections, split_projections
+from ..state_dict_keys import Rule, State, StateDict, rename_keys
 from .facebook import with_class_position, without_class_position
-from .transformers import written
+from .transformers import to_transformers
 
 GATED = ("gate", "value")
 FROM_VIT: tuple[Rule, ...] = (
@@ -68,7 +68,7 @@ TO_GATED: tuple[Rule, ...] = ((r"\.mlp\.fc1\.", ".mlp.weights_in."), (r"\.mlp\.f
 
 
 def known(embeddings: str, inside_layer: str) -> str:
-    """Pattern of names: embeddings, the last norm, and what is inside a layer."""
+    """Pattern of the names of the embeddings, of the last norm, and inside a layer."""
     common = r"embeddings\.(cls_token|position_embeddings|patch_embeddings\.projection\.)|layernorm\."
     return rf"{common}|embeddings\.({embeddings})$|encoder\.layer\.\d+\.({inside_layer})\."
 
@@ -104,82 +104,86 @@ BLIP_NAMES = (
 
 
 def vit_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return fused(renamed(state, FROM_VIT))
+    return fuse_projections(rename_keys(state, FROM_VIT))
 
 
 def vit_from_native(state: State) -> StateDict:
-    """Raises CheckpointError for a model without class token, too."""
+    """Convert to transformers' names; CheckpointError also for a model without a class token."""
     require(state, "vit", CLASS_TOKEN)
-    return written(split(state), TO_VIT, VIT_NAMES, "vit")
+    return to_transformers(split_projections(state), TO_VIT, VIT_NAMES, "vit")
 
 
 def dinov2_to_native(state: State, _names: Collection[str]) -> StateDict:
-    """With registers, the class token's position becomes part of that token."""
-    return without_class_position(fused(fused(renamed(state, FROM_VIT)), GATED, "fc1"))
+    """Convert to native names; with registers, the position of the class token is added to that token."""
+    return without_class_position(fuse_projections(fuse_projections(rename_keys(state, FROM_VIT)), GATED, "fc1"))
 
 
 def dinov2_from_native(state: State) -> StateDict:
-    """With a mask token, of zeros. Raises CheckpointError for a classifier and for a model without class token."""
+    """Convert to transformers' names, with a mask token of zeros.
+
+    Raises:
+        CheckpointError: the model has a classifier, or lacks a class token or layer scale.
+    """
     require(state, "dinov2", CLASS_TOKEN | {"blocks.0.ls1.gamma": "layer scale"})
     if any(name.startswith("head.") for name in state):
         raise CheckpointError(
             "transformers' dinov2 classifies the class token and the mean of the patches together, and this model one "
             "of them: convert it with num_classes=0"
         )
-    new = split(with_class_position(dict(state)))
+    new = split_projections(with_class_position(dict(state)))
     new["embeddings.mask_token"] = torch.zeros_like(state["cls_token"][0])
     gated = state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
-    return written(new, (*TO_DINOV2, *TO_GATED) if gated else TO_DINOV2, DINOV2_NAMES, "dinov2")
+    return to_transformers(new, (*TO_DINOV2, *TO_GATED) if gated else TO_DINOV2, DINOV2_NAMES, "dinov2")
 
 
 def require(state: State, prefix: str, tensors: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless `state` has these tensors, of which the values say what they are."""
-    lacking = [what for name, what in tensors.items() if name not in state]
-    if lacking:
-        raise CheckpointError(f"transformers' {prefix} has {' and '.join(lacking)}, unlike this model")
+    """Raise CheckpointError unless `state` has these tensors. tensors: a description for the message by name."""
+    missing = [description for name, description in tensors.items() if name not in state]
+    if missing:
+        raise CheckpointError(f"transformers' {prefix} has {' and '.join(missing)}, unlike this model")
 
 
 def blip_to_native(state: State, _names: Collection[str]) -> StateDict:
-    return renamed(state, BLIP)
+    return rename_keys(state, BLIP)
 
 
 def blip_from_native(state: State) -> StateDict:
-    """The image encoder alone. Raises CheckpointError for a classifier and for a model without class token."""
+    """Convert to the names of the image encoder; CheckpointError for a classifier or a missing class token."""
     require(state, "blip", CLASS_TOKEN)
-    return written(state, TO_BLIP, BLIP_NAMES, "blip_vision_model")
+    return to_transformers(state, TO_BLIP, BLIP_NAMES, "blip_vision_model")
 
 
 def is_vit(state: State) -> bool:
-    """DeiT, which has the same names but for a second token, has no place in our models."""
-    vit = has(
+    """Whether the names are those of ViT; DeiT, which adds a distillation token, is not supported."""
+    vit = has_keys(
         r"(vit\.)?embeddings\.cls_token$",
         r"(vit\.)?embeddings\.position_embeddings$",
         r"(vit\.)?(encoder\.layer|layers)\.0\.layernorm_before\.weight",
         r"(vit\.)?(encoder\.layer|layers)\.0\.attention\.(attention\.query|q_proj)\.weight",
     )
-    return vit(state) and not has(r"embeddings\.distillation_token$")(state)
+    return vit(state) and not has_keys(r"embeddings\.distillation_token$")(state)
 
 
 def is_dinov2(state: State, *, registers: bool) -> bool:
     prefix = r"(dinov2\.|dinov2_with_registers\.)?"
-    dinov2 = has(
+    dinov2 = has_keys(
         rf"{prefix}embeddings\.patch_embeddings\.projection\.weight",
         rf"{prefix}encoder\.layer\.0\.layer_scale1\.lambda1$",
     )
-    return dinov2(state) and has(rf"{prefix}embeddings\.register_tokens$")(state) == registers
+    return dinov2(state) and has_keys(rf"{prefix}embeddings\.register_tokens$")(state) == registers
 
 
 PRETRAINING = {
     r"(vit\.|dinov2\.|dinov2_with_registers\.)?embeddings\.mask_token$": "mask token of pretraining",
-    r"decoder\.": "decoder of pretraining with masked images",
-    r"(vit\.)?pooler\.": "layer after the class token, which no classifier reads",
+    r"decoder\.": "decoder of masked pretraining",
+    r"(vit\.)?pooler\.": "pooling layer, which no classifier uses",
 }
 TWICE = {r"classifier\.": "classifier of class token and mean of the patches together"}
 NOT_VISION = {
-    r"text_|logit_scale$|itm_head\.": "language part",
-    r"(visual_projection|vision_proj)\.": "projection into the space that images share with texts",
+    r"text_|logit_scale$|itm_head\.": "language model",
+    r"(visual_projection|vision_proj)\.": "projection to the joint image-text space",
 }
-POSITIONS = "resized positions are not low-passed (antialias=False)"
+POSITIONS = "positions are resized without antialiasing (antialias=False)"
 
 LAYOUTS = (
     Layout(
@@ -216,7 +220,7 @@ LAYOUTS = (
     Layout(
         "transformers-blip",
         "ViT",
-        has(
+        has_keys(
             r"(vision_model\.)?embeddings\.class_embedding$",
             r"(vision_model\.)?encoder\.layers\.0\.self_attn\.qkv\.weight",
             r"(vision_model\.)?post_layernorm\.weight",

@@ -1,4 +1,4 @@
-"""What loading did, tensor by tensor."""
+"""Report of a checkpoint load, tensor by tensor."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,13 +8,16 @@ from .errors import escaped, shortened
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What `load_weights` did. Every name is the model's, except in `skipped`, which has the checkpoint's.
+    """Result of `load_weights`. Names are those of the model, except in `skipped`, which has those of the checkpoint.
 
-    source: where the tensors came from. layout: the program whose names they had; "native" for the model's own.
-    loaded: the tensors that were filled. adapted: those of them that had to change first, and how.
-    skipped: tensors of the checkpoint that were left alone, and why.
-    fresh: the model's tensors that stay as they were, because the caller skipped them or asked for another classifier.
-    notes: what else the layout's conversion changed.
+    Attributes:
+        source: path or address of the checkpoint.
+        layout: the program whose naming the checkpoint follows; "native" for the model's own.
+        loaded: names of the tensors that were loaded.
+        adapted: names of loaded tensors that were converted first, with a description of the conversion.
+        skipped: names of checkpoint tensors that were not loaded, with the reason.
+        fresh: names of model tensors that were not loaded, because the caller skipped them or changed the classifier.
+        notes: other changes that the layout's conversion made.
     """
 
     source: str

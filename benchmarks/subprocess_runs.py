@@ -1,4 +1,4 @@
-"""Measurements in fresh processes of one thread, whose memory and time nothing else has touched."""
+"""Measurements in new single-threaded processes, without effects of earlier measurements."""
 
 import os
 import platform
@@ -11,29 +11,35 @@ from statistics import median
 
 
 def medians(codes: Mapping[str, str], repeats: int, *, bytecode: Path | None) -> dict[str, list[float]]:
-    """The median of every number that each piece of code prints in its last line, the pieces taking turns.
+    """Run each piece of code in new processes, interleaved, and return medians.
 
-    bytecode: folder for Python's compiled modules, filled by a first turn that is not counted; None compiles all
-        modules in every process, as in an environment that nobody has used before.
+    Args:
+        codes: Python source by name; its last printed line contains numbers.
+        repeats: counted runs of each piece; one uncounted run comes first.
+        bytecode: folder of Python's bytecode cache, which the uncounted run fills; None compiles all modules in
+            every process, as in a new environment.
+
+    Returns:
+        By name, the median of each number.
     """
     printed: dict[str, list[list[float]]] = {name: [] for name in codes}
-    for turn in range(repeats + 1):
+    for round_number in range(repeats + 1):
         for name, code in codes.items():
-            numbers = _numbers(code, bytecode)
-            if turn:
+            numbers = _run(code, bytecode)
+            if round_number:
                 printed[name].append(numbers)
     return {name: [median(column) for column in zip(*runs, strict=True)] for name, runs in printed.items()}
 
 
-def _numbers(code: str, bytecode: Path | None) -> list[float]:
+def _run(code: str, bytecode: Path | None) -> list[float]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(bytecode or os.devnull)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    return [float(word) for word in done.stdout.splitlines()[-1].split()]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return [float(word) for word in process.stdout.splitlines()[-1].split()]
 
 
 def machine() -> str:
-    """The machine, the versions and the date, in words."""
+    """Return a line that describes the machine, the versions and the date."""
     import safetensors
     import timm
     import torch

@@ -1,4 +1,4 @@
-"""Where weights are: a file, a folder, a URL or a repository on the Hub, as files on this machine."""
+"""Locate weights given as a file, a folder, a URL or a Hub repository, and download them if necessary."""
 
 import os
 import re
@@ -13,29 +13,33 @@ from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError, in_sh
 from .hub import INDEX, WEIGHT_FILES, checked_config, hub_config, hub_weights, local_shards, sha256_of
 from .readers import READERS, read_checkpoint
 
-LONGEST_ADDRESS, LONGEST_NAME = 8192, 200  # characters, and bytes: temporary names are longer
-MOST_DIGITS = 15  # of the length of a file
+LONGEST_URL, LONGEST_NAME = 8192, 200  # characters, and bytes, which leaves room for temporary names
+MOST_DIGITS = 15  # digits of a Content-Length
 HUB, FOLDER = "hf-hub:", "local-dir:"
 LONGEST_REPOSITORY = 96  # characters that the Hub allows
-PATIENCE = 60  # seconds without a byte after which a download is given up
-PIECE = 1 << 20  # bytes
+PATIENCE = 60  # seconds without data after which a download fails
+CHUNK = 1 << 20  # bytes
 
 
 def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path, ...]:
-    """The files that hold the weights at `where`, several if they are sharded; downloaded if they are not here.
+    """Local paths of the weights at `where`, several if they are sharded; remote files are downloaded.
 
-    where: a file, a folder (also as "local-dir:path"), "hf-hub:owner/repo[@revision]", or an http(s) URL, whose
-        download is checked if its name carries the beginning of its SHA-256 ("name-0123abcd.pth").
+    Args:
+        where: a file, a folder (also as "local-dir:path"), "hf-hub:owner/repo[@revision]", or an http(s) URL. A
+            download is verified if its name has the first digits of its SHA-256 ("name-0123abcd.pth").
+        cache_dir: folder for downloads.
 
-    Raises WeightsNotFoundError if there is nothing, CheckpointError if it cannot be what it is said to be.
+    Raises:
+        WeightsNotFoundError: the weights were not found.
+        CheckpointError: the download does not match its hash, or is not a file of weights.
     """
     text = str(where)
     if text.startswith(HUB):
         return hub_weights(*repository(text), cache_dir)
-    if is_address(text):
-        return (fetched(checked_address(text), cache_dir),)
+    if is_url(text):
+        return (download_url(checked_url(text), cache_dir),)
     path = Path(text.removeprefix(FOLDER))
-    if os.path.isdir(path):  # which is false for a name that no file can have, where Path.is_dir raises
+    if os.path.isdir(path):  # false for invalid file names, for which Path.is_dir raises
         path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
     if not os.path.isfile(path):
         folder = os.path.isdir(path)
@@ -47,7 +51,7 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
 
 
 def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """The `config.json` of "hf-hub:owner/repo[@revision]" or "local-dir:path"; errors as in `hub_config`."""
+    """The `config.json` of "hf-hub:owner/repo[@revision]" or "local-dir:path". Raises the errors of `hub_config`."""
     if where.startswith(HUB):
         return hub_config(*repository(where), cache_dir)
     path = Path(where.removeprefix(FOLDER)) / "config.json"
@@ -57,7 +61,11 @@ def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]
 
 
 def repository(text: str) -> tuple[str, str]:
-    """("owner/repo", revision) of "hf-hub:owner/repo[@revision]", main by default; ArgumentError if it is none."""
+    """("owner/repo", revision) of "hf-hub:owner/repo[@revision]"; the default revision is main.
+
+    Raises:
+        ArgumentError: the text is not of that form.
+    """
     name, _, revision = text.removeprefix(HUB).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or len(name) > LONGEST_REPOSITORY:
         raise ArgumentError(
@@ -66,11 +74,16 @@ def repository(text: str) -> tuple[str, str]:
     return name, revision or "main"
 
 
-def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
-    """The file at `url`, downloaded once, whole, into `cache_dir`, by default PyTorch's folder of checkpoints.
+def download_url(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Local path of the file at `url`, which is downloaded atomically if it is not cached.
 
-    Raises WeightsNotFoundError if it cannot be fetched, CheckpointError if it is not the file its name says, or holds
-    no weights; nothing is then kept.
+    Args:
+        url: the URL, which ends in a supported file extension.
+        cache_dir: the cache; by default PyTorch's folder of checkpoints.
+
+    Raises:
+        WeightsNotFoundError: the download failed.
+        CheckpointError: the file does not match the hash in its name, or does not contain weights. It is deleted.
     """
     import torch
 
@@ -78,7 +91,7 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
     if Path(name).suffix not in READERS or not name.isprintable():
         raise ArgumentError(f"{url} names no file of weights: expected an address that ends in {', '.join(READERS)}")
     parent = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "checkpoints"
-    path = parent / sha256(url.encode()).hexdigest()[:16] / name  # two addresses may end in one name
+    path = parent / sha256(url.encode()).hexdigest()[:16] / name  # two URLs may end in the same name
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,18 +110,18 @@ def fetched(url: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Write what is at `url` into a file; OSError or HTTPException if it cannot be had whole."""
+    """Download `url` to a file; OSError or HTTPException if the download fails or is incomplete."""
     from huggingface_hub.utils import tqdm
 
     ascii_url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    with opened(ascii_url, PATIENCE) as answer, path.open("wb") as file:
-        if answer.status != 200:
-            raise ConnectionError(f"the server answered with status {answer.status}, where 200 is a whole file")
-        total = content_length(answer.headers.get("Content-Length"))
+    with open_url(ascii_url, PATIENCE) as response, path.open("wb") as file:
+        if response.status != 200:
+            raise ConnectionError(f"the server answered with status {response.status}, where 200 is a whole file")
+        total = content_length(response.headers.get("Content-Length"))
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=path.name) as bar:
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                bar.update(len(piece))
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
         if not file.tell():
             raise ConnectionError("the answer is empty")
         if total is not None and file.tell() != total:
@@ -116,78 +129,78 @@ def _download(url: str, path: Path) -> None:
 
 
 def _require_weights(path: Path, url: str) -> None:
-    """Raise CheckpointError, which says what came in their place, unless the file holds weights."""
+    """Raise CheckpointError, with the size and first bytes of the file, unless it contains weights."""
     try:
-        read_checkpoint(path, mapped=True)  # nobody else knows this file yet
+        read_checkpoint(path, mapped=True)  # mapping is safe: no other process uses this file yet
     except CheckpointError as error:
         with path.open("rb") as file:
-            beginning = file.read(40)
+            first_bytes = file.read(40)
         reason = str(error).replace(str(path), path.name)
         raise CheckpointError(
-            f"{url} gave {path.stat().st_size} bytes that begin with {beginning!r} and were not kept: {reason}"
+            f"{url} gave {path.stat().st_size} bytes that begin with {first_bytes!r} and were not kept: {reason}"
         ) from error
 
 
 def _check_hash(path: Path, url: str) -> None:
-    """Raise CheckpointError unless the file's name has no hash, or the file's own; a date is none."""
+    """Raise CheckpointError if the file name ends in a hash that is not the file's; dates are not hashes."""
     expected = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     if expected is None or re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])", expected[1]):
         return
-    found = sha256_of(path)
-    if not found.startswith(expected[1]):
+    digest = sha256_of(path)
+    if not digest.startswith(expected[1]):
         raise CheckpointError(
-            f"{url} is not the file its name says: its SHA-256 begins with {found[: len(expected[1])]}; it was "
+            f"{url} is not the file its name says: its SHA-256 begins with {digest[: len(expected[1])]}; it was "
             "deleted. If you trust it, download it and pass the file"
         )
 
 
-def is_address(text: str) -> bool:
-    """Whether the text begins as an http or https address does."""
+def is_url(text: str) -> bool:
+    """Whether the text starts with http:// or https://."""
     return re.match("https?://", text, re.IGNORECASE) is not None
 
 
-def checked_address(url: str) -> str:
-    """The address; ArgumentError if it cannot be one, or holds a password, which is not printed."""
+def checked_url(url: str) -> str:
+    """The URL; ArgumentError if it is invalid or contains credentials, which the message omits."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
         host.encode("idna")
-    except ValueError as error:  # of brackets, ports and labels of more than 63 characters; it may quote a password
+    except ValueError as error:  # invalid brackets, port or label; its message may contain the password
         reason = "" if "@" in url else f" ({in_short(error)})"
-        raise ArgumentError(f"{_shown(url)!r} is no address{reason}: expected https://host/path/file.pth") from None
+        raise ArgumentError(f"{_redacted(url)!r} is not a URL{reason}: expected https://host/path/file.pth") from None
     if "@" in parts.netloc:
         raise ArgumentError(
-            f"{_shown(url)!r} holds the name or password of a user, which would be sent and kept in the open: download "
-            "the file yourself, and pass its path"
+            f"{_redacted(url)!r} holds the name or password of a user, which would be sent and stored in plain text: "
+            "download the file yourself, and pass its path"
         )
     name = parts.path.rpartition("/")[2]
-    if not host or not url.isprintable() or len(url) > LONGEST_ADDRESS or len(name.encode()) > LONGEST_NAME:
+    if not host or not url.isprintable() or len(url) > LONGEST_URL or len(name.encode()) > LONGEST_NAME:
         raise ArgumentError(
-            f"{_shown(url)!r} is no address of a file: expected https://host/path/file.pth, of at most "
-            f"{LONGEST_ADDRESS} characters, {LONGEST_NAME} of them in the name"
+            f"{_redacted(url)!r} is not the URL of a file: expected https://host/path/file.pth, of at most "
+            f"{LONGEST_URL} characters, {LONGEST_NAME} of them in the name"
         )
     return url
 
 
-def opened(url: str, patience: float) -> HTTPResponse:
-    """The answer of the server. patience: seconds without a byte. OSError or HTTPException if there is none."""
+def open_url(url: str, patience: float) -> HTTPResponse:
+    """The server's response; OSError or HTTPException if there is none. patience: timeout in seconds."""
     from urllib.request import urlopen
 
     try:
         return urlopen(url, timeout=patience)
-    except ValueError as error:  # of an address that the server sends us to
-        raise ConnectionError(f"it leads to what is no address: {in_short(error)}") from error
+    except ValueError as error:  # an invalid URL in a redirection
+        raise ConnectionError(f"it redirects to an invalid URL: {in_short(error)}") from error
 
 
 def content_length(announced: str | None) -> int | None:
-    """The bytes that a server announces in its header; None if it announces none, or what is no number of them."""
+    """The Content-Length of a response in bytes; None if the header is missing or invalid."""
     if announced is None or not re.fullmatch(f"[0-9]{{1,{MOST_DIGITS}}}", announced):
         return None
     return int(announced) or None
 
 
-def _shown(url: str) -> str:
-    """The address for a message: without a user's name and password, and cut."""
+def _redacted(url: str) -> str:
+    """The URL for a message, without user name and password, and truncated."""
     scheme, slashes, rest = url.partition("//")
     host, slash, path = rest.partition("/")
     return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"[:160]

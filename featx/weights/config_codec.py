@@ -1,4 +1,4 @@
-"""Values of configurations as JSON and back: plain ones, dataclasses, and classes and functions by their path."""
+"""Encode configuration values as JSON and decode them: plain values, dataclasses, and classes or functions by path."""
 
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -16,25 +16,31 @@ OURS, TORCHS = "featx.models.", "torch.nn.modules."
 
 
 def is_plain(value: object) -> bool:
-    """Whether JSON has a word for it."""
+    """Whether JSON can represent the value directly."""
     if isinstance(value, tuple | list):
         return all(is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; partial functions, which compare by identity, are if they are written alike."""
-    return one == other or encoded(one) == encoded(other)
+def same_value(first: Any, second: Any) -> bool:
+    """Whether two values are equal. Partial functions, which compare by identity, are compared by their encoding."""
+    return first == second or encode_value(first) == encode_value(second)
 
 
-def encoded(value: Any) -> Any:
-    """The value as JSON; ArgumentError if it is of a kind that `decoded` could not make again."""
+def encode_value(value: Any) -> Any:
+    """The value as JSON; ArgumentError if `decode_value` could not restore it."""
     if isinstance(value, tuple | list):
-        return [encoded(item) for item in value]
+        return [encode_value(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type) and _is_known(type(value)):
-        return {CLASS: _path(type(value)), FIELDS: {f.name: encoded(getattr(value, f.name)) for f in fields(value)}}
+        return {
+            CLASS: _path(type(value)),
+            FIELDS: {f.name: encode_value(getattr(value, f.name)) for f in fields(value)},
+        }
     if isinstance(value, partial) and not value.args and _is_known(value.func):
-        return {PARTIAL: _path(value.func), FIELDS: {name: encoded(field) for name, field in value.keywords.items()}}
+        return {
+            PARTIAL: _path(value.func),
+            FIELDS: {name: encode_value(field) for name, field in value.keywords.items()},
+        }
     if isinstance(value, type) or isfunction(value):
         if _is_known(value):
             return {PATH: _path(value)}
@@ -43,41 +49,45 @@ def encoded(value: Any) -> Any:
     raise ArgumentError(f"{value!r} cannot be written into a config.json: save the model's state_dict() instead")
 
 
-def decoded(value: Any) -> Any:
-    """The value again; CheckpointError if it names what is no part of a configuration."""
+def decode_value(value: Any) -> Any:
+    """The value of its JSON encoding; CheckpointError if it names a class or function that is not allowed."""
     if isinstance(value, list):
-        return tuple(decoded(item) for item in value)
+        return tuple(decode_value(item) for item in value)
     if not isinstance(value, dict):
         return value
     kind = next((kind for kind in (CLASS, PARTIAL, PATH) if kind in value), None)
-    found: Any = _found(str(value.get(kind)))
+    target: Any = _import_known(str(value.get(kind)))
     if kind == PATH:
-        return found
-    if kind == CLASS and not hasattr(found, "__dataclass_fields__"):
-        raise CheckpointError(f"config.json: {value[CLASS]} is no configuration")
+        return target
+    if kind == CLASS and not hasattr(target, "__dataclass_fields__"):
+        raise CheckpointError(f"config.json: {value[CLASS]} is not a configuration class")
     stated = value.get(FIELDS, {})
     if not isinstance(stated, dict):
-        raise CheckpointError(f"config.json: the fields of {found.__name__} are a {type(stated).__name__}, no object")
-    arguments = {name: decoded(field) for name, field in stated.items()}
+        raise CheckpointError(
+            f"config.json: expected the fields of {target.__name__} as an object, got a {type(stated).__name__}"
+        )
+    arguments = {name: decode_value(field) for name, field in stated.items()}
     try:
-        return partial(found, **arguments) if kind == PARTIAL else found(**arguments)
+        return partial(target, **arguments) if kind == PARTIAL else target(**arguments)
     except TypeError as error:
-        raise CheckpointError(f"config.json: {found.__name__} does not take [{names_in(sorted(arguments))}]") from error
+        raise CheckpointError(
+            f"config.json: {target.__name__} does not take [{names_in(sorted(arguments))}]"
+        ) from error
 
 
-def _found(path: str) -> Any:
-    """The class or function at that path, if it is one of our models' or a layer of PyTorch; nothing else is read."""
+def _import_known(path: str) -> Any:
+    """Import the class or function at a path in featx.models or torch.nn; CheckpointError for any other path."""
     module, _, name = path.rpartition(".")
     if len(path) > LONGEST_PATH or not module.startswith((OURS, TORCHS)) or not name.isidentifier():
         shown = path[:LONGEST_PATH]
         raise CheckpointError(f"config.json names {shown!r}, which is neither a part of featx.models nor of torch.nn")
     try:
-        found = getattr(import_module(module), name)
+        target = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"config.json names {path!r}, which does not exist here") from error
-    if not _is_known(found) or _path(found) != path:
-        raise CheckpointError(f"config.json names {path!r}, which is no part of a configuration")
-    return found
+    if not _is_known(target) or _path(target) != path:
+        raise CheckpointError(f"config.json names {path!r}, which is not allowed in a configuration")
+    return target
 
 
 def _is_known(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Build models whose parameters have shapes but no values."""
+"""Build models on the meta device: parameters with shapes and without values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# What gives tensors random values. For a tensor without any, PyTorch would import its compiler, which takes seconds.
+# Random initializers. On meta tensors, PyTorch would import its compiler for them, which takes seconds.
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
-    """New tensors are on the meta device, where they take no memory and nothing is drawn for them."""
-    with torch.device("meta"), _Undrawn():
+def init_empty_weights() -> Iterator[None]:
+    """Within the context, new tensors are on the meta device: they use no memory and draw no random numbers."""
+    with torch.device("meta"), _SkipRandomInit():
         yield
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipRandomInit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in RANDOM:
