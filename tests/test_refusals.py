@@ -11,6 +11,8 @@ from tapped import outputs, run
 from torch import Tensor, nn
 
 import featx
+import featx.bridges.timm  # whose files import from each other what tests replace
+import featx.bridges.transformers
 from featx import ContractError, FeatureExtractWrapper, InputError
 from featx.tracing.meta_kernels import RULES
 from featx.tracing.placeholders import Placeholder

@@ -100,7 +100,8 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
             return read(self._inner, x, levels)
         except ThirdPartyError as error:
             if self._refuses(size, error.original):
-                raise self._refusal(size, in_short(error.original)) from error.original
+                reason = in_short(error.original) if isinstance(self._reading, TimmReading) else f"{error}"
+                raise self._refusal(size, reason) from error.original
             raise error.original from error.original.__cause__
 
     def _refuses(self, size: Size, error: Exception) -> bool:

@@ -71,6 +71,18 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     return aten.mm.default(a, b) if alike else None  # which counts as many operations
 
 
+def _bilinear(x: Tensor, *arguments: Any) -> Tensor:
+    return aten._upsample_bilinear2d_aa.default(x, *arguments)  # has the same shape, and a meta kernel in C++
+
+
+def _bicubic(x: Tensor, *arguments: Any) -> Tensor:
+    return aten._upsample_bicubic2d_aa.default(x, *arguments)
+
+
+def _safe_softmax(x: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor | None:
+    return aten._softmax.default(x, axis, False) if dtype is None and x.is_floating_point() else None
+
+
 def _with_another(x: Tensor, other: Any, **_: Any) -> Tensor | None:
     """Of an operation on each pair of values, where the first argument alone says how the result lies in memory."""
     if not isinstance(other, Tensor) or x.dtype != other.dtype:
@@ -85,11 +97,15 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten.addmm.default: _addmm,
+    aten.upsample_bilinear2d.default: _bilinear,
+    aten.upsample_bicubic2d.default: _bicubic,
+    aten._safe_softmax.default: _safe_softmax,
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), _with_another),
     **dict.fromkeys(
         (
             *(aten.hardswish.default, aten.hardsigmoid.default, aten.hardtanh.default, aten.relu.default),
             *(aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.elu.default, aten.leaky_relu.default),
+            aten.clamp_min.default,
         ),
         _like,
     ),

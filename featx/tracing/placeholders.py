@@ -64,6 +64,12 @@ class Placeholder(nn.Module):
         return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self._leaves], self._structure)
 
 
+def is_predictable(calls: Sequence[ModuleCall]) -> bool:
+    """Whether a placeholder can return what the calls did: each is given a tensor, and other values never differ."""
+    values = [[_kept(leaf) for leaf in tree_leaves(call.output)] for call in calls]
+    return all(call.shape is not None for call in calls) and all(other == values[0] for other in values)
+
+
 def _kept(leaf: Any) -> Any:
     """A leaf of what was returned: the class for a tensor, itself if it is a plain value."""
     if isinstance(leaf, Tensor):

@@ -4,7 +4,8 @@ Modules give way to ones that compute nothing, as many as can: the model's own f
 operations from the same parameters as before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .dependencies import bits, computations, dependencies
 from .module_trace import ModuleCall, ModuleTrace
-from .placeholders import Placeholder
+from .placeholders import Placeholder, is_predictable
 from .survey import Read, Survey
 from .third_party_errors import REFUSED
 
@@ -31,7 +32,7 @@ def prune(model: nn.Module, read: Read, images: Tensor, hooks: tuple[type, ...] 
     seen = Survey(images, None, read).begun(model)
     if not _Unneeded(model, seen, _returned).parameters:
         return ()
-    seen = seen.widened()
+    seen = seen.enlarged()
     paths, _, unneeded = removable(model, seen, _returned, hooks)
     skip(model, paths, seen, hooks)
     return tuple(name for name, _ in model.named_parameters() if name in unneeded)
@@ -54,36 +55,57 @@ class Removable(NamedTuple):
 
 
 def removable(model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...] = ()) -> Removable:
-    """As much of `model` as can be found that together is not needed for `outputs`."""
+    """As much of `model` as can be found that together is not needed for `outputs`.
+
+    It is searched for by the first run alone. Only if other runs are not the same without it, every trial makes all.
+    """
     trials = _Trials(model, seen, outputs, hooks)
-    trials.grow(trials.unneeded.inside(""))
-    if trials.last is None:
-        trials.works([])
-    return Removable(trials.chosen, trials.last, trials.unneeded.parameters)
+    last = trials.search(1) or trials.search(len(seen.runs))
+    return Removable(trials.chosen, last, trials.unneeded.parameters)
 
 
 class _Trials:
-    """Runs of a model without the modules and parameters at the `chosen` paths, of which the `last` worked."""
+    """Runs of a model without the modules and parameters at the `chosen` paths.
+
+    done: those of the last trial that worked.
+    """
 
     def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...]) -> None:
         self.model, self.seen, self.outputs, self.hooks = model, seen, outputs, hooks
         self.unneeded = _Unneeded(model, seen, outputs)
         self.expected = [_made(run, outputs) for run in seen.runs]
-        self.chosen: list[str] = []
-        self.last: Survey | None = None
+        self.length, self.chosen, self.done = 1, list[str](), list[ModuleTrace]()
+
+    def search(self, length: int) -> Survey | None:
+        """The runs without what is chosen by trials of that length; None if they are not all the same."""
+        self.length, self.chosen, self.done = length, [], []
+        self.grow(self.unneeded.inside(""))
+        if not self.done and not self.works([]):
+            return None
+        rest = self.repeated(self.done[0].model, range(length, len(self.expected)))
+        return None if rest is None else replace(self.seen, runs=(*self.done, *rest))
 
     def works(self, paths: Sequence[str]) -> bool:
         """Whether the outputs stay the same without these, which are then chosen."""
         twin = self.seen.twin(self.model)
         skip(twin, paths, self.seen, self.hooks)
-        try:
-            again = self.seen.of(twin)
-        except REFUSED:  # its forward does not take zeros where it had results
+        done = self.repeated(twin, range(self.length))
+        if done is None:
             return False
-        if [_made(run, self.outputs) for run in again.runs] != self.expected:
-            return False
-        self.chosen, self.last = list(paths), again
+        self.chosen, self.done = list(paths), done
         return True
+
+    def repeated(self, twin: nn.Module, places: Iterable[int]) -> list[ModuleTrace] | None:
+        """The runs at these places of a copy of the model; None if one makes the outputs otherwise."""
+        done = list[ModuleTrace]()
+        for place in places:
+            try:
+                done.append(self.seen.again(twin, place))
+            except REFUSED:  # its forward does not take zeros where it had results
+                return None
+            if _made(done[-1], self.outputs) != self.expected[place]:
+                return None
+        return done
 
     def grow(self, group: Sequence[str]) -> None:
         """Choose among the group, trying all of it first, then halves of it, and parts of what is needed whole."""
@@ -118,10 +140,12 @@ class _Unneeded:
         self.parameters = frozenset(name for name, _ in model.named_parameters() if not self.bits[name] & self.needs)
         self.paths = {module: path for path, module in model.named_modules()}
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        called = dict.fromkeys(path for run in seen.runs for path in run.calls)
-        self.places = {path: place for place, path in enumerate(called)}
-        calls = (call for run in seen.runs for made in run.calls.values() for call in made)
-        self.blind = {call.path for call in calls if call.shape is None}
+        calls = dict[str, list[ModuleCall]]()
+        for run in seen.runs:
+            for path, made in run.calls.items():
+                calls.setdefault(path, []).extend(made)
+        self.places = {path: place for place, path in enumerate(calls)}
+        self.kept = {path for path, made in calls.items() if not is_predictable(made)}
 
     def inside(self, path: str) -> list[str]:
         """Paths of the outermost modules and of the parameters in the module at `path`, in running order.
@@ -137,7 +161,7 @@ class _Unneeded:
         yield from (name for name in own if name in self.parameters)
         for child in module.children():
             path = self.paths[child]
-            if self._is_needed(child) or path in self.blind or (path not in self.places and child._modules):
+            if self._is_needed(child) or path in self.kept or (path not in self.places and child._modules):
                 yield from self._parts(child)
             elif path in self.places or child._parameters:
                 yield path

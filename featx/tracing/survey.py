@@ -51,20 +51,25 @@ class Survey:
         stop_checkpointing(twin)  # PyTorch would warn that there are no gradients
         return twin
 
-    def of(self, twin: nn.Module) -> "Survey":
-        """The same runs of another copy; raises ThirdPartyError if that does not run."""
-        return replace(self, runs=tuple(trace_modules(twin, run.images, self.read, run.training) for run in self.runs))
+    def again(self, twin: nn.Module, place: int) -> ModuleTrace:
+        """The run at that place of another copy; raises ThirdPartyError if that does not run."""
+        run = self.runs[place]
+        return trace_modules(twin, run.images, self.read, run.training)
 
     def begun(self, model: nn.Module) -> "Survey":
         """With a run of a copy of the model on `images`; raises ThirdPartyError if it does not run."""
         return replace(self, runs=(trace_modules(self.twin(model), self.images, self.read),))
 
-    def widened(self, training: bool = False) -> "Survey":
-        """With runs on larger and on odd images, and in `training` mode too, as far as the model does such."""
-        batches = [(_grown(self.images, GROWTH), False), (_grown(self.images, ODD), False)]
-        batches += [(self.images, True)] if training else []
-        runs = [run for images, mode in batches if (run := self._try(images, mode))]
-        return replace(self, runs=(*self.runs, *runs))
+    def widened(self) -> "Survey":
+        """With runs on larger and on odd images, and in training mode, as far as the model does such."""
+        batches = [(_grown(self.images, GROWTH), False), (_grown(self.images, ODD), False), (self.images, True)]
+        return replace(self, runs=(*self.runs, *(run for images, mode in batches if (run := self._try(images, mode)))))
+
+    def enlarged(self) -> "Survey":
+        """With a run on larger images, as far as the model takes such, odd ones if it does."""
+        larger = _grown(self.images, GROWTH)
+        run = self._try(_grown(larger, ODD), False) or self._try(larger, False)
+        return replace(self, runs=(*self.runs, run)) if run else self
 
     def _try(self, images: Tensor, training: bool) -> ModuleTrace | None:
         """None if the model does not take these images or does not run in this mode, which is its right."""
@@ -98,7 +103,7 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
     images = meta_images(model) if example is None else torch.empty(2, *example.shape[1:], device="meta")
     images = images if example is None else images.to(example.dtype)
     try:
-        return _first(model, images, argument).widened(training=True)
+        return _first(model, images, argument).widened()
     except ContractError:
         if example is None or example.is_meta:
             raise
