@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from ..backbone import Pyramid
 from ..errors import InputError, in_short
-from ..tracing.copies import meta_twin, structural_copy
+from ..tracing.copies import structural_copy, twin_of
 from ..tracing.map_layout import Size
 from ..tracing.pruning import prune
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
+from ..tracing.survey import Shapes, shapes_if_taken
 from ..tracing.third_party_errors import ThirdPartyError, drop_hooks
 from ..wrappers.transparent import Transparent
-from .measurement import Facts, Shapes, images_for, shapes_of
+from .measurement import Facts, images_for
 from .timm_reading import TimmReading
 from .transformers_reading import Recorded, TransformersReading
 
@@ -53,10 +54,10 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
 
         values: compute, for what only shows then, such as an index that is out of range.
         """
-        alone = structural_copy(self._inner).eval() if values else meta_twin(self._inner)
+        alone = structural_copy(self._inner).eval() if values else twin_of(self._inner)
         drop_hooks(alone, keep=(Recorded,))
         read = partial(self._reading.maps, levels=self._kept.out_indices)
-        return lambda size: shapes_of(alone, read, images_for(alone, self.in_chans, size))
+        return lambda size: shapes_if_taken(alone, read, images_for(alone, self.in_chans, size))
 
     def _takes(self, size: Size) -> bool:
         return bool(self._trial()(size))

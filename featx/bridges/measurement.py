@@ -1,8 +1,7 @@
-"""What runs of a model of another package show: the shapes of its maps, and which of its modules make them."""
+"""What runs of a model of another package show, and the images that they are on."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +9,6 @@ from torch import Tensor, nn
 from ..features import Levels
 from ..preprocessing import DataConfig
 from ..tracing.map_layout import Size
-from ..tracing.meta_kernels import Shortcuts
-from ..tracing.survey import Read
-from ..tracing.third_party_errors import REFUSED
-
-Shapes = list[tuple[int, ...]]
-Maker = tuple[str, int]  # path of a module, position in what it returns
-Traced = tuple[Tensor, list[Maker]]
-
-# Steps of autograd's graph that move values and compute none.
-MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "T", "Slice", "Select", "Clone", "Alias", "Expand")
-MOVES += ("Squeeze", "Unsqueeze", "Split", "SplitWithSizes", "Unbind", "AsStrided", "Unflatten", "Narrow", "Chunk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +40,3 @@ class Facts:
 def images_for(model: nn.Module, in_chans: int, size: Sequence[int]) -> Tensor:
     """Two black images of that size (height, width), where the model is and as precise as its parameters."""
     return next(model.parameters()).detach().new_zeros(2, in_chans, *size)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def shapes_of(model: nn.Module, read: Read, images: Tensor) -> Shapes:
-    """Of what `read` takes of the model; none if the model refuses the images."""
-    try:
-        with Shortcuts():
-            return [tuple(tensor.shape) for tensor in read(model, images)]
-    except REFUSED:
-        return []
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def traced(model: nn.Module, read: Read, images: Tensor, through: Container[str] = MOVES) -> list[Traced]:
-    """What `read` takes of the copy of a model, and the modules whose output holds its values, the last to end first.
-
-    through: steps of autograd's graph that may be between that output and the tensor. Hooks stay on the copy.
-    """
-    makers: dict[Any, list[Maker]] = {}
-
-    def note(name: str, output: Any) -> None:
-        for position, value in enumerate(output if isinstance(output, tuple | list) else (output,)):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                makers.setdefault(value.grad_fn, []).append((name, position))
-
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-    with Shortcuts():
-        tensors = read(model, images)
-    return [(tensor, [*_makers_of(tensor, makers, through)]) for tensor in tensors]
-
-
-def _makers_of(tensor: Tensor, makers: Mapping[Any, Sequence[Maker]], through: Container[str]) -> Iterator[Maker]:
-    step = tensor.grad_fn
-    while step is not None:
-        yield from reversed(makers.get(step, ()))
-        name = step.name().rstrip("0123456789").removesuffix("Backward")
-        step = step.next_functions[0][0] if name in through else None

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig, from_hub
-from ..tracing.copies import meta_twin, structural_copy
-from ..tracing.survey import Read
+from ..tracing.copies import structural_copy, twin_of
+from ..tracing.dependencies import Maker, makers, moves
+from ..tracing.module_trace import ModuleTrace, trace_modules
+from ..tracing.survey import Read, shapes_if_taken
 from ..tracing.third_party_errors import REFUSED, third_party
-from .measurement import Facts, Maker, Traced, images_for, shapes_of, traced
+from .measurement import Facts, images_for
 
 METHODS = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
 
@@ -36,15 +38,15 @@ def measure(model: nn.Module) -> Facts:
     _require_methods(model)
     declared, (in_chans, *size) = declared_by(model), input_size(model)
     read = partial(intermediates, levels=range(len(declared)))
-    twin, own = _first_run(model, read, in_chans, size)
-    stretch = 2 * lcm(*(level.reduction for level in declared))
-    wide = shapes_of(twin, read, images_for(twin, in_chans, (size[0], size[1] + stretch)))
-    grown = [shape[3] - map_.shape[3] for (map_, _), shape in zip(own, wide, strict=True)] if wide else [0]
-    fixed, on_meta = 0 in grown, own[0][0].is_meta
-    reductions = [_stride(size, map_.shape, level) for (map_, _), level in zip(own, declared, strict=True)]
+    run = _first_run(model, read, in_chans, size)
+    maps, stretch = run.root.output, 2 * lcm(*(level.reduction for level in declared))
+    wide = shapes_if_taken(run.model, read, images_for(run.model, in_chans, (size[0], size[1] + stretch)))
+    grown = [shape[3] - map_.shape[3] for map_, shape in zip(maps, wide, strict=True)] if wide else [0]
+    fixed, on_meta = 0 in grown, run.images.is_meta
+    reductions = [_stride(size, map_.shape, level) for map_, level in zip(maps, declared, strict=True)]
     reductions = reductions if fixed else [stretch // more for more in grown]
-    names = _names(model, declared, [makers for _, makers in own])
-    levels = [FeatureInfo(own[i][0].shape[1], reductions[i], name) for i, name in enumerate(names)]
+    names = _names(model, declared, _makers(run))
+    levels = [FeatureInfo(maps[i].shape[1], reductions[i], name) for i, name in enumerate(names)]
     published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     return Facts(
         levels=Levels(levels),
@@ -82,21 +84,21 @@ def fits(size: Sequence[int], shape: Sequence[int], reduction: int) -> bool:
     )
 
 
-def _first_run(model: nn.Module, read: Read, in_chans: int, size: Sequence[int]) -> tuple[nn.Module, list[Traced]]:
-    """A copy that runs, without values if it does so, and its maps with the modules that make them."""
+def _first_run(model: nn.Module, read: Read, in_chans: int, size: Sequence[int]) -> ModuleTrace:
+    """How a copy makes the maps, without values if it runs so."""
     name, images = type(model).__name__, f"images of {size[0]}x{size[1]}"
-    twin = meta_twin(model)
+    twin = twin_of(model)
     try:
-        return twin, traced(twin, read, images_for(twin, in_chans, size))
+        return trace_modules(twin, images_for(twin, in_chans, size), read)
     except REFUSED as error:
         if next(model.parameters()).is_meta:
             raise ContractError(
                 f"{name} does not run on {images} without values ({error}), so that its maps cannot be measured on "
                 "the meta device: build it on a real one"
             ) from error
-    twin = structural_copy(model).eval()
+    twin = structural_copy(model)
     try:
-        return twin, traced(twin, read, images_for(twin, in_chans, size))
+        return trace_modules(twin, images_for(twin, in_chans, size), read)
     except REFUSED as error:
         raise ContractError(f"{name} does not run on {images}: {error}") from error
 
@@ -104,6 +106,18 @@ def _first_run(model: nn.Module, read: Read, in_chans: int, size: Sequence[int])
 def _stride(size: Sequence[int], shape: Sequence[int], declared: FeatureInfo) -> int:
     """The declared reduction if the map of images of one size allows it, the ratio of the sides otherwise."""
     return declared.reduction if fits(size, shape, declared.reduction) else round(size[0] / shape[2])
+
+
+def _makers(run: ModuleTrace) -> list[list[Maker]]:
+    """Of each map, the modules that returned its values, in whatever order these lay there."""
+    returned_by, moved, found = makers(run), moves(run), list[list[Maker]]()
+    for map_ in run.root.output:
+        held: Tensor | None = map_
+        found.append([])
+        while held is not None:
+            found[-1] += returned_by.get(id(held), ())
+            held = moved.get(id(held))
+    return found
 
 
 def _names(model: nn.Module, declared: Sequence[FeatureInfo], makers: Sequence[Sequence[Maker]]) -> list[str]:

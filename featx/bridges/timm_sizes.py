@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch import nn
 
 from ..errors import ArgumentError, in_short
 from ..image_checks import Sides, image_sides
-from ..tracing.copies import meta_twin
-from ..tracing.meta_kernels import Shortcuts
+from ..tracing.copies import twin_of
 from ..tracing.size_rules import nearest
+from ..tracing.survey import shapes_of
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from .measurement import images_for
 from .timm_levels import declared_by, fits, input_size, intermediates
@@ -136,13 +137,13 @@ def _refusal(name: str, given: Mapping[str, Any], create: Create, size: tuple[in
         model = third_party(_on_meta, name, given, create)
     except ThirdPartyError as error:
         return in_short(error.original)
-    levels, twin = declared_by(model), meta_twin(model)
+    levels, twin = declared_by(model), twin_of(model)
+    read, images = partial(intermediates, levels=range(len(levels))), images_for(twin, input_size(model)[0], size)
     try:
-        with Shortcuts():
-            maps = intermediates(twin, images_for(twin, input_size(model)[0], size), range(len(levels)))
+        *_, shape = shapes_of(twin, read, images)
     except ThirdPartyError as error:
         undecided = "meta tensors" in str(error)  # an architecture that looks at values: only a real run can tell
         return "" if undecided else in_short(error.original)
-    if not fits(size, maps[-1].shape, levels[-1].reduction):
-        return f"it resizes them, its maps are {tuple(maps[-1].shape[2:])}"
+    if not fits(size, shape, levels[-1].reduction):
+        return f"it resizes them, its maps are {shape[2:]}"
     return ""

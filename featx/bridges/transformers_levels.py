@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from ..tracing.copies import meta_twin, structural_copy
+from ..tracing.copies import structural_copy, twin_of
+from ..tracing.dependencies import makers
 from ..tracing.execution_order import channels_of
 from ..tracing.map_layout import MapLayout, Size, Tap, map_layouts
-from ..tracing.survey import read_on_meta
+from ..tracing.module_trace import trace_modules
+from ..tracing.survey import shapes_if_taken, shapes_of
 from ..tracing.third_party_errors import REFUSED
 from .bridged_pyramid import BridgedPyramid
-from .measurement import Facts, images_for, shapes_of, traced
+from .measurement import Facts, images_for
 from .transformers_reading import TransformersReading, put_in_place, record, size_divisor
 
 # Arguments with which every model is called that has them.
@@ -62,7 +64,7 @@ def _stages(model: nn.Module, reading: TransformersReading, images: Tensor) -> t
     stages, built = list(tower.stage_names), list(tower.out_features)
     for chosen in (stages, stages[1:], built):
         tower.config.out_features = chosen
-        if len(shapes_of(meta_twin(model), reading.tensors, images)) == len(chosen):
+        if len(shapes_if_taken(twin_of(model), reading.tensors, images)) == len(chosen):
             break  # it has norms for all of these
     layouts, fixed = _layouts(model, reading, images)
     if getattr(tower.config, "reshape_hidden_states", False):
@@ -94,13 +96,15 @@ def _states(model: nn.Module, reading: TransformersReading, images: Tensor) -> t
     states = replace(reading, arguments=arguments)
     reading = replace(states, entry=ENTRIES.get(config.model_type, states.entry))
     layouts, fixed = _layouts(model, reading, images)
-    makers = [made_by for _, made_by in traced(meta_twin(model), states.tensors, images, through=())]
+    run = trace_modules(twin_of(model), images, states.tensors)
+    returned_by = makers(run)
+    made_by = [returned_by.get(id(state), ()) for state in run.root.output]
     reductions, places = [layout.reduction for layout in layouts], list(range(len(layouts)))
     if len({*reductions}) > 1:
         places = [i for i in places if reductions[i] not in reductions[i + 1 :]]
     elif len(places) == getattr(config, "num_hidden_layers", -1) + 1:
         places = places[1:]  # the first is what the blocks get
-    names = [next((path for path, at in makers[i] if at == 0), f"hidden_states.{i}") for i in places]
+    names = [next((path for path, at in made_by[i] if at == 0), f"hidden_states.{i}") for i in places]
     chosen = [layouts[i] for i in places]
     return replace(reading, names=names, layouts=chosen, places=dict(enumerate(places))), fixed
 
@@ -118,14 +122,14 @@ def _differences(tower: Any, levels: Levels) -> tuple[str, ...]:
 
 def _layouts(model: nn.Module, reading: TransformersReading, images: Tensor) -> tuple[list[MapLayout], bool]:
     """How each tensor becomes a map, from its shapes, and whether the model takes no images of twice the size."""
-    height, width = images.shape[2:]
+    (height, width), twin = images.shape[2:], twin_of(model)
     try:
-        shapes = [tuple(tensor.shape) for tensor in read_on_meta(model, reading.tensors, images)]
+        shapes = shapes_of(twin, reading.tensors, images)
     except REFUSED as error:
         size = (height, width)
         raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
     larger = images.new_empty(*images.shape[:2], 2 * height, 2 * width)
-    seen = {tuple(images.shape): shapes, tuple(larger.shape): shapes_of(meta_twin(model), reading.tensors, larger)}
+    seen = {tuple(images.shape): shapes, tuple(larger.shape): shapes_if_taken(twin, reading.tensors, larger)}
     seen = {size: shapes for size, shapes in seen.items() if shapes}
     return [_layout(reading.entry, [*seen], tensor) for tensor in zip(*seen.values(), strict=True)], len(seen) == 1
 

@@ -62,20 +62,10 @@ def with_own_buffers(tensor: Tensor) -> Tensor:
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
-def meta_twin(model: Module) -> Module:
-    """A copy on the meta device, in eval mode, of which every parameter wants a gradient."""
-
-    def wanting(tensor: Tensor) -> Tensor:
-        empty = without_values(tensor)
-        return empty.requires_grad_(empty.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
-
-    twin = structural_copy(model, wanting).eval()
-    stop_checkpointing(twin)
-    return twin
-
-
-def stop_checkpointing(model: nn.Module) -> None:
-    """Switch off what timm's models compute again for gradients, in place: it can hide parameters from these."""
-    for module in model.modules():
-        if "grad_checkpointing" in vars(module):
+def twin_of(model: Module, of: Callable[[Tensor], Tensor] = without_values) -> Module:
+    """A copy to run, in eval mode, on the meta device or with `of(tensor)` in the place of each tensor."""
+    twin = structural_copy(model, of).eval()
+    for module in twin.modules():
+        if "grad_checkpointing" in vars(module):  # PyTorch would warn that there are no gradients
             vars(module).update(grad_checkpointing=False)
+    return twin

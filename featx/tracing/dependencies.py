@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .module_trace import ModuleCall, ModuleTrace, Operation, storage_of
@@ -11,6 +12,7 @@ from .module_trace import ModuleCall, ModuleTrace, Operation, storage_of
 # Of a tensor: what made it, and what was written into its memory since, perhaps through another view.
 State = tuple[int, int]
 Step = Callable[[Operation, int, list[State]], int]
+Maker = tuple[str, int]  # path of a module, position in what it returns
 
 
 def bits(model: nn.Module) -> dict[str, int]:
@@ -85,3 +87,30 @@ def _states(
         for leaf in event.leaves if event.caller is not None else ():
             made[id(leaf)] = made.get(id(leaf), 0) | marks.get(event.path, 0)
         yield event, [state(leaf) for leaf in event.leaves]
+
+
+def makers(trace: ModuleTrace) -> dict[int, list[Maker]]:
+    """By the id of a tensor, the modules that returned it as it is in the end, the last to end first."""
+    found: dict[int, list[Maker]] = {}
+    for call in (event for event in reversed(trace.events[:-1]) if isinstance(event, ModuleCall)):
+        output = call.output
+        for position, value in enumerate(output if isinstance(output, tuple | list) else (output,)):
+            if isinstance(value, Tensor) and not call.overwritten(value):
+                found.setdefault(id(value), []).append((call.path, position))
+    return found
+
+
+def moves(trace: ModuleTrace) -> dict[int, Tensor]:
+    """By the id of a tensor, the one whose values it has, which a view or a copy put in another order at most."""
+    found: dict[int, Tensor] = {}
+    for operation in trace.operations:
+        written, source = {id(tensor) for tensor in operation.written()}, next(operation.read(), None)
+        for output in operation.outputs:
+            found.pop(id(output), None)
+            if source is not None and id(output) not in written and _has_values_of(source, output, operation.kind):
+                found[id(output)] = source
+    return found
+
+
+def _has_values_of(source: Tensor, output: Tensor, kind: Any) -> bool:
+    return kind is torch.ops.aten.clone.default or storage_of(output) == storage_of(source)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import wrong
 from ..errors import ContractError, InputError
-from .copies import meta_twin, stop_checkpointing, structural_copy, with_own_buffers, without_values
+from .copies import twin_of, with_own_buffers, without_values
 from .execution_order import meta_images
 from .meta_kernels import Shortcuts
 from .module_trace import ModuleTrace, trace_modules
@@ -19,6 +19,7 @@ from .third_party_errors import REFUSED, passed_on, third_party
 
 # What is asked of a model for images, such as its forward, or the tensors that become maps.
 Read = Callable[[Any, Tensor], Any]
+Shapes = list[tuple[int, ...]]
 
 # Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
 GROWTH = (672, 1344)
@@ -47,9 +48,7 @@ class Survey:
 
     def twin(self, model: nn.Module) -> nn.Module:
         """A copy of a model to run: without values if the images have none, and else with buffers of its own."""
-        twin = structural_copy(model, without_values if self.images.is_meta else with_own_buffers)
-        stop_checkpointing(twin)  # PyTorch would warn that there are no gradients
-        return twin
+        return twin_of(model, without_values if self.images.is_meta else with_own_buffers)
 
     def again(self, twin: nn.Module, place: int) -> ModuleTrace:
         """The run at that place of another copy; raises ThirdPartyError if that does not run."""
@@ -127,7 +126,16 @@ def _grown(images: Tensor, growth: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode(False)
-def read_on_meta(model: nn.Module, read: Read, images: Tensor) -> list[Tensor]:
-    """What `read` takes of a copy of the model in eval mode without values."""
-    with torch.no_grad(), Shortcuts():
-        return list(read(meta_twin(model), torch.empty_like(images, device="meta")))
+@torch.no_grad()
+def shapes_of(twin: nn.Module, read: Read, images: Tensor) -> Shapes:
+    """Of the tensors that `read` takes of a copy of a model; raises ThirdPartyError if it does not run."""
+    with Shortcuts():
+        return [tuple(tensor.shape) for tensor in read(twin, images)]
+
+
+def shapes_if_taken(twin: nn.Module, read: Read, images: Tensor) -> Shapes:
+    """What `shapes_of` returns; none if the model refuses the images."""
+    try:
+        return shapes_of(twin, read, images)
+    except REFUSED:
+        return []

@@ -17,12 +17,11 @@ from ..preprocessing import DataConfig
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import MapLayout, Size, Tap, described, map_layouts
-from ..tracing.meta_kernels import Shortcuts
 from ..tracing.module_trace import ModuleCall, ModuleTrace
 from ..tracing.pruning import removable, skip
 from ..tracing.size_rules import Rounding, SizeRule, roundings
-from ..tracing.survey import Survey, call, survey
-from ..tracing.third_party_errors import REFUSED, third_party
+from ..tracing.survey import Shapes, Survey, call, shapes_if_taken, survey
+from ..tracing.third_party_errors import third_party
 from .transparent import Transparent
 
 
@@ -168,14 +167,10 @@ def measured_roundings(twin: Pyramid, levels: Sequence[int], own_size: Size) -> 
     return roundings(partial(_shapes, twin.eval(), levels), reductions, own_size, twin.fixed_size is not None)
 
 
-def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> list[tuple[int, ...]]:
+def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> Shapes:
     """Of its maps for images of that size; none if the model refuses it."""
     images = torch.empty(2, twin.in_chans, *size, device="meta")
-    try:
-        with torch.no_grad(), Shortcuts():
-            return [tuple(map_.shape) for map_ in third_party(twin.forward_maps, images, levels)]
-    except REFUSED:
-        return []
+    return shapes_if_taken(twin, lambda _, x: third_party(twin.forward_maps, x, levels), images)
 
 
 def _points(model: nn.Module, taps: Sequence[Tap], seen: Survey) -> tuple[Point, ...]:
