@@ -140,7 +140,7 @@ def _maps(seen: Survey, model: nn.Module) -> Iterator[Found]:
         form = form_of(tap, path, seen.measured) if path and tap is not None and len(calls) == 1 else None
         if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
-            sources = next(s for leaf, s in zip(calls[0].leaves, sources_of[calls[0]], strict=True) if leaf is value)
+            sources = sources_of[calls[0], id(value)]
             if sources & learnt:
                 yield Found(tap, form, value, type(model.get_submodule(path)).__name__, sources)
 

@@ -1,6 +1,6 @@
 """What the tensors of a trace are made of, followed through every operation, in place and through views too."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from .module_trace import ModuleCall, ModuleTrace, Operation, storage_of
 
 # Of a tensor: what made it, and what was written into its memory since, perhaps through another view.
 State = tuple[int, int]
+Returned = tuple[ModuleCall, int]  # a call, and the id of a tensor that it returned
 Step = Callable[[Operation, int, list[State]], int]
 Maker = tuple[str, int]  # path of a module, position in what it returns
 
@@ -21,7 +22,7 @@ def bits(model: nn.Module) -> dict[str, int]:
     return {name: 1 << i for i, name in enumerate(names)}
 
 
-def dependencies(trace: ModuleTrace) -> dict[ModuleCall, tuple[int, ...]]:
+def dependencies(trace: ModuleTrace) -> dict[Returned, int]:
     """For each tensor that a call returned, the `bits` of the modules and parameters that it depends on."""
     bit = bits(trace.model)
 
@@ -36,11 +37,10 @@ def dependencies(trace: ModuleTrace) -> dict[ModuleCall, tuple[int, ...]]:
         return sources
 
     start = {id(parameter): bit[name] for name, parameter in trace.model.named_parameters()}
-    states = _states(trace, start, step, bit)
-    return {call: tuple(made | written for made, written in leaves) for call, leaves in states}
+    return {returned: made | written for returned, (made, written) in _states(trace, start, step, bit)}
 
 
-def computations(trace: ModuleTrace) -> dict[ModuleCall, tuple[int, ...]]:
+def computations(trace: ModuleTrace) -> dict[Returned, int]:
     """For each tensor that a call returned, a hash of how it was made of parameters, buffers and images.
 
     That is of the operations and their settings. Tensors that are made of numbers alone count for nothing, because
@@ -55,7 +55,7 @@ def computations(trace: ModuleTrace) -> dict[ModuleCall, tuple[int, ...]]:
 
     named = [*trace.model.named_parameters(), *trace.model.named_buffers(), ("images", trace.images)]
     start = {id(tensor): hash(name) for name, tensor in named}
-    return {call: tuple(map(hash, leaves)) for call, leaves in _states(trace, start, step, {})}
+    return {returned: hash(state) for returned, state in _states(trace, start, step, {})}
 
 
 def _settings(value: Any) -> Any:
@@ -67,7 +67,7 @@ def _settings(value: Any) -> Any:
 
 def _states(
     trace: ModuleTrace, start: Mapping[int, int], step: Step, marks: Mapping[str, int]
-) -> Iterable[tuple[ModuleCall, list[State]]]:
+) -> Iterator[tuple[Returned, State]]:
     """The state of each tensor that a call returned, when it did.
 
     start: of tensors, by their id. step: what an operation makes in the place of that number, from the states of its
@@ -86,7 +86,7 @@ def _states(
             continue
         for leaf in event.leaves if event.caller is not None else ():
             made[id(leaf)] = made.get(id(leaf), 0) | marks.get(event.path, 0)
-        yield event, [state(leaf) for leaf in event.leaves]
+        yield from (((event, id(leaf)), state(leaf)) for leaf in event.leaves)
 
 
 def makers(trace: ModuleTrace) -> dict[int, list[Maker]]:

@@ -87,9 +87,10 @@ def _with_another(x: Tensor, other: Any, **_: Any) -> Tensor | None:
     """Of an operation on each pair of values, where the first argument alone says how the result lies in memory."""
     if not isinstance(other, Tensor) or x.dtype != other.dtype:
         return None
+    if x.shape == other.shape and x.stride() == other.stride():
+        return x.clone()
     shape = passed_on(torch.broadcast_shapes, x.shape, other.shape)  # which refuses what PyTorch's operation refuses
-    spread = x.is_contiguous() and other.numel() < x.numel() and shape == x.shape
-    return x.clone() if spread or (x.shape == other.shape and x.stride() == other.stride()) else None
+    return x.clone() if x.is_contiguous() and other.numel() < x.numel() and shape == x.shape else None
 
 
 RULES: dict[Any, Callable[..., Any]] = {

@@ -123,7 +123,7 @@ def _made(run: ModuleTrace, outputs: Outputs) -> list[tuple[object, ...]]:
         (
             len(run.calls.get(call.path, ())),
             tuple(value.shape),
-            [code for leaf, code in zip(call.leaves, how.get(call, ()), strict=False) if leaf is value],
+            how.get((call, id(value))),
         )
         for call, value in outputs(run)
     ]
@@ -178,7 +178,7 @@ def _needs(seen: Survey, outputs: Outputs) -> int:
     for run in seen.runs:
         sources = dependencies(run)
         for call, value in outputs(run):
-            needs |= next(found for leaf, found in zip(call.leaves, sources[call], strict=True) if leaf is value)
+            needs |= sources[call, id(value)]
     return needs
 
 
