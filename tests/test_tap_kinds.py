@@ -238,6 +238,53 @@ def test_what_cannot_be_left_out_is_named_in_excess():
     assert_same(run(extractor, x), outputs(model, ["stem"], x))
 
 
+class Checks(nn.Module):
+    """Takes only a convolution as its head for large images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 500 and not isinstance(self.head, nn.Conv2d):
+            raise TypeError("expected a convolution")
+        return self.head(self.stem(x))
+
+
+class Sized(nn.Module):
+    """Cells of a patch, and how many these are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        x = self.conv(x)
+        return x.flatten(2), x.shape[2], x.shape[3]
+
+
+class Shaped(nn.Module):
+    """Gives tokens the shape that a module says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.patch, self.head = conv(3, 8, 2), Sized(), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, height, width = self.patch(x)
+        return self.stem(x).mean((2, 3), keepdim=True) + self.head(tokens.unflatten(2, (height, width)))
+
+
+@pytest.mark.parametrize("kind", [Checks, Shaped])
+def test_what_is_left_out_is_missed_at_no_size(kind):
+    model = randomise(kind())
+    extractor = tap(model, ["stem"])
+    assert extractor.excess == ()
+    assert all(name.startswith("stem") for name, _ in extractor.named_parameters())
+    for x in (images(1, 3, 224, 224), images(1, 3, 64, 96), images(1, 3, 512, 96)):
+        assert_same(run(extractor, x), outputs(model, ["stem"], x))
+
+
 def test_dropout_in_place_after_a_tap_does_not_reach_it_in_training_mode():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5, inplace=True), nn.Conv2d(4, 4, 3)).train()
     first, _ = tap(model, ["0", "2"])(images())
