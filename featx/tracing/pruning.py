@@ -183,7 +183,10 @@ def _needs(seen: Survey, outputs: Outputs) -> int:
 
 
 def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type, ...] = ()) -> None:
-    """Replace the modules at `paths` in place by ones that compute nothing, and the parameters there by zeros."""
+    """Replace the modules at `paths` in place by ones that compute nothing.
+
+    Parameters there become zeros, or None if no operation reads them.
+    """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     stand_ins = {
         modules[path]: Placeholder(
@@ -192,14 +195,21 @@ def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type
         for path in paths
         if path in modules
     }
-    zeros = {
-        id(parameter): parameter.detach().new_zeros(()).expand(parameter.shape)  # so that they take no memory
-        for path in paths
-        if (parameter := parameters.get(path)) is not None
-    }
+    skipped = [path for path in paths if path in parameters]
+    read = _read(seen) if skipped else ()
+    zeros = {id(parameters[path]): _zeros(parameters[path]) if path in read else None for path in skipped}
     for parent in modules.values():  # a module or a parameter may be registered in several
         parent._modules.update(
             (name, stand_ins[child]) for name, child in parent._modules.items() if child in stand_ins
         )
         for name in [name for name, parameter in parent._parameters.items() if id(parameter) in zeros]:
             parent.register_buffer(name, zeros[id(parent._parameters.pop(name))], persistent=False)
+
+
+def _read(seen: Survey) -> set[str]:
+    """Names of the parameters that an operation reads."""
+    return {name for run in seen.runs for name, parameter in run.model.named_parameters() if run.readers(parameter)}
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    return parameter.detach().new_zeros(()).expand(parameter.shape)  # which takes no memory
