@@ -10,14 +10,20 @@ import torch.fx
 from torch import Tensor, nn
 
 from .errors import ArgumentError
-from .features import Levels, OutIndices
+from .features import FeatureInfo, Levels, OutIndices
 from .image_checks import check_images, dtypes_of
 from .load_report import LoadReport
 from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .pretrained_cfg import pretrained_cfg
+from .sequence import run_steps, steps_to
+from .tracing.execution_order import prove_order
 
 torch.fx.wrap("check_images")  # symbolic tracers record the call, because it needs real images
+
+FORMATS = ("NCHW", "NLC")
+
+TokensAndMap = tuple[Tensor, Tensor]  # prefix tokens (N, tokens, chs) and map (N, chs, h, w)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,17 +196,44 @@ class Backbone(nn.Module):
             InputError: the model does not accept the images.
             OutIndicesError: a level does not exist.
         """
-        from .wrappers.intermediates import Intermediates
-
         check_images(x, self.in_chans, max(self.feature_info.reduction()), dtypes_of(self))
-        asked = Intermediates(self, indices, return_prefix_tokens, norm, stop_early, output_fmt)
-        return asked.maps(x) if intermediates_only else asked.features_and_maps(x)
+        if output_fmt not in FORMATS:
+            raise ArgumentError(f"output_fmt={output_fmt!r}: choose one of {FORMATS}")
+        asked = self.feature_info.select(indices).out_indices
+        levels = sorted(asked)
+        if stop_early or intermediates_only:
+            pairs = self.forward_tokens(x, levels)
+            features = pairs[-1][1]
+        else:
+            features, pairs = self.forward_features_and_maps(x, levels)
+        pairs = [self.normed_tokens(*pair) for pair in pairs] if norm else pairs
+        outputs = [_formatted(*pairs[levels.index(level)], return_prefix_tokens, output_fmt) for level in asked]
+        return outputs if intermediates_only else (features, outputs)
 
-    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[TokensAndMap]]:
         """The output of `forward_features`, and prefix tokens and map of each of the ascending `levels`."""
-        from .wrappers.intermediates import chained
+        rows = [self.feature_info[level] for level in levels]
+        last = FeatureInfo(self.num_features, self.feature_info[-1].reduction, self._last_feature)
+        maps = self._in_order(x, rows if rows[-1].name == last.name else [*rows, last])
+        return maps[-1], [_without_tokens(map_) for map_ in maps[: len(rows)]]
 
-        return chained(self, x, levels)
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[TokensAndMap]:
+        """Prefix tokens and map of each of the ascending `levels`: ((N, prefix tokens, chs), (N, chs, h, w)).
+
+        For a model without prefix tokens they are (N, 0, chs).
+        """
+        return [_without_tokens(map_) for map_ in self._in_order(x, [self.feature_info[level] for level in levels])]
+
+    def _in_order(self, x: Tensor, rows: Sequence[FeatureInfo]) -> list[Tensor]:
+        steps = steps_to(self, rows)
+        overwritten = frozenset() if self.runs_in_order(steps) else prove_order(self, steps, rows)
+        return run_steps(self, x, steps, rows, overwritten)
+
+    def runs_in_order(self, steps: Sequence[str]) -> bool:
+        """Whether the class alone guarantees that the modules at `steps` are what the model runs, one after another."""
+        containers = {step.rpartition(".")[0] for step in steps} - {""}
+        inherited = type(self).forward is Backbone.forward, type(self).forward_features is Backbone.forward_features
+        return all(inherited) and all(type(self.get_submodule(path)) is nn.Sequential for path in containers)
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the last norm of a transformer to prefix tokens and map; unchanged for a model without one."""
@@ -260,12 +293,8 @@ class Pyramid(Backbone, ABC):
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """The maps (N, chs, H / reduction, W / reduction) of the ascending `levels`."""
 
-    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Prefix tokens and map of each level: ((N, prefix tokens, chs), (N, chs, h, w)).
-
-        For a model without prefix tokens they are (N, 0, chs).
-        """
-        return [(map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_) for map_ in self.forward_maps(x, levels)]
+    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[TokensAndMap]:
+        return [_without_tokens(map_) for map_ in self.forward_maps(x, levels)]
 
     def normed(self) -> "Pyramid":
         """This model with its last norm applied to maps and prefix tokens. Parameters are shared.
@@ -283,9 +312,13 @@ class Pyramid(Backbone, ABC):
         del levels
         return self
 
-    @abstractmethod
     def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Paths of the modules that no map of the ascending `levels` needs."""
+        """Paths of the modules that can be deleted because no map of the ascending `levels` needs them.
+
+        By default there are none.
+        """
+        del levels
+        return ()
 
 
 class CellLinear(nn.Linear):
@@ -305,6 +338,16 @@ def classifier(chs: int, num_classes: int, pool: str = "avg") -> nn.Module:
     if not num_classes:
         return nn.Identity()
     return nn.Linear(chs, num_classes) if pool else CellLinear(chs, num_classes)
+
+
+def _formatted(prefix: Tensor, map_: Tensor, return_prefix_tokens: bool, output_fmt: str) -> Any:
+    """A map in the requested format, in a pair with its prefix tokens if these are requested."""
+    output = map_ if output_fmt == "NCHW" else map_.flatten(2).transpose(1, 2)
+    return (output, prefix) if return_prefix_tokens else output
+
+
+def _without_tokens(map_: Tensor) -> TokensAndMap:
+    return map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_
 
 
 def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Module:

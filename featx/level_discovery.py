@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .arguments import require_module, require_size, wrong
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo, Levels
+from .tracing.dependencies import bits, dependencies
 from .tracing.execution_order import meta_images
 from .tracing.map_layout import MapLayout, Size, Tap
-from .tracing.module_trace import Survey, bits, survey
+from .tracing.survey import Survey, survey
 from .wrappers.tapped import form_of
 
 # Largest fraction of a model's modules and parameters that counts as a part of a block, not as a stage.
@@ -149,14 +150,14 @@ def _is_auxiliary(candidate: Candidate, every: dict[str, Candidate]) -> bool:
 
 def _maps(trace: Survey, model: nn.Module) -> Iterator[Candidate]:
     """Outputs of modules that are maps and depend on parameters."""
-    bit = bits(model)
+    bit, sources_of = bits(model), dependencies(trace.runs[0])
     parameters = sum(bit[name] for name, _ in model.named_parameters())
     for path, calls in trace.runs[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
         form = form_of(tap, path, trace.measured) if path and tap is not None and len(calls) == 1 else None
         if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
-            sources = calls[0].sources_of(value)
+            sources = sources_of[calls[0], id(value)]
             if sources & parameters:
                 yield Candidate(tap, form, value, type(model.get_submodule(path)).__name__, sources)
 

@@ -12,7 +12,7 @@ from .backbone import Backbone, Pyramid
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
 from .tracing.map_layout import AXES, MapLayout, Tap, described
-from .tracing.module_trace import survey
+from .tracing.survey import survey
 from .wrappers.extractor import pyramid_of
 from .wrappers.tapped import form_of
 

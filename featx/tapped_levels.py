@@ -8,7 +8,7 @@ from .arguments import require_module, require_strings
 from .errors import ArgumentError
 from .level_discovery import Proposal
 from .tracing.map_layout import Tap as Tap
-from .tracing.module_trace import survey
+from .tracing.survey import survey
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
 from .wrappers.tapped import Tapped

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
-from ..image_checks import Sides
+from ..image_checks import Sides, image_sides
 from ..spelling import closest
 from ..tracing.third_party_errors import passed_on
-from .timm_pyramid import TimmPyramid
-from .timm_sizes import any_size, arguments_for, takes
+from .bridged_pyramid import BridgedPyramid
+from .timm_levels import measure
+from .timm_reading import TimmReading
+from .timm_sizes import any_size, arguments_for, parameters_of
 
 # Arguments of timm.create_model that ask for what featx does itself.
 OURS = ("features_only", "out_indices", "feature_cls", "checkpoint_path")
@@ -27,18 +30,15 @@ def names() -> list[str]:
     return timm.list_models()
 
 
-def pyramid(model: nn.Module) -> TimmPyramid:
+def pyramid(model: nn.Module) -> BridgedPyramid:
     """The maps of a model of timm; ContractError if it gives none."""
-    return TimmPyramid(model)
+    return BridgedPyramid(model, TimmReading(), measure(model))
 
 
 def build(
     name: str,
     *,
     pretrained: bool = False,
-    in_chans: int | None = None,
-    num_classes: int | None = None,
-    output_stride: int | None = None,
     cache_dir: str | Path | None = None,
     image_size: Sides | None = None,
     **arch: Any,
@@ -48,21 +48,21 @@ def build(
     pretrained: load the weights with that tag, or timm's default ones, as timm does.
     image_size: (height, width) or the side of a square in pixels: the size to build the architecture for, where it is
         not the one of its weights.
-    arch: arguments of the architecture's class. Transformers that can take images of any size do; `dynamic_img_size=
-        False` builds one for its own size alone, as timm does by default.
+    arch: arguments of the architecture's class, such as `in_chans`; None is its default. Transformers that can take
+        images of any size do; `dynamic_img_size=False` builds one for its own size alone, as timm does by default.
 
     Raises UnknownModelError, ArgumentError, and WeightsNotFoundError.
     """
+    _require_name(name)
     if pretrained:
         _require_weights(name)
-    else:
-        _require_name(name)
-    given = {"in_chans": in_chans, "num_classes": num_classes, "output_stride": output_stride, **arch}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in arch.items() if value is not None}
     _refuse(name, [word for word in given if word in OURS], "featx does that itself")
     given |= any_size(name, given, create) if image_size is None else arguments_for(image_size, name, given, create)
-    model = create(name, given, pretrained=pretrained, cache_dir=cache_dir)
-    return model if image_size is None else takes(model, image_size)
+    model: Any = create(name, given, pretrained=pretrained, cache_dir=cache_dir)
+    if image_size is not None:  # timm itself keeps the size that it builds for there
+        model._traits = {**getattr(model, "_traits", {}), "img_size": image_sides(image_size)}
+    return model
 
 
 def create(name: str, given: Given, **how: Any) -> nn.Module:
@@ -97,10 +97,6 @@ def _refuse(name: str, words: list[str], why: str, cause: Exception | None = Non
 
 
 def _accepted(name: str) -> str:
-    import torch
-
-    from .timm_sizes import parameters_of
-
     with torch.device("meta"):
         return f"its class has {sorted(parameters_of(type(create(name, {}))))}"
 
@@ -122,7 +118,6 @@ def _require_name(name: str) -> None:
 def _require_weights(name: str) -> None:
     import timm
 
-    _require_name(name)
     published = timm.get_pretrained_cfg(name)
     if published is None or not published.has_weights:
         raise WeightsNotFoundError(f"timm has no published weights of {name}: pass pretrained=False")

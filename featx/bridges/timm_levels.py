@@ -1,78 +1,71 @@
 """The levels of a model of timm as they are, which is not always as timm declares them."""
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from math import lcm
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
-from ..tracing.copies import meta_twin, structural_copy
-from ..tracing.third_party_errors import REFUSED
-from .timm_intermediates import tried
+from ..preprocessing import DataConfig, from_hub
+from ..tracing.copies import structural_copy, twin_of
+from ..tracing.dependencies import Maker, makers, moves
+from ..tracing.module_trace import ModuleTrace, trace_modules
+from ..tracing.survey import Read, shapes_if_taken
+from ..tracing.third_party_errors import REFUSED, third_party
+from .measurement import Facts, images_for
 
-Size = tuple[int, int]
-Maker = tuple[str, int]  # path of a module, position in what it returns
-
-# Steps of autograd's graph that move values and compute none.
-MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "T", "Slice", "Select", "Clone", "Alias", "Expand")
-MOVES += ("Squeeze", "Unsqueeze", "Split", "SplitWithSizes", "Unbind", "AsStrided", "Unflatten", "Narrow", "Chunk")
+METHODS = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a run of the model showed.
+def intermediates(model: Any, x: Tensor, levels: Sequence[int], **options: bool) -> list[Any]:
+    """What timm's own method returns for `levels`, which ascend: maps (N, chs, h, w), not normalised.
 
-    corrections: one sentence for each fact that timm declares otherwise.
-    size: of the images the model is made for, (height, width).
-    fixed: whether it takes no other.
-    resizes: whether it takes others, but resizes them, so that no level has a reduction for them.
-    on_meta: whether it runs without computing.
+    Raises ThirdPartyError if the model does not take the images.
     """
-
-    levels: Levels
-    corrections: tuple[str, ...]
-    size: Size
-    fixed: bool
-    resizes: bool
-    on_meta: bool
+    options = {"norm": False, "stop_early": True, "intermediates_only": True, **options}
+    return third_party(model.forward_intermediates, x, indices=list(levels), output_fmt="NCHW", **options)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Shapes of the maps of one run, and for each the modules that put out its values, inner ones first."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    makers: tuple[tuple[Maker, ...], ...]
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def measure(model: nn.Module) -> Measured:
+def measure(model: nn.Module) -> Facts:
     """Run the model without computing at its own size and at a wider one, and compare with what timm declares.
 
-    A model that cannot run without values is run on one black image. Raises ContractError if it has none.
+    A model that cannot run without values is run on black images. Raises ContractError if it does not run either, and
+    for one that lacks methods of timm's models.
     """
+    _require_methods(model)
+    declared, (in_chans, *size) = declared_by(model), input_size(model)
+    read = partial(intermediates, levels=range(len(declared)))
+    run = _first_run(model, read, in_chans, size)
+    maps, stretch = run.root.output, 2 * lcm(*(level.reduction for level in declared))
+    wide = shapes_if_taken(run.model, read, images_for(run.model, in_chans, (size[0], size[1] + stretch)))
+    grown = [shape[3] - map_.shape[3] for map_, shape in zip(maps, wide, strict=True)] if wide else [0]
+    fixed, on_meta = 0 in grown, run.images.is_meta
+    reductions = [_stride(size, map_.shape, level) for map_, level in zip(maps, declared, strict=True)]
+    reductions = reductions if fixed else [stretch // more for more in grown]
+    names = _names(model, declared, _makers(run))
+    levels = [FeatureInfo(maps[i].shape[1], reductions[i], name) for i, name in enumerate(names)]
+    published: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    return Facts(
+        levels=Levels(levels),
+        size=(size[0], size[1]),
+        in_chans=in_chans,
+        fixed=fixed,
+        resizes=fixed and bool(wide),
+        divisor=1 if fixed or not on_meta else None,
+        on_meta=on_meta,
+        data_config=from_hub({**published, "input_size": (in_chans, *size)}, DataConfig()),
+        corrections=tuple(_differences(declared, levels)),
+    )
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the model is made for."""
     from timm.models import get_model_input_config
 
-    declared = declared_by(model)
-    size: Size = tuple(get_model_input_config(model)["input_size"][-2:])
-    twin, own = _run_somehow(model, size, len(declared))
-    stretch = 2 * lcm(*(level.reduction for level in declared))
-    wide = _attempt(twin, (size[0], size[1] + stretch), len(declared))
-    grown = [0] if isinstance(wide, Exception) else [b[3] - a[3] for a, b in zip(own.shapes, wide.shapes, strict=True)]
-    fixed = 0 in grown
-    strides = [
-        _stride(size, shape, level.reduction) if fixed else stretch // grown[i]
-        for i, (shape, level) in enumerate(zip(own.shapes, declared, strict=True))
-    ]
-    names = _names(model, declared, own.makers)
-    levels = [FeatureInfo(shape[1], r, name) for shape, r, name in zip(own.shapes, strides, names, strict=True)]
-    differences, on_meta = tuple(_differences(declared, levels)), next(twin.parameters()).is_meta
-    return Measured(Levels(levels), differences, size, fixed, fixed and isinstance(wide, Run), on_meta)
+    return get_model_input_config(model)["input_size"]
 
 
 def declared_by(model: nn.Module) -> list[FeatureInfo]:
@@ -81,67 +74,7 @@ def declared_by(model: nn.Module) -> list[FeatureInfo]:
     return [FeatureInfo(row["num_chs"], row["reduction"], row["module"]) for row in getattr(rows, "info", rows)]
 
 
-def _run_somehow(model: nn.Module, size: Size, count: int) -> tuple[nn.Module, Run]:
-    """A copy that runs, without values if it does so, and its run."""
-    twin = meta_twin(model)
-    run = _attempt(twin, size, count)
-    if isinstance(run, Run):
-        return twin, run
-    height, width = size
-    if next(model.parameters()).is_meta:
-        raise ContractError(
-            f"{type(model).__name__} does not run on images of {height}x{width} without values ({run}), so that its "
-            "maps cannot be measured on the meta device: build it on a real one"
-        ) from run
-    twin = structural_copy(model).eval()
-    run = _attempt(twin, size, count)
-    if isinstance(run, Run):
-        return twin, run
-    raise ContractError(f"{type(model).__name__} does not run on images of {height}x{width}: {run}") from run
-
-
-def _attempt(model: nn.Module, size: Size, count: int) -> Run | Exception:
-    try:
-        return _run(model, size, count)
-    except REFUSED as error:
-        return error
-
-
-def _run(model: nn.Module, size: Size, count: int) -> Run:
-    makers: dict[Any, list[Maker]] = {}
-
-    def note(name: str, output: Any) -> None:
-        for position, value in enumerate(output if isinstance(output, tuple | list) else (output,)):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                makers.setdefault(value.grad_fn, []).append((name, position))
-
-    handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        maps = tried(model, size, range(count))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Run(tuple(tuple(m.shape) for m in maps), tuple(tuple(_makers_of(m, makers)) for m in maps))
-
-
-def _makers_of(map_: Tensor, makers: dict[Any, list[Maker]]) -> Iterator[Maker]:
-    """The modules whose output holds the values of the map, the last to finish first."""
-    step = map_.grad_fn
-    while step is not None:
-        yield from reversed(makers.get(step, ()))
-        step = step.next_functions[0][0] if step.name().rstrip("0123456789").removesuffix("Backward") in MOVES else None
-
-
-def _stride(size: Size, shape: Sequence[int], declared: int) -> int:
-    """The declared reduction if the map of images of one size allows it, the ratio of the sides otherwise."""
-    return declared if fits(size, shape, declared) else round(size[0] / shape[2])
-
-
-def fits(size: Size, shape: Sequence[int], reduction: int) -> bool:
+def fits(size: Sequence[int], shape: Sequence[int], reduction: int) -> bool:
     """Whether a map (N, chs, h, w) of images of that size may have that reduction, rounded down or up.
 
     Convolutions without padding give one cell less.
@@ -149,6 +82,42 @@ def fits(size: Size, shape: Sequence[int], reduction: int) -> bool:
     return all(
         side // reduction - 1 <= cells <= -(-side // reduction) for side, cells in zip(size, shape[2:], strict=True)
     )
+
+
+def _first_run(model: nn.Module, read: Read, in_chans: int, size: Sequence[int]) -> ModuleTrace:
+    """How a copy makes the maps, without values if it runs so."""
+    name, images = type(model).__name__, f"images of {size[0]}x{size[1]}"
+    twin = twin_of(model)
+    try:
+        return trace_modules(twin, images_for(twin, in_chans, size), read)
+    except REFUSED as error:
+        if next(model.parameters()).is_meta:
+            raise ContractError(
+                f"{name} does not run on {images} without values ({error}), so that its maps cannot be measured on "
+                "the meta device: build it on a real one"
+            ) from error
+    twin = structural_copy(model)
+    try:
+        return trace_modules(twin, images_for(twin, in_chans, size), read)
+    except REFUSED as error:
+        raise ContractError(f"{name} does not run on {images}: {error}") from error
+
+
+def _stride(size: Sequence[int], shape: Sequence[int], declared: FeatureInfo) -> int:
+    """The declared reduction if the map of images of one size allows it, the ratio of the sides otherwise."""
+    return declared.reduction if fits(size, shape, declared.reduction) else round(size[0] / shape[2])
+
+
+def _makers(run: ModuleTrace) -> list[list[Maker]]:
+    """Of each map, the modules that returned its values, in whatever order these lay there."""
+    returned_by, moved, found = makers(run), moves(run), list[list[Maker]]()
+    for map_ in run.root.output:
+        held: Tensor | None = map_
+        found.append([])
+        while held is not None:
+            found[-1] += returned_by.get(id(held), ())
+            held = moved.get(id(held))
+    return found
 
 
 def _names(model: nn.Module, declared: Sequence[FeatureInfo], makers: Sequence[Sequence[Maker]]) -> list[str]:
@@ -174,3 +143,12 @@ def _differences(declared: Sequence[FeatureInfo], levels: Sequence[FeatureInfo])
         for key in FeatureInfo.__slots__:
             if theirs[key] != ours[key]:
                 yield f"level {position}: timm declares {key}={theirs[key]!r}, measured {ours[key]!r}"
+
+
+def _require_methods(model: nn.Module) -> None:
+    missing = [name for name in METHODS if not hasattr(model, name)]
+    if missing:
+        raise ContractError(
+            f"{type(model).__name__} of timm has no {', '.join(missing)}: wrap the model that timm.create_model "
+            "returns without features_only=True, of timm 1.0.31 or later"
+        )

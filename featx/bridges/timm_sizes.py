@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import nn
 
 from ..errors import ArgumentError, in_short
 from ..image_checks import Sides, image_sides
-from ..tracing.copies import meta_twin
+from ..tracing.copies import twin_of
 from ..tracing.size_rules import nearest
+from ..tracing.survey import shapes_of
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
-from .timm_intermediates import tried
-from .timm_levels import declared_by, fits
+from .measurement import images_for
+from .timm_levels import declared_by, fits, input_size, intermediates
 
 # With these, transformers that are written for images of one size take any; timm leaves them out by default.
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}
@@ -54,11 +56,11 @@ def arguments_for(image_size: Sides, name: str, given: dict[str, Any], create: C
     found, refused = _tried(name, given, create, size)
     if found is not None:
         return found
-    own = _own_size(name, given, create)
-    step = max(level.reduction for level in declared_by(_on_meta(name, given, create)))
-    near = nearest(size, step)
-    squares = [(side, side) for side in near]
-    works = next((s for s in (near, *squares) if s != size and _tried(name, given, create, s)[0] is not None), own)
+    plain = _on_meta(name, given, create)
+    _, *own = input_size(plain)
+    near = nearest(size, max(level.reduction for level in declared_by(plain)))
+    others = [other for other in (near, *((side, side) for side in near)) if other != size]
+    works = next((other for other in others if _tried(name, given, create, other)[0] is not None), tuple(own))
     raise ArgumentError(
         f"timm/{name} cannot be built for images of {size[0]}x{size[1]} pixels:\n" + "\n".join(refused) + "\n"
         f"build it with image_size={works} and resize the images to {works[0]}x{works[1]}"
@@ -103,26 +105,13 @@ def _tried(
 
 def _holds_sizes(name: str, given: Mapping[str, Any], create: Create) -> bool:
     """Whether shapes of parameters depend on the size that the architecture is built for."""
-    height, width = _own_size(name, given, create)
+    _, height, width = input_size(_on_meta(name, given, create))
     larger = {"img_size": (2 * height, 2 * width)}
     try:
         plain, other = (third_party(_on_meta, name, {**given, **more}, create).state_dict() for more in ({}, larger))
     except ThirdPartyError:
         return True
     return {key: tensor.shape for key, tensor in plain.items()} != {key: t.shape for key, t in other.items()}
-
-
-def _own_size(name: str, given: Mapping[str, Any], create: Create) -> tuple[int, int]:
-    from timm.models import get_model_input_config
-
-    height, width = get_model_input_config(_on_meta(name, given, create))["input_size"][-2:]
-    return height, width
-
-
-def takes(model: Any, image_size: Sides) -> nn.Module:
-    """The model, which now says that its images have that size."""
-    model._traits = {**getattr(model, "_traits", {}), "img_size": image_sides(image_size)}  # where timm itself keeps it
-    return model
 
 
 def parameters_of(kind: type) -> set[str]:
@@ -148,17 +137,13 @@ def _refusal(name: str, given: Mapping[str, Any], create: Create, size: tuple[in
         model = third_party(_on_meta, name, given, create)
     except ThirdPartyError as error:
         return in_short(error.original)
-    return _problem(model, size)
-
-
-def _problem(model: nn.Module, size: tuple[int, int]) -> str:
-    """Why the model takes no images of that size; nothing if it does."""
-    levels, twin = declared_by(model), meta_twin(model)
+    levels, twin = declared_by(model), twin_of(model)
+    read, images = partial(intermediates, levels=range(len(levels))), images_for(twin, input_size(model)[0], size)
     try:
-        maps = tried(twin, size, range(len(levels)))
+        *_, shape = shapes_of(twin, read, images)
     except ThirdPartyError as error:
         undecided = "meta tensors" in str(error)  # an architecture that looks at values: only a real run can tell
         return "" if undecided else in_short(error.original)
-    if not fits(size, maps[-1].shape, levels[-1].reduction):
-        return f"it resizes them, its maps are {tuple(maps[-1].shape[2:])}"
+    if not fits(size, shape, levels[-1].reduction):
+        return f"it resizes them, its maps are {shape[2:]}"
     return ""

@@ -24,8 +24,8 @@ from ..preprocessing import DataConfig, share
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import Size
-from ..tracing.module_trace import survey
 from ..tracing.size_rules import SizeRule
+from ..tracing.survey import survey
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain

@@ -16,8 +16,9 @@ from torch import float32, nn
 from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..spelling import closest
 from ..tracing.third_party_errors import ThirdPartyError, third_party
+from .bridged_pyramid import BridgedPyramid
 from .transformers_data import data_config
-from .transformers_pyramid import TransformersPyramid, as_pyramid
+from .transformers_levels import as_pyramid
 
 # Image encoders that have no Backbone class; their maps are hidden states.
 ENCODERS = (
@@ -28,20 +29,8 @@ ENCODERS = (
     *("blip_vision_model", "metaclip_2_vision_model", "sam2_hiera_det_model", "sam_hq_vision_model"),
 )
 
-# The image encoder in models of images and text.
-TOWERS = {
-    "clip": "clip_vision_model",
-    "blip": "blip_vision_model",
-    "siglip": "siglip_vision_model",
-    "chinese_clip": "chinese_clip_vision_model",
-    "metaclip_2": "metaclip_2_vision_model",
-    "aimv2": "aimv2_vision_model",
-    "mlcd": "mlcd_vision_model",
-    "tipsv2": "tipsv2_vision_model",
-    "sam": "sam_vision_model",
-    "sam_hq": "sam_hq_vision_model",
-    "internvl": "internvl_vision",
-}
+# Models of images and text, and others around an image encoder, whose configuration is their `vision_config`.
+TOWERS = ("clip", "blip", "siglip", "chinese_clip", "metaclip_2", "aimv2", "tipsv2", "sam", "sam_hq", "internvl")
 
 # Encoders that the package's AutoModel does not list.
 CLASSES = {"blip_vision_model": "BlipVisionModel", "metaclip_2_vision_model": "MetaClip2VisionModel"}
@@ -112,7 +101,7 @@ def build(
     return model
 
 
-def pyramid(model: nn.Module) -> TransformersPyramid:
+def pyramid(model: nn.Module) -> BridgedPyramid:
     """The maps of a model of transformers; ContractError if it has none that can be taken."""
     return as_pyramid(model)
 
@@ -155,13 +144,11 @@ def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
 
 def _image_part(name: str, config: Any) -> Any:
     """The configuration of the image encoder; UnknownModelError if there is none that gives maps."""
+    config = config.vision_config if config.model_type in TOWERS else config
     kind = config.model_type
-    if kind in TOWERS:
-        config = getattr(config, "vision_config")  # noqa: B009  (a field of some configurations)
-        kind = TOWERS[kind]
     if kind in REFUSED:
         raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[kind]}")
-    if config.model_type not in names():
+    if kind not in names():
         close = closest(kind, names(), 3)
         raise UnknownModelError(
             f"transformers/{name} is of type {kind!r}, which gives no maps; these do: {close or names()}"
@@ -193,15 +180,9 @@ def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
         if isinstance(value, tuple):
             setattr(made, field, list(value))  # as JSON has it: some classes add it to a list
     if getattr(made, "stage_names", None) and hasattr(made, "_out_features"):
-        made._out_features, made._out_indices = _offered(made)
+        first = 1 if made.model_type == "maskformer-swin" else 0  # which has no norm for the stem
+        made.out_features = list(made.stage_names)[first:]
     return made
-
-
-def _offered(config: Any) -> tuple[list[str], list[int]]:
-    """The stages a backbone can return: all but, for some, the stem."""
-    stages = list(config.stage_names)
-    first = 1 if config.model_type == "maskformer-swin" else 0
-    return stages[first:], list(range(first, len(stages)))
 
 
 def _class(config: Any, *, classifier: bool) -> Any:
@@ -213,15 +194,12 @@ def _class(config: Any, *, classifier: bool) -> Any:
         MODEL_MAPPING,
     )
 
-    if classifier:
-        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            raise ArgumentError(f"transformers has no classifier of type {config.model_type}: leave num_classes out")
-        found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-        return found[0] if isinstance(found, tuple) else found
+    if classifier and type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ArgumentError(f"transformers has no classifier of type {config.model_type}: leave num_classes out")
     if config.model_type in CLASSES:
         return getattr(transformers, CLASSES[config.model_type])
-    mapping = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
-    found = mapping[type(config)]
+    plain = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
+    found = (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if classifier else plain)[type(config)]
     return found[0] if isinstance(found, tuple) else found
 
 

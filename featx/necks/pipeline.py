@@ -1,6 +1,6 @@
 """Pipeline: an extractor followed by necks, with the interface of an extractor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -61,11 +61,6 @@ class BackboneAndNecks(Pyramid):
         for neck in self.necks:
             maps = neck(maps)
         return [maps[level] for level in levels]
-
-    def unused(self, levels: Sequence[int]) -> Iterable[str]:
-        """Always empty: necks fuse the information of all their input levels."""
-        del levels
-        return ()
 
     def _cells(self, side: int, reduction: int) -> int:
         """Cells along a side of `side` pixels of the map with that reduction, by the rules of backbone and necks."""

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..errors import ContractError
 from ..tracing.forward_trace import UnrecordedError
+from ..tracing.module_trace import ModuleTrace
 from ..tracing.program import Program, program_of
 from ..wrappers import FeatureExtractWrapper
 from .description import Description, ShapeGuard, describe
-from .watch import ForwardTrace
 
 Dynamic = Literal["auto", "size", "batch", "none"]
 
@@ -50,7 +50,7 @@ class MapsOf(nn.Module):
         return tuple(pyramid.forward_maps(x, levels))
 
 
-def capture(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpec) -> tuple[Program, Description]:
+def capture(extractor: FeatureExtractWrapper, seen: ModuleTrace, spec: GraphSpec) -> tuple[Program, Description]:
     """The program of an extractor, whose weights become float32, and the description of the images it takes.
 
     Raises:

@@ -169,17 +169,17 @@ def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]
 
 
 def _keys(output: Any) -> list[Any]:
-    return (
-        list(output) if isinstance(output, dict) else [*range(len(output))] if isinstance(output, tuple | list) else []
-    )
+    if isinstance(output, dict):
+        return list(output)
+    return list(range(len(output))) if isinstance(output, tuple | list) else []
 
 
 def _entry(output: Any, key: int | str) -> Any:
-    if isinstance(output, tuple | list) and isinstance(key, int) and not -len(output) <= key < len(output):
-        return None
     if isinstance(output, dict):
         return output.get(key)
-    return output[key] if isinstance(output, tuple | list) and isinstance(key, int) else None
+    if isinstance(output, tuple | list) and isinstance(key, int) and -len(output) <= key < len(output):
+        return output[key]
+    return None
 
 
 def described(output: Any) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import ContractError
-from .module_trace import Call
+from .module_trace import ModuleCall
 
 # Cells that convolutions without padding may take away.
 MOST_LOST = 8
@@ -34,11 +34,16 @@ class Placeholder(nn.Module):
     """Stands in for a module whose result does not matter: zeros where that returned tensors.
 
     They have the shapes of its results, as far as these follow from its first tensor, and else of that tensor. Other
-    values are those it returned. It has the attributes of `module`, but no parameters.
+    values are those it returned. It has the attributes of `module` and its forward hooks of the classes `hooks`, but no
+    parameters.
     """
 
-    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+    def __init__(self, module: nn.Module, calls: Sequence[ModuleCall], hooks: tuple[type, ...] = ()) -> None:
         super().__init__()
+        self.train(module.training)
+        kept = [hook for hook in module._forward_hooks.values() if isinstance(hook, hooks)]
+        for hook in kept:
+            self.register_forward_hook(hook)
         for name, value in vars(module).items():
             if isinstance(value, int | float | str | tuple | None) and name not in vars(self):
                 setattr(self, name, value)
@@ -59,6 +64,12 @@ class Placeholder(nn.Module):
         return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self._leaves], self._structure)
 
 
+def is_predictable(calls: Sequence[ModuleCall]) -> bool:
+    """Whether a placeholder can return what the calls did: each is given a tensor, and other values never differ."""
+    values = [[_kept(leaf) for leaf in tree_leaves(call.output)] for call in calls]
+    return all(call.shape is not None for call in calls) and all(other == values[0] for other in values)
+
+
 def _kept(leaf: Any) -> Any:
     """A leaf of what was returned: the class for a tensor, itself if it is a plain value."""
     if isinstance(leaf, Tensor):
@@ -66,12 +77,12 @@ def _kept(leaf: Any) -> Any:
     return leaf if isinstance(leaf, int | float | str) else None
 
 
-def _sides(calls: Sequence[Call]) -> tuple[tuple[AxisRule, ...] | None, ...]:
+def _sides(calls: Sequence[ModuleCall]) -> tuple[tuple[AxisRule, ...] | None, ...]:
     """For each tensor of the first call, how its shape follows from the one the module is given, None if unknown."""
     if not calls:
         return (None,)
-    alike = [call for call in calls if call.given is not None and len(call.leaves) == len(calls[0].leaves)]
-    given = [call.given for call in alike if call.given is not None]
+    alike = [call for call in calls if call.shape is not None and len(call.leaves) == len(calls[0].leaves)]
+    given = [call.shape for call in alike if call.shape is not None]
     return tuple(
         sides(given, [tuple(call.leaves[place].shape) for call in alike]) if alike else None
         for place in range(len(calls[0].leaves))
@@ -125,31 +136,3 @@ def _linear(given: Sequence[int], lengths: Sequence[int], axis: int) -> AxisRule
     if plus is None or plus < -MOST_LOST * divided_by:
         return None
     return AxisRule(axis, 1, plus, divided_by)
-
-
-class LinearPlaceholder(nn.Module):
-    """Stands for a linear layer whose result no map needs: (..., in) to zeros (..., chs)."""
-
-    def __init__(self, chs: int) -> None:
-        super().__init__()
-        self.chs = chs
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise ContractError(f"a linear layer was called with a {type(x).__name__}, not with a tensor")
-        return x.new_zeros(*x.shape[:-1], self.chs)
-
-
-class PassThrough(nn.Module):
-    """Stands for a module whose result no map needs, and returns what that got: its first input, or all of them.
-
-    What was recorded of the module's inputs is recorded of these.
-    """
-
-    def __init__(self, replaced: nn.Module, every: bool = False) -> None:
-        super().__init__()
-        self.every = every
-        self._forward_hooks = replaced._forward_hooks.copy()
-
-    def forward(self, x: Any = None, *others: Any, **_: Any) -> Any:
-        return (x, *others) if self.every else x

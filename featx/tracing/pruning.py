@@ -1,213 +1,215 @@
-"""Leave out of a model what some outputs do not depend on, while its own forward stays as it is."""
+"""Leave out of a model what some outputs do not depend on, while its own forward stays as it is.
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from itertools import islice
-from typing import TypeVar
+Modules give way to ones that compute nothing, as many as can: the model's own forward must make the outputs by the same
+operations from the same parameters as before.
+"""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from .computation import Read, computation_of
-from .copies import meta_twin, structural_copy
-from .module_trace import Call, Run
-from .placeholders import LinearPlaceholder, PassThrough, Placeholder
+from .dependencies import bits, computations, dependencies
+from .module_trace import ModuleCall, ModuleTrace
+from .placeholders import Placeholder, is_predictable
+from .survey import Read, Survey
 from .third_party_errors import REFUSED
 
-Module = TypeVar("Module", bound=nn.Module)
+# The tensors that are asked for in a run, each with the call that returned it.
+Outputs = Callable[[ModuleTrace], Sequence[tuple[ModuleCall, Tensor]]]
 
 
-def unneeded(model: nn.Module, needs: int, bits: dict[str, int], runs: Sequence[Run]) -> list[str]:
-    """Paths of the outermost modules and of the parameters that no bit of `needs` stands for, in running order.
+def prune(model: nn.Module, read: Read, images: Tensor, hooks: tuple[type, ...] = ()) -> tuple[str, ...]:
+    """Leave out of `model` what `read` does not need, in place, and return the names of what it could not lack.
 
-    A container that is not called itself is left, because what calls its entries has to find them, and so is a module
-    that is called without a tensor, from which the shape of its result would follow.
+    These are parameters that no output comes from, but which the model's code insists on.
+
+    hooks: classes of hooks that run on what stands in for a module, too.
     """
-    blind = {path for run in runs for path, calls in run.calls.items() if any(call.given is None for call in calls)}
-    called = dict.fromkeys(path for run in runs for path in run.calls)
-    place = {path: i for i, path in enumerate(called)}
-    of_module = {id(module): bits[path] for path, module in model.named_modules()}
-    of_parameter = {id(parameter): bits[name] for name, parameter in model.named_parameters()}
+    images = torch.empty(2, *images.shape[1:], dtype=images.dtype, device="meta")
+    seen = Survey(images, None, read).begun(model)
+    if not _Unneeded(model, seen, _returned).parameters:
+        return ()
+    seen = seen.enlarged()
+    paths, _, unneeded = removable(model, seen, _returned, hooks)
+    skip(model, paths, seen, hooks)
+    return tuple(name for name, _ in model.named_parameters() if name in unneeded)
 
-    def needed(module: nn.Module) -> bool:
-        own = [of_module[id(part)] for part in module.modules()]
-        return any(bit & needs for bit in [*own, *(of_parameter[id(parameter)] for parameter in module.parameters())])
 
-    def visit(module: nn.Module, prefix: str) -> Iterator[str]:
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not of_parameter[id(parameter)] & needs:
-                yield prefix + name
-        for name, child in module.named_children():
-            path = prefix + name
-            if needed(child) or path in blind or (path not in place and child._modules):
-                yield from visit(child, path + ".")
-            elif path in place or child._parameters:
+def _returned(run: ModuleTrace) -> list[tuple[ModuleCall, Tensor]]:
+    return [(run.root, tensor) for tensor in run.root.leaves]
+
+
+class Removable(NamedTuple):
+    """Paths of modules and parameters without which outputs stay the same, and the same runs without them.
+
+    seen: None for a model that does not even do twice the same as it is. unneeded: names of the parameters that no
+    output depends on, whether they can be left out or not.
+    """
+
+    paths: Sequence[str]
+    seen: Survey | None
+    unneeded: frozenset[str]
+
+
+def removable(model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...] = ()) -> Removable:
+    """As much of `model` as can be found that together is not needed for `outputs`.
+
+    It is searched for by the first run alone. Only if other runs are not the same without it, every trial makes all.
+    """
+    trials = _Trials(model, seen, outputs, hooks)
+    last = trials.search(1) or trials.search(len(seen.runs))
+    return Removable(trials.chosen, last, trials.unneeded.parameters)
+
+
+class _Trials:
+    """Runs of a model without the modules and parameters at the `chosen` paths.
+
+    done: those of the last trial that worked.
+    """
+
+    def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...]) -> None:
+        self.model, self.seen, self.outputs, self.hooks = model, seen, outputs, hooks
+        self.unneeded = _Unneeded(model, seen, outputs)
+        self.expected = [_made(run, outputs) for run in seen.runs]
+        self.length, self.chosen, self.done = 1, list[str](), list[ModuleTrace]()
+
+    def search(self, length: int) -> Survey | None:
+        """The runs without what is chosen by trials of that length; None if they are not all the same."""
+        self.length, self.chosen, self.done = length, [], []
+        self.grow(self.unneeded.inside(""))
+        if not self.done and not self.works([]):
+            return None
+        rest = self.repeated(self.done[0].model, range(length, len(self.expected)))
+        return None if rest is None else replace(self.seen, runs=(*self.done, *rest))
+
+    def works(self, paths: Sequence[str]) -> bool:
+        """Whether the outputs stay the same without these, which are then chosen."""
+        twin = self.seen.twin(self.model)
+        skip(twin, paths, self.seen, self.hooks)
+        done = self.repeated(twin, range(self.length))
+        if done is None:
+            return False
+        self.chosen, self.done = list(paths), done
+        return True
+
+    def repeated(self, twin: nn.Module, places: Iterable[int]) -> list[ModuleTrace] | None:
+        """The runs at these places of a copy of the model; None if one makes the outputs otherwise."""
+        done = list[ModuleTrace]()
+        for place in places:
+            try:
+                done.append(self.seen.again(twin, place))
+            except REFUSED:  # its forward does not take zeros where it had results
+                return None
+            if _made(done[-1], self.outputs) != self.expected[place]:
+                return None
+        return done
+
+    def grow(self, group: Sequence[str]) -> None:
+        """Choose among the group, trying all of it first, then halves of it, and parts of what is needed whole."""
+        if not group or self.works([*self.chosen, *group]):
+            return
+        half = len(group) // 2
+        for part in (group[half:], group[:half]) if half else (self.unneeded.inside(group[0]),):
+            self.grow(part)
+
+
+def _made(run: ModuleTrace, outputs: Outputs) -> list[tuple[object, ...]]:
+    """Of each output, how often its module was called, its shape and, in eval mode, a hash of how it was computed."""
+    how = {} if run.training else computations(run)
+    return [
+        (
+            len(run.calls.get(call.path, ())),
+            tuple(value.shape),
+            how.get((call, id(value))),
+        )
+        for call, value in outputs(run)
+    ]
+
+
+class _Unneeded:
+    """The parts of a model that outputs do not depend on.
+
+    parameters: the names of those, and of those inside such parts.
+    """
+
+    def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs) -> None:
+        self.model, self.bits, self.needs = model, bits(model), _needs(seen, outputs)
+        self.parameters = frozenset(name for name, _ in model.named_parameters() if not self.bits[name] & self.needs)
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        calls = dict[str, list[ModuleCall]]()
+        for run in seen.runs:
+            for path, made in run.calls.items():
+                calls.setdefault(path, []).extend(made)
+        self.places = {path: place for place, path in enumerate(calls)}
+        self.kept = {path for path, made in calls.items() if not is_predictable(made)}
+
+    def inside(self, path: str) -> list[str]:
+        """Paths of the outermost modules and of the parameters in the module at `path`, in running order.
+
+        A container that is not called itself is left, because what calls its entries has to find them, and so is a
+        module that is called without a tensor, from which the shape of its result would follow.
+        """
+        parts = dict.fromkeys(self._parts(self.model.get_submodule(path))) if path in self.paths.values() else ()
+        return sorted(parts, key=lambda part: self.places.get(part, len(self.places)))
+
+    def _parts(self, module: nn.Module) -> Iterator[str]:
+        own = [self.names[id(parameter)] for parameter in module._parameters.values() if parameter is not None]
+        yield from (name for name in own if name in self.parameters)
+        for child in module.children():
+            path = self.paths[child]
+            if self._is_needed(child) or path in self.kept or (path not in self.places and child._modules):
+                yield from self._parts(child)
+            elif path in self.places or child._parameters:
                 yield path
 
-    return sorted(visit(model, ""), key=lambda path: place.get(path, len(place)))
+    def _is_needed(self, module: nn.Module) -> bool:
+        paths = [*(self.paths[part] for part in module.modules())]
+        paths += [self.names[id(parameter)] for parameter in module.parameters()]
+        return any(self.bits[path] & self.needs for path in paths)
 
 
-def skip(model: nn.Module, paths: Sequence[str], runs: Sequence[Run]) -> None:
-    """Replace the modules at `paths` in place by ones that compute nothing, and the parameters there by zeros."""
-    calls: dict[str, list[Call]] = {}
-    for run in runs:
-        for path, made in run.calls.items():
-            calls.setdefault(path, []).append(made[-1])
-    for path in paths:
-        owner, _, name = path.rpartition(".")
-        parent = model.get_submodule(owner)
-        if (module := parent._modules.get(name)) is not None:
-            parent._modules[name] = Placeholder(module, calls.get(path, ())).train(parent.training)
-            continue
-        zeros = parent.get_parameter(name).detach().new_zeros(()).expand(parent.get_parameter(name).shape)
-        del parent._parameters[name]
-        parent.register_buffer(name, zeros, persistent=False)  # expanded, it takes no memory
+def _needs(seen: Survey, outputs: Outputs) -> int:
+    """The bits of the modules and parameters that the outputs depend on."""
+    needs = 0
+    for run in seen.runs:
+        sources = dependencies(run)
+        for call, value in outputs(run):
+            needs |= sources[call, id(value)]
+    return needs
 
 
-def largest(candidates: Sequence[str], works: Callable[[Sequence[str]], bool]) -> list[str]:
-    """As many of `candidates` as can be found that together work, trying all of them first, and later ones before."""
-    chosen: list[str] = []
+def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type, ...] = ()) -> None:
+    """Replace the modules at `paths` in place by ones that compute nothing.
 
-    def grow(group: Sequence[str]) -> None:
-        if works([*chosen, *group]):
-            chosen.extend(group)
-        elif len(group) > 1:
-            half = len(group) // 2
-            grow(group[half:])
-            grow(group[:half])
-
-    if candidates:
-        grow(candidates)
-    return chosen
-
-
-def pruned(model: Module, read: Read, images: Tensor) -> tuple[Module, tuple[str, ...]]:
-    """A copy of `model` that shares its tensors and lacks what `read` does not need, and the names it could not lack.
-
-    These are parameters that no output comes from, but which the model's code insists on. Outputs are those of the
-    whole model: the operations that make them are compared.
+    Parameters there become zeros, or None if no operation reads them.
     """
-    trial = _Trial(model, read, images)
-    reached = {id(parameter) for name, parameter in trial.twin.named_parameters() if name in trial.made.parameters}
-    pieces = list(unreached(trial.twin, reached))
-    if pieces and not trial.works(pieces) and not trial.works(_innermost(trial.twin, pieces)):
-        for piece in reversed(pieces):
-            trial.leave_out(piece)
-    copied = structural_copy(model)
-    for group, number in trial.chosen:
-        _replace(copied, group, number)
-    return copied, tuple(name for name, _ in copied.named_parameters() if name not in trial.made.parameters)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    stand_ins = {
+        modules[path]: Placeholder(
+            modules[path], [run.calls[path][-1] for run in seen.runs if path in run.calls], hooks
+        )
+        for path in paths
+        if path in modules
+    }
+    skipped = [path for path in paths if path in parameters]
+    read = _read(seen) if skipped else ()
+    zeros = {id(parameters[path]): _zeros(parameters[path]) if path in read else None for path in skipped}
+    for parent in modules.values():  # a module or a parameter may be registered in several
+        parent._modules.update(
+            (name, stand_ins[child]) for name, child in parent._modules.items() if child in stand_ins
+        )
+        for name in [name for name, parameter in parent._parameters.items() if id(parameter) in zeros]:
+            parent.register_buffer(name, zeros[id(parent._parameters.pop(name))], persistent=False)
 
 
-class _Trial:
-    """A copy without values, of which parts are left out as long as it computes the same.
-
-    chosen: the groups of paths that are out, each with the number of the stand-in that is in their place.
-    """
-
-    def __init__(self, model: nn.Module, read: Read, images: Tensor) -> None:
-        self.twin, self._read, self._images = meta_twin(model), read, images
-        self.made = computation_of(self.twin, read, images)
-        self.chosen: list[tuple[Sequence[str], int]] = []
-
-    def works(self, paths: Sequence[str], number: int = 0) -> bool:
-        """Leave these modules and parameters out, if that changes nothing; whether they are out."""
-        undo = _replace(self.twin, paths, number)
-        try:
-            same = computation_of(self.twin, self._read, self._images) == self.made
-        except REFUSED:  # it insists on something that is gone
-            same = False
-        if same:
-            self.chosen.append((paths, number))
-        else:
-            undo()
-        return same
-
-    def leave_out(self, path: str) -> None:
-        """Leave a module or parameter out, or as many parts of it as can be."""
-        parent, name = _parent(self.twin, path)
-        module = parent._modules.get(name)
-        if module is None and parent._parameters.get(name) is None:  # of a container that is shared
-            return
-        if any(self.works([path], number) for number in range(len(list(stand_ins(self.twin, path))))):
-            return
-        for part in reversed(list(unreached(module, set(), f"{path}.")) if module is not None else []):
-            self.leave_out(part)
+def _read(seen: Survey) -> set[str]:
+    """Names of the parameters that an operation reads."""
+    return {name for run in seen.runs for name, parameter in run.model.named_parameters() if run.readers(parameter)}
 
 
-def _innermost(model: nn.Module, pieces: Sequence[str]) -> list[str]:
-    """The pieces that are parameters, and the innermost modules with parameters in those that are modules."""
-    found: list[str] = []
-    for piece in pieces:
-        parent, name = _parent(model, piece)
-        module = parent._modules.get(name)
-        parts = [] if module is None else module.named_modules(prefix=piece)
-        found += [path for path, part in parts if part._parameters] or [piece]
-    return found
-
-
-def unreached(module: nn.Module, reached: Set[int], prefix: str = "") -> Iterator[str]:
-    """Paths of the largest parts of `module` that hold parameters, none of which has an id that is `reached`.
-
-    Names do not tell: a module may be registered under several.
-    """
-    for name, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in reached:
-            yield prefix + name
-    for name, child in module._modules.items():
-        own = set() if child is None else {id(parameter) for parameter in child.parameters()}
-        if child is not None and own & reached:
-            yield from unreached(child, reached, f"{prefix}{name}.")
-        elif own:
-            yield prefix + name
-
-
-def stand_ins(model: nn.Module, path: str) -> Iterator[nn.Module | None]:
-    """What may come in the place of the module or parameter at `path`, the least first; None is nothing."""
-    parent, name = _parent(model, path)
-    if name in parent._parameters:
-        yield None
-        return
-    module = parent.get_submodule(name)
-    if isinstance(module, nn.ModuleList):
-        yield nn.ModuleList()
-        yield from (nn.ModuleList([PassThrough(module[0], every)]) for every in (False, True))
-    elif isinstance(parent, nn.ModuleDict) or (isinstance(parent, nn.ModuleList) and _is_last(parent, name)):
-        yield None
-    if isinstance(module, nn.Linear):
-        yield LinearPlaceholder(module.out_features)
-    yield PassThrough(module)
-    yield PassThrough(module, every=True)
-
-
-def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return model.get_submodule(parent), name
-
-
-def _replace(model: nn.Module, paths: Sequence[str], number: int) -> Callable[[], None]:
-    """Put the stand-in of that number in the place of what is at each path, in place; returns what undoes it."""
-    owners = [_parent(model, path)[0] for path in paths]
-    before = [(owner, owner._modules.copy(), owner._parameters.copy()) for owner in owners]
-    found = [next(islice(stand_ins(model, path), number, None)) for path in paths]
-    for path, stand_in in reversed([*zip(paths, found, strict=True)]):
-        parent, name = _parent(model, path)
-        if name in parent._parameters:
-            parent._parameters[name] = None
-        elif stand_in is None:
-            parent._modules.pop(name, None)  # gone already where containers are shared
-        else:
-            parent._modules[name] = stand_in
-
-    def undo() -> None:
-        for owner, modules, parameters in before:
-            owner._modules.clear()
-            owner._modules.update(modules)
-            owner._parameters.update(parameters)
-
-    return undo
-
-
-def _is_last(parent: nn.Module, name: str) -> bool:
-    """Whether nothing with parameters comes after the child."""
-    children = list(parent._modules.items())
-    after = children[[key for key, _ in children].index(name) + 1 :]
-    return not any(child is not None and next(child.parameters(), None) is not None for _, child in after)
+def _zeros(parameter: Tensor) -> Tensor:
+    return parameter.detach().new_zeros(()).expand(parameter.shape)  # which takes no memory

@@ -40,6 +40,7 @@ NEUTRAL = {"torch", *sys.stdlib_module_names}
 HOSTS = (
     "featx.backbone",
     "featx.runtime.capture",
+    "featx.sequence",
     "featx.wrappers.chain",
     "featx.wrappers.extractor",
     "featx.wrappers.rewritten",

@@ -9,7 +9,7 @@ from ..features import FeatureInfo, Levels, table
 from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import as_pyramid, pyramid_of
-from ..wrappers.prune import without
+from ..wrappers.transparent import without
 
 
 @dataclass(frozen=True)

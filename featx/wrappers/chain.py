@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Pyramid
-from ..errors import ContractError
 from ..features import FeatureInfo, Levels, as_levels
 from ..image_checks import check_size
 from ..models.layers.normed import last_conv, normed
+from ..sequence import require_map, steps_to
 from ..tracing.execution_order import prove_order
 from ..tracing.map_layout import MapLayout
 from .transparent import Transparent
-
-torch.fx.wrap("require_map")  # a symbolic tracer calls it as a whole
 
 
 class Chain(Transparent[nn.Module], Pyramid):
@@ -42,8 +39,9 @@ class Chain(Transparent[nn.Module], Pyramid):
         self._steps = steps_to(model, self.feature_info)
         self._runs = with_norms(model, self._steps, self.feature_info)
         self._forms = dict(zip(self.feature_info.names(), forms, strict=True)) if forms else {}
-        in_order, levels = runs_in_order(model, self._steps), self.feature_info
-        self._overwritten = frozenset() if in_order else prove_order(model, self._steps, levels, images)
+        is_certain = isinstance(model, Backbone) and model.runs_in_order(self._steps)
+        proven = frozenset[str]() if is_certain else prove_order(model, self._steps, self.feature_info, images)
+        self._overwritten = proven
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         check_size(x, self.fixed_size)
@@ -64,38 +62,6 @@ class Chain(Transparent[nn.Module], Pyramid):
         yield from _beside(self, self._steps[: last + 1])
 
 
-def steps_to(model: nn.Module, levels: Sequence[FeatureInfo]) -> tuple[str, ...]:
-    """Paths of the modules to run, in order, up to the deepest level; ContractError if a level is not among them."""
-    todo = [level.name for level in levels]
-    steps: list[str] = []
-
-    def visit(module: nn.Module, prefix: str) -> None:
-        nonlocal todo
-        for name, child in module.named_children():
-            path = prefix + name
-            if not todo:
-                return
-            if any(tap.startswith(path + ".") for tap in todo):
-                visit(child, path + ".")
-            else:
-                steps.append(path)
-                todo = [tap for tap in todo if tap != path]
-
-    visit(model, "")
-    if todo:
-        raise ContractError(
-            f"feature_info of {type(model).__name__} names {todo}, which no module it registers is called, or which "
-            f"lies inside another level; its children are {[name for name, _ in model.named_children()]}"
-        )
-    order = [step for step in steps if step in [level.name for level in levels]]
-    if order != [level.name for level in levels]:
-        raise ContractError(
-            f"feature_info of {type(model).__name__} lists {[level.name for level in levels]}, but its modules are "
-            f"registered in the order {order}: register modules and levels in the order they run"
-        )
-    return tuple(steps)
-
-
 def with_norms(
     model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo]
 ) -> tuple[tuple[str | None, str], ...]:
@@ -111,17 +77,6 @@ def with_norms(
     return tuple(runs)
 
 
-def runs_in_order(model: nn.Module, steps: Sequence[str]) -> bool:
-    """Whether the classes alone guarantee that `steps` are what `model` runs."""
-    containers = {step.rpartition(".")[0] for step in steps} - {""}
-    return (
-        isinstance(model, Backbone)
-        and type(model).forward is Backbone.forward
-        and type(model).forward_features is Backbone.forward_features
-        and all(type(model.get_submodule(path)) is nn.Sequential for path in containers)
-    )
-
-
 def _beside(module: nn.Module, steps: Sequence[str], prefix: str = "") -> Iterator[str]:
     """Paths of the modules that are not on the way to a step."""
     for name, child in module._modules.items():
@@ -130,11 +85,3 @@ def _beside(module: nn.Module, steps: Sequence[str], prefix: str = "") -> Iterat
             yield from _beside(child, steps, path + ".")
         elif path not in steps:
             yield path
-
-
-def require_map(value: object, name: str) -> Tensor:
-    """The value itself if it is a map; ContractError saying what it is if not."""
-    if isinstance(value, Tensor) and value.ndim == 4:
-        return value
-    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    raise ContractError(f"module {name!r} returned {what}, not a map (N, C, H, W): make the model a Pyramid instead")

@@ -17,9 +17,8 @@ from ..image_checks import check_images, dtypes_of
 from ..load_report import LoadReport
 from ..preprocessing import DataConfig
 from .chain import Chain
-from .prune import without
 from .rewritten import Rewritten
-from .transparent import Transparent, innermost
+from .transparent import Transparent, innermost, without
 
 # what a symbolic tracer calls as a whole
 torch.fx.wrap("check_images")

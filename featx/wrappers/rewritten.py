@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..backbone import Pyramid
 from ..errors import ContractError
 from ..features import as_levels
-from .chain import require_map
+from ..sequence import require_map
 from .transparent import Transparent
 
 
@@ -31,8 +31,3 @@ class Rewritten(Transparent[nn.Module], Pyramid):
                 f"of the {len(self.feature_info)} rows of feature_info"
             )
         return [require_map(maps[level], self.feature_info[level].name) for level in levels]
-
-    def unused(self, levels: Sequence[int]) -> Sequence[str]:
-        """No module, whatever `levels`: only the class itself knows what its maps need."""
-        del levels
-        return ()

@@ -17,11 +17,11 @@ from ..preprocessing import DataConfig
 from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import MapLayout, Size, Tap, described, map_layouts
-from ..tracing.meta_kernels import Shortcuts
-from ..tracing.module_trace import Run, Survey, bits, call, survey
-from ..tracing.pruning import largest, skip, unneeded
+from ..tracing.module_trace import ModuleCall, ModuleTrace
+from ..tracing.pruning import removable, skip
 from ..tracing.size_rules import Rounding, SizeRule, roundings
-from ..tracing.third_party_errors import REFUSED, third_party
+from ..tracing.survey import Shapes, Survey, call, shapes_if_taken, survey
+from ..tracing.third_party_errors import third_party
 from .transparent import Transparent
 
 
@@ -33,27 +33,13 @@ class Point:
     path: str
     form: MapLayout
 
-    def value(self, run: Run) -> Tensor:
-        return self.tap.value(run.calls[self.path][0].output)
+    def taken(self, run: ModuleTrace) -> list[tuple[ModuleCall, Tensor]]:
+        """The first call of the module, if it is called in the run, and the tensor in what that returned."""
+        return [(call, self.tap.value(call.output)) for call in run.calls.get(self.path, ())[:1]]
 
-    def needs(self, runs: Sequence[Run]) -> int:
-        """The bits of what the map depends on."""
-        sources = 0
-        for run in runs:
-            if self.path in run.calls:
-                sources |= run.calls[self.path][0].sources_of(self.value(run))
-        return sources
-
-    def overwritten(self, runs: Sequence[Run]) -> bool:
+    def overwritten(self, seen: Survey) -> bool:
         """Whether something changes the map in place after it was taken."""
-        return any(run.calls[self.path][0].overwritten(self.value(run)) for run in runs if self.path in run.calls)
-
-    def shapes(self, runs: Sequence[Run]) -> list[tuple[int, tuple[int, ...]] | None]:
-        """In each run, the number of calls and what the first of them returned; None without a call."""
-        return [
-            (len(run.calls[self.path]), tuple(self.value(run).shape)) if self.path in run.calls else None
-            for run in runs
-        ]
+        return any(call.overwritten(value) for run in seen.runs for call, value in self.taken(run))
 
 
 class Tapped(Transparent[nn.Module], Pyramid):
@@ -112,52 +98,30 @@ class Tapped(Transparent[nn.Module], Pyramid):
             for level in levels
         ]
 
-    def unused(self, levels: Sequence[int]) -> tuple[str, ...]:
-        """Nothing that could be deleted, whatever `levels`: the forward expects all modules; see `cut`."""
-        del levels
-        return ()
-
     def cut(self, levels: Sequence[int]) -> "Tapped":
         """A copy that shares all tensors, computes no maps but those of `levels`, and holds little else."""
         seen = self._seen
         if seen is None:
             raise ContractError("this has been cut already: cut what it was cut from")
         points = [self._points[level] for level in levels]
-        needs, bit = 0, bits(self._inner)
-        for point in points:
-            needs |= point.needs(seen.runs)
-        expected = [point.shapes(seen.runs) for point in points]
-        attempts: dict[tuple[str, ...], tuple[Tapped, Survey]] = {}
-
-        def works(paths: Sequence[str]) -> bool:
-            attempt = structural_copy(self, keep=[seen])
-            attempt._silence()
-            skip(attempt._inner, paths, seen.runs)
-            try:
-                again = seen.again(attempt._inner)
-                same = [point.shapes(again.runs) for point in points] == expected
-            except REFUSED:  # its forward does not take zeros where it had results
-                return False
-            if same:
-                attempts[tuple(paths)] = attempt, again
-            return same
-
-        chosen = largest(unneeded(self._inner, needs, bit, seen.runs), works)
-        if not chosen and not works(chosen):
+        found = removable(self._inner, seen, lambda run: [taken for point in points for taken in point.taken(run)])
+        if found.seen is None:
             raise ContractError(
                 f"{type(self._inner).__name__} does not do the same twice: its maps cannot be relied on"
             )
-        attempt, again = attempts[tuple(chosen)]
-        attempt._listen(again, levels)
-        attempt.excess = tuple(name for name, _ in attempt._inner.named_parameters() if not bit[name] & needs)
-        attempt._seen = None
-        return attempt
+        cut = structural_copy(self, keep=[seen])
+        cut._silence()
+        skip(cut._inner, found.paths, seen)
+        cut._listen(found.seen, levels)
+        cut.excess = tuple(name for name, _ in cut._inner.named_parameters() if name in found.unneeded)
+        cut._seen = None
+        return cut
 
     def _listen(self, seen: Survey, levels: Sequence[int]) -> None:
         self._levels = tuple(levels)
         for level in levels:
             point = self._points[level]
-            hook = _Take(self._collector, level, point.tap, point.overwritten(seen.runs))
+            hook = _Take(self._collector, level, point.tap, point.overwritten(seen))
             self._inner.get_submodule(point.tap.name).register_forward_hook(hook)
 
     def _silence(self) -> None:
@@ -203,21 +167,23 @@ def measured_roundings(twin: Pyramid, levels: Sequence[int], own_size: Size) -> 
     return roundings(partial(_shapes, twin.eval(), levels), reductions, own_size, twin.fixed_size is not None)
 
 
-def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> list[tuple[int, ...]]:
+def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> Shapes:
     """Of its maps for images of that size; none if the model refuses it."""
     images = torch.empty(2, twin.in_chans, *size, device="meta")
-    try:
-        with torch.no_grad(), Shortcuts():
-            return [tuple(map_.shape) for map_ in third_party(twin.forward_maps, images, levels)]
-    except REFUSED:
-        return []
+    return shapes_if_taken(twin, lambda _, x: third_party(twin.forward_maps, x, levels), images)
 
 
 def _points(model: nn.Module, taps: Sequence[Tap], seen: Survey) -> tuple[Point, ...]:
     """The taps in the order the model computes them; ContractError if one is no map."""
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {module: path for path, module in model.named_modules()}
     order = {path: place for place, path in enumerate(seen.runs[0].calls)}
-    found = [_point(tap, paths[id(_module(model, tap.name))], seen) for tap in taps]
+    found = list[Point]()
+    for tap in taps:
+        path = paths[_module(model, tap.name)]
+        form = form_of(tap, path, seen.measured)
+        if isinstance(form, str):
+            raise ContractError(form)
+        found.append(Point(tap, path, form))
     return tuple(sorted(found, key=lambda point: order[point.path]))
 
 
@@ -230,14 +196,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         raise ArgumentError(f"{type(model).__name__} has no module {path!r}; the closest are {close}") from None
 
 
-def _point(tap: Tap, path: str, seen: Survey) -> Point:
-    form = form_of(tap, path, seen.measured)
-    if isinstance(form, str):
-        raise ContractError(form)
-    return Point(tap, path, form)
-
-
-def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> MapLayout | str:
+def form_of(tap: Tap, path: str, runs: Sequence[ModuleTrace]) -> MapLayout | str:
     """How what the module at `path` returned becomes a map, or why it does not."""
     calls = [run.calls.get(path, []) for run in runs]
     if not calls[0]:
@@ -247,7 +206,7 @@ def form_of(tap: Tap, path: str, runs: Sequence[Run]) -> MapLayout | str:
             f"module {tap.name!r} is called {len(calls[0])} times: tap a module that is called once, such as its owner"
         )
     values = [tap.value(made[0].output) for made in calls]
-    images = [run.images for run in runs]
+    images = [tuple(run.images.shape) for run in runs]
     possible = map_layouts(tap, [tuple(value.shape) for value in values], images)
     if len(possible) == 1 and values[0].is_floating_point():
         return possible[0]

@@ -1,5 +1,6 @@
-"""A module that stands in for another without changing any name."""
+"""Modules that stand in for others without changing any name: as they are, or without some of their parts."""
 
+from collections.abc import Iterable
 from typing import Any, Generic, Self, TypeVar
 
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 from ..errors import ContractError
 
 Inner = TypeVar("Inner", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 # What a module may override or register to change how its state is read or written, which this class would bypass.
 STATE_METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict", "_load_from_state_dict", "get_extra_state")
@@ -45,6 +47,38 @@ class Transparent(nn.Module, Generic[Inner]):
         self._inner.train(mode)
         self.training = mode
         return self
+
+
+def without(module: Module, paths: Iterable[str]) -> Module:
+    """A copy of `module` that lacks the modules at `paths`; everything else in it is shared, not copied.
+
+    An entry of a ModuleList is replaced by an Identity, so that the entries after it keep their numbers.
+    """
+    dropped: dict[str, list[str]] = {}
+    for path in paths:
+        child, _, rest = path.partition(".")
+        dropped.setdefault(child, []).append(rest)
+    pruned = shallow(module)
+    for child, rests in dropped.items():
+        if "" not in rests:
+            pruned._modules[child] = without(module.get_submodule(child), rests)
+        elif isinstance(module, nn.ModuleList):
+            pruned._modules[child] = nn.Identity()
+        else:
+            del pruned._modules[child]
+    return pruned
+
+
+def shallow(module: Module) -> Module:
+    """The same module with a registry of children of its own; a stand-in and what it stands for share it again."""
+    copied = module.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    if isinstance(module, Transparent):
+        inner = shallow(module._inner)
+        copied.__dict__.update(_held=(inner,), _modules=inner._modules)
+    else:
+        copied._modules = module._modules.copy()
+    return copied
 
 
 def innermost(model: nn.Module) -> nn.Module:

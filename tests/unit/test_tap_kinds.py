@@ -204,20 +204,85 @@ def test_a_module_that_is_not_called_for_some_images_is_named():
         extractor(images(1, 3, 32, 32))
 
 
-def test_what_cannot_be_left_out_is_named_in_excess():
-    class Insists(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
+class Reads(nn.Module):
+    """Reads the parameters of a layer that it does not call."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)
+
+
+def test_parameters_that_are_read_without_need_are_left_out():
+    model, x = randomise(Reads()), images()
+    extractor = tap(model, ["stem"])
+    assert extractor.excess == ()
+    assert {name for name, _ in extractor.named_parameters()} == {
+        name for name, _ in model.named_parameters() if name.startswith("stem")
+    }
+    assert_same(run(extractor, x), outputs(model, ["stem"], x))
+
+
+def test_what_cannot_be_left_out_is_named_in_excess():
+    class Insists(Reads):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)
+            parameters = dict(self.head.named_parameters())
+            return F.linear(self.stem(x).mean((2, 3)), parameters["weight"], parameters["bias"])
 
     model, x = randomise(Insists()), images()
     extractor = tap(model, ["stem"])
     assert extractor.excess == ("head.weight", "head.bias")
     assert set(extractor.excess) == {name for name in extractor.state_dict() if name.startswith("head")}
     assert_same(run(extractor, x), outputs(model, ["stem"], x))
+
+
+class Checks(nn.Module):
+    """Takes only a convolution as its head for large images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 500 and not isinstance(self.head, nn.Conv2d):
+            raise TypeError("expected a convolution")
+        return self.head(self.stem(x))
+
+
+class Sized(nn.Module):
+    """Cells of a patch, and how many these are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        x = self.conv(x)
+        return x.flatten(2), x.shape[2], x.shape[3]
+
+
+class Shaped(nn.Module):
+    """Gives tokens the shape that a module says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.patch, self.head = conv(3, 8, 2), Sized(), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, height, width = self.patch(x)
+        return self.stem(x).mean((2, 3), keepdim=True) + self.head(tokens.unflatten(2, (height, width)))
+
+
+@pytest.mark.parametrize("kind", [Checks, Shaped])
+def test_what_is_left_out_is_missed_at_no_size(kind):
+    model = randomise(kind())
+    extractor = tap(model, ["stem"])
+    assert extractor.excess == ()
+    assert all(name.startswith("stem") for name, _ in extractor.named_parameters())
+    for x in (images(1, 3, 224, 224), images(1, 3, 64, 96), images(1, 3, 512, 96)):
+        assert_same(run(extractor, x), outputs(model, ["stem"], x))
 
 
 def test_dropout_in_place_after_a_tap_does_not_reach_it_in_training_mode():

@@ -135,11 +135,6 @@ class EnginePyramid(Pyramid):
         tensors = self._run(x)
         return [(tensors[2 * level], tensors[2 * level + 1]) for level in levels]
 
-    def unused(self, levels: Sequence[int]) -> Sequence[str]:
-        """No module, whatever `levels`: the graph computes those it was built for."""
-        del levels
-        return ()
-
     def _run(self, x: Tensor) -> list[Tensor]:
         if tuple(x.shape) not in self.said.guard:
             raise InputError(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import ArgumentError, ContractError, MissingPackageError
+from ...tracing.module_trace import ModuleTrace
 from ...wrappers import FeatureExtractWrapper
 from ..available import runtimes
 from ..capture import GraphSpec, capture
@@ -15,7 +16,6 @@ from ..description import Description
 from ..onnx.file import describe_onnx, write_onnx
 from ..onnx.operations import UntranslatedError
 from ..onnx.quantise import quantise
-from ..watch import ForwardTrace
 from .engine import FileEngine
 from .onnxruntime import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine, computes_bfloat16
@@ -64,7 +64,7 @@ def _problem(runtime: str, model: nn.Module, dtype: torch.dtype | None, calibrat
     return None
 
 
-def write(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpec, path: Path) -> Description:
+def write(extractor: FeatureExtractWrapper, seen: ModuleTrace, spec: GraphSpec, path: Path) -> Description:
     """Write the graph of the extractor, which is used up, as an ONNX file.
 
     Raises ContractError for a model that cannot be captured, or whose operations have no translation.

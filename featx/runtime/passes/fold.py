@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..watch import Call, ForwardTrace, Operation
+from ...tracing.module_trace import ModuleCall, ModuleTrace, Operation
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -28,63 +28,62 @@ class Pair:
     after: tuple[str, ...]
 
 
-def pairs(seen: ForwardTrace) -> Iterator[Pair]:
+def pairs(seen: ModuleTrace) -> Iterator[Pair]:
     """All that can be folded.
 
     A convolution and a norm that run once; the output of the one goes into the other, and is neither read by another
     operation nor a map. The norm uses its running statistics, and does nothing but to call children after.
     """
-    made_by = {id(operation.output): operation for operation in seen.operations if operation.output is not None}
-    for operation in seen.operations:
-        if operation.kind not in NORMS or operation.arguments.get("training", False):
+    made_by = {id(output): operation for operation in seen.operations for output in operation.outputs[:1]}
+    for norm in seen.operations:
+        if norm.kind not in NORMS or norm.arguments.get("training", False):
             continue
-        before = made_by.get(id(operation.arguments["input"]))
-        after = _after(operation, seen)
+        before, after = made_by.get(id(norm.arguments["input"])), _after(norm, seen)
         if before is not None and after is not None and _folds(before, seen):
-            eps = operation.arguments.get("eps", operation.arguments.get("epsilon"))
+            eps = norm.arguments.get("eps", norm.arguments.get("epsilon"))
             assert isinstance(eps, float)
-            yield Pair(seen.path(before.module), seen.path(operation.module), eps, after)
+            yield Pair(before.call.path, norm.call.path, eps, after)
 
 
-def _folds(conv: Operation, seen: ForwardTrace) -> bool:
+def _folds(conv: Operation, seen: ModuleTrace) -> bool:
     """Whether the operation is a convolution by its module's own weights, which nothing else needs as they are."""
-    module, given = conv.module, conv.arguments
+    module, given, (output, *_) = seen.model.get_submodule(conv.call.path), conv.arguments, conv.outputs
     if conv.kind is not aten.convolution.default or not isinstance(module, nn.modules.conv._ConvNd):
         return False
-    assert conv.output is not None
-    own = {name: given[name] is module._parameters.get(name) for name in ("weight", "bias")}
-    once = len(seen.readers(given["weight"])) == len(seen.readers(given["bias"])) == 1 if all(own.values()) else False
     return (
-        once
+        all(given[name] is module._parameters.get(name) for name in ("weight", "bias"))
+        and all(len(seen.readers(tensor)) == 1 for tensor in (given["weight"], given["bias"], output))
         and not given["transposed"]
-        and len(seen.calls[module]) == 1
-        and len(seen.readers(conv.output)) == 1
-        and not seen.is_returned(conv.output)
+        and len(seen.calls[conv.call.path]) == 1
+        and not seen.is_returned(output)
     )
 
 
-def _after(norm: Operation, seen: ForwardTrace) -> tuple[str, ...] | None:
+def _after(norm: Operation, seen: ModuleTrace) -> tuple[str, ...] | None:
     """The children that the norm's module calls on what the norm returned; None if it does anything else."""
-    module, given = norm.module, norm.arguments
-    calls = seen.calls.get(module, [])
+    call, given, (output, *_) = norm.call, norm.arguments, norm.outputs
+    module = seen.model.get_submodule(call.path)
     own = {**module._parameters, **module._buffers}
-    if len(calls) != 1 or any(given[name] is not own.get(name) for name in ("weight", "bias", *STATISTICS)):
+    if any(given[name] is not own.get(name) for name in ("weight", "bias", *STATISTICS)):
         return None
-    if any(given[name] is None for name in STATISTICS):
+    if any(given[name] is None for name in STATISTICS) or len(seen.calls[call.path]) != 1:
         return None
-    if seen.reading_in(module) != [norm] or len(calls[0].given) != 1 or calls[0].given[0] is not given["input"]:
+    reading = [operation for operation in seen.operations if operation.call is call and [*operation.read()]]
+    if reading != [norm] or len(call.given) != 1 or call.given[0] is not given["input"]:
         return None
-    return _in_turn(calls[0], norm.output)
+    return _in_turn(call, output)
 
 
-def _in_turn(call: Call, x: Any) -> tuple[str, ...] | None:
+def _in_turn(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
     """Names of the children that turn `x` into what the call returned, one after another; None if they do not."""
-    names = {child: name for name, child in call.module.named_children()}
+    names = list[str]()
     for inner in call.inner:
-        if len(inner.given) != 1 or inner.given[0] is not x or inner.module not in names:
+        owner, _, name = inner.path.rpartition(".")
+        if len(inner.given) != 1 or inner.given[0] is not x or owner != call.path:
             return None
+        names.append(name)
         x = inner.output
-    return tuple(names[inner.module] for inner in call.inner) if call.output is x else None
+    return tuple(names) if call.output is x else None
 
 
 @torch.no_grad()

@@ -1,32 +1,37 @@
 """Takes out what does nothing in inference: identities, dropout, stochastic depth."""
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...models.layers.drop_path import DropPath
+from ...tracing.module_trace import ModuleCall, ModuleTrace
 from ...wrappers import FeatureExtractWrapper
-from ..watch import ForwardTrace
 from .fold import replace
 
 # Classes of other packages that act in training only, by what their names end with; several packages have each.
 ONLY_TRAINING = ("DropPath", "StochasticDepth", "DropBlock2d")
 
 
-def drop_idle(model: FeatureExtractWrapper, seen: ForwardTrace) -> None:
+def drop_idle(model: FeatureExtractWrapper, seen: ModuleTrace) -> None:
     """Replace what acts in training only by identities, and take these out of sequences, in place.
 
     `seen` is a forward of the model, before norms were folded. Levels and modules with hooks stay.
     """
-    idle = [module for module in seen.model.modules() if only_training(module) and _returns_its_input(module, seen)]
-    replace(model, {seen.path(module): nn.Identity() for module in idle})
+    modules = dict(seen.model.named_modules())
+    idle = [path for path, module in modules.items() if only_training(module) and _returns_its_input(path, seen)]
+    replace(model, {path: nn.Identity() for path in idle})
     levels = {level.name for level in model.feature_info}
-    for module in seen.calls:
-        if type(module) is nn.Sequential and _runs_itself(module, seen):
-            _shorten(model.get_submodule(seen.path(module)), seen.path(module), levels)
+    paths = {module: path for path, module in modules.items()}
+    for path, calls in seen.calls.items():
+        children = [paths[child] for child in modules[path].children()]
+        if type(modules[path]) is nn.Sequential and _runs_itself(calls, children, seen):
+            _shorten(model.get_submodule(path), path, levels)
 
 
-def _returns_its_input(module: nn.Module, seen: ForwardTrace) -> bool:
-    return all(len(call.given) == 1 and call.output is call.given[0] for call in seen.calls.get(module, []))
+def _returns_its_input(path: str, seen: ModuleTrace) -> bool:
+    return all(len(call.given) == 1 and call.output is call.given[0] for call in seen.calls.get(path, []))
 
 
 def only_training(module: nn.Module) -> bool:
@@ -34,13 +39,10 @@ def only_training(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd | DropPath) or type(module).__name__.endswith(ONLY_TRAINING)
 
 
-def _runs_itself(sequence: nn.Module, seen: ForwardTrace) -> bool:
-    """Whether its children only run in it; others may ask for them by number, which must not change."""
-    inner = [call.module for made in seen.calls[sequence] for call in made.inner]
-    children = list(sequence.children())
-    return inner == children * len(seen.calls[sequence]) and all(
-        len(seen.calls[child]) == inner.count(child) for child in children
-    )
+def _runs_itself(calls: Sequence[ModuleCall], children: Sequence[str], seen: ModuleTrace) -> bool:
+    """Whether a sequence's children only run in it; others may ask for them by number, which must not change."""
+    inner = [call.path for made in calls for call in made.inner]
+    return inner == [*children] * len(calls) and all(len(seen.calls[child]) == inner.count(child) for child in children)
 
 
 def _shorten(sequence: nn.Module, path: str, levels: set[str]) -> None:

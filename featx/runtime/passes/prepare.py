@@ -5,8 +5,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...errors import ArgumentError
+from ...tracing.module_trace import ModuleTrace
 from ...wrappers import FeatureExtractWrapper
-from ..watch import ForwardTrace, copy_of, watch
+from ..watch import copy_of, watch
 from .fold import fold, pairs
 from .idle import drop_idle, only_training
 from .reparameterise import reparameterise
@@ -16,7 +17,7 @@ class Prepared(NamedTuple):
     """The copy, and a forward that was seen before norms were folded."""
 
     extractor: FeatureExtractWrapper
-    seen: ForwardTrace
+    seen: ModuleTrace
 
 
 def prepare(model: FeatureExtractWrapper, example: Tensor | None) -> Prepared:

@@ -11,9 +11,11 @@ from support.tap_models import outputs, run
 from torch import Tensor, nn
 
 import featx
+import featx.bridges.timm  # whose files import from each other what tests replace
+import featx.bridges.transformers
 from featx import ContractError, FeatureExtractWrapper, InputError
 from featx.tracing.meta_kernels import RULES
-from featx.tracing.placeholders import LinearPlaceholder
+from featx.tracing.placeholders import Placeholder
 from featx.tracing.third_party_errors import HOSTS, ThirdPartyError, passed_on, third_party
 
 aten = torch.ops.aten
@@ -63,35 +65,37 @@ def verify() -> None:
 
 # Every helper that runs while other code does, or that a trial of other code calls, and a public call that reaches it.
 OWN: list[tuple[str, Callable[[], object]]] = [
-    ("featx.tracing.module_trace._Flow.__torch_dispatch__", tap),
-    ("featx.tracing.module_trace._Flow.mark", tap),
-    ("featx.tracing.module_trace._Enter.__call__", tap),
-    ("featx.tracing.module_trace._Leave.__call__", tap),
+    ("featx.tracing.module_trace._Recorder.__torch_dispatch__", tap),
+    ("featx.tracing.module_trace._Recorder.enter", tap),
+    ("featx.tracing.module_trace._Recorder.leave", tap),
+    ("featx.tracing.module_trace.ModuleCall.end", tap),
     ("featx.tracing.module_trace.quickly", tap),
-    ("featx.tracing.module_trace._operands", tap),
+    ("featx.tracing.module_trace.operands", tap),
     ("featx.tracing.copies._tensors", tap),
-    ("featx.tracing.module_trace.observe", tap),
+    ("featx.tracing.survey.trace_modules", tap),
+    ("featx.tracing.dependencies._states", tap),
+    ("featx.tracing.pruning.skip", tap),
     ("featx.wrappers.tapped.skip", tap),
     ("featx.wrappers.tapped.form_of", tap),
     ("featx.tracing.placeholders.Placeholder.forward", tap),
     ("featx.tracing.placeholders._zeros", tap),
     ("featx.tracing.execution_order.Shortcuts.__torch_dispatch__", verify),
     ("featx.wrappers.chain.require_map", verify),
-    ("featx.bridges.timm_levels.tried", timm_level),
-    ("featx.bridges.timm_levels._run", timm_level),
-    ("featx.tracing.pruning.computation_of", timm_level),
-    ("featx.tracing.pruning.unreached", timm_level),
-    ("featx.bridges.timm_pyramid.tried", timm_size),
-    ("featx.bridges.timm_pyramid.intermediates", timm_size),
-    ("featx.bridges.timm_pyramid.roundings", timm_rule),
-    ("featx.bridges.timm_intermediates.images_for", timm_rule),
+    ("featx.bridges.timm_levels.intermediates", timm_level),
+    ("featx.bridges.timm_levels.trace_modules", timm_level),
+    ("featx.bridges.timm_levels.makers", timm_level),
+    ("featx.tracing.pruning.dependencies", timm_level),
+    ("featx.bridges.bridged_pyramid.shapes_if_taken", timm_size),
+    ("featx.bridges.timm_reading.intermediates", timm_size),
+    ("featx.bridges.bridged_pyramid.roundings", timm_rule),
+    ("featx.bridges.bridged_pyramid.images_for", timm_rule),
     ("featx.tracing.map_layout.MapLayout.map", transformers_model),
-    ("featx.bridges.transformers_pyramid.read_on_meta", transformers_model),
-    ("featx.bridges.transformers_pyramid.Reading.__call__", transformers_model),
-    ("featx.tracing.computation.computation", transformers_model),
-    ("featx.tracing.placeholders.PassThrough.forward", transformers_model),
-    ("featx.runtime.watch._Record.__torch_dispatch__", captured),
-    ("featx.runtime.watch._tensors", captured),
+    ("featx.bridges.transformers_levels.shapes_of", transformers_model),
+    ("featx.bridges.transformers_reading.TransformersReading.tensors", transformers_model),
+    ("featx.tracing.pruning.computations", transformers_model),
+    ("featx.tracing.pruning.Placeholder.forward", transformers_model),
+    ("featx.runtime.watch.trace_modules", captured),
+    ("featx.tracing.module_trace._Recorder.__torch_dispatch__", captured),
     ("featx.tracing.forward_trace._Operations.__torch_dispatch__", captured),
     ("featx.tracing.forward_trace._Operations.keep", captured),
     ("featx.tracing.forward_trace._Functions.__torch_function__", captured),
@@ -217,9 +221,9 @@ def test_hosts_are_modules_of_featx():
         __import__(name)
 
 
-def test_a_stand_in_of_a_linear_layer_refuses_what_is_no_tensor():
-    with pytest.raises(ContractError, match="called with a tuple"):
-        LinearPlaceholder(3)((torch.zeros(1),))
+def test_a_placeholder_refuses_a_call_without_a_tensor():
+    with pytest.raises(ContractError, match="called without a tensor"):
+        Placeholder(nn.Linear(3, 3), ())(3)
 
 
 def hooked(extractor: FeatureExtractWrapper) -> FeatureExtractWrapper:

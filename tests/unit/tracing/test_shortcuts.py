@@ -52,6 +52,18 @@ OPERATIONS = {
         for f in (F.hardswish, F.hardsigmoid, F.hardtanh, F.relu6, torch.relu, F.gelu, F.silu, torch.sigmoid, F.elu)
     },
     "leaky_relu": (lambda x: F.leaky_relu(last(x)), [MAP]),
+    "lower bound": (lambda x: torch.clamp_min(last(x), 0.5), [MAP]),
+    **{
+        f"{mode} upsampling of {name}": (
+            lambda x, mode=mode, form=form: F.interpolate(x.contiguous(memory_format=form), (9, 4), mode=mode),
+            [MAP],
+        )
+        for mode in ("bilinear", "bicubic")
+        for name, form in {"maps": torch.contiguous_format, "channels last": torch.channels_last}.items()
+    },
+    "upsampling by a factor": (lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic"), [MAP]),
+    "attention": (lambda x: F.scaled_dot_product_attention(last(x), last(x), last(x)), [MAP]),
+    "softmax of strided rows": (lambda x: torch.ops.aten._safe_softmax(last(x), -1), [MAP]),
     **{
         f"{f.__name__} in place": (lambda x, f=f: f(x.clone(), inplace=True), [MAP])
         for f in (F.hardswish, F.hardsigmoid, F.hardtanh)
@@ -80,6 +92,7 @@ def test_a_rule_gives_the_shape_the_type_and_the_strides_that_are_computed(opera
         (F.linear, [TOKENS, (3, 7), (3,)]),
         (F.linear, [TOKENS, (3, 8), (4,)]),
         (torch.add, [MAP, (7, 1, 1)]),
+        (lambda x: F.interpolate(x, (0, 4), mode="bicubic"), [MAP]),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_as_ever(run, shapes):
