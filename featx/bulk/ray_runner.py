@@ -42,7 +42,8 @@ class OnRay:
             process, or else starts a cluster on this machine and stops it afterwards.
         device: of the actors' models: "cpu"; "cuda", which gives each actor its own GPU; or "auto", which is "cuda" if
             a node of the cluster has a GPU when the run starts. The machine that calls `featx.extract` needs none.
-        cpus: per actor; None is a node's share per actor, at most four without a GPU.
+        cpus: per actor, which also decodes as many images concurrently, whatever `workers` of the resources is; None is
+            a node's share per actor, at most four without a GPU.
         actors: maximum number of actors; None is as many as fit, also when the cluster grows.
 
     Raises:

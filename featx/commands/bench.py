@@ -32,9 +32,9 @@ NOTABLE = 1.05  # smaller ratios are not worth a change
 
 def bench(
     names: Names,
-    batch: Batches = "1,16",
+    batch_size: Batches = "1,16",
     size: Size = None,
-    runtimes: Runtimes = None,
+    runtime: Runtimes = None,
     threads: Threads = None,
     dtype: Annotated[Precision, typer.Option(help="Of the optimized model; the unmodified model stays float32.")] = (
         Precision.float32
@@ -47,8 +47,8 @@ def bench(
 
     from .benchmark import Task, measure
 
-    batches, place = _batches(batch), _device(device)
-    chosen, missing = _choose(runtimes)
+    batches, place = _batches(batch_size), _device(device)
+    chosen, missing = _choose(runtime)
     if threads is not None:
         torch.set_num_threads(threads)
     kept = keep_freed_memory()
@@ -74,7 +74,7 @@ def _batches(text: str) -> list[int]:
     except ValueError:
         batches = []
     if not batches or min(batches) < 1:
-        raise featx.ArgumentError(f"--batch {text}: expected numbers of images separated by commas, such as 1,16")
+        raise featx.ArgumentError(f"--batch-size {text}: expected numbers of images separated by commas, such as 1,16")
     return batches
 
 
@@ -96,7 +96,7 @@ def _choose(text: str | None) -> tuple[list[Any], dict[str, str]]:
     requested = list(known) if text is None else [part.strip() for part in text.split(",")]
     unknown = [name for name in requested if name not in known]
     if unknown:
-        raise featx.ArgumentError(f"--runtimes {text}: no {', '.join(unknown)}; choose among {', '.join(known)}")
+        raise featx.ArgumentError(f"--runtime {text}: no {', '.join(unknown)}; choose among {', '.join(known)}")
     missing = {name: why for name in requested if (why := known[name]) is not None}
     return [name for name in requested if name not in missing], missing
 

@@ -9,7 +9,7 @@ import typer
 
 import featx
 
-from .options import Checkpoint, OutIndices, Pretrained, RandomWeights, Size, build, err, out
+from .options import CheckpointPath, OutIndices, Pretrained, RandomWeights, Size, build, err, out
 
 Name = Annotated[str, typer.Argument(help="Name of a model; 'featx list' shows all.")]
 File = Annotated[Path, typer.Argument(help="File to write, which ends in .onnx.", metavar="FILE")]
@@ -30,7 +30,7 @@ def export(
     file: File,
     out_indices: OutIndices = None,
     pretrained: Pretrained = False,
-    checkpoint: Checkpoint = None,
+    checkpoint_path: CheckpointPath = None,
     random_weights: RandomWeights = None,
     size: Size = None,
     batch_size: Batch = 1,
@@ -40,7 +40,7 @@ def export(
     from featx.runtime.onnx_export import require_target
 
     require_target(file)  # before the weights are loaded
-    extractor, weights = build(name, out_indices, pretrained, checkpoint, random_weights)
+    extractor, weights = build(name, out_indices, pretrained, checkpoint_path, random_weights)
     example = None
     if size is not None or batch_size > 1:
         config = extractor.data_config or featx.DataConfig()

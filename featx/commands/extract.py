@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import featx
 from ..whole_files import local
 from .folders import Formats
 from .options import (
-    Checkpoint,
+    CheckpointPath,
     Model,
     OutIndices,
     Precision,
@@ -59,7 +59,7 @@ class ColorManagement(StrEnum):
     none = "none"
 
 
-class Engine(StrEnum):
+class RunnerName(StrEnum):
     """Where the extraction runs."""
 
     local = "local"
@@ -73,7 +73,7 @@ Inputs = Annotated[
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="Output folder: a new one, or one to resume.")]
-Pool = Annotated[
+Poolings = Annotated[
     str,
     typer.Option(
         metavar="P[,P…]", help="none, mean, max, gem or cls: one for all levels, or one per level; or pre_logits."
@@ -83,7 +83,7 @@ Norm = Annotated[
     bool | None,
     typer.Option(
         "--norm/--no-norm",
-        help="Apply the last norm of a ViT to maps and class tokens; by default only with --pool cls.",
+        help="Apply the last norm of a ViT to maps and class tokens; by default only with --pooling cls.",
     ),
 ]
 Device = Annotated[
@@ -109,6 +109,7 @@ Slice = Annotated[str, typer.Option(metavar="I/N", help="Extract every N-th shar
 Rows = Annotated[int | None, typer.Option(min=1, help="Images per file; by default as many as fill 128 MiB.")]
 MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop after more failed images than this.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or host:port; by default starts a cluster.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs per actor on Ray; by default a share of the node.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Extract failed images again.")]
 Changed = Annotated[bool, typer.Option("--retry-changed", help="Extract images again whose files changed.")]
 
@@ -121,11 +122,11 @@ def extract(
     exclude: Exclude = None,
     out_indices: OutIndices = None,
     pretrained: Pretrained = False,
-    checkpoint: Checkpoint = None,
+    checkpoint_path: CheckpointPath = None,
     random_weights: RandomWeights = None,
     size: Size = None,
     keep_aspect: KeepAspect = False,
-    pool: Pool = "none",
+    pooling: Poolings = "none",
     norm: Norm = None,
     dtype: Annotated[Precision, typer.Option(help="Dtype of the stored maps.")] = Precision.float32,
     runtime: Annotated[
@@ -146,8 +147,9 @@ def extract(
     max_errors: MaxErrors = None,
     retry_failed: Retry = False,
     retry_changed: Changed = False,
-    engine: Annotated[Engine, typer.Option(help="Run in this process, or on a Ray cluster.")] = Engine.local,
+    runner: Annotated[RunnerName, typer.Option(help="Run in this process, or on a Ray cluster.")] = RunnerName.local,
     address: Address = None,
+    cpus: Cpus = None,
     format_: Format = None,
     log: Annotated[Log, typer.Option(help="Progress as a bar, or as a JSON line per file.")] = Log.bar,
 ) -> None:
@@ -159,10 +161,10 @@ def extract(
     from ..bulk import extract as extracted
     from ..runtime.allocator import keep_freed_memory
 
-    poolings, batch, folder = _poolings(pool), _batch_size(batch_size), local(folder)
-    pooling = poolings[0] if len(poolings) == 1 else poolings
+    _require_used(runner, {"--address": address, "--cpus": cpus, "--workers": workers, "--streams": streams})
+    poolings, batch, folder = _poolings(pooling), _batch_size(batch_size), local(folder)
     recipe = Recipe(
-        pooling,
+        poolings[0] if len(poolings) == 1 else poolings,
         dtype.value,
         size,
         keep_aspect,
@@ -174,9 +176,9 @@ def extract(
     )
     target = _target(folder, format_, shard, poolings, keep_aspect)
     items = find_items(inputs, column, exclude=exclude or (), out=folder)  # before the weights are loaded
-    runner, local_device = _runner(engine, address, device, workers, batch, runtime)
+    run, local_device = _runner(runner, address, device, cpus, batch, runtime)
     resources = Resources(batch, local_device, workers, decoders.value, streams, decode_timeout, max_pixels).settled()
-    weights = weight_source(pretrained, checkpoint, random_weights)
+    weights = weight_source(pretrained, checkpoint_path, random_weights)
     extractor = _build(model, weights, parse_indices(out_indices), recipe)
     kept = keep_freed_memory() is not None
     with stop_on_signal() as stopped, LOGS[log]() as progress:
@@ -196,13 +198,14 @@ def extract(
                 "weights": str(weights),
                 "freed memory is kept": kept,
                 "command": shlex.join(sys.argv),
-                **({"device of the actors": device} if engine is Engine.ray else {}),
+                **({"device of the actors": device} if runner is RunnerName.ray else {}),
             },
             progress=progress,
             stopped=stopped,
-            runner=runner,
+            runner=run,
         )
-    SUMMARIES[log](summary, folder, weights, resources.device if engine is Engine.local else f"{device} of the cluster")
+    place = resources.device if runner is RunnerName.local else f"{device} of the cluster"
+    SUMMARIES[log](summary, folder, weights, place)
     if summary.left:
         err.print(f"stopped with {summary.left} files left: run the same command again to resume", soft_wrap=True)
         raise typer.Exit(stopped.status)
@@ -235,7 +238,7 @@ def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str
     if keep_aspect and to is not Formats.webdataset and set(poolings) & {"none"}:
         raise featx.ArgumentError(f"--format {to} takes maps of one shape, not those of --keep-aspect: use webdataset")
     if to is Formats.parquet and "none" in poolings:
-        raise featx.ArgumentError("--format parquet takes vectors, not maps: add --pool mean, or choose npy or zarr")
+        raise featx.ArgumentError("--format parquet takes vectors, not maps: add --pooling mean, or choose npy or zarr")
     target = Path(f"{folder if folder.name else Path.cwd()}.{to}")
     require_package(to.value)
     require_new(target)
@@ -243,7 +246,7 @@ def _target(folder: Path, to: Formats | None, shard: str, poolings: Sequence[str
 
 
 def _poolings(text: str) -> "tuple[Pooling, ...]":
-    """The poolings of --pool, which Recipe validates."""
+    """The poolings of --pooling, which Recipe validates."""
     return tuple(cast("Pooling", part.strip()) for part in text.split(","))
 
 
@@ -256,14 +259,12 @@ def _batch_size(text: str) -> int | None:
 
 
 def _runner(
-    engine: Engine, address: str | None, device: str, workers: int | None, batch_size: int | None, runtime: Runtime
+    runner: RunnerName, address: str | None, device: str, cpus: int | None, batch_size: int | None, runtime: Runtime
 ) -> "tuple[Runner, str]":
     """The runner, and the device of this process."""
     from ..bulk.extraction import run_locally
 
-    if engine is Engine.local:
-        if address is not None:
-            raise featx.ArgumentError(f"--address {address} is of a Ray cluster: add --engine ray")
+    if runner is RunnerName.local:
         return run_locally, device
     if device != "cpu" and batch_size is None:
         raise featx.ArgumentError(
@@ -276,7 +277,18 @@ def _runner(
     from ..bulk.ray_runner import OnRay, require_ray
 
     require_ray()  # before the weights are loaded
-    return OnRay(address, device, workers), "cpu"
+    return OnRay(address, device, cpus), "cpu"
+
+
+def _require_used(runner: RunnerName, options: Mapping[str, object]) -> None:
+    """Raise ArgumentError for options that this runner does not use."""
+    for option, value in options.items():
+        if value is not None and runner is RunnerName.local and option in ("--address", "--cpus"):
+            raise featx.ArgumentError(f"{option} {value} is for a Ray cluster: add --runner ray")
+        if value is not None and runner is RunnerName.ray and option in ("--workers", "--streams"):
+            raise featx.ArgumentError(
+                f"{option} {value} is for --runner local: on Ray, an actor uses all of its CPUs; choose --cpus N"
+            )
 
 
 def _build(
@@ -285,5 +297,5 @@ def _build(
     from ..bulk.extractor import create_extractor
 
     with weights.loading(name):
-        create = partial(featx.create_model, name, weights.published, checkpoint_path=weights.checkpoint)
+        create = partial(featx.create_model, name, weights.published, checkpoint_path=weights.checkpoint_path)
         return create_extractor(create, indices, recipe)

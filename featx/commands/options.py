@@ -21,7 +21,7 @@ OutIndices = Annotated[
     str | None, typer.Option(help="Levels in the order wanted, such as 1,2,3 or -1; all by default.", metavar="I,J,…")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use published weights from the Hub; the default.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Load weights from a file: .safetensors, .pt, .pth or .bin.")]
+CheckpointPath = Annotated[Path | None, typer.Option(help="Load weights from a file: .safetensors, .pt, .pth or .bin.")]
 RandomWeights = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 1, help="Use random weights from this seed.", metavar="SEED")
 ]
@@ -40,15 +40,15 @@ class Precision(StrEnum):
 class WeightSource:
     """Where the weights of models come from: a file, a seed, or the Hub if both are None."""
 
-    checkpoint: Path | None = None
+    checkpoint_path: Path | None = None
     seed: int | None = None
 
     @property
     def published(self) -> bool:
-        return self.checkpoint is None and self.seed is None
+        return self.checkpoint_path is None and self.seed is None
 
     def __str__(self) -> str:
-        return "published" if self.published else f"{self.checkpoint or f'random, seed {self.seed}'}"
+        return "published" if self.published else f"{self.checkpoint_path or f'random, seed {self.seed}'}"
 
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
@@ -61,28 +61,30 @@ class WeightSource:
         try:
             yield
         except featx.WeightsNotFoundError as error:
-            raise featx.WeightsNotFoundError(f"{error} (here: --checkpoint FILE or --random-weights SEED)") from error
+            raise featx.WeightsNotFoundError(
+                f"{error} (here: --checkpoint-path FILE or --random-weights SEED)"
+            ) from error
 
 
-def weight_source(pretrained: bool, checkpoint: Path | None, seed: int | None) -> WeightSource:
+def weight_source(pretrained: bool, checkpoint_path: Path | None, seed: int | None) -> WeightSource:
     """The WeightSource that the options select; ArgumentError if several are given."""
-    if pretrained + (checkpoint is not None) + (seed is not None) > 1:
-        raise featx.ArgumentError("--pretrained, --checkpoint and --random-weights exclude each other")
-    return WeightSource(checkpoint, seed)
+    if pretrained + (checkpoint_path is not None) + (seed is not None) > 1:
+        raise featx.ArgumentError("--pretrained, --checkpoint-path and --random-weights exclude each other")
+    return WeightSource(checkpoint_path, seed)
 
 
 def build(
-    name: str, out_indices: str | None, pretrained: bool, checkpoint: Path | None, seed: int | None
+    name: str, out_indices: str | None, pretrained: bool, checkpoint_path: Path | None, seed: int | None
 ) -> tuple[featx.FeatureExtractWrapper, str]:
     """The extractor that the options describe, in eval mode, and the source of its weights as text."""
-    weights = weight_source(pretrained, checkpoint, seed)
+    weights = weight_source(pretrained, checkpoint_path, seed)
     with weights.loading(name):
         extractor = featx.create_model(
             name,
             weights.published,
             features_only=True,
             out_indices=parse_indices(out_indices),
-            checkpoint_path=weights.checkpoint,
+            checkpoint_path=weights.checkpoint_path,
         )
     return extractor.eval(), str(weights)
 

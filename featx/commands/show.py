@@ -11,7 +11,7 @@ import featx
 
 from ..images import find_images
 from ..whole_files import local
-from .options import Checkpoint, Model, Pretrained, RandomWeights, Size, WeightSource, out, weight_source
+from .options import CheckpointPath, Model, Pretrained, RandomWeights, Size, WeightSource, out, weight_source
 from .show_figures import DRAW, FigureOptions, Inspection, LoadedModel, What, inspect
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Images = Annotated[list[Path], typer.Argument(help="Image files or folders; several need a report.")]
 Out = Annotated[Path, typer.Option("--out", help="A picture such as maps.png, or a report such as maps.html.")]
-LevelsText = Annotated[
+OutIndices = Annotated[
     str | None,
-    typer.Option("--levels", "--out-indices", metavar="I,J,…", help="Levels in the order wanted, by number or name."),
+    typer.Option(metavar="I,J,…", help="Levels in the order wanted, by number or name."),
 ]
 BlocksText = Annotated[
     str | None, typer.Option("--blocks", metavar="I,J,…", help="Blocks with attention, by number or name: -1 or 3,7.")
@@ -41,13 +41,13 @@ Compared = Annotated[
 
 # The options that each kind of figure uses.
 USED_OPTIONS: Mapping[What, tuple[str, ...]] = {
-    What.maps: ("--levels", "--compare"),
-    What.channels: ("--levels",),
-    What.norms: ("--levels",),
+    What.maps: ("--out-indices", "--compare"),
+    What.channels: ("--out-indices",),
+    What.norms: ("--out-indices",),
     What.attention: ("--blocks", "--point"),
     What.rollout: ("--blocks", "--point"),
-    What.gradcam: ("--levels", "--blocks", "--target"),
-    What.similarity: ("--levels", "--point"),
+    What.gradcam: ("--out-indices", "--blocks", "--target"),
+    What.similarity: ("--out-indices", "--point"),
 }
 # Figures of one level or block by default.
 DEEPEST_LEVEL, DEEPEST_BLOCK = (What.channels, What.gradcam), (What.attention,)
@@ -58,27 +58,33 @@ def show(
     model: Model,
     picture: Out,
     what: Annotated[What, typer.Option("--what", help="What to show.")] = What.maps,
-    levels: LevelsText = None,
+    out_indices: OutIndices = None,
     blocks: BlocksText = None,
     point: PointText = None,
     target: Target = None,
     compare: Compared = None,
     pretrained: Pretrained = False,
-    checkpoint: Checkpoint = None,
+    checkpoint_path: CheckpointPath = None,
     random_weights: RandomWeights = None,
     size: Size = None,
 ) -> None:
     """Draw maps, channels, norms, attention, GradCAM or similarity of models on photographs."""
-    options = {"--levels": levels, "--blocks": blocks, "--point": point, "--target": target, "--compare": compare}
+    options = {
+        "--out-indices": out_indices,
+        "--blocks": blocks,
+        "--point": point,
+        "--target": target,
+        "--compare": compare,
+    }
     _require_used(what, options)
     images, picture = find_images(images), local(picture)
     _require_output(picture, images)
-    weights = weight_source(pretrained, checkpoint, random_weights)
-    if compare and checkpoint:
-        raise featx.ArgumentError("--compare: one --checkpoint does not fit several models; leave one of them out")
+    weights = weight_source(pretrained, checkpoint_path, random_weights)
+    if compare and checkpoint_path:
+        raise featx.ArgumentError("--compare: one --checkpoint-path does not fit several models; leave one of them out")
     figure_options = FigureOptions(_blocks(what, blocks), _point(point), target)
     photographs = {path: _opened(path) for path in images}
-    selected = _levels(what, levels, blocks)
+    selected = _levels(what, out_indices, blocks)
     models = [_load(name, weights, what, selected) for name in [model, *(compare or [])]]
     results = {path: _inspect_all(models, photo, size, figure_options) for path, photo in photographs.items()}
     if compare:
@@ -112,8 +118,10 @@ def _require_used(what: What, options: Mapping[str, object]) -> None:
     unused = [option for option, value in options.items() if value is not None and option not in used]
     if unused:
         raise featx.ArgumentError(f"--what {what} reads {', '.join(used)}, not {', '.join(unused)}")
-    if what is What.gradcam and options["--levels"] and options["--blocks"]:
-        raise featx.ArgumentError("--levels and --blocks: gradcam explains maps or attention; leave one of them out")
+    if what is What.gradcam and options["--out-indices"] and options["--blocks"]:
+        raise featx.ArgumentError(
+            "--out-indices and --blocks: gradcam explains maps or attention; leave one of them out"
+        )
 
 
 def _require_output(picture: Path, images: Sequence[Path]) -> None:
@@ -178,7 +186,7 @@ def _load(
     indices, names = levels
     with weights.loading(name):
         if what is What.gradcam:
-            classifier = featx.create_model(name, weights.published, checkpoint_path=weights.checkpoint)
+            classifier = featx.create_model(name, weights.published, checkpoint_path=weights.checkpoint_path)
             classifier = classifier.eval().requires_grad_(False)
             extractor = featx.FeatureExtractWrapper(classifier, indices, out_names=names, output="tokens")
             return LoadedModel(name, str(weights), extractor.eval(), classifier)
@@ -189,7 +197,7 @@ def _load(
             out_indices=indices,
             out_names=names,
             output="tokens",
-            checkpoint_path=weights.checkpoint,
+            checkpoint_path=weights.checkpoint_path,
         )
         return LoadedModel(name, str(weights), extractor.eval())
 

@@ -73,7 +73,7 @@ def test_a_model_that_a_runtime_refuses_is_told_and_the_others_are_measured(monk
 
 
 def test_it_prints_a_table_and_ends_with_the_line_to_use(run):
-    ran = run("bench", NAME, "--batch", "1,2", "--size", "32", "--runtimes", "eager", "--threads", "1")
+    ran = run("bench", NAME, "--batch-size", "1,2", "--size", "32", "--runtime", "eager", "--threads", "1")
     assert ran.status == 0
     rows = [line.split("float32")[0].split(maxsplit=1) for line in ran.out.splitlines() if "float32" in line]
     ways = [(batch, way.strip()) for batch, way in rows]
@@ -85,7 +85,7 @@ def test_it_prints_a_table_and_ends_with_the_line_to_use(run):
 
 def test_everything_measured_can_be_had_as_json(run, monkeypatch):
     monkeypatch.setattr("featx.runtime.runtimes", lambda: {"eager": None, "openvino": "it needs openvino"})
-    ran = run("bench", NAME, "--batch", "1", "--size", "32", "--json")
+    ran = run("bench", NAME, "--batch-size", "1", "--size", "32", "--json")
     assert ran.status == 0
     told = json.loads(ran.out)
     assert [row["runtime"] for row in told["rows"]] == ["as it comes", "eager"]
@@ -96,7 +96,7 @@ def test_everything_measured_can_be_had_as_json(run, monkeypatch):
 
 def test_what_is_not_installed_is_named_with_how_to_get_it(run, monkeypatch):
     monkeypatch.setattr("featx.runtime.runtimes", lambda: {"eager": None, "openvino": "it needs openvino: pip install"})
-    ran = run("bench", NAME, "--batch", "1", "--size", "32")
+    ran = run("bench", NAME, "--batch-size", "1", "--size", "32")
     assert "not measured: openvino: it needs openvino: pip install" in ran.out
 
 
@@ -137,9 +137,9 @@ def test_where_nothing_is_gained_or_can_be_used_the_model_is_used_as_it_comes(ch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch", "1,x"], "--batch 1,x: expected numbers of images separated by commas"),
-        (["--batch", "0"], "--batch 0: expected numbers of images"),
-        (["--runtimes", "eager,tensorrt"], "no tensorrt; choose among eager, onnxruntime"),
+        (["--batch-size", "1,x"], "--batch-size 1,x: expected numbers of images separated by commas"),
+        (["--batch-size", "0"], "--batch-size 0: expected numbers of images"),
+        (["--runtime", "eager,tensorrt"], "no tensorrt; choose among eager, onnxruntime"),
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "meta"], "--device meta: choose cpu, or cuda where PyTorch sees a GPU"),
     ],

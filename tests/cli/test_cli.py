@@ -252,7 +252,7 @@ def test_show_of_what_is_no_image_is_an_error_that_names_it(run, mixed, name, re
 def test_show_names_weights_whose_path_looks_like_a_formula(run, tmp_path, photographs, checkpoint):
     costly = tmp_path / r"$\costly$.safetensors"
     shutil.copy(checkpoint, costly)
-    words = ("--model", NAME, "--checkpoint", costly, "--size", "64", "--out", tmp_path / "maps.png")
+    words = ("--model", NAME, "--checkpoint-path", costly, "--size", "64", "--out", tmp_path / "maps.png")
     ran = run("show", photographs / "astronaut.png", *words)
     assert ran.status == 0
     assert f"weights: {costly}\n" in ran.out

@@ -95,7 +95,7 @@ def test_a_run_that_extracts_nothing_exits_as_one_that_could_do_nothing(run, tmp
 
 def test_a_folder_made_with_other_options_is_refused_with_the_difference(run, tmp_path, colours):
     run("extract", colours, *SMALL, "--out", tmp_path / "out")
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out", "--dtype", "bfloat16", "--pool", "mean")
+    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out", "--dtype", "bfloat16", "--pooling", "mean")
     assert ran.status == 2
     assert 'dtype: "float32" there, "bfloat16" now' in ran.err
 
@@ -119,10 +119,10 @@ def test_the_batch_size_is_measured_or_given_and_recorded(run, tmp_path, colours
     ("option", "value", "problem"),
     [
         ("--batch-size", "many", "--batch-size many: expected a number of images, or auto"),
-        ("--pool", "middle", "pooling='middle': choose one of ('none', 'mean', 'max', 'gem', 'cls', 'pre_logits')"),
-        ("--pool", "mean,max", "pooling=('mean', 'max'): expected one for all levels, or one for each of 5"),
+        ("--pooling", "middle", "pooling='middle': choose one of ('none', 'mean', 'max', 'gem', 'cls', 'pre_logits')"),
+        ("--pooling", "mean,max", "pooling=('mean', 'max'): expected one for all levels, or one for each of 5"),
         (
-            "--pool",
+            "--pooling",
             "cls",
             "pooling 'cls' takes a transformer's class token as its last norm gives it to the classifier",
         ),

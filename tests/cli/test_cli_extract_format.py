@@ -35,8 +35,8 @@ def test_maps_are_written_in_the_format_too_beside_their_folder(tmp_path, images
 
 
 def test_a_folder_that_is_done_is_written_in_another_format(tmp_path, images):
-    invoke(images, tmp_path / "maps", "--pool", "mean")
-    done = invoke(images, tmp_path / "maps", "--pool", "mean", "--format", "parquet", "--log", "json")
+    invoke(images, tmp_path / "maps", "--pooling", "mean")
+    done = invoke(images, tmp_path / "maps", "--pooling", "mean", "--format", "parquet", "--log", "json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["event"] for line in lines] == ["summary", "converted"]
     assert lines[1] == {"event": "converted", "path": f"{tmp_path}/maps.parquet", "images": 3, "format": "parquet"}
@@ -47,7 +47,7 @@ def test_a_folder_that_is_done_is_written_in_another_format(tmp_path, images):
     [
         ("zarr --shard 0/2", "--format zarr writes all images: when all jobs are done, use featx convert"),
         ("npy --keep-aspect", "--format npy takes maps of one shape, not those of --keep-aspect: use webdataset"),
-        ("parquet", "--format parquet takes vectors, not maps: add --pool mean, or choose npy or zarr"),
+        ("parquet", "--format parquet takes vectors, not maps: add --pooling mean, or choose npy or zarr"),
         ("npy", "maps.npy exists: name a new one, or remove it"),
     ],
 )

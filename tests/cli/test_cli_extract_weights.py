@@ -16,7 +16,7 @@ SHARD = "maps-000000.safetensors"
 
 def test_extract_writes_the_maps_of_the_model_it_names(run, tmp_path, photographs, checkpoint):
     image = photographs / "astronaut.png"
-    run("extract", image, "--model", NAME, "--checkpoint", checkpoint, "--size", "64", "--out", tmp_path / "out")
+    run("extract", image, "--model", NAME, "--checkpoint-path", checkpoint, "--size", "64", "--out", tmp_path / "out")
     extractor = featx.create_model(NAME, features_only=True, checkpoint_path=checkpoint).eval()
     with torch.inference_mode():
         expected = extractor(featx.transform(extractor, size=64)(Image.open(image))[None])
@@ -47,7 +47,7 @@ def test_a_seed_that_is_none_is_an_error(run, tmp_path, photographs, seed):
 
 
 def test_a_checkpoint_is_named_as_the_weights(run, tmp_path, photographs, checkpoint):
-    words = ("--model", NAME, "--checkpoint", checkpoint, "--size", "64")
+    words = ("--model", NAME, "--checkpoint-path", checkpoint, "--size", "64")
     ran = run("extract", photographs, *words, "--out", tmp_path / "out")
     assert ran.status == 0
     assert f"weights: {checkpoint}; computed on cpu\n" in ran.out
@@ -55,14 +55,14 @@ def test_a_checkpoint_is_named_as_the_weights(run, tmp_path, photographs, checkp
 
 def test_a_checkpoint_that_does_not_exist_is_an_error_that_names_it(run, tmp_path, photographs):
     lost = tmp_path / "lost.safetensors"
-    ran = run("extract", photographs, "--model", NAME, "--checkpoint", lost, "--out", tmp_path / "out")
+    ran = run("extract", photographs, "--model", NAME, "--checkpoint-path", lost, "--out", tmp_path / "out")
     assert ran.status == 2
     assert f"error: {lost} is not a file" in ran.err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_model_is_an_error_that_names_it(run, tmp_path, photographs, checkpoint):
-    words = ("--model", "mobilenetv3_small_075", "--checkpoint", checkpoint)
+    words = ("--model", "mobilenetv3_small_075", "--checkpoint-path", checkpoint)
     ran = run("extract", photographs, *words, "--out", tmp_path / "out")
     assert ran.status == 2
     assert f"error: {checkpoint} does not fit" in ran.err
@@ -71,19 +71,19 @@ def test_a_checkpoint_of_another_model_is_an_error_that_names_it(run, tmp_path, 
 @pytest.mark.parametrize(
     "both",
     [
-        ("--pretrained", "--checkpoint", "mine.pth"),
+        ("--pretrained", "--checkpoint-path", "mine.pth"),
         ("--pretrained", "--random-weights", "0"),
-        ("--checkpoint", "mine.pth", "--random-weights", "0"),
+        ("--checkpoint-path", "mine.pth", "--random-weights", "0"),
     ],
 )
 def test_weights_from_two_places_are_an_error(run, tmp_path, photographs, both):
     ran = run("extract", photographs, "--model", NAME, *both, "--out", tmp_path / "out")
     assert ran.status == 2
-    assert ran.err == "error: --pretrained, --checkpoint and --random-weights exclude each other\n"
+    assert ran.err == "error: --pretrained, --checkpoint-path and --random-weights exclude each other\n"
 
 
 def test_a_model_without_published_weights_is_an_error_that_names_the_other_ways(run, tmp_path, photographs):
     ran = run("extract", photographs, "--model", "mobilenetv3_large_075", "--out", tmp_path / "out")
     assert ran.status == 2
     assert "error: mobilenetv3_large_075 has no published weights" in ran.err
-    assert "(here: --checkpoint FILE or --random-weights SEED)" in ran.err
+    assert "(here: --checkpoint-path FILE or --random-weights SEED)" in ran.err

@@ -52,9 +52,9 @@ def captions(figure) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "words", "title", "panels"),
     [
-        (RESNET, ["--what", "norms", "--levels", "layer3,layer1"], "norms", ["layer3", "layer1"]),
-        (RESNET, ["--what", "norms", "--levels", "-1, 0"], "norms", ["layer4", "act1"]),
-        (RESNET, ["--what", "similarity", "--levels", "2"], "similarity to the cell at the cross", ["layer2"]),
+        (RESNET, ["--what", "norms", "--out-indices", "layer3,layer1"], "norms", ["layer3", "layer1"]),
+        (RESNET, ["--what", "norms", "--out-indices", "-1, 0"], "norms", ["layer4", "act1"]),
+        (RESNET, ["--what", "similarity", "--out-indices", "2"], "similarity to the cell at the cross", ["layer2"]),
         (VIT, ["--what", "attention"], "attention of the class token", ["blocks.11"] * 4),
         (VIT, ["--what", "attention", "--blocks", "0,-2"], "attention of the class token", ["blocks.0", "blocks.10"]),
         (VIT, ["--what", "attention", "--blocks", "blocks.3,5"], None, ["blocks.3", "blocks.5"]),
@@ -62,9 +62,9 @@ def captions(figure) -> list[str]:
         (VIT, ["--what", "rollout"], "attention rollout of", ["rollout through 12 blocks, blocks.0 to blocks.11"]),
         (VIT, ["--what", "rollout", "--blocks", "2,3"], None, ["rollout through 2 blocks, blocks.2 to blocks.3"]),
         (RESNET, ["--what", "gradcam", "--target", "7"], "GradCAM for class 7, probability 0.00", ["layer4"]),
-        (RESNET, ["--what", "gradcam", "--levels", "2,3"], "GradCAM for class", ["layer2", "layer3"]),
+        (RESNET, ["--what", "gradcam", "--out-indices", "2,3"], "GradCAM for class", ["layer2", "layer3"]),
         (VIT, ["--what", "gradcam", "--blocks", "-1"], "GradCAM for class", ["blocks.11"]),
-        (VIT, ["--what", "gradcam", "--levels", "10"], "GradCAM for class", ["blocks.10"]),
+        (VIT, ["--what", "gradcam", "--out-indices", "10"], "GradCAM for class", ["blocks.10"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -113,7 +113,7 @@ def test_a_class_is_named_where_names_are_known(run, cat, figures, monkeypatch):
 
 
 def test_models_are_compared_in_rows(run, cat, figures):
-    ran = run(cat, *RESNET, "--compare", "vit_tiny_patch16_224", "--levels", "1,-1", "--out", "a.png")
+    ran = run(cat, *RESNET, "--compare", "vit_tiny_patch16_224", "--out-indices", "1,-1", "--out", "a.png")
     assert ran.out == f"a.png: maps of {cat} by resnet18, vit_tiny_patch16_224, weights: random, seed 0\n"
     first = [caption.split("\n")[0] for caption in captions(figures[0])]
     assert first == ["resnet18", "layer1", "layer4", "vit_tiny_patch16_224", "blocks.1", "blocks.11"]
@@ -126,7 +126,7 @@ def fixed_size(monkeypatch):
 
 
 def test_a_photograph_is_cut_for_a_model_of_one_size_and_it_is_said(run, cat, figures, fixed_size):
-    ran = run(cat, *RESNET[:4], "--compare", "vit_tiny_patch16_224", "--levels", "-1", "--out", "a.png")
+    ran = run(cat, *RESNET[:4], "--compare", "vit_tiny_patch16_224", "--out-indices", "-1", "--out", "a.png")
     assert ran.out.splitlines()[1] == f"{cat}: cut to 100×100 pixels, because a model does not take every size"
     pictures = [axis.get_images()[0].get_array().shape for axis in figures[0].axes if axis.get_images()]
     assert pictures == [(100, 100, 3), (2, 2, 3), (100, 100, 3), (4, 4, 3)]
@@ -136,7 +136,7 @@ def test_a_photograph_is_cut_for_a_model_of_one_size_and_it_is_said(run, cat, fi
 
 
 def test_a_report_holds_all_photographs(run, tmp_path, cat, cup):
-    ran = run(cat, cup, *RESNET, "--levels", "2,3", "--out", tmp_path / "r.html")
+    ran = run(cat, cup, *RESNET, "--out-indices", "2,3", "--out", tmp_path / "r.html")
     assert ran.out == f"{tmp_path}/r.html: 2 maps of 2 photographs by resnet18, weights: random, seed 0\n"
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*)</h2>", page) == [str(cat), f"{cup.parent}/&lt;b&gt;кофе &amp; co.jpg"]
@@ -149,12 +149,12 @@ def test_the_maps_of_a_report_share_their_colours(run, cat, cup, monkeypatch, tm
     drawn = []
     monkeypatch.setattr(show_figures, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
     monkeypatch.setattr(featx.viz.html_report, "png_of", lambda figure: b"")
-    run(cat, cup, *RESNET, "--levels", "2", "--out", tmp_path / "r.html")
+    run(cat, cup, *RESNET, "--out-indices", "2", "--out", tmp_path / "r.html")
     assert drawn[0] is drawn[1] is not None
 
 
 def test_a_report_of_one_photograph_has_a_picture_per_level(run, tmp_path, cat):
-    ran = run(cat, *RESNET, "--what", "channels", "--levels", "3,4", "--out", tmp_path / "r.HTML")
+    ran = run(cat, *RESNET, "--what", "channels", "--out-indices", "3,4", "--out", tmp_path / "r.HTML")
     assert ran.status == 0
     assert (tmp_path / "r.HTML").read_text(encoding="utf-8").count("<img ") == 2
 
@@ -176,21 +176,33 @@ def test_a_report_of_one_photograph_has_a_picture_per_level(run, tmp_path, cat):
             "no patch of blocks.11 speaks for the class, which is read from the class token: choose an earlier level",
         ),
         ([*RESNET, "--what", "gradcam", "--target", "1000"], "--target 1000: resnet18 has classes 0 to 999"),
-        ([*RESNET, "--what", "gradcam", "--levels", "1", "--blocks", "1"], "gradcam explains maps or attention"),
-        ([*RESNET, "--levels", "layer9"], "no level is named ['layer9']. Choose distinct levels among:\n  0: act1"),
-        ([*RESNET, "--levels", "1,layer3"], "no level is named ['1']"),  # a number among names is a name
-        ([*RESNET, "--levels", "5"], "there is no level 5. Choose distinct levels among:\n  0: act1"),
+        ([*RESNET, "--what", "gradcam", "--out-indices", "1", "--blocks", "1"], "gradcam explains maps or attention"),
+        (
+            [*RESNET, "--out-indices", "layer9"],
+            "no level is named ['layer9']. Choose distinct levels among:\n  0: act1",
+        ),
+        ([*RESNET, "--out-indices", "1,layer3"], "no level is named ['1']"),  # a number among names is a name
+        ([*RESNET, "--out-indices", "5"], "there is no level 5. Choose distinct levels among:\n  0: act1"),
         ([*RESNET, "--what", "similarity", "--point", "1.2,0.5"], "point=(1.2, 0.5) is outside of the photograph"),
         ([*RESNET, "--what", "similarity", "--point", "1.2"], "--point 1.2: expected X,Y, shares of"),
         ([*RESNET, "--what", "similarity", "--point", "a,b"], "--point a,b: expected X,Y, shares of"),
-        ([*RESNET, "--what", "norms", "--point", "0,0"], "--what norms reads --levels, not --point"),
-        ([*RESNET, "--target", "3", "--blocks", "1"], "--what maps reads --levels, --compare, not --blocks, --target"),
-        ([*RESNET, "--what", "attention", "--levels", "1"], "--what attention reads --blocks, --point, not --levels"),
+        ([*RESNET, "--what", "norms", "--point", "0,0"], "--what norms reads --out-indices, not --point"),
         (
-            [*RESNET, "--what", "channels", "--levels", "1,2"],
+            [*RESNET, "--target", "3", "--blocks", "1"],
+            "--what maps reads --out-indices, --compare, not --blocks, --target",
+        ),
+        (
+            [*RESNET, "--what", "attention", "--out-indices", "1"],
+            "--what attention reads --blocks, --point, not --out-indices",
+        ),
+        (
+            [*RESNET, "--what", "channels", "--out-indices", "1,2"],
             "a picture per level: choose one, or a report for 2",
         ),
-        ([*RESNET[:2], "--checkpoint", "a.pt", "--compare", "vit_tiny_patch16_224"], "does not fit several models"),
+        (
+            [*RESNET[:2], "--checkpoint-path", "a.pt", "--compare", "vit_tiny_patch16_224"],
+            "does not fit several models",
+        ),
     ],
     ids=lambda value: " ".join(value[6:]) if isinstance(value, list) else "",
 )
@@ -232,7 +244,7 @@ def test_the_photograph_that_cannot_be_opened_is_named(run, cat, tmp_path):
 
 def test_a_folder_of_photographs_becomes_a_report(run, cat, tmp_path):
     report = tmp_path / "a.html"
-    ran = run(cat.parent, *RESNET[:4], "--levels", "-1", "--out", report)
+    ran = run(cat.parent, *RESNET[:4], "--out-indices", "-1", "--out", report)
     assert ran.status == 0, ran.err
     assert ran.out.startswith(f"{report}: ")
     assert report.stat().st_size > 0
@@ -244,6 +256,6 @@ def test_a_photograph_of_any_aspect_is_shown_by_a_model_whose_patches_must_fit(r
     built = bridge.build
     monkeypatch.setattr(bridge, "build", lambda name, **arch: built(name, **arch, depths=(1, 1, 2, 1)))
     model = ("--model", "timm/swin_tiny_patch4_window7_224", "--random-weights", "0", "--size", "50")
-    ran = run(cat, *model, "--levels", "0", "--out", "a.png")
+    ran = run(cat, *model, "--out-indices", "0", "--out", "a.png")
     assert ran.status == 0, ran.err
     assert len(figures) == 1

@@ -213,14 +213,17 @@ def test_an_error_of_writing_comes_back_as_it_is(tmp_path, images, extractor, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--address", "auto"], "--address auto is of a Ray cluster: add --engine ray"),
+        (["--address", "auto"], "--address auto is for a Ray cluster: add --runner ray"),
         (
-            ["--engine", "ray", "--device", "cuda", "--batch-size", "auto"],
+            ["--runner", "ray", "--device", "cuda", "--batch-size", "auto"],
             "--batch-size auto measures here, not on the cluster's GPUs: name a number of images",
         ),
+        (["--cpus", "2"], "--cpus 2 is for a Ray cluster: add --runner ray"),
+        (["--runner", "ray", "--workers", "2"], "--workers 2 is for --runner local: on Ray, an actor uses all of its"),
+        (["--runner", "ray", "--streams", "2"], "choose --cpus N"),
     ],
 )
-def test_options_that_contradict_the_engine_are_refused(tmp_path, images, options, message):
+def test_options_of_another_runner_are_refused(tmp_path, images, options, message):
     done = CliRunner().invoke(app, ["extract", str(images), "--out", str(tmp_path / "out"), *OPTIONS, *options])
     assert isinstance(done.exception, ArgumentError)
     assert message in str(done.exception)
@@ -357,7 +360,7 @@ def test_errors_of_actors_and_of_the_run_end_it_as_they_do_without_a_cluster(tmp
 @on_ray
 def test_a_driver_that_is_killed_goes_on_when_run_again(tmp_path, images):
     command = [sys.executable, "-m", "featx", "extract", str(images), *OPTIONS, "--log", "json"]
-    ray = [*command, "--engine", "ray", "--workers", "1", "--out", str(tmp_path / "out")]
+    ray = [*command, "--runner", "ray", "--cpus", "1", "--out", str(tmp_path / "out")]
     subprocess.run([*command, "--out", str(tmp_path / "local")], check=False, capture_output=True, timeout=120)
     driver = subprocess.Popen(ray, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert driver.stdout is not None
