@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         return -(-side // reduction)
 
     @staticmethod
-    def initialise(module: nn.Module, /) -> None:
+    def initialize(module: nn.Module, /) -> None:
         """Initialize a part of the model in place as the family does. By default PyTorch's initialization is kept."""
 
     @property
@@ -262,7 +262,7 @@ class Backbone(nn.Module):
         for path in self.pool_layers:
             self.set_submodule(path, fresh.get_submodule(path).train(self.training))
         like = next(self.parameters())
-        last = fresh.get_classifier() if like.is_meta else _drawn(fresh.get_classifier(), self.initialise)
+        last = fresh.get_classifier() if like.is_meta else _drawn(fresh.get_classifier(), self.initialize)
         last = last.to(like.device, like.dtype)
         self.set_submodule(self.last_linear, last.train(self.training))
         self.config, self.head_hidden_size = config, fresh.head_hidden_size
@@ -350,12 +350,12 @@ def _without_tokens(map_: Tensor) -> TokensAndMap:
     return map_.new_empty(map_.shape[0], 0, map_.shape[1]), map_
 
 
-def _drawn(layer: nn.Module, initialise: Callable[[nn.Module], None]) -> nn.Module:
+def _drawn(layer: nn.Module, initialize: Callable[[nn.Module], None]) -> nn.Module:
     """Allocate a layer of the meta device on the CPU, and initialize it."""
     layer = layer.to_empty(device="cpu")
     if isinstance(layer, nn.Linear):
         layer.reset_parameters()
-    initialise(layer)
+    initialize(layer)
     return layer
 
 

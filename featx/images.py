@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-from .colour_profile import ColorManagement, in_srgb
+from .color_profile import ColorManagement, in_srgb
 from .errors import ArgumentError, ImageError, shortened
 from .picture_formats import identified, image_suffixes
 from .picture_metadata import without_metadata

@@ -40,7 +40,7 @@ REFUSED = {
     "pp_lcnet_v4": "its default cells, for lines of text, are not square",
     "timm_backbone": "it is a model of timm: use timm/<name>",
     "timm_wrapper": "it is a model of timm: use timm/<name>",
-    "imagegpt": "it reads colour clusters, not images",
+    "imagegpt": "it reads color clusters, not images",
     "perceiver": "its latents have no places in the image",
     "yolos": "detection tokens follow its patches, which leaves no prefix and no grid",
     "siglip2_vision_model": "it reads patches cut beforehand, not images",

@@ -19,7 +19,7 @@ from .progress import Progress as Progress
 from .progress import Summary as Summary
 from .ray_runner import OnRay as OnRay
 from .search import Duplicate as Duplicate
-from .search import Neighbour as Neighbour
+from .search import Neighbor as Neighbor
 from .shard import Failure as Failure
 from .sources import Items as Items
 from .sources import LeftOut as LeftOut

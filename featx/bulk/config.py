@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from ..colour_profile import COLOR_MANAGEMENT, ColorManagement
+from ..color_profile import COLOR_MANAGEMENT, ColorManagement
 from ..errors import ArgumentError
 from ..spelling import closest
 

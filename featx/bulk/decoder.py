@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from ..colour_profile import in_srgb
+from ..color_profile import in_srgb
 from ..errors import ArgumentError, ImageError, in_short
 from ..images import Opening, open_sized, require_size
 from ..picture_formats import identified

@@ -20,7 +20,7 @@ from .growth import current_rows
 from .header import Header, number_of, read_header
 from .meta import Meta, require_meta
 from .output_folder import shards_in
-from .search import Duplicate, Metric, Neighbour, duplicates, nearest
+from .search import Duplicate, Metric, Neighbor, duplicates, nearest
 from .shard import Failure, ShardFile, shard_name
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class FeatureDataset(Dataset[Features]):
         *,
         level: str | None = None,
         metric: Metric = "cosine",
-    ) -> list[Neighbour]:
+    ) -> list[Neighbor]:
         """The `k` images whose vectors are most similar to a query, the most similar first.
 
         The search is exact and reads the vectors in blocks. Equally similar images are in the order of `ids`. The

@@ -23,7 +23,7 @@ TILE = 1024  # rows per block; blocks are compared pairwise
 MARGIN = 2.0**-22  # upper bound of the error per component of a product of unit vectors in float32
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """An image and the similarity of its vector to the query."""
 
     id: str
@@ -44,7 +44,7 @@ def nearest(
     k: int,
     level: str | None,
     metric: Metric,
-) -> list[Neighbour]:
+) -> list[Neighbor]:
     """The most similar images, the most similar first; implements `FeatureDataset.nearest`."""
     if metric not in get_args(Metric):
         raise ArgumentError(f"metric={metric!r}: choose one of {get_args(Metric)}")
@@ -64,7 +64,7 @@ def nearest(
         order = np.argsort(-best, kind="stable")[:k]  # equal similarities: the earlier row first
         best, places = best[order], places[order]
     ids = dataset.ids
-    return [Neighbour(ids[place], float(similarity)) for place, similarity in zip(places, best, strict=True)]
+    return [Neighbor(ids[place], float(similarity)) for place, similarity in zip(places, best, strict=True)]
 
 
 def duplicates(dataset: "FeatureDataset", threshold: float, level: str | None) -> Iterator[Duplicate]:

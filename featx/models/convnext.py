@@ -79,7 +79,7 @@ class ConvNeXt(Backbone):
 
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
-    initialise = staticmethod(init_convnext)
+    initialize = staticmethod(init_convnext)
 
     @staticmethod
     def size_rule(side: int, reduction: int) -> int:
@@ -106,7 +106,7 @@ class ConvNeXt(Backbone):
         self.head = head(cfg)
         self.last_feature, self.head_hidden_size = "norm_pre", cfg.hidden_chs or pooled_chs(chs, cfg.global_pool)
         self.feature_info = Levels(info)
-        self.initialise(self)
+        self.initialize(self)
 
 
 def overlapping_size_rule(side: int, reduction: int) -> int:

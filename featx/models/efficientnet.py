@@ -59,7 +59,7 @@ class EfficientNet(MobileTrunk):
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head_hidden_size = pooled_chs(cfg.head_chs, cfg.global_pool)
         self.classifier = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
-        self.initialise(self)
+        self.initialize(self)
 
 
 DS, IR = DepthwiseSeparable, InvertedResidual

@@ -68,7 +68,7 @@ class HRNet(Pyramid):
 
     last_linear = "classifier"
     pool_layers = ("global_pool", "flatten")
-    initialise = staticmethod(init_conv_norm)
+    initialize = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: HRNetConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class HRNet(Pyramid):
         self.classifier = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
         branches = [FeatureInfo(c, 4 * 2**branch, f"incre_modules.{branch}") for branch, c in enumerate(chs)]
         self.feature_info = Levels([FeatureInfo(64, 2, "act1"), *branches])
-        self.initialise(self)
+        self.initialize(self)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         x = self.act1(normed(self.conv1, self.bn1, x))

@@ -49,7 +49,7 @@ class MobileNetV3(MobileTrunk):
         self.flatten = flatten(cfg.global_pool)
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.classifier = classifier(cfg.head_chs, cfg.num_classes, cfg.global_pool)
-        self.initialise(self)
+        self.initialize(self)
 
 
 CN, DS, IR, RELU = ConvNormAct, DepthwiseSeparable, InvertedResidual, nn.ReLU

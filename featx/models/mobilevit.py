@@ -75,7 +75,7 @@ class MobileViT(Backbone):
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
     dense_level = -2
-    initialise = staticmethod(init_weights)
+    initialize = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTConfig) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class MobileViT(Backbone):
         strides, reductions = [row.stride for row in cfg.stages], [reduction for _, reduction in plan]
         info = stage_levels(cfg.stem_chs, strides, chs[1:], reductions)
         self.feature_info = Levels([*info, FeatureInfo(self.num_features, reductions[-1], "final_conv")])
-        self.initialise(self)
+        self.initialize(self)
 
 
 def stage(cfg: MobileViTConfig, row: StageRow, in_chs: int, step: Step, rates: list[float]) -> nn.Sequential:

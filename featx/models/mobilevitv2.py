@@ -75,7 +75,7 @@ class MobileViTV2(Backbone):
 
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
-    initialise = staticmethod(init_weights)
+    initialize = staticmethod(init_weights)
 
     def __init__(self, cfg: MobileViTV2Config) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class MobileViTV2(Backbone):
         self.num_features = stage_chs[-1]
         self.head_hidden_size = pooled_chs(self.num_features, cfg.global_pool)
         self.feature_info = Levels(stage_levels(stem_chs, STRIDES, stage_chs, reductions))
-        self.initialise(self)
+        self.initialize(self)
 
 
 def stage(cfg: MobileViTV2Config, in_chs: int, chs: int, number: int, step: Step, rates: list[float]) -> nn.Sequential:

@@ -59,7 +59,7 @@ class RegNet(Backbone):
 
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
-    initialise = staticmethod(init_regnet)
+    initialize = staticmethod(init_regnet)
 
     def __init__(self, cfg: RegNetConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class RegNet(Backbone):
         self.head = pooled_head(chs, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info, self.num_features = Levels(info), chs
         self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
-        self.initialise(self)
+        self.initialize(self)
 
 
 class Bottleneck(nn.Module):

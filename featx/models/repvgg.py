@@ -60,7 +60,7 @@ class RepVGG(Backbone):
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
     first_convs = ("stem.conv_kxk.conv", "stem.conv_1x1.conv")
-    initialise = staticmethod(init_repvgg)
+    initialize = staticmethod(init_repvgg)
 
     def __init__(self, cfg: RepVGGConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class RepVGG(Backbone):
         self.head = pooled_head(chs, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info, self.num_features = Levels(info), chs
         self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
-        self.initialise(self)
+        self.initialize(self)
 
 
 class RepVGGBlock(nn.Module):

@@ -47,7 +47,7 @@ class ResNet(Backbone):
 
     last_linear = "fc"
     pool_layers = ("global_pool", "flatten")
-    initialise = staticmethod(init_conv_norm)
+    initialize = staticmethod(init_conv_norm)
 
     def __init__(self, cfg: ResNetConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ResNet(Backbone):
         self.head_hidden_size = pooled_chs(chs, cfg.global_pool)
         self.fc = classifier(self.head_hidden_size, cfg.num_classes, cfg.global_pool)
         self.feature_info, self.num_features = Levels(info), chs
-        self.initialise(self)
+        self.initialize(self)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 module.zero_init_last()

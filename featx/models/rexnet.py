@@ -59,7 +59,7 @@ class ReXNet(Backbone):
 
     last_linear = "head.fc"
     pool_layers = HEAD_POOL
-    initialise = staticmethod(init_mobile)
+    initialize = staticmethod(init_mobile)
 
     def __init__(self, cfg: ReXNetConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class ReXNet(Backbone):
         self.features = nn.Sequential(*blocks, ConvNorm(chs, self.num_features, act=nn.SiLU))
         self.head = pooled_head(self.num_features, cfg.num_classes, cfg.global_pool, cfg.drop_rate)
         self.feature_info = Levels(info)
-        self.initialise(self)
+        self.initialize(self)
 
 
 class LinearBottleneck(nn.Module):

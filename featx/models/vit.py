@@ -92,7 +92,7 @@ class ViT(Pyramid):
     last_linear = "head"
     pool_layers = ("pool",)
     gives_tokens = True
-    initialise = staticmethod(init_transformer)
+    initialize = staticmethod(init_transformer)
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ViT(Pyramid):
             FeatureInfo(cfg.dim, self.patch_embed.reduction, f"blocks.{i}") for i in range(cfg.depth)
         )
         self.num_features = cfg.dim
-        self.initialise(self)
+        self.initialize(self)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return [map_ for _, map_ in self.forward_tokens(x, levels)]

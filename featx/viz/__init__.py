@@ -11,5 +11,5 @@ from .map_figures import overlays as overlays
 from .model_view import as_seen as as_seen
 from .model_view import seen_part as seen_part
 from .pca_colors import Basis as Basis
-from .pca_colors import principal_colours as principal_colours
+from .pca_colors import principal_colors as principal_colors
 from .pca_colors import shared_bases as shared_bases

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from .cell_similarity import Point
 from .figure import DENSE, WIDE, FigureLayout, Panel, as_heat, caption_of, draw, photograph, scale_of, single
-from .pca_colors import Basis, principal_colours
+from .pca_colors import Basis, principal_colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def compare(image: "Image", rows: Mapping[str, tuple[Sequence[Tensor], Levels]],
 
 def _panel(map_: Tensor, level: FeatureInfo, basis: Basis | None) -> Panel:
     map_ = single(map_)
-    return Panel(caption_of(level, map_), basis.colours(map_) if basis else principal_colours(map_))
+    return Panel(caption_of(level, map_), basis.colors(map_) if basis else principal_colors(map_))
 
 
 def norms(image: "Image", maps: Sequence[Tensor], levels: Levels, *, title: str = "") -> "Figure":

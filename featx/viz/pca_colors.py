@@ -48,7 +48,7 @@ class Basis:
         flat = high - low <= 1e-9 * scale.max().clamp(min=1e-300)
         return cls(mean, axes, low, torch.where(flat, low, high))
 
-    def colours(self, map_: Tensor) -> Tensor:
+    def colors(self, map_: Tensor) -> Tensor:
         """Project a map on the basis: (chs, h, w) to RGB (h, w, 3) in [0, 1]. Missing components are 0.5.
 
         Raises:
@@ -63,13 +63,13 @@ class Basis:
         return torch.cat([colors, missing], 1).unflatten(0, tuple(map_.shape[1:])).float()
 
 
-def principal_colours(map_: Tensor) -> Tensor:
+def principal_colors(map_: Tensor) -> Tensor:
     """RGB colors of a map from its own three principal components: (chs, h, w) to (h, w, 3) in [0, 1].
 
     Raises:
         InputError: the map holds NaN or infinite values.
     """
-    return Basis.of([map_]).colours(map_)
+    return Basis.of([map_]).colors(map_)
 
 
 def shared_bases(maps: Sequence[Sequence[Tensor]]) -> list[Basis]:

@@ -235,7 +235,7 @@ def fill_model(
     tensors, report = fit_tensors(model, checkpoint, resized=resized, grid=grid, dtype=dtype)
     assign_tensors(model, tensors, device=device, dtype=dtype, copy=checkpoint.borrowed)
     if report.fresh and isinstance(model, Backbone):
-        initialise_head(model, device=device, dtype=dtype)
+        initialize_head(model, device=device, dtype=dtype)
     cast(Backbone, source_of(model)).load_report = report
 
 
@@ -268,7 +268,7 @@ def assign_tensors(
     model.load_state_dict(prepared, strict=False, assign=True)  # missing tensors are initialized by the caller
 
 
-def initialise_head(
+def initialize_head(
     model: Backbone, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Initialize a last linear layer on the meta device as the family does, in place."""
@@ -276,5 +276,5 @@ def initialise_head(
     for module in head.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
-    model.initialise(head)
+    model.initialize(head)
     head.to(device, dtype)

@@ -86,7 +86,7 @@ def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Modu
 
 
 def _dinov2(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors under transformers' names, which the initialisers of an ONNX file have but for two kinds.
+    """The backbone's tensors under transformers' names, which the initializers of an ONNX file have but for two kinds.
 
     Linear layers are products with unnamed, transposed weights in nodes named for their modules, and the positions are
     in two parts, one of them folded into a constant.

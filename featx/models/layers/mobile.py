@@ -267,7 +267,7 @@ class MobileTrunk(Backbone):
 
     last_linear = "classifier"
     pool_layers = ("global_pool", "flatten")
-    initialise = staticmethod(init_mobile)
+    initialize = staticmethod(init_mobile)
 
     def __init__(self, cfg: MobileConfig) -> None:
         super().__init__()

@@ -71,8 +71,8 @@ def _weights(grid: Tensor, axis: int, size: Sequence[int], antialias: bool, exce
     side, cells, margin = grid.shape[axis], size[axis], 0 if antialias else 2
     growth = (grid.new_zeros(()) + cells + excess) / side  # a tensor: compilers fail on symbolic floats
     old = torch.arange(-margin, side + margin, device=grid.device, dtype=grid.dtype)
-    centre = (torch.arange(cells, device=grid.device, dtype=grid.dtype) + 0.5) / growth - 0.5
-    distance = (old - centre.unsqueeze(1)).abs()
+    center = (torch.arange(cells, device=grid.device, dtype=grid.dtype) + 0.5) / growth - 0.5
+    distance = (old - center.unsqueeze(1)).abs()
     if antialias:
         weights = _cubic(torch.minimum(distance, distance * growth), -0.5)
         return weights / weights.sum(1, keepdim=True)

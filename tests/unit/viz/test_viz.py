@@ -13,7 +13,7 @@ from support.figures import coffee as coffee
 from support.figures import figure as figure
 
 from featx import ArgumentError, FeatureInfo, InputError, Levels, MissingPackageError, OutputError
-from featx.viz import compare, maps_grid, norms, overlay, principal_colours, save_figure
+from featx.viz import compare, maps_grid, norms, overlay, principal_colors, save_figure
 
 
 def test_a_grid_has_a_panel_for_the_photograph_and_one_for_each_map(figure, coffee):
@@ -27,7 +27,7 @@ def test_panels_cover_the_same_area(figure):
     assert [tuple(extent) for extent in extents] == [(0, 144, 96, 0)] * 4
 
 
-def test_a_map_is_drawn_in_its_principal_colours(coffee):
+def test_a_map_is_drawn_in_its_principal_colors(coffee):
     figure = maps_grid(coffee, maps()[:1], LEVELS[:1])
     drawn = figure.axes[1].get_images()[0].get_array()
     assert_colours(torch.from_numpy(np.asarray(drawn)), components(maps()[0]))
@@ -97,7 +97,7 @@ def test_without_matplotlib_the_error_says_what_to_install(coffee, monkeypatch):
 
 def test_a_map_with_nan_is_refused():
     with pytest.raises(InputError, match="holds NaN or infinite values"):
-        principal_colours(torch.full((3, 2, 2), float("nan")))
+        principal_colors(torch.full((3, 2, 2), float("nan")))
 
 
 def test_a_long_name_is_told_in_lines_and_not_cut(coffee):
