@@ -260,3 +260,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def to_native(state, names, families):
     """The tensors of a checkpoint as loading it converts them."""
     return open_checkpoint(state, names, families, LoadOptions()).state
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """A process group of this process alone."""
+    store = tmp_path_factory.mktemp("ddp") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

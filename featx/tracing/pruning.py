@@ -197,7 +197,8 @@ def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type
     }
     skipped = [path for path in paths if path in parameters]
     read = _read(seen) if skipped else ()
-    zeros = {id(parameters[path]): _zeros(parameters[path]) if path in read else None for path in skipped}
+    # memory of their own, because DistributedDataParallel writes to every buffer
+    zeros = {id(parameters[path]): torch.zeros_like(parameters[path]) if path in read else None for path in skipped}
     for parent in modules.values():  # a module or a parameter may be registered in several
         parent._modules.update(
             (name, stand_ins[child]) for name, child in parent._modules.items() if child in stand_ins
@@ -209,7 +210,3 @@ def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type
 def _read(seen: Survey) -> set[str]:
     """Names of the parameters that an operation reads."""
     return {name for run in seen.runs for name, parameter in run.model.named_parameters() if run.readers(parameter)}
-
-
-def _zeros(parameter: Tensor) -> Tensor:
-    return parameter.detach().new_zeros(()).expand(parameter.shape)  # which takes no memory

@@ -91,3 +91,14 @@ def run(extractor: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.fixture
 def branches() -> nn.Module:
     return randomise(Branches())
+
+
+class Reads(nn.Module):
+    """Reads the parameters of a layer that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_same, images, randomise
-from support.tap_models import Tokens, conv, outputs, run
+from support.tap_models import Reads, Tokens, conv, outputs, run
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import featx
 from featx import ArgumentError, ContractError, InputError
@@ -204,17 +205,6 @@ def test_a_module_that_is_not_called_for_some_images_is_named():
         extractor(images(1, 3, 32, 32))
 
 
-class Reads(nn.Module):
-    """Reads the parameters of a layer that it does not call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = conv(3, 8, 2), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.stem(x).mean((2, 3)), self.head.weight, self.head.bias)
-
-
 def test_parameters_that_are_read_without_need_are_left_out():
     model, x = randomise(Reads()), images()
     extractor = tap(model, ["stem"])
@@ -223,6 +213,13 @@ def test_parameters_that_are_read_without_need_are_left_out():
         name for name, _ in model.named_parameters() if name.startswith("stem")
     }
     assert_same(run(extractor, x), outputs(model, ["stem"], x))
+
+
+@pytest.mark.usefixtures("one_process", "tolerant_of_torch")
+def test_what_is_left_out_does_not_keep_a_model_from_ddp():
+    parallel = DistributedDataParallel(tap(randomise(Reads()), ["stem"]).train())
+    for _ in range(2):  # a second step fails if the first left a parameter without a gradient
+        parallel(images())[0].mean().backward()
 
 
 def test_what_cannot_be_left_out_is_named_in_excess():

@@ -141,14 +141,6 @@ def test_exports_with_the_names_of_the_model(model):
     assert exported.state_dict.keys() == extractor.state_dict().keys()
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    store = tmp_path_factory.mktemp("ddp") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("one_process", "tolerant_of_torch")
 def test_trains_under_ddp_with_every_parameter_used(model):
     extractor = FeatureExtractWrapper(model, [1]).train()
