@@ -82,21 +82,21 @@ def test_maps_of_several_images_share_colours():
     maps_ = [random_map(16, 12, 7), random_map(16, 5, 9) + 1]
     (basis,) = shared_bases([[maps_[0]], [maps_[1][None]]])
     together = components(torch.cat([map_.flatten(1) for map_ in maps_], 1)[:, None])[0]
-    assert_colours(basis.colours(maps_[0]), together[: 12 * 7].reshape(12, 7, 3))
-    assert_colours(basis.colours(maps_[1]), together[12 * 7 :].reshape(5, 9, 3))
+    assert_colours(basis.colors(maps_[0]), together[: 12 * 7].reshape(12, 7, 3))
+    assert_colours(basis.colors(maps_[1]), together[12 * 7 :].reshape(5, 9, 3))
 
 
 def test_the_basis_of_one_map_gives_its_own_colours():
     map_ = random_map(16, 12, 7)
     (basis,) = shared_bases([[map_]])
-    assert torch.equal(basis.colours(map_), principal_colors(map_))
+    assert torch.equal(basis.colors(map_), principal_colors(map_))
 
 
 def test_a_grid_takes_a_basis_and_says_so(coffee):
     others = [map_.flip(1) * 2 for map_ in maps()]
     bases = shared_bases([maps(), others])
     figure = maps_grid(coffee, maps(), LEVELS, basis=bases)
-    assert np.array_equal(drawn(figure, 1), bases[0].colours(maps()[0]).numpy())
+    assert np.array_equal(drawn(figure, 1), bases[0].colors(maps()[0]).numpy())
     assert not np.allclose(drawn(figure, 1), principal_colors(maps()[0]).numpy())
     assert "of all images together" in figure.get_supxlabel()
 
@@ -109,4 +109,4 @@ def test_maps_of_different_levels_share_no_basis():
 def test_a_basis_of_another_level_is_refused():
     (basis,) = shared_bases([[random_map(8, 3, 4)]])
     with pytest.raises(InputError, match="the basis is of 8 channels, the map has 16"):
-        basis.colours(random_map(16, 3, 4))
+        basis.colors(random_map(16, 3, 4))
