@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Pyramid
@@ -12,6 +13,8 @@ from ..sequence import require_map, steps_to
 from ..tracing.execution_order import prove_order
 from ..tracing.map_layout import MapLayout
 from .transparent import Transparent
+
+torch.fx.wrap("require_map")  # a symbolic tracer wraps names module by module
 
 
 class Chain(Transparent[nn.Module], Pyramid):

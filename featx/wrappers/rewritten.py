@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch.fx
 from torch import Tensor, nn
 
 from ..backbone import Pyramid
@@ -10,6 +11,8 @@ from ..errors import ContractError
 from ..features import as_levels
 from ..sequence import require_map
 from .transparent import Transparent
+
+torch.fx.wrap("require_map")  # a symbolic tracer wraps names module by module
 
 
 class Rewritten(Transparent[nn.Module], Pyramid):
