@@ -211,13 +211,13 @@ def cuda_graph(model: nn.Module, x: Tensor) -> Forward:
 @torch.inference_mode()
 def median_milliseconds(forwards: dict[str, Forward], plan: BenchmarkPlan) -> dict[str, float]:
     """Return the median milliseconds of each forward, interleaved."""
-    taken: dict[str, list[float]] = {candidate: [] for candidate in forwards}
+    measured: dict[str, list[float]] = {candidate: [] for candidate in forwards}
     for round_number in range(plan.repeats + WARMUP_ROUNDS):
         for candidate, run_once in forwards.items():
             milliseconds = time_on_gpu(run_once) if plan.on_gpu else time_on_cpu(run_once)
             if round_number >= WARMUP_ROUNDS:
-                taken[candidate].append(milliseconds)
-    return {candidate: median(values) for candidate, values in taken.items()}
+                measured[candidate].append(milliseconds)
+    return {candidate: median(values) for candidate, values in measured.items()}
 
 
 def time_on_gpu(run_once: Forward) -> float:
@@ -249,9 +249,9 @@ def time_compiled(plan: BenchmarkPlan, end: float) -> None:
                 model(x)
             seconds = perf_counter() - start
             forwards[f"{library} compiled"] = forward(model, x)
-        taken = median_milliseconds(forwards, plan)
-        cells = " | ".join(f"{taken['timm'] / taken[f'{library} compiled']:.2f}" for library in ("timm", "featx"))
-        print(f"| {name} | {len(x)} | {taken['timm']:.2f} | {cells} | {seconds:.0f} |", flush=True)
+        times = median_milliseconds(forwards, plan)
+        cells = " | ".join(f"{times['timm'] / times[f'{library} compiled']:.2f}" for library in ("timm", "featx"))
+        print(f"| {name} | {len(x)} | {times['timm']:.2f} | {cells} | {seconds:.0f} |", flush=True)
         torch.compiler.reset()
 
 

@@ -1,4 +1,4 @@
-"""Faster extractors of the same maps, `optimize`, and files of them: `export`, `load_exported`."""
+"""Faster extractors of the same maps (`optimize`), and extractors as ONNX files (`export`, `load_exported`)."""
 
 from .auto import Choice as Choice
 from .available import runtimes as runtimes

@@ -1,4 +1,4 @@
-"""`runtime="auto"`: the fastest of the runtimes that can run a model on this machine, by a short measurement."""
+"""Selection of the fastest runtime for `runtime="auto"`, by a short measurement on this machine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,25 +17,25 @@ from .cache import Cache, OwnFolder
 from .graph_files import Request, facts_in, keep_facts
 from .optimized import OptimizedExtractor
 
-SECONDS = 2.5  # of forwards in all
-FEWEST_TURNS, MOST_TURNS = 2, 9  # of every runtime, after one that is not counted
-FAR = 1.6  # times as slow as the fastest on single images: left out before batches are measured
-BATCH = 16  # images where there is no example
+MEASURE_SECONDS = 2.5  # of all measured forwards together
+MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of measured forwards, after a warm-up round
+SLOW_RATIO = 1.6  # a runtime this much slower than the fastest on one image is not measured on batches
+DEFAULT_BATCH = 16  # images, without an example
 
-Made = Mapping[str, OptimizedExtractor]
+Extractors = Mapping[str, OptimizedExtractor]  # by runtime
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What runtime="auto" chose, and why.
+    """The runtime that runtime="auto" selected, and its measurement.
 
     Attributes:
-        runtime: The fastest; `optimize(model, runtime=choice.runtime)` pins it.
-        milliseconds: Of an image by runtime: of the processor on one thread, else by the clock. Empty where only one
-            runtime could be used.
-        refused: Why other runtimes could not be used.
-        threads: Of PyTorch, when it was measured.
-        batch: Images in a measured forward; fewer than are given where these would have taken too long.
+        runtime: The fastest runtime; `optimize(model, runtime=choice.runtime)` pins it.
+        milliseconds: Time per image by runtime: CPU time if PyTorch uses one thread, else wall-clock time. Empty if
+            only one runtime could be used.
+        refused: The reasons why other runtimes could not be used, by runtime.
+        threads: Number of PyTorch's threads during the measurement.
+        batch: Images per measured forward; fewer than in the example if its forwards would have taken too long.
         size: Height and width of the images in pixels.
     """
 
@@ -48,114 +48,107 @@ class Choice:
 
 
 def fastest(request: Request) -> OptimizedExtractor:
-    """The extractor on the runtime that is the fastest here; see `optimize` for what is raised."""
-    possible, refused = _possible(request)
-    images = _images(request)
-    facts = [(name, version(name)) for name in possible]
-    key = request.run_key("choice", facts, torch.get_num_threads(), tuple(images.shape), request.memory_format)
-    known = _choice_in(facts_in(request.cache, key), possible)
-    if known is not None:
-        return _with(known, built(known.runtime, request))
-    made, failed = _all_built(possible, request)
-    choice = choose(made, images, {**refused, **failed})
-    keep_facts(request.cache, key, asdict(choice))
-    return _with(choice, made[choice.runtime])
+    """The extractor on the fastest runtime, from the cached choice if there is one; raises what `optimize` raises."""
+    candidates, refused = _candidates(request)
+    images = (
+        smooth_noise(request.like.expand(DEFAULT_BATCH, -1, -1, -1)) if request.example is None else request.example
+    )
+    versions = [(name, version(name)) for name in candidates]
+    key = request.run_key("choice", versions, torch.get_num_threads(), tuple(images.shape), request.memory_format)
+    choice = _cached_choice(facts_in(request.cache, key), candidates)
+    if choice is not None:
+        extractor = built(choice.runtime, request)
+    else:
+        extractors, failed = _build_all(candidates, request)
+        choice = choose(extractors, images, {**refused, **failed})
+        keep_facts(request.cache, key, asdict(choice))
+        extractor = extractors[choice.runtime]
+    extractor.choice = choice
+    return extractor
 
 
-def _with(choice: Choice, made: OptimizedExtractor) -> OptimizedExtractor:
-    made.choice = choice
-    return made
-
-
-def _possible(request: Request) -> tuple[list[str], dict[str, str]]:
-    """The runtimes that may be built here, and why the others may not."""
-    possible, refused = [], {}
+def _candidates(request: Request) -> tuple[list[str], dict[str, str]]:
+    """The runtimes that can be built on this machine, and for each other one the reason why not."""
+    candidates, refused = [], {}
     for name in runtimes():
         try:
             require_buildable(name, request)
-            possible.append(name)
+            candidates.append(name)
         except (ArgumentError, MissingPackageError) as error:
             refused[name] = str(error)
-    if not possible:
+    if not candidates:
         raise ArgumentError(f"no runtime can be used: {'; '.join(refused.values())}")
-    return possible, refused
+    return candidates, refused
 
 
-def _images(request: Request) -> Tensor:
-    """Images as will be given."""
-    if request.example is not None:
-        return request.example
-    like = request.like
-    return smooth_noise(like.expand(BATCH, -1, -1, -1))
-
-
-def _all_built(possible: list[str], request: Request) -> tuple[dict[str, OptimizedExtractor], dict[str, str]]:
-    """The extractors by runtime, and why others are none; the first error if there is none."""
-    if request.cache is None:  # for this time alone, so that a graph is written once
+def _build_all(candidates: list[str], request: Request) -> tuple[dict[str, OptimizedExtractor], dict[str, str]]:
+    """Extractors by runtime, and error messages of the runtimes that failed; raises the first error if all failed."""
+    if request.cache is None:  # a temporary cache, so that the runtimes share one graph
         folder = OwnFolder()
         request = replace(request, cache=Cache(folder.path))
-    made: dict[str, OptimizedExtractor] = {}
+    extractors: dict[str, OptimizedExtractor] = {}
     failed: dict[str, FeatxError] = {}
-    for name in possible:
+    for name in candidates:
         try:
-            made[name] = built(name, request)
+            extractors[name] = built(name, request)
         except FeatxError as error:
             failed[name] = error
-    if not made:
+    if not extractors:
         raise next(iter(failed.values()))
-    return made, {name: str(error) for name, error in failed.items()}
+    return extractors, {name: str(error) for name, error in failed.items()}
 
 
-def choose(made: Made, images: Tensor, refused: Mapping[str, str]) -> Choice:
-    """The fastest of extractors, which are by runtime, on images as will be given.
+def choose(extractors: Extractors, images: Tensor, refused: Mapping[str, str]) -> Choice:
+    """The fastest of the extractors on these images (N, C, H, W).
 
-    refused: why there are no others, which the choice says.
+    refused: the reasons why other runtimes could not be used, for `Choice.refused`.
     """
     threads, size = torch.get_num_threads(), (images.shape[2], images.shape[3])
-    if len(made) == 1:
-        return Choice(next(iter(made)), {}, refused, threads, len(images), size)
-    batch, seconds = _seconds(made, images, process_time if threads == 1 else perf_counter)
-    milliseconds = {name: 1e3 * taken for name, taken in seconds.items()}
+    if len(extractors) == 1:
+        return Choice(next(iter(extractors)), {}, refused, threads, len(images), size)
+    batch, seconds = _measure(extractors, images, process_time if threads == 1 else perf_counter)
+    milliseconds = {name: 1e3 * per_image for name, per_image in seconds.items()}
     return Choice(min(seconds, key=seconds.__getitem__), milliseconds, refused, threads, batch, size)
 
 
 @torch.inference_mode()
-def _seconds(made: Made, images: Tensor, now: Callable[[], float]) -> tuple[int, dict[str, float]]:
-    """How many images a forward had, and the median seconds of one by runtime."""
+def _measure(extractors: Extractors, images: Tensor, clock: Callable[[], float]) -> tuple[int, dict[str, float]]:
+    """The batch size that was measured, and the median seconds per image by runtime."""
 
-    def taken(name: str, given: Tensor) -> float:
-        start = now()
-        made[name](given)
-        return (now() - start) / len(given)
+    def seconds_per_image(name: str, x: Tensor) -> float:
+        start = clock()
+        extractors[name](x)
+        return (clock() - start) / len(x)
 
-    begin = process_time()
-    one = images[:1] if all(takes(extractor, (1, *images.shape[1:])) for extractor in made.values()) else images
-    for name in made:
-        taken(name, one)
-    seconds = {name: taken(name, one) for name in made}
-    near = [name for name in made if seconds[name] <= FAR * min(seconds.values())]
-    left = SECONDS - (process_time() - begin)
-    each = sum(seconds[name] for name in near)
-    batch = min(len(images), max(len(one), int(left / each / (1 + FEWEST_TURNS))))
-    turns = min(MOST_TURNS, max(FEWEST_TURNS, int(left / each / batch) - 1))
-    rounds = [{name: taken(name, images[:batch]) for name in near} for _ in range(1 + turns)]
-    return batch, {**seconds, **{name: median(one[name] for one in rounds[1:]) for name in near}}
+    start = process_time()
+    accept_one = all(takes(extractor, (1, *images.shape[1:])) for extractor in extractors.values())
+    first = images[:1] if accept_one else images
+    for name in extractors:  # warm-up
+        seconds_per_image(name, first)
+    seconds = {name: seconds_per_image(name, first) for name in extractors}
+    fast = [name for name in extractors if seconds[name] <= SLOW_RATIO * min(seconds.values())]
+    remaining = MEASURE_SECONDS - (process_time() - start)
+    per_round = sum(seconds[name] for name in fast)  # for one image
+    batch = min(len(images), max(len(first), int(remaining / per_round / (1 + MIN_ROUNDS))))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(remaining / per_round / batch) - 1))
+    measured = [{name: seconds_per_image(name, images[:batch]) for name in fast} for _ in range(1 + rounds)][1:]
+    return batch, {**seconds, **{name: median(times[name] for times in measured) for name in fast}}
 
 
-def _choice_in(facts: Value | None, possible: list[str]) -> Choice | None:
-    """A choice that the cache has; None if it has none of these runtimes."""
+def _cached_choice(facts: Value | None, candidates: list[str]) -> Choice | None:
+    """The choice that a cache entry holds; None if it has none, or one of another runtime than the candidates."""
     if facts is None:
         return None
     try:
         times, refused = facts["milliseconds"], facts["refused"]
         height, width = facts["size"].numbers(1, count=2)
         return Choice(
-            facts["runtime"].text(possible),
+            facts["runtime"].text(candidates),
             {name: times[name].real() for name in times.object()},
             {name: refused[name].text() for name in refused.object()},
             facts["threads"].number(1),
             facts["batch"].number(1),
             (height, width),
         )
-    except JsonError:  # of another version of featx
+    except JsonError:  # written by another version of featx
         return None

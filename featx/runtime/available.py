@@ -1,4 +1,4 @@
-"""Which runtimes can be used on this machine, in which versions, and what the others lack."""
+"""Availability of runtimes on this machine: installed packages, their versions, and the processor."""
 
 import platform
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from pathlib import Path
 
 import torch
 
-# The packages that a runtime needs besides torch; a runtime's extra has its name, but for ONNX Runtime's.
+# The packages that each runtime needs in addition to torch, and the extra of featx that installs them.
 PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
 def runtimes() -> dict[str, str | None]:
-    """The runtimes of `optimize` by name: None if one can be used here, else what is missing and how to get it.
+    """The runtimes of `optimize` by name: None if available, else the missing packages and the command to install them.
 
-    Nothing is imported to find out.
+    No package is imported.
     """
     return {"eager": None, **{name: lacks_packages(name) for name in PACKAGES}}
 
 
 def lacks_packages(runtime: str, packages: Sequence[str] = ()) -> str | None:
-    """What a runtime needs that is not installed, and how to install it; None if all is there.
+    """The missing packages of a runtime and the command to install them; None if all are installed.
 
-    packages: those that are needed for this; by default all that building an extractor for the runtime takes.
+    packages: the packages to look for; by default, all that building an extractor for the runtime requires.
     """
     absent = [package for package in packages or PACKAGES[runtime] if find_spec(package) is None]
     return f"it needs {' and '.join(absent)}: pip install 'featx[{EXTRAS[runtime]}]'" if absent else None
@@ -34,7 +34,7 @@ def lacks_packages(runtime: str, packages: Sequence[str] = ()) -> str | None:
 
 @cache
 def version(package: str) -> str:
-    """The version of a package that is installed; nothing if it does not say."""
+    """The version of an installed package, or "" if it has no metadata."""
     try:
         return version_of(package)
     except PackageNotFoundError:
@@ -43,8 +43,8 @@ def version(package: str) -> str:
 
 @cache
 def processor() -> str:
-    """The model of this machine's processor, and the instructions that PyTorch uses of it."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return f"{next(named, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
+    """The model name of this machine's processor, and the instruction set that PyTorch uses."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,7 +1,8 @@
-"""A folder of graphs that were built and runtimes that were chosen, so that later processes need not.
+"""A cache on disk, for graphs that `optimize` built and runtimes that it selected.
 
-An entry is a folder, named by a SHA-256 of all that decides what is in it, with files of data and `entry.json`, which
-has their digests. Entries appear whole. One that is damaged, or not of its key, is not there for whoever looks it up.
+An entry is a folder whose name is its key: the SHA-256 of everything that determines its contents. It holds data files,
+and `entry.json` with the key and the SHA-256 of each file. Entries are created atomically. A lookup treats an entry
+that is damaged, or that has another key, as absent.
 """
 
 import json
@@ -21,15 +22,15 @@ from ..errors import ArgumentError, OutputError
 from ..json_checks import JsonError, parsed
 from ..whole_files import alone, workspace
 
-MOST_BYTES = 5 * 2**30  # of a cache; the entries that were used least recently go first
-SECONDS = 600.0  # to wait for a process that builds the same
+MOST_BYTES = 5 * 2**30  # of a cache; the least recently used entries are removed first
+LOCK_SECONDS = 600.0  # timeout for another process that builds the same entry
 ENTRY = "entry.json"
-FILES = ("model.onnx", "model.onnx.data", "model.blob", "facts.json")  # that entries may have
+FILES = ("model.onnx", "model.onnx.data", "model.blob", "facts.json")  # the data files that entries can have
 Place = bool | str | os.PathLike[str] | None
 
 
 class OwnFolder:
-    """A new folder that is removed when nothing holds this any more, or when the process ends."""
+    """A temporary folder, removed when this object is garbage-collected or when the process ends."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="featx-"))
@@ -37,17 +38,17 @@ class OwnFolder:
 
 
 def default_folder() -> Path:
-    """The environment's FEATX_CACHE, or else `featx` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
-    if named := os.environ.get("FEATX_CACHE"):
-        return Path(named)
+    """FEATX_CACHE from the environment, by default `featx` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    if folder := os.environ.get("FEATX_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featx"
 
 
 def cache_at(place: Place) -> "Cache | None":
-    """The cache that an argument `cache=` names: None and True the default one, False none, a path a folder's.
+    """The cache for an argument `cache=`: the default one for None and True, None for False, else that of a folder.
 
     Raises:
-        ArgumentError: it is none of these.
+        ArgumentError: The argument is none of these.
     """
     if place is False:
         return None
@@ -59,69 +60,73 @@ def cache_at(place: Place) -> "Cache | None":
 
 
 def clear_cache(cache: Place = None) -> int:
-    """Remove what `optimize` has kept in a cache, and nothing else in its folder.
+    """Remove all entries that `optimize` stored in a cache; other files in its folder are kept.
 
     Args:
-        cache: a folder; None is the default one.
+        cache: The folder of the cache; None is the default one.
 
     Returns:
-        The number of entries that were removed.
+        The number of removed entries.
 
     Raises:
-        ArgumentError: `cache` names no folder.
-        OutputError: an entry cannot be removed.
+        ArgumentError: `cache` is not a folder.
+        OutputError: An entry cannot be removed.
     """
-    found = cache_at(cache)
-    if found is None:
+    selected = cache_at(cache)
+    if selected is None:
         raise ArgumentError("cache=False: expected a folder, or None for the default one")
-    return found.clear()
+    return selected.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Entries in a folder. is_named: whether the user named it, so that it must be possible to write there."""
+    """Cache entries in a folder.
+
+    Attributes:
+        folder: The folder, which need not exist.
+        is_named: Whether the user named the folder; if so, a folder that is not writable is an error, not a warning.
+    """
 
     folder: Path
     is_named: bool = False
 
     def find(self, key: str) -> OwnFolder | None:
-        """A folder with the files of an entry, which stay although the entry goes; None if there is no whole one."""
+        """A temporary folder with the files of an entry, which outlive the entry; None without a valid entry."""
         entry = self.folder / key
         try:
-            said = parsed((entry / ENTRY).read_bytes())
-            digests = {name: said["sha256"][name].text() for name in FILES if name in said["sha256"].object()}
-            if said["key"].text() != key or not digests:
-                return None
-            own = OwnFolder()
+            digests = _digests(entry)
+            copy = OwnFolder()
             for name, digest in digests.items():
-                _link(entry / name, own.path / name)
-                if _sha256(own.path / name) != digest:
+                _link_or_copy(entry / name, copy.path / name)
+                if _sha256(copy.path / name) != digest:
                     return None
-        except (OSError, JsonError):  # no entry, one that is just removed, or a damaged one
+        except (OSError, JsonError):  # absent, damaged, or removed in the meantime
             return None
-        with suppress(OSError):  # a cache that may only be read
-            os.utime(entry)
-        return own
+        with suppress(OSError):  # the cache is read-only
+            os.utime(entry)  # the time of the last use
+        return copy
 
     @contextmanager
     def reserved(self, key: str) -> Iterator[None]:
-        """Within the block no other process or thread builds the entry, if the folder can be written.
+        """Lock an entry within a `with` block, so that only one process or thread builds it.
+
+        Without write permission in the default folder, this warns and locks nothing.
 
         Raises:
-            OutputError: the user named the folder, and it cannot be written.
+            OutputError: The user named the folder, and it is not writable.
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(alone(self.folder / key, SECONDS))
+                stack.enter_context(alone(self.folder / key, LOCK_SECONDS))
             except OutputError as error:
                 self._refuse(error)
             yield
 
     def keep(self, key: str, folder: Path) -> None:
-        """Make the files of a folder the entry of a key, in place of one that is damaged.
+        """Store the files of a folder as the entry of a key, and replace an existing entry.
 
         Raises:
-            OutputError: the user named the cache's folder, and it cannot be written.
+            OutputError: The user named the folder of the cache, and it is not writable.
         """
         entry = self.folder / key
         try:
@@ -139,7 +144,7 @@ class Cache:
             self._refuse(error)
 
     def clear(self) -> int:
-        """Remove every entry, and say how many there were."""
+        """Remove all entries, and return their number."""
         entries = self._entries()
         try:
             for entry in entries:
@@ -149,7 +154,7 @@ class Cache:
         return len(entries)
 
     def _shrink(self, latest: Path) -> None:
-        """Remove the entries that were used least recently, but for the latest, until the others fit."""
+        """Remove the least recently used entries, except the latest one, until the cache is within MOST_BYTES."""
         sizes = {entry: _bytes_of(entry) for entry in self._entries()}
         total = sum(sizes.values())
         for entry in sorted(sizes, key=_last_use):
@@ -160,20 +165,30 @@ class Cache:
                 total -= sizes[entry]
 
     def _entries(self) -> list[Path]:
-        """The folders that are entries, by their names and what is in them."""
+        """The folders that have an entry's name and its `entry.json`."""
         named = [path for path in self.folder.glob("*") if re.fullmatch("[0-9a-f]{64}", path.name)]
         return [path for path in named if (path / ENTRY).is_file() and not path.is_symlink()]
 
     def _refuse(self, error: OSError) -> None:
-        """Raise OutputError if the user named the folder; else warn, as Python does it: once."""
+        """Raise OutputError if the user named the folder; else warn, once per process with Python's default filter."""
         if self.is_named:
             raise OutputError(f"cache={str(self.folder)!r} cannot be used: {error}") from error
-        told = f"what optimize builds is not kept for later processes ({error}): pass cache= with another folder"
-        warnings.warn(f"{told}, or cache=False", UserWarning, stacklevel=2)
+        message = f"what optimize builds is not kept for later processes ({error}): pass cache= with another folder"
+        warnings.warn(f"{message}, or cache=False", UserWarning, stacklevel=2)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file another name, or copy it where that cannot be."""
+def _digests(entry: Path) -> dict[str, str]:
+    """SHA-256 by file of an entry; OSError if it is absent, JsonError if its `entry.json` is invalid."""
+    stated = parsed((entry / ENTRY).read_bytes())
+    stated["key"].text((entry.name,))
+    digests = {name: stated["sha256"][name].text() for name in FILES if name in stated["sha256"].object()}
+    if not digests:
+        raise stated["sha256"].mismatch("a digest per file")
+    return digests
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link to a file, or a copy if the file systems differ."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:  # another file system
@@ -188,7 +203,7 @@ def _sha256(path: Path) -> str:
 def _bytes_of(entry: Path) -> int:
     total = 0
     for name in (*FILES, ENTRY):
-        with suppress(OSError):  # it has no such file, or another process has just removed it
+        with suppress(OSError):  # it has no such file, or another process removed it
             total += (entry / name).stat().st_size
     return total
 
@@ -196,12 +211,12 @@ def _bytes_of(entry: Path) -> int:
 def _last_use(entry: Path) -> float:
     try:
         return entry.stat().st_mtime
-    except OSError:  # another process has just removed it
+    except OSError:  # another process removed it
         return 0.0
 
 
 def _remove(entry: Path) -> None:
-    """Remove an entry's own files, what makes it one first, and its folder if nothing else is in it."""
+    """Remove the files of an entry, `entry.json` first, and its folder if that is then empty."""
     for name in (ENTRY, *FILES):
         with suppress(FileNotFoundError):
             (entry / name).unlink()

@@ -1,9 +1,9 @@
-"""What identifies an extractor's forward: its weights, its code, and the operations that it was seen to run.
+"""A hash that identifies the forward of an extractor: of its weights, its code and, if necessary, a recorded forward.
 
-Weights and class names do not: two models of the same weights may differ in a stride, an activation or a function that
-neither of them holds. Where every class and attribute is of a released package, these and the package's version say it
-all. Else the operations of a forward are recorded, with all their arguments, at the size asked for and at an odd one,
-where rules of rounding and padding show.
+Weights and class names do not suffice: two models with the same weights may differ in a stride, an activation or a
+global function. If every class and attribute comes from a released package, these and the versions of the packages
+identify the forward. Otherwise the operations of a forward are recorded with all their arguments, at the requested
+size and at an odd one, at which rules of rounding and padding have an effect.
 """
 
 import hashlib
@@ -34,105 +34,109 @@ from .available import version
 from .capture import MapsOf
 from .watch import copy_of, own_size
 
-# Packages whose code their version identifies; of other modules' classes the source does.
+# Packages whose version identifies their code; classes of other modules are identified by their source.
 RELEASED = ("featx", "torch", "torchvision", "timm", "transformers")
-PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-PLAIN += (TracedValue, ModelTensor, SymbolicSize)
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+VALUE_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+VALUE_TYPES += (TracedValue, ModelTensor, SymbolicSize)
+COMMON_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 class UnidentifiedError(Exception):
-    """A forward that nothing identifies, such as one of a class without source."""
+    """The forward cannot be identified, for example because the source of a class is not available."""
 
 
 def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str | None:
-    """SHA-256 of all that decides an extractor's maps of images like the example; None if that cannot be told.
+    """SHA-256 of everything that determines the maps of an extractor; None if its forward cannot be identified.
 
-    example: images (N, in_chans, H, W), of which the shape counts; None stands for the size that the weights expect.
+    example: images (N, in_chans, H, W), of which only the height and the width are used; None is the size that the
+        weights were trained for.
     """
     digest = hashlib.sha256()
     size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
     modules = [inner for module in extractor.modules() for inner in (module, *stood_in_for(module))]
     try:
-        for fact in (_facts(extractor), [*_code(extractor)], _versions(extractor)):
+        for fact in (_properties(extractor), [*_code(extractor)], _versions(extractor)):
             digest.update(f"{fact}\n".encode())
         _add_weights(digest, extractor)
         if _are_released(modules):
             digest.update(f"{size}".encode())
         else:
-            twin = copy_of(extractor, shares=True)  # which no capture of attention sees
-            for number, sides in enumerate((size, *_odd(extractor))):
+            twin = copy_of(extractor, shares=True)  # attention capture of the extractor ignores its forwards
+            for number, sides in enumerate((size, *_odd_sizes(extractor))):
                 digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
     except UnidentifiedError:
         return None
     return digest.hexdigest()
 
 
-def _facts(extractor: FeatureExtractWrapper) -> list[object]:
-    """What the extractor says of itself."""
+def _properties(extractor: FeatureExtractWrapper) -> list[object]:
+    """Levels, output type, size rules and preprocessing of the extractor."""
     rules = (extractor.size_divisor, extractor._inner.fixed_size, extractor._smallest, extractor.in_chans)
     levels = extractor.feature_info
     return [list(levels.info), levels.out_indices, extractor._output, rules, extractor.data_config]
 
 
 def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
-    """The class and the attributes of every module, then the source of classes that no release identifies."""
-    kinds: dict[type, None] = {}
+    """Class and attributes of every module, then a hash of the source of each class outside the released packages."""
+    classes: dict[type, None] = {}
     for path, module in extractor.named_modules():
         for inner in (module, *stood_in_for(module)):
-            kinds.update(dict.fromkeys(type(inner).__mro__))
+            classes.update(dict.fromkeys(type(inner).__mro__))
             yield path, _name(type(inner)), [text for text in _attributes(inner) if text is not None]
-    for kind in kinds:
-        if _package(kind) not in (*RELEASED, "builtins", "abc", "typing", "collections"):
-            yield _name(kind), _source(kind)
+    for cls in classes:
+        if _package(cls) not in (*RELEASED, "builtins", "abc", "typing", "collections"):
+            yield _name(cls), _source_digest(cls)
 
 
 def _are_released(modules: list[nn.Module]) -> bool:
-    """Whether all classes and attributes are of released packages, so that nothing else can be in the forward."""
-    kinds = {kind for module in modules for kind in type(module).__mro__} - {object}
+    """Whether all classes and attributes come from released packages, and no module has hooks."""
+    classes = {cls for module in modules for cls in type(module).__mro__} - {object}
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    return not hooked and all(map(_is_published, kinds)) and all(None not in _attributes(one) for one in modules)
+    return not hooked and all(map(_is_released_class, classes)) and all(None not in _attributes(one) for one in modules)
 
 
-def _is_published(kind: type) -> bool:
-    """Whether a class and its methods are code of a released package, or of Python."""
-    bare = [getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(kind).values()]
-    return _text(kind) is not None and all(_is_known(value) for value in bare if callable(value))
+def _is_released_class(cls: type) -> bool:
+    """Whether a class and its methods come from a released package or the standard library."""
+    members = [getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(cls).values()]
+    return _text(cls) is not None and all(_is_released(member) for member in members if callable(member))
 
 
-def _is_known(part: Any) -> bool:
-    """Whether a class, a function with all that it wraps, or a callable's class is of a released package or Python."""
-    if not isinstance(part, FunctionType | BuiltinFunctionType | type):
-        part = type(part)
-    wrapped = getattr(part, "__wrapped__", None)
-    is_known = _package(part) in (*RELEASED, *sys.stdlib_module_names)
-    return is_known and (wrapped is None or _is_known(wrapped))
+def _is_released(code: Any) -> bool:
+    """Whether code is of a released package or the standard library.
+
+    The code is a class, a function with all functions it wraps, or any other callable, of which the class counts.
+    """
+    if not isinstance(code, FunctionType | BuiltinFunctionType | type):
+        code = type(code)
+    wrapped = getattr(code, "__wrapped__", None)
+    is_released = _package(code) in (*RELEASED, *sys.stdlib_module_names)
+    return is_released and (wrapped is None or _is_released(wrapped))
 
 
-def _package(part: Any) -> str:
-    """The package that the code is in, whatever a function says of itself that replaces another."""
-    module = part.__globals__["__name__"] if isinstance(part, FunctionType) else part.__module__
+def _package(code: Any) -> str:
+    """The package that defines the code; of a function its globals decide, because `wraps` changes `__module__`."""
+    module = code.__globals__["__name__"] if isinstance(code, FunctionType) else code.__module__
     return (module or "").partition(".")[0]
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _attributes(module: nn.Module) -> Iterator[str | None]:
-    """The attributes of a module that other modules have not, as text; None for one that has no text."""
+    """The attributes of a module, except those of every module, as text; None for one that text cannot identify."""
     for name, value in sorted(vars(module).items()):
-        if name not in OF_EVERY_MODULE and name != "_held":  # which is a module of its own
-            text = "a tensor" if isinstance(value, Tensor) else _text(value)  # which counts with the weights
+        if name not in COMMON_ATTRIBUTES and name != "_held":  # a module, which is hashed separately
+            text = "a tensor" if isinstance(value, Tensor) else _text(value)  # tensors are hashed with the weights
             yield None if text is None else f"{name}={text}"
 
 
 def _text(value: Any) -> str | None:
-    """What a value is, as text; None where that may leave something out."""
-    if type(value) in PLAIN:
+    """A text that identifies a value; None if no text does."""
+    if type(value) in VALUE_TYPES:
         return repr(value)
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
-        is_named = _is_known(value) and "<" not in value.__qualname__
+        is_named = _is_released(value) and "<" not in value.__qualname__
         return f"{value.__module__}.{value.__qualname__}" if is_named else None
     parts = _parts(value)
     texts = None if parts is None else [_text(part) for part in parts]
@@ -140,9 +144,9 @@ def _text(value: Any) -> str | None:
 
 
 def _parts(value: Any) -> list[Any] | None:
-    """What a value of a plain kind consists of; None for other kinds."""
+    """The parts that identify a value of a known type; None for other types."""
     if isinstance(value, SizeRule):
-        return []  # it follows from the model
+        return []  # it is derived from the model
     if isinstance(value, Enum):
         return [value.name]
     if isinstance(value, partial):
@@ -160,26 +164,26 @@ def _parts(value: Any) -> list[Any] | None:
     return None
 
 
-def _source(kind: type) -> str:
-    """The file that a class is written in, or its own source where that is no file, as in notebooks."""
+def _source_digest(cls: type) -> str:
+    """SHA-256 of the file that defines a class, or of its own source if there is no file, as in notebooks."""
     try:
-        file = Path(inspect.getfile(kind))
-        text = file.read_bytes() if file.is_file() else inspect.getsource(kind).encode()
+        file = Path(inspect.getfile(cls))
+        source = file.read_bytes() if file.is_file() else inspect.getsource(cls).encode()
     except (OSError, TypeError) as error:
-        raise UnidentifiedError(f"{_name(kind)} has no source") from error
-    return hashlib.sha256(text).hexdigest()
+        raise UnidentifiedError(f"{_name(cls)} has no source") from error
+    return hashlib.sha256(source).hexdigest()
 
 
 def _versions(extractor: FeatureExtractWrapper) -> list[str]:
-    """Versions of what the modules are of and of what writes graphs."""
+    """Versions of the packages that define the modules and write graphs, of Python, and of featx's code."""
     used = {type(module).__module__.partition(".")[0] for module in extractor.modules()} & set(RELEASED)
-    told = [f"{name} {version(name)}" for name in sorted({*used, "torch", "featx", "onnx"})]
-    return [*told, sys.version.partition(" ")[0], _own_code()]
+    packages = [f"{name} {version(name)}" for name in sorted({*used, "torch", "featx", "onnx"})]
+    return [*packages, sys.version.partition(" ")[0], _own_code()]
 
 
 @cache
 def _own_code() -> str:
-    """SHA-256 of the code that decides what is written, which changes between releases too."""
+    """SHA-256 of the code that captures and writes graphs, because it also changes between releases."""
     digest = hashlib.sha256()
     for folder in (Path(__file__).parent, Path(tracing.__path__[0])):
         for file in sorted(folder.rglob("*.py")):
@@ -188,7 +192,7 @@ def _own_code() -> str:
 
 
 def digest_of(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's values, dtype and shape."""
+    """SHA-256 of a tensor's values, dtype and shape; UnidentifiedError if its values cannot be read."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     _add_values(digest, tensor)
     return digest.hexdigest()
@@ -206,15 +210,15 @@ def _add_weights(digest: Any, extractor: FeatureExtractWrapper) -> None:
         _add_values(digest, tensor)
 
 
-def _odd(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
-    """A small size of odd sides, if the extractor takes several sizes."""
+def _odd_sizes(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
+    """A small (height, width) of odd sides, rounded up to the size divisor; none if the extractor has a fixed size."""
     if extractor._inner.fixed_size is None:
-        cell, step = max(extractor._smallest, *extractor.feature_info.reduction()), extractor.size_divisor
-        yield -(-(2 * cell + 1) // step) * step, -(-(3 * cell + 3) // step) * step
+        least, step = max(extractor._smallest, *extractor.feature_info.reduction()), extractor.size_divisor
+        yield -(-(2 * least + 1) // step) * step, -(-(3 * least + 3) // step) * step
 
 
 def _operations(extractor: FeatureExtractWrapper, size: tuple[int, int], required: bool) -> list[str]:
-    """The operations of a forward, a line each; one line if the extractor refuses the size and it is not required."""
+    """The operations of a forward, one per line; a single line if the forward of a size that is not required fails."""
     weight = next(extractor.parameters())
     image = smooth_noise(torch.empty(1, channels_of(extractor), *size, dtype=weight.dtype, device=weight.device))
     try:
@@ -225,7 +229,7 @@ def _operations(extractor: FeatureExtractWrapper, size: tuple[int, int], require
         return [f"{size} refused"]
     lines = [f"{size}", *map(digest_of, recording.literals.values())]
     for step in recording.steps:
-        if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((step.args, step.kwargs))):
-            raise UnidentifiedError(f"{step.operation} was given what has no text")
+        if not all(isinstance(leaf, VALUE_TYPES) for leaf in tree_leaves((step.args, step.kwargs))):
+            raise UnidentifiedError(f"{step.operation} has an argument that no text identifies")
         lines.append(f"{step.operation}{step.args}{step.kwargs}")
     return [*lines, f"{recording.returned}"]

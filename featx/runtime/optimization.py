@@ -1,4 +1,4 @@
-"""`optimize`: the same maps in less time."""
+"""`optimize`, which returns a faster extractor of the same maps."""
 
 from typing import Literal, get_args
 
@@ -28,38 +28,44 @@ def optimize(
     min_agreement: float | None = None,
     cache: Place = None,
 ) -> OptimizedExtractor:
-    """Return a new extractor of the same maps that takes less time, for inference only; `model` stays as it is.
+    """Return a new extractor for inference that computes the same maps in less time; `model` is not modified.
 
-    What is returned was compared with `model` on `example`, or on noise: on two numbers of images, and on two more
-    sizes where it takes them.
+    The maps are compared with those of `model` on `example`, or on noise: for two batch sizes, and for two other image
+    sizes if the extractor accepts them.
 
     Args:
-        model: An extractor in eval mode, of `create_model(..., features_only=True)`, native or bridged, or a Pipeline.
-        dtype: Of the weights and the maps; None keeps the model's. `agreement` of what is returned says by level how
-            similar maps in a lower precision are to the original's.
-        memory_format: "auto", "channels_last" or "contiguous": of the weights, the images, which are converted, and the
-            maps of `eager`. "auto" is what was measured to be faster for such a model and the batch of `example`. The
-            maps of other runtimes are contiguous.
+        model: An extractor in eval mode, from `create_model(..., features_only=True)`, native or bridged, or a
+            Pipeline.
+        dtype: Dtype of the weights and the maps; None keeps the model's. In a lower precision, `agreement` of the
+            result has the cosine similarity of each level's map with the original's. torch.int8 is calibrated on
+            `example`.
+        memory_format: Memory format of the weights, the images, which are converted, and the maps of `eager`:
+            "channels_last", "contiguous", or "auto", which selects the faster one for this model and the batch size
+            of `example`, according to measurements. Maps of other runtimes are contiguous.
         runtime: "eager" is PyTorch, on any device. "onnxruntime" and "openvino" run the model's graph in those
-            libraries, on CPUs. "auto" measures all that are installed and can run the model, for up to three seconds,
-            and takes the fastest; `choice` of what is returned has the figures. `featx.runtime.runtimes()` says which
-            can be used on this machine.
-        example: Images (N, in_chans, H, W) as they will be given; None expects batches of several images of the size
-            that the weights were made for. torch.int8 is calibrated on them.
-        min_agreement: In a lower precision, the least cosine similarity that the map of any level may have with the
-            original's, from 0 to 1; None accepts all.
-        cache: A folder for graphs and choices, from which later processes have them at once. None is the default one,
-            `featx/runtimes` in the user's cache folder, or `runtimes` in the folder that the environment's FEATX_CACHE
-            names; False is none. Models of classes without source code are not kept.
+            libraries, on CPUs. "auto" measures all installed runtimes that support the model, for up to three
+            seconds, and selects the fastest; `choice` of the result has the measurements. `featx.runtime.runtimes()`
+            lists the runtimes that are available on this machine.
+        example: Images (N, in_chans, H, W) of the batch size and resolution that will be used; None expects batches
+            of several images of the size that the weights were trained for.
+        min_agreement: In a lower precision, the minimum cosine similarity of each level's map with the original's,
+            from 0 to 1; None accepts any.
+        cache: A folder for graphs and choices, from which later processes load them. None is the default folder:
+            `featx/runtimes` in the user's cache folder, or `runtimes` in the folder that the environment variable
+            FEATX_CACHE names. False disables the cache. Models with classes whose source code is not available are
+            not cached.
+
+    Returns:
+        An extractor with the same levels, preprocessing and output type.
 
     Raises:
-        ArgumentError: An argument is none of these, the model is in training mode, its own maps are not finite, or the
-            runtime cannot be used for it.
+        ArgumentError: An argument is invalid, the model is in training mode, its own maps are not finite, or the
+            runtime does not support it.
         MissingPackageError: A package that the runtime needs is not installed.
-        InputError: The model does not take `example`.
-        ContractError: The model does not run or cannot be captured, or the runtime computes its maps otherwise, or they
-            agree less than `min_agreement`.
-        OutputError: The folder that `cache` names cannot be written.
+        InputError: The model does not support `example`.
+        ContractError: The model does not run or cannot be captured, or the maps of the runtime differ from the
+            model's, or agree less than `min_agreement`.
+        OutputError: The folder that `cache` names is not writable.
     """
     model = require_extractor(model, "optimize")
     if runtime not in get_args(Runtime):

@@ -1,4 +1,4 @@
-"""The trace of an extractor's forward that passes read, and the images it is of."""
+"""The traced forward of an extractor, which the passes read."""
 
 from dataclasses import replace
 
@@ -12,60 +12,51 @@ from ..tracing.module_trace import ModuleTrace, trace_modules
 from ..tracing.third_party_errors import REFUSED, third_party
 from ..wrappers import FeatureExtractWrapper
 
-# The side of an image that shows as much as a larger one.
-SMALL = (128, 128)
+SMALL = (128, 128)  # (height, width) of a faster trace, with the same operations as at larger sizes
 
 
-def watch(extractor: FeatureExtractWrapper, example: Tensor | None) -> ModuleTrace:
-    """A forward of a copy, for one image: the example's first, or a black one, small if the model takes small ones.
+def trace_forward(extractor: FeatureExtractWrapper, example: Tensor | None) -> ModuleTrace:
+    """The trace of a forward of a copy of the extractor, in eval mode.
 
-    With values, because shapes alone would take PyTorch longer: seconds to import what finds them. Raises ContractError
-    if the model does not run.
+    The forward computes values, because shape propagation would need imports that take seconds.
+
+    Args:
+        extractor: Stays as it is.
+        example: Images (N, in_chans, H, W), of which the first is used; None uses a black image, of a small size if
+            the extractor accepts it. `images` of the trace then has the extractor's own size nevertheless.
+
+    Raises:
+        ContractError: The model does not run.
     """
     if example is not None:
-        return _tried(extractor, example[:1])
+        return _trace(extractor, example[:1])
     images = _black(extractor, own_size(extractor))
     if extractor._inner.fixed_size is None and own_size(extractor) > SMALL:
         try:
-            return replace(_run(extractor, _black(extractor, SMALL)), images=images)
+            return replace(_trace_copy(extractor, _black(extractor, SMALL)), images=images)
         except REFUSED:
-            pass  # too small, or no multiple of what it takes
-    return _tried(extractor, images)
+            pass  # smaller than the minimum, or not a multiple of the size divisor
+    return _trace(extractor, images)
 
 
 def own_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
-    """The only (height, width) it takes, or the one its weights were made for."""
-    stated = extractor.data_config
-    return extractor._inner.fixed_size or (stated.size if stated is not None else (224, 224))
+    """The fixed (height, width) of the extractor, or the one that its weights were trained for, 224x224 if unknown."""
+    config = extractor.data_config
+    return extractor._inner.fixed_size or (config.size if config is not None else (224, 224))
 
 
-def _tried(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
+def _trace(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
     try:
-        return _run(extractor, images)
+        return _trace_copy(extractor, images)
     except REFUSED as error:
         raise ContractError(
             f"{type(extractor.source).__name__} does not run on images {tuple(images.shape)} ({error}): "
-            "pass example=, images that it takes"
+            "pass example=, images that it supports"
         ) from error
 
 
-def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
-    weight = next(extractor.parameters())
-    return torch.zeros(1, channels_of(extractor), *size, device=weight.device, dtype=weight.dtype)
-
-
-def copy_of(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
-    """A copy whose tensors want no gradient: its own, or those of the extractor if it `shares` them."""
-
-    def unwanting(tensor: Tensor) -> Tensor:
-        values = tensor.detach() if shares else tensor.detach().clone()
-        return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
-
-    return structural_copy(extractor, unwanting)
-
-
-def _run(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
-    """Convolutions without a bias are given one, to see whether they would use it."""
+def _trace_copy(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
+    """The trace of a copy in which every convolution has a bias, which shows whether the forward would read it."""
     twin = copy_of(extractor)
     weight = next(twin.parameters())
     for module in twin.modules():
@@ -73,3 +64,19 @@ def _run(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels), requires_grad=False)
     images = images.to(weight.device, weight.dtype)
     return trace_modules(twin, images, lambda model, x: third_party(model, x), before_hooks=True)
+
+
+def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
+    """A black image (1, in_chans, H, W)."""
+    weight = next(extractor.parameters())
+    return torch.zeros(1, channels_of(extractor), *size, device=weight.device, dtype=weight.dtype)
+
+
+def copy_of(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
+    """A copy whose tensors have no gradients: copies of the extractor's, or with `shares` the same memory."""
+
+    def without_gradient(tensor: Tensor) -> Tensor:
+        values = tensor.detach() if shares else tensor.detach().clone()
+        return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
+    return structural_copy(extractor, without_gradient)

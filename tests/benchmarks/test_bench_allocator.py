@@ -33,7 +33,7 @@ def test_a_process_that_keeps_freed_memory_does_not_wait_for_it_again():
     words = [sys.executable, "-c", CODE, str(Path(allocator.__file__))]
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
     before, told, kept, returned = int(printed[0]), printed[1], int(printed[2]), int(printed[3])
-    assert told == "what is freed stays with this process, for speed"
+    assert told == "freed memory stays with this process, for speed"
     assert kept < before / 4
     assert returned > before / 4
 

@@ -1,1 +1,1 @@
-"""The runtimes that run a captured graph."""
+"""Runtimes that execute a captured graph: ONNX Runtime and OpenVINO."""

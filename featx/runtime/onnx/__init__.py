@@ -1,1 +1,1 @@
-"""ONNX graphs: written from a captured program, described, quantised."""
+"""ONNX graphs: translation of a captured program, description in the metadata, quantization."""

@@ -1,7 +1,8 @@
-"""What ATen operations are in ONNX: layers and arithmetic. Those that move or reduce are in `onnx_shapes`.
+"""Translations of ATen operations to ONNX: layers and arithmetic; `shapes` has indexing, reductions and resizing.
 
-Every function takes the graph to add to, what the operation returned as it was recorded, and the operation's arguments
-in ATen's order, and returns the name of the result, or the names where there are several.
+The arguments of a translation are the graph, the recorded results of the operation, all positional arguments of the
+operation in ATen's order, with defaults, and the keyword-only arguments that were passed. It adds nodes to the graph,
+and returns the name of the result, or a list of names for several results.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,34 +19,34 @@ Translation = Callable[..., str | list[str]]
 
 
 class UntranslatedError(Exception):
-    """An operation, or a use of one, that is not in ONNX or has no translation here."""
+    """An operation, or one of its options, has no translation to ONNX."""
 
 
 def pair(values: Numbers | int, count: int = 2) -> list[int]:
-    """A number for each axis, of what may be one number for all."""
-    listed = [values] if isinstance(values, int) else list(values)
-    return listed * count if len(listed) == 1 else listed
+    """One number per axis; a single number is repeated `count` times."""
+    numbers = [values] if isinstance(values, int) else list(values)
+    return numbers * count if len(numbers) == 1 else numbers
 
 
-def require(known: bool, what: str) -> None:
-    """UntranslatedError that names a use of an operation, unless it is known."""
-    if not known:
-        raise UntranslatedError(what)
+def require(is_supported: bool, option: str) -> None:
+    """Raise UntranslatedError that names an option of an operation, unless the option is supported."""
+    if not is_supported:
+        raise UntranslatedError(option)
 
 
-def alike(graph: OnnxGraph, x: Any, other: Any, *numbers: Scalar) -> list[str]:
-    """Names of two operands, and of numbers, in the dtype that PyTorch computes them in."""
+def promoted(graph: OnnxGraph, x: Any, other: Any, *numbers: Scalar) -> list[str]:
+    """Names of two operands and of numbers, converted to the dtype to which PyTorch promotes the operands."""
     dtype = torch.result_type(_sample(x), _sample(other))
-    return [as_dtype(graph, one, dtype) for one in (x, other, *numbers)]
+    return [as_dtype(graph, operand, dtype) for operand in (x, other, *numbers)]
 
 
 def _sample(operand: Any) -> Any:
-    """A tensor that promotes as the operand does."""
+    """A tensor or number with the type promotion of the operand."""
     return torch.empty((1,) * operand.ndim, dtype=operand.dtype) if isinstance(operand, Value) else operand
 
 
 def as_dtype(graph: OnnxGraph, operand: Any, dtype: torch.dtype) -> str:
-    """The name of a tensor, a length or a number in that dtype."""
+    """Name of a tensor, a length or a number, converted to the dtype."""
     if isinstance(operand, Length):
         return graph.cast(graph.add("Squeeze", operand), dtype)
     if not isinstance(operand, Value):
@@ -53,37 +54,37 @@ def as_dtype(graph: OnnxGraph, operand: Any, dtype: torch.dtype) -> str:
     return operand.name if operand.dtype == dtype else graph.cast(operand, dtype)
 
 
-def _unary(kind: str, graph: OnnxGraph, _: list[Value], x: Value, **attributes: Any) -> str:
-    return graph.add(kind, x, **attributes)
+def _unary(op: str, graph: OnnxGraph, _: list[Value], x: Value, **attributes: Any) -> str:
+    return graph.add(op, x, **attributes)
 
 
-def _binary(kind: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any) -> str:
-    return graph.add(kind, *alike(graph, x, other))
+def _binary(op: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any) -> str:
+    return graph.add(op, *promoted(graph, x, other))
 
 
-def _sum_of_two(kind: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any, alpha: Scalar = 1) -> str:
+def _add_or_sub(op: str, graph: OnnxGraph, _: list[Value], x: Value, other: Any, alpha: Scalar = 1) -> str:
     if alpha == 1:
-        return graph.add(kind, *alike(graph, x, other))
-    first, second, factor = alike(graph, x, other, alpha)
-    return graph.add(kind, first, graph.add("Mul", second, factor))
+        return graph.add(op, *promoted(graph, x, other))
+    first, second, factor = promoted(graph, x, other, alpha)
+    return graph.add(op, first, graph.add("Mul", second, factor))
 
 
-def _div(graph: OnnxGraph, made: list[Value], x: Value, other: Any, *, rounding_mode: str | None = None) -> str:
+def _div(graph: OnnxGraph, results: list[Value], x: Value, other: Any, *, rounding_mode: str | None = None) -> str:
     require(rounding_mode in (None, "floor"), f"rounding_mode={rounding_mode!r}")
-    if not made[0].dtype.is_floating_point:
+    if not results[0].dtype.is_floating_point:
         require(rounding_mode == "floor", "a quotient of integers")
-        return graph.add("Div", *alike(graph, x, other))
-    quotient = graph.add("Div", *alike(graph, x, other))
+        return graph.add("Div", *promoted(graph, x, other))
+    quotient = graph.add("Div", *promoted(graph, x, other))
     return quotient if rounding_mode is None else graph.add("Floor", quotient)
 
 
-def _rsub(graph: OnnxGraph, made: list[Value], x: Value, other: Any, alpha: Scalar = 1) -> str:
-    first, second, factor = alike(graph, x, other, alpha)
+def _rsub(graph: OnnxGraph, results: list[Value], x: Value, other: Any, alpha: Scalar = 1) -> str:
+    first, second, factor = promoted(graph, x, other, alpha)
     return graph.add("Sub", second, first if alpha == 1 else graph.add("Mul", first, factor))
 
 
 def _pow(graph: OnnxGraph, _: list[Value], x: Value, exponent: Any) -> str:
-    return graph.add("Mul", x, x) if exponent == 2 else graph.add("Pow", *alike(graph, x, exponent))
+    return graph.add("Mul", x, x) if exponent == 2 else graph.add("Pow", *promoted(graph, x, exponent))
 
 
 def _rsqrt(graph: OnnxGraph, _: list[Value], x: Value) -> str:
@@ -94,20 +95,16 @@ def _silu(graph: OnnxGraph, _: list[Value], x: Value) -> str:
     return graph.add("Mul", x, graph.add("Sigmoid", x))
 
 
-def _hardswish(graph: OnnxGraph, made: list[Value], x: Value) -> str:
-    return graph.add("Mul", x, _hardsigmoid(graph, made, x))
+def _hardswish(graph: OnnxGraph, results: list[Value], x: Value) -> str:
+    return graph.add("Mul", x, _hardsigmoid(graph, results, x))
 
 
 def _hardsigmoid(graph: OnnxGraph, _: list[Value], x: Value) -> str:
     return graph.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
 
 
-def _gelu(graph: OnnxGraph, _: list[Value], x: Value, *, approximate: str = "none") -> str:
-    return graph.add("Gelu", x, approximate=approximate)
-
-
-def _clip(graph: OnnxGraph, _: list[Value], x: Value, least: Any = None, most: Any = None) -> str:
-    bounds = [None if bound is None else as_dtype(graph, bound, x.dtype) for bound in (least, most)]
+def _clip(graph: OnnxGraph, _: list[Value], x: Value, minimum: Any = None, maximum: Any = None) -> str:
+    bounds = [None if bound is None else as_dtype(graph, bound, x.dtype) for bound in (minimum, maximum)]
     return graph.add("Clip", x, *bounds)
 
 
@@ -118,13 +115,13 @@ def _leaky_relu(graph: OnnxGraph, _: list[Value], x: Value, slope: float = 0.01)
 def _elu(
     graph: OnnxGraph, _: list[Value], x: Value, alpha: Scalar = 1, scale: Scalar = 1, input_scale: Scalar = 1
 ) -> str:
-    require(input_scale == 1, "elu with a scale of its input")
+    require(input_scale == 1, "elu with input_scale")
     y = graph.add("Elu", x, alpha=float(alpha))
     return y if scale == 1 else graph.add("Mul", y, graph.scalar(scale, x.dtype))
 
 
 def _softplus(graph: OnnxGraph, _: list[Value], x: Value, beta: Scalar = 1, threshold: Scalar = 20) -> str:
-    require((beta, threshold) == (1, 20), "softplus with other numbers than 1 and 20")
+    require((beta, threshold) == (1, 20), "softplus with a beta other than 1 or a threshold other than 20")
     return graph.add("Softplus", x)
 
 
@@ -138,45 +135,35 @@ def _convolution(
     _: list[Value],
     x: Value,
     weight: Value,
-    bias: Value | None = None,
-    stride: Numbers = (1,),
-    padding: Numbers = (0,),
-    dilation: Numbers = (1,),
-    transposed: bool = False,
-    output_padding: Numbers = (0,),
-    groups: int = 1,
+    bias: Value | None,
+    stride: Numbers,
+    padding: Numbers,
+    dilation: Numbers,
+    transposed: bool,
+    output_padding: Numbers,
+    groups: int,
 ) -> str:
     axes = x.ndim - 2
-    pads = pair(padding, axes)
-    stated = {"strides": pair(stride, axes), "pads": pads * 2, "dilations": pair(dilation, axes), "group": groups}
-    kernel = list(weight.shape[2:])
+    attributes: dict[str, Any] = {"strides": pair(stride, axes), "pads": pair(padding, axes) * 2}
+    attributes |= {"dilations": pair(dilation, axes), "group": groups, "kernel_shape": list(weight.shape[2:])}
     if not transposed:
-        return graph.add("Conv", x, weight, bias, kernel_shape=kernel, **stated)
-    more = pair(output_padding, axes)
-    return graph.add("ConvTranspose", x, weight, bias, kernel_shape=kernel, output_padding=more, **stated)
+        return graph.add("Conv", x, weight, bias, **attributes)
+    return graph.add("ConvTranspose", x, weight, bias, output_padding=pair(output_padding, axes), **attributes)
 
 
-def _conv(
-    graph: OnnxGraph,
-    made: list[Value],
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Numbers = (1,),
-    padding: Numbers = (0,),
-    dilation: Numbers = (1,),
-    groups: int = 1,
-) -> str:
-    return _convolution(graph, made, x, weight, bias, stride, padding, dilation, groups=groups)
+def _conv(graph: OnnxGraph, results: list[Value], *args: Any) -> str:
+    """`conv2d(x, weight, bias, stride, padding, dilation, groups)` and those of other dimensions."""
+    *shared, groups = args
+    return _convolution(graph, results, *shared, transposed=False, output_padding=(0,), groups=groups)
 
 
-def _linear(graph: OnnxGraph, made: list[Value], x: Value, weight: Value, bias: Value | None = None) -> str:
-    require(weight.ndim == 2, "a linear layer whose weight is no matrix")
+def _linear(graph: OnnxGraph, results: list[Value], x: Value, weight: Value, bias: Value | None = None) -> str:
+    require(weight.ndim == 2, "a linear layer whose weight is not a matrix")
     if weight.tensor is None:
-        turned = graph.add("Transpose", weight, perm=[1, 0])
+        transposed = graph.add("Transpose", weight, perm=[1, 0])
     else:
-        turned = graph.constant(weight.tensor.t(), f"{weight.name}.transposed")
-    y = graph.add("MatMul", x, turned)
+        transposed = graph.constant(weight.tensor.t(), f"{weight.name}.transposed")
+    y = graph.add("MatMul", x, transposed)
     return y if bias is None else graph.add("Add", y, bias)
 
 
@@ -186,15 +173,15 @@ def _addmm(
     return graph.add("Gemm", a, b, bias, alpha=float(alpha), beta=float(beta))
 
 
-def _addcmul(graph: OnnxGraph, made: list[Value], x: Value, a: Value, b: Value, *, value: Scalar = 1) -> str:
-    return graph.add("Add", x, _scaled(graph, graph.add("Mul", a, b), value, made[0].dtype))
+def _addcmul(graph: OnnxGraph, results: list[Value], x: Value, a: Value, b: Value, *, value: Scalar = 1) -> str:
+    return graph.add("Add", x, _scaled(graph, graph.add("Mul", a, b), value, results[0].dtype))
 
 
 def _baddbmm(
-    graph: OnnxGraph, made: list[Value], bias: Value, a: Value, b: Value, *, beta: Scalar = 1, alpha: Scalar = 1
+    graph: OnnxGraph, results: list[Value], bias: Value, a: Value, b: Value, *, beta: Scalar = 1, alpha: Scalar = 1
 ) -> str:
-    product = _scaled(graph, graph.add("MatMul", a, b), alpha, made[0].dtype)
-    return graph.add("Add", _scaled(graph, bias.name, beta, made[0].dtype), product)
+    product = _scaled(graph, graph.add("MatMul", a, b), alpha, results[0].dtype)
+    return graph.add("Add", _scaled(graph, bias.name, beta, results[0].dtype), product)
 
 
 def _scaled(graph: OnnxGraph, x: str, factor: Scalar, dtype: torch.dtype) -> str:
@@ -212,7 +199,7 @@ def _batch_norm(
     *rest: Any,
 ) -> list[str]:
     training, eps = (rest[0], rest[2]) if isinstance(rest[0], bool) else (False, rest[1])
-    require(not training and mean is not None and variance is not None, "a batch norm of the batch's own statistics")
+    require(not training and mean is not None and variance is not None, "a batch norm with the statistics of the batch")
     ones, zeros = torch.ones(x.shape[1]), torch.zeros(x.shape[1])
     scale, shift = weight or graph.constant(ones), bias or graph.constant(zeros)
     return [graph.add("BatchNormalization", x, scale, shift, mean, variance, epsilon=eps)]
@@ -239,14 +226,14 @@ def _group_norm(
     grouped = graph.add("Reshape", x, graph.ints([0, groups, -1]))
     normed = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
     y = graph.add("Reshape", normed, graph.add("Shape", x))
-    for kind, factor in (("Mul", weight), ("Add", bias)):
+    for op, factor in (("Mul", weight), ("Add", bias)):
         if factor is not None:
-            y = graph.add(kind, y, graph.add("Reshape", factor, graph.ints([-1, *[1] * (x.ndim - 2)])))
+            y = graph.add(op, y, graph.add("Reshape", factor, graph.ints([-1, *[1] * (x.ndim - 2)])))
     return y
 
 
 def _rms_norm(
-    graph: OnnxGraph, made: list[Value], x: Value, shape: Numbers, weight: Value | None, eps: float | None = None
+    graph: OnnxGraph, results: list[Value], x: Value, shape: Numbers, weight: Value | None, eps: float | None = None
 ) -> list[str]:
     axes = graph.ints(range(-len(shape), 0))
     mean = graph.add("ReduceMean", graph.add("Mul", x, x), axes)
@@ -275,8 +262,8 @@ def _attention(
     require(not is_causal and not enable_gqa, "causal or grouped attention")
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     axes = list(range(key.ndim))
-    turned = graph.add("Transpose", key, perm=[*axes[:-2], axes[-1], axes[-2]])
-    scores = graph.add("MatMul", graph.add("Mul", query, graph.scalar(factor, query.dtype)), turned)
+    transposed = graph.add("Transpose", key, perm=[*axes[:-2], axes[-1], axes[-2]])
+    scores = graph.add("MatMul", graph.add("Mul", query, graph.scalar(factor, query.dtype)), transposed)
     if mask is not None and mask.dtype == torch.bool:
         scores = graph.add("Where", mask, scores, graph.scalar(-torch.inf, query.dtype))
     elif mask is not None:
@@ -284,25 +271,26 @@ def _attention(
     return graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
 
 
-def _where(graph: OnnxGraph, made: list[Value], condition: Value, x: Any, other: Any) -> str:
-    return graph.add("Where", condition, *(as_dtype(graph, one, made[0].dtype) for one in (x, other)))
+def _where(graph: OnnxGraph, results: list[Value], condition: Value, x: Any, other: Any) -> str:
+    return graph.add("Where", condition, *(as_dtype(graph, branch, results[0].dtype) for branch in (x, other)))
 
 
 def _masked_fill(graph: OnnxGraph, _: list[Value], x: Value, mask: Value, value: Any) -> str:
     return graph.add("Where", mask, as_dtype(graph, value, x.dtype), x)
 
 
-def _to(graph: OnnxGraph, made: list[Value], x: Value, *_: Any, **__: Any) -> str:
-    return x.name if x.dtype == made[0].dtype else graph.cast(x, made[0].dtype)
+def _to(graph: OnnxGraph, results: list[Value], x: Value, *_: Any, **__: Any) -> str:
+    return x.name if x.dtype == results[0].dtype else graph.cast(x, results[0].dtype)
 
 
-def _same(graph: OnnxGraph, _: list[Value], x: Value, *__: Any, **___: Any) -> str:
+def _identity(graph: OnnxGraph, _: list[Value], x: Value, *__: Any, **___: Any) -> str:
     return x.name
 
 
 UNARY = {
     **{name: name.capitalize() for name in ("relu", "sigmoid", "tanh", "exp", "sqrt", "erf", "abs", "neg", "floor")},
     **{name: name.capitalize() for name in ("ceil", "round", "log", "sin", "cos", "reciprocal", "mish", "sign")},
+    "gelu": "Gelu",  # with its keyword `approximate` as an attribute
     "logical_not": "Not",
     "bitwise_not": "Not",
 }
@@ -323,12 +311,12 @@ BINARY = {
     "bmm": "MatMul",
     "mm": "MatMul",
 }
-# By the name of the operation, without the underscore at the end of those that write over what they are given.
+# By name of the operation; in-place operations, which end with an underscore, use the translation without it.
 OPERATIONS: dict[str, Translation] = {
-    **{name: partial(_unary, kind) for name, kind in UNARY.items()},
-    **{name: partial(_binary, kind) for name, kind in BINARY.items()},
-    "add": partial(_sum_of_two, "Add"),
-    "sub": partial(_sum_of_two, "Sub"),
+    **{name: partial(_unary, op) for name, op in UNARY.items()},
+    **{name: partial(_binary, op) for name, op in BINARY.items()},
+    "add": partial(_add_or_sub, "Add"),
+    "sub": partial(_add_or_sub, "Sub"),
     "rsub": _rsub,
     "floor_divide": partial(_div, rounding_mode="floor"),
     "div": _div,
@@ -337,7 +325,6 @@ OPERATIONS: dict[str, Translation] = {
     "silu": _silu,
     "hardswish": _hardswish,
     "hardsigmoid": _hardsigmoid,
-    "gelu": _gelu,
     "hardtanh": _clip,
     "clamp": _clip,
     "clamp_min": _clip,
@@ -363,5 +350,5 @@ OPERATIONS: dict[str, Translation] = {
     "where": _where,
     "masked_fill": _masked_fill,
     "_to_copy": _to,
-    **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "dropout"), _same),
+    **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "dropout"), _identity),
 }

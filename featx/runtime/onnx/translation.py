@@ -1,4 +1,4 @@
-"""Programs as ONNX graphs."""
+"""Translation of a captured program to an ONNX model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,43 +18,43 @@ AXES = ("batch", "channels", "height", "width")
 
 
 def onnx_model(program: Program, outputs: Sequence[str], shape: Sequence[int | None]) -> Any:
-    """The ONNX model of a program.
+    """The ONNX model (onnx.ModelProto) of a program.
 
     Args:
-        program: what to translate.
-        outputs: names of what it returns, in order.
-        shape: of the images; None for axes of any length.
+        program: The program.
+        outputs: Names of its outputs, in order.
+        shape: Shape of the images; None for axes of variable length.
 
     Raises:
-        UntranslatedError: an operation of it has no translation.
+        UntranslatedError: An operation has no translation.
     """
     from onnx import helper
 
-    graph = _Translator(program).translated(outputs)
+    graph = _Translator(program).translate(outputs)
     axes: list[Any] = [AXES[axis] if length is None else length for axis, length in enumerate(shape)]
     images = helper.make_tensor_value_info(IMAGES, element_type(program.dtypes[TracedValue(-1)]), axes)
     returned = [
-        helper.make_tensor_value_info(name, element_type(torch.float32), _output_axes(program, made, name, shape))
-        for name, made in zip(outputs, program.returned, strict=True)
+        helper.make_tensor_value_info(name, element_type(torch.float32), _output_axes(program, traced, name, shape))
+        for name, traced in zip(outputs, program.returned, strict=True)
     ]
-    made = helper.make_graph(graph.nodes, "featx", [images], returned)
+    proto = helper.make_graph(graph.nodes, "featx", [images], returned)
     opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="featx")
-    for name, tensor in graph.initializers.items():  # added here, because each of the calls above copies what it gets
-        kind, content = element_type(tensor.dtype), tensor.numpy().tobytes()
-        model.graph.initializer.add(name=name, dims=tensor.shape, data_type=kind, raw_data=content)
+    model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="featx")
+    for name, tensor in graph.initializers.items():  # added last, because the calls above copy their arguments
+        data_type, content = element_type(tensor.dtype), tensor.numpy().tobytes()
+        model.graph.initializer.add(name=name, dims=tensor.shape, data_type=data_type, raw_data=content)
     return model
 
 
-def _output_axes(program: Program, made: Name, name: str, shape: Sequence[int | None]) -> list[int | str]:
+def _output_axes(program: Program, traced: Name, name: str, shape: Sequence[int | None]) -> list[int | str]:
     """Lengths of an output's axes, and names for those that depend on the images."""
-    if not isinstance(made, TracedValue):
-        return list(program.constants[made].shape)
-    lengths = program.axes[made]
+    if not isinstance(traced, TracedValue):
+        return list(program.constants[traced].shape)
+    lengths = program.axes[traced]
     if None not in shape:
         return [shape[0] or 0, *(first for first, _ in lengths[1:])]
     names = ("batch", *(f"{name}_{axis}" for axis in AXES[1:]))
-    return [first if first == again else names[axis] for axis, (first, again) in enumerate(lengths)]
+    return [first if first == second else names[axis] for axis, (first, second) in enumerate(lengths)]
 
 
 class _Translator:
@@ -64,7 +64,7 @@ class _Translator:
         self.program, self.graph = program, OnnxGraph()
         self._names: dict[Name, str] = {TracedValue(-1): IMAGES}
 
-    def translated(self, outputs: Sequence[str]) -> OnnxGraph:
+    def translate(self, outputs: Sequence[str]) -> OnnxGraph:
         for call in self.program.calls:
             self._add(call)
         self._name_outputs(outputs)
@@ -75,77 +75,76 @@ class _Translator:
         translate = TRANSLATIONS.get(name if name in TRANSLATIONS else name.removesuffix("_"))
         self.graph.scope = self._scope(call)
         several = TracedValue(call.number) not in self.program.axes
-        made = self._made(call.number) if several else [self._value(TracedValue(call.number), "")]
+        results = self._results(call.number) if several else [self._value(TracedValue(call.number), "")]
         if translate is None:
             raise UntranslatedError(f"{call.operation} has no translation to ONNX")
-        args, kwargs = tree_map(self._filled, _by_schema(call))
+        args, kwargs = tree_map(self._argument, _by_schema(call))
         try:
-            found = translate(self.graph, made, *args, **kwargs)
+            translated = translate(self.graph, results, *args, **kwargs)
         except UntranslatedError as error:
             raise UntranslatedError(f"{call.operation}: {error} has no translation to ONNX") from error
-        names = [found] if isinstance(found, str) else found
-        self._names.update(
-            (TracedValue(call.number, place if several else None), one) for place, one in enumerate(names)
-        )
+        names = [translated] if isinstance(translated, str) else translated
+        places = range(len(names)) if several else [None]
+        self._names.update((TracedValue(call.number, place), name) for place, name in zip(places, names, strict=True))
 
-    def _made(self, number: int) -> list[Value]:
-        made: list[Value] = []
-        while TracedValue(number, len(made)) in self.program.axes:
-            made.append(self._value(TracedValue(number, len(made)), ""))
-        return made
+    def _results(self, number: int) -> list[Value]:
+        """The tensors of a call that returned several, without names."""
+        results: list[Value] = []
+        while TracedValue(number, len(results)) in self.program.axes:
+            results.append(self._value(TracedValue(number, len(results)), ""))
+        return results
 
-    def _value(self, made: Any, name: str) -> Value:
-        return Value(name, self.program.axes[made], self.program.dtypes[made])
+    def _value(self, traced: Any, name: str) -> Value:
+        return Value(name, self.program.axes[traced], self.program.dtypes[traced])
 
     def _scope(self, call: Call) -> str:
-        """The path of the module whose parameters the call reads."""
-        own = next((one.path for one in call.args if isinstance(one, ModelTensor)), "")
-        return own.removeprefix("extractor.").rpartition(".")[0]
+        """Path of the module whose parameters the call reads, or ""."""
+        path = next((arg.path for arg in call.args if isinstance(arg, ModelTensor)), "")
+        return path.removeprefix("extractor.").rpartition(".")[0]
 
-    def _filled(self, given: Any) -> Any:
-        """The value of an argument."""
-        if isinstance(given, TracedValue | ModelTensor):
-            name = self._names.get(given)
-            return self._constant(given) if name is None else self._value(given, name)
-        if isinstance(given, SymbolicSize):
-            return self.graph.length(self._names[given.tensor], given.axis)
-        return self._per_image(given) if isinstance(given, PerImage) else given
+    def _argument(self, recorded: Any) -> Any:
+        """The value of a recorded argument in the graph."""
+        if isinstance(recorded, TracedValue | ModelTensor):
+            name = self._names.get(recorded)
+            return self._constant(recorded) if name is None else self._value(recorded, name)
+        if isinstance(recorded, SymbolicSize):
+            return self.graph.length(self._names[recorded.tensor], recorded.axis)
+        return self._per_image(recorded) if isinstance(recorded, PerImage) else recorded
 
-    def _constant(self, given: Name) -> Value:
-        tensor = self.program.constants[given]
-        if isinstance(given, TracedValue):
-            named = f"computed_{given.step}_{given.place or 0}"
+    def _constant(self, traced: Name) -> Value:
+        tensor = self.program.constants[traced]
+        if isinstance(traced, TracedValue):
+            name = f"computed_{traced.step}_{traced.place or 0}"
         else:
-            named = given.path.removeprefix("extractor.")
-        name = self.graph.constant(tensor, named)
-        return Value(name, tuple((length, length) for length in tensor.shape), tensor.dtype, tensor)
+            name = traced.path.removeprefix("extractor.")
+        axes = tuple((length, length) for length in tensor.shape)
+        return Value(self.graph.constant(tensor, name), axes, tensor.dtype, tensor)
 
-    def _per_image(self, given: PerImage) -> Length:
-        images = self.graph.length(IMAGES, 0)
-        return images if given.times == 1 else Length(self.graph.add("Mul", images, self.graph.ints([given.times])))
+    def _per_image(self, number: PerImage) -> Length:
+        batch = self.graph.length(IMAGES, 0)
+        return batch if number.times == 1 else Length(self.graph.add("Mul", batch, self.graph.ints([number.times])))
 
     def _name_outputs(self, outputs: Sequence[str]) -> None:
-        """Have what the program returns called so."""
+        """Rename the returned values to the names of the outputs; values that cannot be renamed are copied."""
         from onnx import helper
 
         renamed: dict[str, str] = {}
-        for output, made in zip(outputs, self.program.returned, strict=True):
-            own = self._names.get(made) or self._constant(made).name
-            if own in renamed or own == IMAGES or own in self.graph.initializers:
-                self.graph.nodes.append(helper.make_node("Identity", [own], [output], name=f"output/{output}"))
+        for output, traced in zip(outputs, self.program.returned, strict=True):
+            name = self._names.get(traced) or self._constant(traced).name
+            if name in renamed or name == IMAGES or name in self.graph.initializers:
+                self.graph.nodes.append(helper.make_node("Identity", [name], [output], name=f"output/{output}"))
             else:
-                renamed[own] = output
+                renamed[name] = output
         for node in self.graph.nodes:
             for names in (node.input, node.output):
                 names[:] = [renamed.get(name, name) for name in names]
 
 
 def _by_schema(call: Call) -> tuple[list[Any], dict[str, Any]]:
-    """All arguments of a call: in their order, and by name those that can only be given so and were."""
+    """All positional arguments of a call, with defaults, and the keyword-only arguments that were passed."""
     arguments = call.operation._schema.arguments
     ordered = [argument for argument in arguments if not argument.kwarg_only]
-    given = {**dict(zip((argument.name for argument in ordered), call.args, strict=False)), **call.kwargs}
-    positional = [given.get(argument.name, argument.default_value) for argument in ordered]
-    return positional, {
-        argument.name: given[argument.name] for argument in arguments if argument.kwarg_only and argument.name in given
-    }
+    passed = {**dict(zip((argument.name for argument in ordered), call.args, strict=False)), **call.kwargs}
+    keyword_only = {argument.name for argument in arguments if argument.kwarg_only}
+    positional = [passed.get(argument.name, argument.default_value) for argument in ordered]
+    return positional, {name: value for name, value in passed.items() if name in keyword_only}

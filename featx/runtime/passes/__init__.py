@@ -1,1 +1,1 @@
-"""What an extractor is made faster by before a runtime computes it: each pass changes modules or weights in place."""
+"""Passes that make an extractor faster on every runtime; each one changes modules or weights in place."""

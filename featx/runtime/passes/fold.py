@@ -1,11 +1,11 @@
-"""Folds batch norms into the convolutions before them."""
+"""Folding of batch norms into the convolutions before them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...tracing.module_trace import ModuleCall, ModuleTrace, Operation
 
@@ -17,9 +17,13 @@ STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Paths of a convolution and of the norm that alone reads its output, what to add to the norm's variance.
+    """A convolution and the batch norm that alone reads its output.
 
-    after: names of the norm's children that run after the norm itself, such as its activation.
+    Attributes:
+        conv: Path of the convolution.
+        norm: Path of the norm.
+        eps: Value added to the norm's variance.
+        after: Names of the norm's children that run after the normalization, such as its activation.
     """
 
     conv: str
@@ -28,54 +32,54 @@ class Pair:
     after: tuple[str, ...]
 
 
-def pairs(seen: ModuleTrace) -> Iterator[Pair]:
-    """All that can be folded.
+def foldable(trace: ModuleTrace) -> Iterator[Pair]:
+    """All pairs that can be folded.
 
-    A convolution and a norm that run once; the output of the one goes into the other, and is neither read by another
-    operation nor a map. The norm uses its running statistics, and does nothing but to call children after.
+    The convolution and the norm run once. The convolution's output is the norm's input; it is not a map, and no other
+    operation reads it. The norm uses its running statistics, and its module only calls children afterwards.
     """
-    made_by = {id(output): operation for operation in seen.operations for output in operation.outputs[:1]}
-    for norm in seen.operations:
+    producers = {id(output): operation for operation in trace.operations for output in operation.outputs[:1]}
+    for norm in trace.operations:
         if norm.kind not in NORMS or norm.arguments.get("training", False):
             continue
-        before, after = made_by.get(id(norm.arguments["input"])), _after(norm, seen)
-        if before is not None and after is not None and _folds(before, seen):
+        conv, after = producers.get(id(norm.arguments["input"])), _children_after(norm, trace)
+        if conv is not None and after is not None and _is_foldable_conv(conv, trace):
             eps = norm.arguments.get("eps", norm.arguments.get("epsilon"))
             assert isinstance(eps, float)
-            yield Pair(before.call.path, norm.call.path, eps, after)
+            yield Pair(conv.call.path, norm.call.path, eps, after)
 
 
-def _folds(conv: Operation, seen: ModuleTrace) -> bool:
-    """Whether the operation is a convolution by its module's own weights, which nothing else needs as they are."""
-    module, given, (output, *_) = seen.model.get_submodule(conv.call.path), conv.arguments, conv.outputs
+def _is_foldable_conv(conv: Operation, trace: ModuleTrace) -> bool:
+    """Whether the operation is a convolution with its module's own weights, and nothing else reads these."""
+    module, args, (output, *_) = trace.model.get_submodule(conv.call.path), conv.arguments, conv.outputs
     if conv.kind is not aten.convolution.default or not isinstance(module, nn.modules.conv._ConvNd):
         return False
     return (
-        all(given[name] is module._parameters.get(name) for name in ("weight", "bias"))
-        and all(len(seen.readers(tensor)) == 1 for tensor in (given["weight"], given["bias"], output))
-        and not given["transposed"]
-        and len(seen.calls[conv.call.path]) == 1
-        and not seen.is_returned(output)
+        all(args[name] is module._parameters.get(name) for name in ("weight", "bias"))
+        and all(len(trace.readers(tensor)) == 1 for tensor in (args["weight"], args["bias"], output))
+        and not args["transposed"]
+        and len(trace.calls[conv.call.path]) == 1
+        and not trace.is_returned(output)
     )
 
 
-def _after(norm: Operation, seen: ModuleTrace) -> tuple[str, ...] | None:
-    """The children that the norm's module calls on what the norm returned; None if it does anything else."""
-    call, given, (output, *_) = norm.call, norm.arguments, norm.outputs
-    module = seen.model.get_submodule(call.path)
-    own = {**module._parameters, **module._buffers}
-    if any(given[name] is not own.get(name) for name in ("weight", "bias", *STATISTICS)):
+def _children_after(norm: Operation, trace: ModuleTrace) -> tuple[str, ...] | None:
+    """The children that the norm's module calls on the normalized tensor; None if it computes anything else."""
+    call, args, (output, *_) = norm.call, norm.arguments, norm.outputs
+    module = trace.model.get_submodule(call.path)
+    tensors = {**module._parameters, **module._buffers}
+    if any(args[name] is not tensors.get(name) for name in ("weight", "bias", *STATISTICS)):
         return None
-    if any(given[name] is None for name in STATISTICS) or len(seen.calls[call.path]) != 1:
+    if any(args[name] is None for name in STATISTICS) or len(trace.calls[call.path]) != 1:
         return None
-    reading = [operation for operation in seen.operations if operation.call is call and [*operation.read()]]
-    if reading != [norm] or len(call.given) != 1 or call.given[0] is not given["input"]:
+    reading = [operation for operation in trace.operations if operation.call is call and [*operation.read()]]
+    if reading != [norm] or len(call.given) != 1 or call.given[0] is not args["input"]:
         return None
-    return _in_turn(call, output)
+    return _chained_children(call, output)
 
 
-def _in_turn(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
-    """Names of the children that turn `x` into what the call returned, one after another; None if they do not."""
+def _chained_children(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
+    """Names of the children that compute the output of the call from `x`, one after another; None if they do not."""
     names = list[str]()
     for inner in call.inner:
         owner, _, name = inner.path.rpartition(".")
@@ -87,32 +91,27 @@ def _in_turn(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, found: Iterable[Pair]) -> None:
-    """Fold the norm of each pair into its convolution, in place; what a norm's module did besides stays."""
+def fold(model: nn.Module, pairs: Iterable[Pair]) -> None:
+    """Fold the norm of each pair into its convolution, in place; the children after a norm are kept."""
     modules = dict(model.named_modules())
-    left = {pair.norm: _folded(modules[pair.conv], modules[pair.norm], pair) for pair in found}
-    replace(model, left)
+    replace(model, {pair.norm: _fold_pair(modules[pair.conv], modules[pair.norm], pair) for pair in pairs})
 
 
-def _folded(conv: Any, norm: Any, pair: Pair) -> nn.Module:
-    """Fold one, and return what is left of the norm."""
+def _fold_pair(conv: Any, norm: Any, pair: Pair) -> nn.Module:
+    """Fold a norm into its convolution in float64, and return the module that replaces the norm."""
     weight, bias = conv.weight, conv.bias
-    mean, variance = (_exact(getattr(norm, name)) for name in STATISTICS)
+    mean, variance = (getattr(norm, name).double() for name in STATISTICS)
     scale = torch.rsqrt(variance + pair.eps)
-    scale = scale if norm.weight is None else scale * _exact(norm.weight)
-    shift = -mean * scale if bias is None else (_exact(bias) - mean) * scale
-    shift = shift if norm.bias is None else shift + _exact(norm.bias)
-    scaled = _exact(weight) * scale.view(-1, *[1] * (weight.ndim - 1))
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    shift = -mean * scale if bias is None else (bias.double() - mean) * scale
+    shift = shift if norm.bias is None else shift + norm.bias.double()
+    scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
     conv.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
-    left: nn.Module = nn.Sequential() if pair.after else nn.Identity()
+    remainder: nn.Module = nn.Sequential() if pair.after else nn.Identity()
     for name in pair.after:
-        left.add_module(name, norm.get_submodule(name))
-    return left
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.double()
+        remainder.add_module(name, norm.get_submodule(name))
+    return remainder
 
 
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -120,13 +119,13 @@ HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 def replace(model: nn.Module, by_path: Mapping[str, nn.Module]) -> None:
-    """Put modules in the places of others, wherever these are registered, in place; they take over their hooks."""
+    """Replace modules wherever they are registered, in place; the new modules inherit their mode and hooks."""
     modules = dict(model.named_modules())
-    instead = {modules[path]: module for path, module in by_path.items()}
-    for old, new in instead.items():
+    replacements = {modules[path]: module for path, module in by_path.items()}
+    for old, new in replacements.items():
         new.train(old.training)
         vars(new).update({name: vars(old)[name] for name in HOOKS})
     for parent in modules.values():
         for name, child in parent._modules.items():
-            if child in instead:
-                parent._modules[name] = instead[child]
+            if child in replacements:
+                parent._modules[name] = replacements[child]

@@ -1,4 +1,4 @@
-"""An extractor made ready for inference: a copy without what inference does not need."""
+"""Preparation of an extractor for inference: all passes in order, on a copy."""
 
 from typing import NamedTuple
 
@@ -7,52 +7,57 @@ from torch import Tensor, nn
 from ...errors import ArgumentError
 from ...tracing.module_trace import ModuleTrace
 from ...wrappers import FeatureExtractWrapper
-from ..watch import copy_of, watch
-from .fold import fold, pairs
-from .idle import drop_idle, only_training
-from .reparameterise import reparameterise
+from ..watch import copy_of, trace_forward
+from .fold import fold, foldable
+from .idle import is_training_only, remove_idle
+from .reparameterize import reparameterize
 
 
 class Prepared(NamedTuple):
-    """The copy, and a forward that was seen before norms were folded."""
+    """The prepared copy, and the trace of its forward from before norms were folded."""
 
     extractor: FeatureExtractWrapper
-    seen: ModuleTrace
+    trace: ModuleTrace
 
 
 def prepare(model: FeatureExtractWrapper, example: Tensor | None) -> Prepared:
-    """A copy with branches fused, norms folded and identities dropped; InputError for an example it does not take."""
+    """A copy for inference: with fused branches and folded norms, without modules that act only in training.
+
+    Raises:
+        InputError: The model does not support the example.
+        ContractError: The model does not run.
+    """
     if example is not None:
         model._check(example)
     extractor = copy_of(model).eval()
-    reparameterise(extractor)
-    seen = watch(extractor, example)
-    fold(extractor, pairs(seen))
-    drop_idle(extractor, seen)
-    return Prepared(extractor, seen)
+    reparameterize(extractor)
+    trace = trace_forward(extractor, example)
+    fold(extractor, foldable(trace))
+    remove_idle(extractor, trace)
+    return Prepared(extractor, trace)
 
 
-def require_extractor(model: object, what: str) -> FeatureExtractWrapper:
-    """The model, if it is an extractor in eval mode with weights; ArgumentError, which starts with `what`, if not."""
+def require_extractor(model: object, caller: str) -> FeatureExtractWrapper:
+    """The model if it is an extractor with weights in eval mode, else ArgumentError that names the calling function."""
     if not isinstance(model, FeatureExtractWrapper):
         raise ArgumentError(
-            f"{what} takes an extractor, got {type(model).__name__}: make one with create_model(..., "
+            f"{caller} takes an extractor, got {type(model).__name__}: make one with create_model(..., "
             "features_only=True) or FeatureExtractWrapper(model)"
         )
-    acting = [(name or "the extractor", module) for name, module in model.named_modules() if _acts(module)]
-    training = [name for name, module in acting if module.training]
+    modules = [(name or "the extractor", module) for name, module in model.named_modules() if _has_mode(module)]
+    training = [name for name, module in modules if module.training]
     if training:
         raise ArgumentError(
-            f"{what} is for inference, and {len(training)} modules are in training mode ({training[0]} first): call "
+            f"{caller} is for inference, and {len(training)} modules are in training mode ({training[0]} first): call "
             "model.eval() before"
         )
     if next(model.parameters(), None) is None:
         raise ArgumentError(
-            f"{what} takes an extractor with weights, and this one was built without: pass the original"
+            f"{caller} takes an extractor with weights, and this one was built without: pass the original"
         )
     return model
 
 
-def _acts(module: nn.Module) -> bool:
-    """Whether its mode can matter: stand-ins for what a bridge left out have any mode."""
-    return bool(module._parameters or module._buffers or module._modules) or only_training(module)
+def _has_mode(module: nn.Module) -> bool:
+    """Whether the mode of the module can matter; placeholders for modules that a bridge removed may have any mode."""
+    return bool(module._parameters or module._buffers or module._modules) or is_training_only(module)

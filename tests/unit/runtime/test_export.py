@@ -142,7 +142,7 @@ class Squares(Small):
 def test_a_graph_for_squares_refuses_others():
     made = featx.optimize(FeatureExtractWrapper(randomise(Squares())), runtime="onnxruntime")
     made(images(2, 3, 32, 32))
-    with pytest.raises(InputError, match="which its graph is not right for"):
+    with pytest.raises(InputError, match="which its graph does not support"):
         made(images(2, 3, 32, 48))
 
 
