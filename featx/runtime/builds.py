@@ -5,7 +5,7 @@ import torch
 from ..errors import ArgumentError
 from .agreement import compared, require_agreement
 from .backends.engines import require_engine
-from .graph_files import Request, corrected, on_runtime
+from .graph_files import Request, on_runtime, precision_for
 from .optimized import OptimizedExtractor, eager
 from .passes.memory_format import layout_for
 from .passes.prepare import prepare
@@ -35,9 +35,9 @@ def built(runtime: str, request: Request) -> OptimizedExtractor:
 
 
 def _on_eager(request: Request) -> OptimizedExtractor:
-    extractor, seen = prepare(request.model, request.example)
+    extractor, seen = prepared = prepare(request.model, request.example)
     layout = layout_for(request.memory_format, extractor, 16 if request.example is None else len(request.example))
-    corrected(extractor, request)
-    made = eager(extractor, request.dtype, layout)
+    mixed = precision_for(prepared, request)
+    made = eager(extractor, request.dtype, layout, mixed, seen.images)
     made.agreement = compared(made, request.model, seen.images, request.example, request.computes)
     return made

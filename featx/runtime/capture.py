@@ -1,6 +1,6 @@
 """The program that computes an extractor's maps, which runs without the model's code, and what is said of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,11 +24,15 @@ class GraphSpec:
     example: images as will be given, or None.
     dynamic: which images it takes beside those: "batch" any number of them, "size" of other sizes, too, "none" no
         others; "auto" what the model allows.
+    wanted: the cosine similarity of maps to reach in int8, by leaving first layers in float32.
+    in_float32: paths of the layers that stay so.
     """
 
     computes: torch.dtype
     example: Tensor | None
     dynamic: Dynamic = "auto"
+    wanted: float = 0.0
+    in_float32: tuple[str, ...] = ()
 
     @property
     def maps(self) -> torch.dtype:
@@ -74,4 +78,4 @@ def capture(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpe
     number = 1 if spec.example is None else len(spec.example)
     guard = ShapeGuard((number, *images.shape[1:]), frozenset(free))
     computes = f"{spec.computes}".removeprefix("torch.")
-    return program, describe(extractor, guard, spec.maps, computes)
+    return program, replace(describe(extractor, guard, spec.maps, computes), in_float32=spec.in_float32)

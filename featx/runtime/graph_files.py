@@ -19,14 +19,15 @@ from .backends.engines import ENGINES, write
 from .cache import Cache, OwnFolder
 from .capture import GraphSpec
 from .fingerprint import digest_of, fingerprint
+from .mixed_precision import mixed_precision, wanted_similarity
 from .onnx.file import read_onnx
-from .passes.bias_correction import correct_rounding
+from .passes.lowering import MixedPrecision
 from .passes.memory_format import MemoryFormat
-from .passes.prepare import prepare
+from .passes.prepare import Prepared, prepare
 from .watch import own_size
 
 MODEL, FACTS = "model.onnx", "facts.json"
-ENOUGH = 8  # images to know the means of a layer's inputs
+ENOUGH = 8  # images to measure on how many layers stay in float32
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Request:
 
     @property
     def given(self) -> torch.dtype:
-        """The model's own dtype."""
-        return next(self.model.parameters()).dtype
+        """The model's own dtype; the lower one of two."""
+        return min((parameter.dtype for parameter in self.model.parameters()), key=lambda dtype: dtype.itemsize)
 
     @property
     def computes(self) -> torch.dtype:
@@ -53,6 +54,11 @@ class Request:
     def is_lower(self) -> bool:
         """Whether it is to compute in a lower precision than the model's, so that weights are rounded."""
         return self.computes.itemsize < self.given.itemsize
+
+    @property
+    def wanted(self) -> float:
+        """The cosine similarity that every level is to have with the original's, if layers in float32 can do it."""
+        return wanted_similarity(self.computes, self.min_agreement)
 
     @property
     def like(self) -> Tensor:
@@ -70,7 +76,7 @@ class Request:
         if made is None:
             return None
         images = digest_of(self.example) if self.is_lower and self.example is not None else None
-        return _key(made, self.computes, images)
+        return _key(made, self.computes, images, self.wanted)
 
     def graph_key(self, runtime: str) -> str | None:
         """The key of the graph. Those in int8 are for a runtime and a processor."""
@@ -86,11 +92,12 @@ def _key(*parts: object) -> str:
     return sha256(repr(parts).encode()).hexdigest()
 
 
-def corrected(extractor: FeatureExtractWrapper, request: Request) -> None:
-    """Make up, in place, for what the extractor's weights will lose in a lower precision."""
-    if request.is_lower and request.computes.is_floating_point:
-        images = smooth_noise(request.like) if request.example is None else request.example[:ENOUGH]
-        correct_rounding(extractor, images, request.computes)
+def precision_for(prepared: Prepared, request: Request) -> MixedPrecision:
+    """Which layers stay in float32 in a lower precision of floats."""
+    if not request.is_lower or not request.computes.is_floating_point:
+        return MixedPrecision()
+    images = smooth_noise(request.like) if request.example is None else request.example[:ENOUGH]
+    return mixed_precision(*prepared, images, request.computes, request.wanted)
 
 
 def on_runtime(runtime: str, request: Request) -> EngineExtractor:
@@ -135,11 +142,16 @@ def _graph(runtime: str, request: Request) -> OwnFolder:
 
 def _written(request: Request) -> OwnFolder:
     """A new folder with the graph."""
-    extractor, seen = prepare(request.model, request.example)
-    corrected(extractor, request)
+    extractor, seen = prepared = prepare(request.model, request.example)
+    mixed = precision_for(prepared, request)
     folder = OwnFolder()
     path = folder.path / MODEL
-    write(extractor, seen, GraphSpec(request.computes, request.example), path)
+    write(
+        extractor,
+        seen,
+        GraphSpec(request.computes, request.example, wanted=request.wanted, in_float32=mixed.exact),
+        path,
+    )
     return folder
 
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..image_checks import dtypes_of
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import Maps
+from .passes.lowering import MixedPrecision, connect, lower
 
 if TYPE_CHECKING:
     from .auto import Choice
@@ -24,10 +26,13 @@ class OptimizedExtractor(FeatureExtractWrapper):
 
     agreement: in a lower precision than the original's, the cosine similarity of each level's map with the original's.
     choice: what runtime="auto" measured; None if the runtime was named.
+    in_float32: names of the first layers that stay in float32 on "eager", where a lower precision loses too much.
     """
 
     agreement: dict[str, float] | None = None
     choice: Choice | None = None
+    in_float32: tuple[str, ...] = ()
+    _ends: tuple[str, str] = ("", "")  # paths of the first and the last layer, then
 
     @property
     def runtime(self) -> str:
@@ -63,12 +68,32 @@ class OptimizedExtractor(FeatureExtractWrapper):
         """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
         self._check(x)
         dtype = next(self.parameters()).dtype if self._dtype is None else self._dtype
-        return super().forward(x.to(dtype=dtype, memory_format=self._layout))
+        if not self.in_float32:
+            return super().forward(x.to(dtype=dtype, memory_format=self._layout))
+        first, last = (next(self.get_submodule(path).parameters()).dtype for path in self._ends)
+        maps: Any = super().forward(x.to(dtype=first, memory_format=self._layout))
+        return tree_map(lambda tensor: tensor.to(last), maps)
 
 
 def eager(
-    extractor: FeatureExtractWrapper, dtype: torch.dtype | None, layout: torch.memory_format
+    extractor: FeatureExtractWrapper,
+    dtype: torch.dtype | None,
+    layout: torch.memory_format,
+    mixed: MixedPrecision = MixedPrecision(),
+    images: Tensor | None = None,
 ) -> OptimizedExtractor:
-    """The extractor, whose norms have been folded, as PyTorch runs it; it is used up."""
+    """The extractor, whose norms have been folded, as PyTorch runs it; it is used up.
+
+    mixed: layers that stay in float32; images, (N, in_chans, H, W), then show where dtypes meet.
+    """
     to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
-    return OptimizedExtractor(to(dtype=dtype, memory_format=layout), None, layout)
+    if not mixed.count:
+        return OptimizedExtractor(to(dtype=dtype, memory_format=layout), None, layout)
+    assert dtype is not None
+    assert images is not None
+    to(memory_format=layout)
+    lower(extractor, dtype, mixed.exact)
+    made = OptimizedExtractor(extractor, None, layout)
+    made.in_float32, made._ends = mixed.exact, (mixed.layers[0], mixed.layers[-1])
+    connect(made, mixed.layers, images[:1])
+    return made

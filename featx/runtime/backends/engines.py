@@ -78,7 +78,7 @@ def write(extractor: FeatureExtractWrapper, seen: ForwardTrace, spec: GraphSpec,
     extractor.to("meta")  # what is left of it is its rule of sizes
     if floating != path:
         assert spec.example is not None
-        quantise(floating, path, spec.example)
+        quantise(floating, path, spec.example, spec.wanted)
         for file in list(path.parent.iterdir()):
             if file.name.startswith(floating.name):
                 file.unlink()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import CheckpointError, in_short
 from ..onnx.translation import IMAGES
 from .engine import COMPILED, FileEngine
+from .openvino_precision import kept_in_float32
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
@@ -57,7 +58,7 @@ class OpenVinoEngine(FileEngine):
             if kept is not None and kept.is_file():
                 self._compiled: Any = self._core.import_model(kept.read_bytes(), "CPU", self._settings)
             else:
-                self._graph = self._core.read_model(self.path)
+                self._graph = self._read()
                 one_shape = self._graph.clone()
                 one_shape.reshape(list(self.said.guard.shape))
                 self._compiled = self._compile(one_shape)
@@ -83,9 +84,13 @@ class OpenVinoEngine(FileEngine):
         with self._lock:
             if self._for_others is None:
                 # read anew where a compiled one was kept: in a folder that is this engine's own
-                self._for_others = self._compile(self._graph or self._core.read_model(self.path))
+                self._for_others = self._compile(self._graph or self._read())
                 self._graph = None
             return self._for_others
+
+    def _read(self) -> Any:
+        graph = self._core.read_model(self.path)
+        return kept_in_float32(self._core, graph, self.said.in_float32) if self.said.in_float32 else graph
 
     def _compile(self, graph: Any) -> Any:
         return self._core.compile_model(graph, "CPU", self._settings)

@@ -115,7 +115,9 @@ def _measured(path: Path, images: Sequence[Any]) -> tuple[dict[str, Any], dict[s
     """By tensor, (chs,): the mean of each channel over all images, and the largest absolute value."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised, too
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     runs = [session.run(None, {"images": image}) for image in images]
     found: dict[str, dict[str, Any]] = {"mean": {}, "peak": {}}
     for output, *arrays in zip(session.get_outputs(), *runs, strict=True):
