@@ -16,6 +16,7 @@ from .backends.engine import EngineExtractor
 from .backends.engines import ENGINES, require_engine, write
 from .capture import Dynamic, GraphSpec
 from .description import Description, beside
+from .mixed_precision import wanted_similarity
 from .onnx.file import describe_onnx, read_onnx, seal
 from .passes.prepare import prepare, require_extractor
 
@@ -70,7 +71,7 @@ def export(
     require_min_agreement(min_agreement, dtype)
     with alone(path, also=[beside(path).name]), workspace(path) as folder:
         written = folder / path.name
-        said = _write(model, written, (dtype, example, dynamic))
+        said = _write(model, written, (dtype, example, dynamic, min_agreement))
         require_agreement(said.agreement, min_agreement)
         seal(written)
         _place(written, path)
@@ -104,12 +105,12 @@ def _place(written: Path, path: Path) -> None:
 
 
 def _write(
-    model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic]
+    model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic, float | None]
 ) -> Description:
-    dtype, example, dynamic = asked
+    dtype, example, dynamic, least = asked
     extractor, seen = prepare(model, example)
     computes = dtype or seen.images.dtype
-    said = write(extractor, seen, GraphSpec(computes, example, dynamic), path)
+    said = write(extractor, seen, GraphSpec(computes, example, dynamic, wanted_similarity(computes, least)), path)
     made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
     said = replace(said, agreement=compared(made, model, seen.images, example, computes))
     if said.agreement is not None:

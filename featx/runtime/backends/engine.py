@@ -179,7 +179,7 @@ class EngineExtractor(OptimizedExtractor):
         wrapper = FeatureExtractWrapper(pyramid, order, output=output)
         wrapper.feature_info = said.levels
         super().__init__(wrapper, engine.dtype, torch.contiguous_format)
-        self.agreement = said.agreement
+        self.agreement, self.in_float32 = said.agreement, said.in_float32
 
     @property
     def _engine(self) -> Engine:
