@@ -43,7 +43,7 @@ class Description:
 
     levels: those returned, in order. output: "list", "dict" or "tokens". guard: images the graph is right for.
     dtype: of the maps. computes: "float32", "bfloat16" or "int8". agreement: with the original's maps, by level.
-    smallest: the shortest side of images, in pixels. in_float32: paths of the layers that stay in float32 in a lower precision.
+    smallest: the shortest side of images, in pixels. in_float32: in a lower precision, paths of the layers that stay.
     """
 
     levels: Levels

@@ -31,14 +31,18 @@ def kept_layers(order: Callable[[], Layers], similarity: Callable[[Layers], floa
         wanted: The similarity to reach. If no number of layers reaches it, the smallest number is taken that comes
             close to the best one.
     """
-    found: dict[Layers, float] = {(): similarity(())}
-    if found[()] >= wanted:
+    found: dict[Layers, float] = {}
+
+    def is_enough(kept: Layers) -> bool:
+        reached = similarity(kept)
+        found[kept] = reached if reached > -1 else -1.0  # NaN where maps overflow
+        return reached >= wanted
+
+    if is_enough(()):
         return ()
     layers = order()
     for count in sorted({len(layers) // part for part in PARTS} - {0}):
-        kept = layers[:count]
-        found[kept] = similarity(kept)
-        if found[kept] >= wanted:
-            return kept
-    enough = 1 - NEAR * (1 - max(found.values()))
-    return next(kept for kept, reached in found.items() if reached >= enough)
+        if is_enough(layers[:count]):
+            return layers[:count]
+    close = 1 - NEAR * (1 - max(found.values()))
+    return next(kept for kept, reached in found.items() if reached >= close)
