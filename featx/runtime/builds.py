@@ -8,7 +8,7 @@ from .backends.engines import require_engine
 from .graph_files import Request, on_runtime
 from .mixed_precision import Layers, kept_layers
 from .optimized import OptimizedExtractor, eager
-from .passes.lowering import layers_in_order
+from .passes.lowering import drop_idle_conversions, layers_in_order
 from .passes.memory_format import layout_for
 from .passes.prepare import Prepared, prepare
 from .watch import copy_of
@@ -41,6 +41,8 @@ def _on_eager(request: Request) -> OptimizedExtractor:
     extractor, seen = prepared = prepare(request.model, request.example)
     layout = layout_for(request.memory_format, extractor, 16 if request.example is None else len(request.example))
     made = eager(extractor, request.dtype, layout, _in_float32(prepared, request, layout))
+    if made.in_float32:
+        drop_idle_conversions(made, seen.images)
     made.agreement = compared(made, request.model, seen.images, request.example, request.computes)
     return made
 

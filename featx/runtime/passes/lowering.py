@@ -36,6 +36,28 @@ def lower(model: nn.Module, dtype: torch.dtype, in_float32: Collection[str]) -> 
             module.register_forward_pre_hook(in_own_dtype)
 
 
+@torch.no_grad()
+def drop_idle_conversions(model: nn.Module, images: Tensor) -> None:
+    """Remove the hooks of `lower` that convert nothing, in place, except those of layers in float32.
+
+    They take 8 % of the time of a MobileNetV2 for one image. The dtypes inside a model do not depend on its images.
+    """
+    converting = [module for module in model.modules() if in_own_dtype in module._forward_pre_hooks.values()]
+    idle = {module for module in converting if next(module.parameters()).dtype != torch.float32}
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if any(before is not after for before, after in zip(args, in_own_dtype(module, args), strict=True)):
+            idle.discard(module)
+
+    handles = [module.register_forward_pre_hook(note, prepend=True) for module in converting]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    for module in idle:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is in_own_dtype]:
+            del module._forward_pre_hooks[key]
+
+
 def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of a module, with floating-point tensors in the dtype of its parameters."""
     dtype = next(module.parameters(recurse=False)).dtype

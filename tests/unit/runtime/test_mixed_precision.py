@@ -166,6 +166,16 @@ def test_tokens_and_maps_have_one_dtype():
         assert {tensor.dtype for pair in made(images(1, 3, 224, 224)) for tensor in pair} == {torch.bfloat16}
 
 
+def test_only_layers_in_float32_and_those_that_read_them_convert_their_inputs():
+    made = lossy()
+    converting = [name for name, module in made.named_modules() if module._forward_pre_hooks]
+    assert converting[: len(made.in_float32)] == [*made.in_float32]
+    assert 0 < len(converting) - len(made.in_float32) <= 3
+    everything = mixed(LOSSY, len(made.in_float32))[0]
+    assert sum(bool(module._forward_pre_hooks) for module in everything.modules()) == 51
+    assert min(agreement(everything, made, images(2, 3, 64, 64)).values()) > 0.9999
+
+
 def test_keys_of_the_state_dict_stay():
     assert lossy().state_dict().keys() == featx.optimize(random_extractor(LOSSY)).state_dict().keys()
 
