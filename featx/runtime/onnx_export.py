@@ -45,7 +45,8 @@ def export(
             `images`; outputs have the names of the levels, with _ for other characters than letters and digits, in
             ascending order of levels. Weights above 1 GiB are written to a file beside it, which ends in ".onnx.data".
             An existing file is replaced at once, with the one beside it. A missing folder is created.
-        dtype: None is float32. torch.int8 calibrates on `example`.
+        dtype: None is float32. torch.int8 calibrates on `example`; the layers that stay in float32 are in `in_float32`
+            of the loaded extractor.
         example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were trained
             for.
         dynamic: the images that the file accepts besides `example`'s shape: "batch" any number, "size" also other

@@ -36,7 +36,8 @@ def optimize(
     Args:
         model: An extractor in eval mode, of `create_model(..., features_only=True)`, native or bridged, or a Pipeline.
         dtype: Of the weights and the maps; None keeps the model's. `agreement` of what is returned says by level how
-            similar maps in a lower precision are to the original's.
+            similar maps in a lower precision are to the original's, and `in_float32` which layers stay in float32
+            because a level would have a cosine similarity below 0.999 (torch.int8: 0.99) or `min_agreement`.
         memory_format: "auto", "channels_last" or "contiguous": of the weights, the images, which are converted, and the
             maps of `eager`. "auto" is what was measured to be faster for such a model and the batch of `example`. The
             maps of other runtimes are contiguous.
@@ -47,7 +48,7 @@ def optimize(
         example: Images (N, in_chans, H, W) as they will be given; None expects batches of several images of the size
             that the weights were made for. torch.int8 is calibrated on them.
         min_agreement: In a lower precision, the least cosine similarity that the map of any level may have with the
-            original's, from 0 to 1; None accepts all.
+            original's, from 0 to 1; None accepts all. Up to a quarter of the layers stays in float32 to reach it.
         cache: A folder for graphs and choices, from which later processes have them at once. None is the default one,
             `featx/runtimes` in the user's cache folder, or `runtimes` in the folder that the environment's FEATX_CACHE
             names; False is none. Models of classes without source code are not kept.
