@@ -18,7 +18,7 @@ SECTIONS = {
     "runtimes": "Runtimes of other libraries",
     "shallow": "Shallow levels",
     "scaling": "Growth with batches and sizes",
-    "precision": "Similarity of maps in bfloat16",
+    "precision": "Similarity of maps in lower precision",
     "extract": "Folders of images",
     "extract_memory": "Memory of long extractions",
     "cold_start": "From the start of a process to the first maps",

@@ -1,6 +1,6 @@
 """Whether what was built computes the model's maps: both run on the same images before anybody gets it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +49,14 @@ def agreement(optimized: FeatureExtractWrapper, original: FeatureExtractWrapper,
     return _cosines(original, maps_in(optimized(images)), maps_in(original(images)))
 
 
-def _cosines(original: FeatureExtractWrapper, ours: list[Tensor], theirs: list[Tensor]) -> dict[str, float]:
+def similarities(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[float]:
+    """The cosine similarity of each map with its counterpart."""
     pairs = zip(ours, theirs, strict=True)
-    cosines = [F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0) for a, b in pairs]
-    return {name: cosine.item() for name, cosine in zip(original.feature_info.names(), cosines, strict=True)}
+    return [F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item() for a, b in pairs]
+
+
+def _cosines(original: FeatureExtractWrapper, ours: list[Tensor], theirs: list[Tensor]) -> dict[str, float]:
+    return dict(zip(original.feature_info.names(), similarities(ours, theirs), strict=True))
 
 
 def smooth_noise(like: Tensor) -> Tensor:

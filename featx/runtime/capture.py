@@ -24,11 +24,13 @@ class GraphSpec:
     example: images as will be given, or None.
     dynamic: which images it takes beside those: "batch" any number of them, "size" of other sizes, too, "none" no
         others; "auto" what the model allows.
+    wanted: the cosine similarity of maps to reach in int8, by keeping layers in float32.
     """
 
     computes: torch.dtype
     example: Tensor | None
     dynamic: Dynamic = "auto"
+    wanted: float = 0.0
 
     @property
     def maps(self) -> torch.dtype:

@@ -43,7 +43,7 @@ class Description:
 
     levels: those returned, in order. output: "list", "dict" or "tokens". guard: images the graph is right for.
     dtype: of the maps. computes: "float32", "bfloat16" or "int8". agreement: with the original's maps, by level.
-    smallest: the shortest side of images, in pixels.
+    smallest: the shortest side of images, in pixels. in_float32: in a lower precision, paths of the layers that stay.
     """
 
     levels: Levels
@@ -57,6 +57,7 @@ class Description:
     computes: str
     agreement: dict[str, float] | None = None
     smallest: int | None = None
+    in_float32: tuple[str, ...] = ()
 
     def tensors(self) -> list[str]:
         """Names of what the graph returns, safe in any format: a map per level, or its prefix tokens and the map.
@@ -125,7 +126,7 @@ def _read(said: Value) -> Description:
     in_chans, fixed = _number(said, "in_chans"), said.get("fixed_size")
     if in_chans not in (None, guard.shape[1]):
         raise said["in_chans"].mismatch(f"{guard.shape[1]}, as its shape says")
-    agreement = said.get("agreement")
+    agreement, exact = said.get("agreement"), said.get("in_float32")
     return Description(
         levels,
         said["output"].text(OUTPUTS),
@@ -138,6 +139,7 @@ def _read(said: Value) -> Description:
         said["computes"].text(("float32", "bfloat16", "int8")),
         None if agreement is None else {name: agreement[name].real() for name in agreement.object()},
         _number(said, "smallest"),
+        () if exact is None else tuple(path.text() for path in exact.each()),
     )
 
 

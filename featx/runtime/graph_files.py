@@ -1,7 +1,7 @@
 """Extractors on runtimes that read ONNX: their graphs, written once or found in the cache, and compared once."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -12,21 +12,21 @@ from torch import Tensor
 from ..json_checks import JsonError, Value, parsed
 from ..tracing.execution_order import channels_of
 from ..wrappers import FeatureExtractWrapper
-from .agreement import compared, smooth_noise
+from .agreement import agreement, compared, smooth_noise
 from .available import processor, version
 from .backends.engine import COMPILED, EngineExtractor
 from .backends.engines import ENGINES, write
 from .cache import Cache, OwnFolder
 from .capture import GraphSpec
 from .fingerprint import digest_of, fingerprint
-from .onnx.file import read_onnx
-from .passes.bias_correction import correct_rounding
+from .mixed_precision import Layers, kept_layers, wanted_similarity
+from .onnx.file import describe_onnx, read_onnx
+from .passes.lowering import layers_in_order, lowest_dtype
 from .passes.memory_format import MemoryFormat
 from .passes.prepare import prepare
-from .watch import own_size
+from .watch import copy_of, own_size
 
 MODEL, FACTS = "model.onnx", "facts.json"
-ENOUGH = 8  # images to know the means of a layer's inputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Request:
     @property
     def given(self) -> torch.dtype:
         """The model's own dtype."""
-        return next(self.model.parameters()).dtype
+        return lowest_dtype(self.model)
 
     @property
     def computes(self) -> torch.dtype:
@@ -55,6 +55,11 @@ class Request:
         return self.computes.itemsize < self.given.itemsize
 
     @property
+    def wanted(self) -> float:
+        """The cosine similarity that layers in float32 are kept for; 0 where precision is not lowered."""
+        return wanted_similarity(self.computes, self.min_agreement) if self.is_lower else 0.0
+
+    @property
     def like(self) -> Tensor:
         """One image of the size that the extractor will be given."""
         if self.example is not None:
@@ -63,6 +68,11 @@ class Request:
         shape = (1, channels_of(self.model), *own_size(self.model))
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
+    def similarity(self, made: FeatureExtractWrapper) -> float:
+        """The cosine similarity of the least similar level to the model's, on the example or on noise."""
+        images = smooth_noise(self.like) if self.example is None else self.example
+        return min(agreement(made, copy_of(self.model, shares=True), images).values())
+
     @cached_property
     def fingerprint(self) -> str | None:
         """What identifies it all in the cache; None if there is none, or nothing identifies the model."""
@@ -70,11 +80,11 @@ class Request:
         if made is None:
             return None
         images = digest_of(self.example) if self.is_lower and self.example is not None else None
-        return _key(made, self.computes, images)
+        return _key(made, self.computes, images, self.wanted)
 
     def graph_key(self, runtime: str) -> str | None:
-        """The key of the graph. Those in int8 are for a runtime and a processor."""
-        one = (runtime, version(runtime), processor()) if self.computes is torch.int8 else ()
+        """The key of the graph. Those in a lower precision are for a runtime and a processor."""
+        one = (runtime, version(runtime), processor()) if self.is_lower else ()
         return self.fingerprint and _key("graph", self.fingerprint, *one)
 
     def run_key(self, *of: object) -> str | None:
@@ -84,13 +94,6 @@ class Request:
 
 def _key(*parts: object) -> str:
     return sha256(repr(parts).encode()).hexdigest()
-
-
-def corrected(extractor: FeatureExtractWrapper, request: Request) -> None:
-    """Make up, in place, for what the extractor's weights will lose in a lower precision."""
-    if request.is_lower and request.computes.is_floating_point:
-        images = smooth_noise(request.like) if request.example is None else request.example[:ENOUGH]
-        correct_rounding(extractor, images, request.computes)
 
 
 def on_runtime(runtime: str, request: Request) -> EngineExtractor:
@@ -121,25 +124,33 @@ def on_runtime(runtime: str, request: Request) -> EngineExtractor:
 def _graph(runtime: str, request: Request) -> OwnFolder:
     cache, key = request.cache, request.graph_key(runtime)
     if cache is None or key is None:
-        return _written(request)
+        return _written(runtime, request)
     found = cache.find(key)
     if found is not None:
         return found
     with cache.reserved(key):
         found = cache.find(key)  # another process may have built it meanwhile
         if found is None:
-            found = _written(request)
+            found = _written(runtime, request)
             cache.keep(key, found.path)
     return found
 
 
-def _written(request: Request) -> OwnFolder:
+def _written(runtime: str, request: Request) -> OwnFolder:
     """A new folder with the graph."""
     extractor, seen = prepare(request.model, request.example)
-    corrected(extractor, request)
+    layers = layers_in_order(extractor, seen)
     folder = OwnFolder()
     path = folder.path / MODEL
-    write(extractor, seen, GraphSpec(request.computes, request.example), path)
+    said = write(extractor, seen, GraphSpec(request.computes, request.example, wanted=request.wanted), path)
+    if request.wanted and request.computes.is_floating_point:
+
+        def similarity(kept: Layers) -> float:
+            mixed = replace(said, in_float32=kept)
+            return request.similarity(EngineExtractor(ENGINES[runtime](path, mixed), mixed))
+
+        kept = kept_layers(lambda: layers, similarity, request.wanted)
+        describe_onnx(path, replace(said, in_float32=kept))
     return folder
 
 

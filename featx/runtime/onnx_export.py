@@ -16,6 +16,7 @@ from .backends.engine import EngineExtractor
 from .backends.engines import ENGINES, require_engine, write
 from .capture import Dynamic, GraphSpec
 from .description import Description, beside
+from .mixed_precision import wanted_similarity
 from .onnx.file import describe_onnx, read_onnx, seal
 from .passes.prepare import prepare, require_extractor
 
@@ -44,7 +45,8 @@ def export(
             `images`; outputs have the names of the levels, with _ for other characters than letters and digits, in
             ascending order of levels. Weights above 1 GiB are written to a file beside it, which ends in ".onnx.data".
             An existing file is replaced at once, with the one beside it. A missing folder is created.
-        dtype: None is float32. torch.int8 calibrates on `example`.
+        dtype: None is float32. torch.int8 calibrates on `example`; the layers that stay in float32 are in `in_float32`
+            of the loaded extractor.
         example: images (N, in_chans, H, W) as they will be given; None takes the size that the weights were trained
             for.
         dynamic: the images that the file accepts besides `example`'s shape: "batch" any number, "size" also other
@@ -70,7 +72,7 @@ def export(
     require_min_agreement(min_agreement, dtype)
     with alone(path, also=[beside(path).name]), workspace(path) as folder:
         written = folder / path.name
-        said = _write(model, written, (dtype, example, dynamic))
+        said = _write(model, written, (dtype, example, dynamic, min_agreement))
         require_agreement(said.agreement, min_agreement)
         seal(written)
         _place(written, path)
@@ -104,12 +106,12 @@ def _place(written: Path, path: Path) -> None:
 
 
 def _write(
-    model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic]
+    model: FeatureExtractWrapper, path: Path, asked: tuple[torch.dtype | None, Tensor | None, Dynamic, float | None]
 ) -> Description:
-    dtype, example, dynamic = asked
+    dtype, example, dynamic, least = asked
     extractor, seen = prepare(model, example)
     computes = dtype or seen.images.dtype
-    said = write(extractor, seen, GraphSpec(computes, example, dynamic), path)
+    said = write(extractor, seen, GraphSpec(computes, example, dynamic, wanted_similarity(computes, least)), path)
     made = EngineExtractor(ENGINES[FILE_RUNTIMES[0]](path, said), said)
     said = replace(said, agreement=compared(made, model, seen.images, example, computes))
     if said.agreement is not None:

@@ -37,8 +37,9 @@ def optimize(
         model: An extractor in eval mode, from `create_model(..., features_only=True)`, native or bridged, or a
             Pipeline.
         dtype: Dtype of the weights and the maps; None keeps the model's. In a lower precision, `agreement` of the
-            result has the cosine similarity of each level's map with the original's. torch.int8 is calibrated on
-            `example`.
+            result has the cosine similarity of each level's map with the original's, and `in_float32` the layers that
+            stay in float32 because a level would have a similarity below 0.999 (torch.int8: 0.99) or `min_agreement`.
+            torch.int8 is calibrated on `example`.
         memory_format: Memory format of the weights, the images, which are converted, and the maps of `eager`:
             "channels_last", "contiguous", or "auto", which selects the faster one for this model and the batch size
             of `example`, according to measurements. Maps of other runtimes are contiguous.
@@ -49,7 +50,7 @@ def optimize(
         example: Images (N, in_chans, H, W) of the batch size and resolution that will be used; None expects batches
             of several images of the size that the weights were trained for.
         min_agreement: In a lower precision, the minimum cosine similarity of each level's map with the original's,
-            from 0 to 1; None accepts any.
+            from 0 to 1; None accepts any. Up to a quarter of the layers stay in float32 to reach it.
         cache: A folder for graphs and choices, from which later processes load them. None is the default folder:
             `featx/runtimes` in the user's cache folder, or `runtimes` in the folder that the environment variable
             FEATX_CACHE names. False disables the cache. Models with classes whose source code is not available are

@@ -183,7 +183,7 @@ class EngineExtractor(OptimizedExtractor):
         wrapper = FeatureExtractWrapper(pyramid, order, output=output)
         wrapper.feature_info = description.levels
         super().__init__(wrapper, DTYPE, torch.contiguous_format)
-        self.agreement = description.agreement
+        self.agreement, self.in_float32 = description.agreement, description.in_float32
 
     @property
     def _engine(self) -> FileEngine:

@@ -1,7 +1,7 @@
 """Runtimes that run a captured graph: what each needs and computes in, and how it is built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,7 +78,7 @@ def write(extractor: FeatureExtractWrapper, seen: ModuleTrace, spec: GraphSpec, 
     extractor.to("meta")  # what is left of it is its rule of sizes
     if floating != path:
         assert spec.example is not None
-        quantise(floating, path, spec.example)
+        said = replace(said, in_float32=quantise(floating, path, spec.example, spec.wanted))
         for file in list(path.parent.iterdir()):
             if file.name.startswith(floating.name):
                 file.unlink()

@@ -1,10 +1,12 @@
 """The `openvino` runtime: graphs in ONNX files on the CPU."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from ..onnx.translation import IMAGES
 from .engine import COMPILED, FileEngine
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+VALUES = ("Const", "Parameter", "Result")
 
 
 def computes_bfloat16() -> bool:
@@ -88,6 +92,8 @@ class OpenVinoEngine(FileEngine):
             return self._for_others
 
     def _compile(self, graph: Any) -> Any:
+        if self.said.computes == "bfloat16" and self.said.in_float32:
+            graph = _mixed(self._core, graph, self.said.in_float32)
         return self._core.compile_model(graph, "CPU", self._settings)
 
     @contextmanager
@@ -104,3 +110,39 @@ def _names(ports: Sequence[Any], expected: Sequence[str]) -> list[str]:
     fits = len(ports) == len(expected)
     wanted = expected if fits else [""] * len(ports)
     return [name if name in port.names else port.any_name for port, name in zip(ports, wanted, strict=True)]
+
+
+def _mixed(core: Any, graph: Any, in_float32: Collection[str]) -> Any:
+    """A copy of a graph that computes in float32 up to the first layers that are not at these paths.
+
+    Operations with the attribute `precise` keep their precision. OpenVINO's Python interface cannot set it, so the
+    graph is written to a file, edited there and read again.
+    """
+    import openvino
+    from openvino._offline_transformations import apply_moc_transformations
+
+    apply_moc_transformations(graph, cf=True)
+    lowered = _lowered(graph, in_float32)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.xml"
+        openvino.serialize(graph, path)
+        tree = ElementTree.parse(path)
+        for operation in tree.iterfind("layers/layer"):
+            if operation.get("type") not in VALUES and operation.get("name") not in lowered:
+                information = operation.find("rt_info")
+                if information is None:
+                    information = ElementTree.SubElement(operation, "rt_info")
+                ElementTree.SubElement(information, "attribute", name="precise", version="0")
+        tree.write(path)
+        return core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+
+
+def _lowered(graph: Any, in_float32: Collection[str]) -> set[str]:
+    """Names of the layers at other paths, and of all operations that depend on them."""
+    found: set[str] = set()
+    for node in graph.get_ordered_ops():
+        name, is_layer = node.get_friendly_name(), node.get_type_name() in LAYERS
+        inputs = {value.get_source_output().get_node().get_friendly_name() for value in node.inputs()}
+        if (is_layer and name.partition("/")[0] not in in_float32) or not found.isdisjoint(inputs):
+            found.add(name)
+    return found

@@ -113,16 +113,23 @@ def _measuring(model: Any, averaged: Sequence[str], peaking: Sequence[str]) -> A
 
 def _measured(path: Path, images: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """By tensor, (chs,): the mean of each channel over all images, and the largest absolute value."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    runs = [session.run(None, {"images": image}) for image in images]
     found: dict[str, dict[str, Any]] = {"mean": {}, "peak": {}}
-    for output, *arrays in zip(session.get_outputs(), *runs, strict=True):
-        kind, _, name = output.name.partition(" ")
+    for output, arrays in outputs_of(path, images).items():
+        kind, _, name = output.partition(" ")
         array = np.stack([one.ravel() for one in arrays])
         found[kind][name] = array.mean(0) if kind == "mean" else array.max(0)
     return found["mean"], found["peak"]
+
+
+def outputs_of(path: Path, images: Sequence[Any]) -> dict[str, list[Any]]:
+    """By output, what an ONNX file computes from each of the images."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised, too
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    runs = [session.run(None, {"images": image}) for image in images]
+    return {output.name: arrays for output, *arrays in zip(session.get_outputs(), *runs, strict=True)}
 
 
 def _smooth(stored: _Stored, norm: Any, products: Sequence[Any], peaks: Any) -> None:
