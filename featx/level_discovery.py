@@ -13,7 +13,7 @@ from .features import FeatureInfo, Levels
 from .tracing.dependencies import bits, dependencies
 from .tracing.execution_order import meta_images
 from .tracing.map_layout import MapLayout, Size, Tap
-from .tracing.survey import Survey, survey
+from .tracing.survey import Survey, survey_model
 from .wrappers.tapped import form_of
 
 # Largest fraction of a model's modules and parameters that counts as a part of a block, not as a stage.
@@ -103,7 +103,7 @@ def discover(
         raise ArgumentError(f"within={within!r}: {type(model).__name__} has no such module")
     if input_size is not None:
         example = meta_images(model, require_size(input_size, "input_size"))
-    trace = survey(model, example, argument)
+    trace = survey_model(model, example, argument)
     candidates = propose(trace, model, within)
     if not candidates:
         raise ContractError(f"{type(model).__name__} has no module that returns a map once, for images {_size(trace)}")
@@ -150,11 +150,11 @@ def _is_auxiliary(candidate: Candidate, every: dict[str, Candidate]) -> bool:
 
 def _maps(trace: Survey, model: nn.Module) -> Iterator[Candidate]:
     """Outputs of modules that are maps and depend on parameters."""
-    bit, sources_of = bits(model), dependencies(trace.runs[0])
+    bit, sources_of = bits(model), dependencies(trace.traces[0])
     parameters = sum(bit[name] for name, _ in model.named_parameters())
-    for path, calls in trace.runs[0].calls.items():
+    for path, calls in trace.traces[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
-        form = form_of(tap, path, trace.measured) if path and tap is not None and len(calls) == 1 else None
+        form = form_of(tap, path, trace.layout_traces) if path and tap is not None and len(calls) == 1 else None
         if tap is not None and isinstance(form, MapLayout):
             value = tap.value(calls[0].output)
             sources = sources_of[calls[0], id(value)]

@@ -12,7 +12,7 @@ from .backbone import Backbone, Pyramid
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
 from .tracing.map_layout import AXES, MapLayout, Tap, described
-from .tracing.survey import survey
+from .tracing.survey import survey_model
 from .wrappers.extractor import pyramid_of
 from .wrappers.tapped import form_of
 
@@ -57,7 +57,7 @@ class LevelModule:
             return layouts[0]
         shape, form = tuple(value.shape), None
         if self.level is None or layouts:  # ambiguous by channels: compare two image sizes
-            form = form_of(Tap(self.path, self.key), self.path, survey(model, images).measured)
+            form = form_of(Tap(self.path, self.key), self.path, survey_model(model, images).layout_traces)
         if not isinstance(form, MapLayout):
             raise ContractError(
                 f"{self.path} returns {shape}, no map (N, chs, h, w), (N, h, w, chs) or (N, tokens, chs)"

@@ -12,7 +12,7 @@ from ..tracing.copies import structural_copy, twin_of
 from ..tracing.map_layout import Size
 from ..tracing.pruning import prune
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
-from ..tracing.survey import Shapes, shapes_if_taken
+from ..tracing.survey import Shapes, shapes_if_accepted
 from ..tracing.third_party_errors import ThirdPartyError, drop_hooks
 from ..wrappers.transparent import Transparent
 from .measurement import Facts, images_for
@@ -57,7 +57,7 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
         alone = structural_copy(self._inner).eval() if values else twin_of(self._inner)
         drop_hooks(alone, keep=(Recorded,))
         read = partial(self._reading.maps, levels=self._kept.out_indices)
-        return lambda size: shapes_if_taken(alone, read, images_for(alone, self.in_chans, size))
+        return lambda size: shapes_if_accepted(alone, read, images_for(alone, self.in_chans, size))
 
     def _takes(self, size: Size) -> bool:
         return bool(self._trial()(size))

@@ -11,9 +11,9 @@ from ..errors import ContractError
 from ..features import FeatureInfo, Levels
 from ..preprocessing import DataConfig, from_hub
 from ..tracing.copies import structural_copy, twin_of
-from ..tracing.dependencies import Maker, makers, moves
+from ..tracing.dependencies import Producer, producers, rearranged
 from ..tracing.module_trace import ModuleTrace, trace_modules
-from ..tracing.survey import Read, shapes_if_taken
+from ..tracing.survey import Read, shapes_if_accepted
 from ..tracing.third_party_errors import REFUSED, third_party
 from .measurement import Facts, images_for
 
@@ -40,7 +40,7 @@ def measure(model: nn.Module) -> Facts:
     read = partial(intermediates, levels=range(len(declared)))
     run = _first_run(model, read, in_chans, size)
     maps, stretch = run.root.output, 2 * lcm(*(level.reduction for level in declared))
-    wide = shapes_if_taken(run.model, read, images_for(run.model, in_chans, (size[0], size[1] + stretch)))
+    wide = shapes_if_accepted(run.model, read, images_for(run.model, in_chans, (size[0], size[1] + stretch)))
     grown = [shape[3] - map_.shape[3] for map_, shape in zip(maps, wide, strict=True)] if wide else [0]
     fixed, on_meta = 0 in grown, run.images.is_meta
     reductions = [_stride(size, map_.shape, level) for map_, level in zip(maps, declared, strict=True)]
@@ -108,9 +108,9 @@ def _stride(size: Sequence[int], shape: Sequence[int], declared: FeatureInfo) ->
     return declared.reduction if fits(size, shape, declared.reduction) else round(size[0] / shape[2])
 
 
-def _makers(run: ModuleTrace) -> list[list[Maker]]:
+def _makers(run: ModuleTrace) -> list[list[Producer]]:
     """Of each map, the modules that returned its values, in whatever order these lay there."""
-    returned_by, moved, found = makers(run), moves(run), list[list[Maker]]()
+    returned_by, moved, found = producers(run), rearranged(run), list[list[Producer]]()
     for map_ in run.root.output:
         held: Tensor | None = map_
         found.append([])
@@ -120,7 +120,7 @@ def _makers(run: ModuleTrace) -> list[list[Maker]]:
     return found
 
 
-def _names(model: nn.Module, declared: Sequence[FeatureInfo], makers: Sequence[Sequence[Maker]]) -> list[str]:
+def _names(model: nn.Module, declared: Sequence[FeatureInfo], makers: Sequence[Sequence[Producer]]) -> list[str]:
     """Of each level, the module that makes its map; timm's own name where that is one, or where no module makes it.
 
     A module that makes the maps of several levels is named with their positions in what it returns: `blocks.0[1]`.
@@ -131,7 +131,7 @@ def _names(model: nn.Module, declared: Sequence[FeatureInfo], makers: Sequence[S
     return [f"{name}[{position}]" if names.count(name) > 1 else name for name, position in chosen]
 
 
-def _maker(declared: str, made_by: Sequence[Maker], paths: Container[str]) -> Maker:
+def _maker(declared: str, made_by: Sequence[Producer], paths: Container[str]) -> Producer:
     inside = [maker for maker in made_by if maker[0] == declared or maker[0].startswith(f"{declared}.")]
     exact = [maker for maker in inside if maker[0] == declared]
     known = [(declared, 0)] if declared in paths and not made_by else []

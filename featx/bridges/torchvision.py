@@ -25,7 +25,7 @@ from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import Size
 from ..tracing.size_rules import SizeRule
-from ..tracing.survey import survey
+from ..tracing.survey import survey_model
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain
@@ -112,7 +112,7 @@ def pyramid(model: nn.Module) -> Pyramid:
         raise ContractError(f"{type(model).__name__} has no convolution that takes images: use featx.tap")
     size = _size(model)
     images = torch.empty(2, first.in_channels, *(size or config.size), dtype=first.weight.dtype, device="meta")
-    seen = survey(model, images)
+    seen = survey_model(model, images)
     found = propose(seen, model, "features" if "features" in model._modules else "")
     if not found:
         raise ContractError(f"{type(model).__name__} has no levels that can be found: use featx.tap")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..errors import ContractError
 from ..features import FeatureInfo, Levels
 from ..tracing.copies import structural_copy, twin_of
-from ..tracing.dependencies import makers
+from ..tracing.dependencies import producers
 from ..tracing.execution_order import channels_of
 from ..tracing.map_layout import MapLayout, Size, Tap, map_layouts
 from ..tracing.module_trace import trace_modules
-from ..tracing.survey import shapes_if_taken, shapes_of
+from ..tracing.survey import shapes_if_accepted, shapes_of
 from ..tracing.third_party_errors import REFUSED
 from .bridged_pyramid import BridgedPyramid
 from .measurement import Facts, images_for
@@ -64,7 +64,7 @@ def _stages(model: nn.Module, reading: TransformersReading, images: Tensor) -> t
     stages, built = list(tower.stage_names), list(tower.out_features)
     for chosen in (stages, stages[1:], built):
         tower.config.out_features = chosen
-        if len(shapes_if_taken(twin_of(model), reading.tensors, images)) == len(chosen):
+        if len(shapes_if_accepted(twin_of(model), reading.tensors, images)) == len(chosen):
             break  # it has norms for all of these
     layouts, fixed = _layouts(model, reading, images)
     if getattr(tower.config, "reshape_hidden_states", False):
@@ -97,7 +97,7 @@ def _states(model: nn.Module, reading: TransformersReading, images: Tensor) -> t
     reading = replace(states, entry=ENTRIES.get(config.model_type, states.entry))
     layouts, fixed = _layouts(model, reading, images)
     run = trace_modules(twin_of(model), images, states.tensors)
-    returned_by = makers(run)
+    returned_by = producers(run)
     made_by = [returned_by.get(id(state), ()) for state in run.root.output]
     reductions, places = [layout.reduction for layout in layouts], list(range(len(layouts)))
     if len({*reductions}) > 1:
@@ -129,7 +129,7 @@ def _layouts(model: nn.Module, reading: TransformersReading, images: Tensor) -> 
         size = (height, width)
         raise ContractError(f"{type(model).__name__} gives no maps of {size} images: {error}") from error
     larger = images.new_empty(*images.shape[:2], 2 * height, 2 * width)
-    seen = {tuple(images.shape): shapes, tuple(larger.shape): shapes_if_taken(twin, reading.tensors, larger)}
+    seen = {tuple(images.shape): shapes, tuple(larger.shape): shapes_if_accepted(twin, reading.tensors, larger)}
     seen = {size: shapes for size, shapes in seen.items() if shapes}
     return [_layout(reading.entry, [*seen], tensor) for tensor in zip(*seen.values(), strict=True)], len(seen) == 1
 

@@ -18,9 +18,9 @@ from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import MapLayout, Size, Tap, described, map_layouts
 from ..tracing.module_trace import ModuleCall, ModuleTrace
-from ..tracing.pruning import removable, skip
+from ..tracing.pruning import insert_placeholders, removable
 from ..tracing.size_rules import Rounding, SizeRule, roundings
-from ..tracing.survey import Shapes, Survey, call, shapes_if_taken, survey
+from ..tracing.survey import Shapes, Survey, call_model, shapes_if_accepted, survey_model
 from ..tracing.third_party_errors import third_party
 from .transparent import Transparent
 
@@ -39,7 +39,7 @@ class Point:
 
     def overwritten(self, seen: Survey) -> bool:
         """Whether something changes the map in place after it was taken."""
-        return any(call.overwritten(value) for run in seen.runs for call, value in self.taken(run))
+        return any(call.overwritten(value) for run in seen.traces for call, value in self.taken(run))
 
 
 class Tapped(Transparent[nn.Module], Pyramid):
@@ -57,7 +57,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
     ) -> None:
         copied = structural_copy(model)
         super().__init__(copied)
-        self._seen: Survey | None = seen or survey(model)
+        self._seen: Survey | None = seen or survey_model(model)
         self._argument, self.fixed_size = self._seen.argument, size
         height, width = self._seen.images.shape[2:]
         self._own_size: Size = (height, width)
@@ -87,7 +87,7 @@ class Tapped(Transparent[nn.Module], Pyramid):
         collector, outer = self._collector, self._collector.taken
         collector.taken = taken = {}
         try:
-            call(self._inner, x, self._argument)
+            call_model(self._inner, x, self._argument)
         finally:
             collector.taken = outer  # of the forward that this one is nested in, if it is
         missing = [self.feature_info[level].name for level in levels if level not in taken]
@@ -105,14 +105,14 @@ class Tapped(Transparent[nn.Module], Pyramid):
             raise ContractError("this has been cut already: cut what it was cut from")
         points = [self._points[level] for level in levels]
         found = removable(self._inner, seen, lambda run: [taken for point in points for taken in point.taken(run)])
-        if found.seen is None:
+        if found.survey is None:
             raise ContractError(
                 f"{type(self._inner).__name__} does not do the same twice: its maps cannot be relied on"
             )
         cut = structural_copy(self, keep=[seen])
         cut._silence()
-        skip(cut._inner, found.paths, seen)
-        cut._listen(found.seen, levels)
+        insert_placeholders(cut._inner, found.paths, seen)
+        cut._listen(found.survey, levels)
         cut.excess = tuple(name for name, _ in cut._inner.named_parameters() if name in found.unneeded)
         cut._seen = None
         return cut
@@ -170,17 +170,17 @@ def measured_roundings(twin: Pyramid, levels: Sequence[int], own_size: Size) -> 
 def _shapes(twin: Pyramid, levels: Sequence[int], size: Size) -> Shapes:
     """Of its maps for images of that size; none if the model refuses it."""
     images = torch.empty(2, twin.in_chans, *size, device="meta")
-    return shapes_if_taken(twin, lambda _, x: third_party(twin.forward_maps, x, levels), images)
+    return shapes_if_accepted(twin, lambda _, x: third_party(twin.forward_maps, x, levels), images)
 
 
 def _points(model: nn.Module, taps: Sequence[Tap], seen: Survey) -> tuple[Point, ...]:
     """The taps in the order the model computes them; ContractError if one is no map."""
     paths = {module: path for path, module in model.named_modules()}
-    order = {path: place for place, path in enumerate(seen.runs[0].calls)}
+    order = {path: place for place, path in enumerate(seen.traces[0].calls)}
     found = list[Point]()
     for tap in taps:
         path = paths[_module(model, tap.name)]
-        form = form_of(tap, path, seen.measured)
+        form = form_of(tap, path, seen.layout_traces)
         if isinstance(form, str):
             raise ContractError(form)
         found.append(Point(tap, path, form))
