@@ -29,7 +29,7 @@ from ..tracing.survey import survey_model
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain
-from ..wrappers.tapped import Tapped, measured_roundings
+from ..wrappers.hooked import HookedPyramid, measured_roundings
 
 # Arguments of the builders that published weights need, by the start of a model's name, from the weights' facts.
 OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -118,7 +118,7 @@ def pyramid(model: nn.Module) -> Pyramid:
         raise ContractError(f"{type(model).__name__} has no levels that can be found: use featx.tap")
     pyramid = _in_order(model, found, images)
     if pyramid is None:
-        tapped = Tapped(model, [one.tap for one in found], seen, size)
+        tapped = HookedPyramid(model, [one.tap for one in found], seen, size)
         tapped.data_config = config
         return tapped
     pyramid.data_config, pyramid.in_chans, pyramid.fixed_size = config, first.in_channels, size
@@ -131,9 +131,9 @@ def _in_order(model: nn.Module, found: Sequence[Candidate], images: Tensor) -> C
     """The levels of a model whose modules run one after another; None if that cannot be proven."""
     if any(one.tap.key is not None for one in found):
         return None
-    levels = Levels(FeatureInfo(one.form.chs, one.form.reduction, one.tap.name) for one in found)
+    levels = Levels(FeatureInfo(one.layout.chs, one.layout.reduction, one.tap.name) for one in found)
     try:
-        return Chain(model, levels, [one.form for one in found], images)
+        return Chain(model, levels, [one.layout for one in found], images)
     except ContractError:
         return None
 
