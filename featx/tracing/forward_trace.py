@@ -283,8 +283,8 @@ def _without_values(tensor: Tensor) -> Tensor:
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Path and tensor of each tensor attribute of the modules, including those in public sequences and dictionaries."""
     for prefix, module in model.named_modules():
-        for kept in (module, *stood_in_for(module)):
-            for name, value in (*kept._parameters.items(), *kept._buffers.items(), *vars(kept).items()):
+        for owner in (module, *wrapped_modules(module)):
+            for name, value in (*owner._parameters.items(), *owner._buffers.items(), *vars(owner).items()):
                 path = f"{prefix}.{name}" if prefix else name
                 if isinstance(value, Tensor):
                     yield path, value
@@ -294,7 +294,7 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                             yield f"{path}[{key}]", inner
 
 
-def stood_in_for(module: nn.Module) -> Iterator[nn.Module]:
+def wrapped_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that a Transparent module wraps, from the outermost inward; they are not its children."""
     inner: Any = module
     while (held := vars(inner).get("_held")) is not None:

@@ -21,8 +21,8 @@ class ModuleCall:
     Attributes:
         path: path of the module.
         caller: the call of the module that called it; None for the root.
-        given: its positional and keyword arguments.
-        inner: the calls that it made, in order.
+        inputs: its positional and keyword arguments.
+        children: the calls that it made, in order.
         output: the value that it returned.
         leaves: the tensors in the output.
         versions: the version counter of each leaf at the time of the return.
@@ -30,8 +30,8 @@ class ModuleCall:
 
     path: str
     caller: "ModuleCall | None"
-    given: tuple[Any, ...]
-    inner: list["ModuleCall"] = field(default_factory=list)
+    inputs: tuple[Any, ...]
+    children: list["ModuleCall"] = field(default_factory=list)
     output: Any = None
     leaves: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ class ModuleCall:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the first tensor among the arguments."""
-        return next((tuple(tensor.shape) for tensor in tensors_in(self.given)), None)
+        return next((tuple(tensor.shape) for tensor in tensors_in(self.inputs)), None)
 
     def overwritten(self, value: Tensor) -> bool:
         """Whether the leaf `value` was changed in place after the call."""
@@ -168,7 +168,7 @@ class _Recorder(TorchDispatchMode):
 
     def enter(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = ModuleCall(path, self.stack[-1], (*args, *kwargs.values()))
-        self.stack[-1].inner.append(call)
+        self.stack[-1].children.append(call)
         self.stack.append(call)
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:

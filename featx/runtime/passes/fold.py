@@ -69,7 +69,7 @@ def _after(norm: Operation, seen: ModuleTrace) -> tuple[str, ...] | None:
     if any(given[name] is None for name in STATISTICS) or len(seen.calls[call.path]) != 1:
         return None
     reading = [operation for operation in seen.operations if operation.call is call and [*operation.read()]]
-    if reading != [norm] or len(call.given) != 1 or call.given[0] is not given["input"]:
+    if reading != [norm] or len(call.inputs) != 1 or call.inputs[0] is not given["input"]:
         return None
     return _in_turn(call, output)
 
@@ -77,9 +77,9 @@ def _after(norm: Operation, seen: ModuleTrace) -> tuple[str, ...] | None:
 def _in_turn(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
     """Names of the children that turn `x` into what the call returned, one after another; None if they do not."""
     names = list[str]()
-    for inner in call.inner:
+    for inner in call.children:
         owner, _, name = inner.path.rpartition(".")
-        if len(inner.given) != 1 or inner.given[0] is not x or owner != call.path:
+        if len(inner.inputs) != 1 or inner.inputs[0] is not x or owner != call.path:
             return None
         names.append(name)
         x = inner.output

@@ -31,7 +31,7 @@ def drop_idle(model: FeatureExtractWrapper, seen: ModuleTrace) -> None:
 
 
 def _returns_its_input(path: str, seen: ModuleTrace) -> bool:
-    return all(len(call.given) == 1 and call.output is call.given[0] for call in seen.calls.get(path, []))
+    return all(len(call.inputs) == 1 and call.output is call.inputs[0] for call in seen.calls.get(path, []))
 
 
 def only_training(module: nn.Module) -> bool:
@@ -41,7 +41,7 @@ def only_training(module: nn.Module) -> bool:
 
 def _runs_itself(calls: Sequence[ModuleCall], children: Sequence[str], seen: ModuleTrace) -> bool:
     """Whether a sequence's children only run in it; others may ask for them by number, which must not change."""
-    inner = [call.path for made in calls for call in made.inner]
+    inner = [call.path for made in calls for call in made.children]
     return inner == [*children] * len(calls) and all(len(seen.calls[child]) == inner.count(child) for child in children)
 
 
