@@ -157,4 +157,4 @@ def _foreign_keys(model: nn.Module, extractor: FeatureExtractWrapper) -> Iterato
     full = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, tensor in extractor.state_dict().items():
         if full.get(name) != tensor.shape:
-            yield f"{name} of the extractor is no parameter of the model, or has another shape there"
+            yield f"{name} of the extractor is not a parameter of the model, or has another shape there"

@@ -133,9 +133,9 @@ def gradcam(model: nn.Module, images: Tensor, level: str, target: Target) -> Ten
     (gradient,) = torch.autograd.grad(value, kept, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None:
         raise ContractError(f"the target does not depend on the output of {level}")
-    form, size = output_module.form(model, kept[0], images), (images.shape[2], images.shape[3])
-    weights = form.split(gradient, size, level)[1].mean((2, 3), keepdim=True)  # (N, chs, 1, 1)
-    return (weights * form.split(kept[0].detach(), size, level)[1]).sum(1).relu()
+    layout, size = output_module.layout(model, kept[0], images), (images.shape[2], images.shape[3])
+    weights = layout.split(gradient, size, level)[1].mean((2, 3), keepdim=True)  # (N, chs, 1, 1)
+    return (weights * layout.split(kept[0].detach(), size, level)[1]).sum(1).relu()
 
 
 def _caches(model: nn.Module) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from .features import FeatureInfo, Levels
 from .tracing.dependencies import bits, dependencies
 from .tracing.execution_order import meta_images
 from .tracing.map_layout import MapLayout, Size, Tap
-from .tracing.survey import Survey, survey
-from .wrappers.tapped import form_of
+from .tracing.survey import Survey, survey_model
+from .wrappers.hooked import layout_or_problem
 
 # Largest fraction of a model's modules and parameters that counts as a part of a block, not as a stage.
 BLOCK_PART = 0.05
@@ -30,7 +30,7 @@ class Proposal(Levels):
     """
 
     def __init__(self, candidates: "Sequence[Candidate]", size: Size) -> None:
-        super().__init__(FeatureInfo(c.form.chs, c.form.reduction, c.tap.name) for c in candidates)
+        super().__init__(FeatureInfo(c.layout.chs, c.layout.reduction, c.tap.name) for c in candidates)
         self.taps = tuple(c.tap for c in candidates)
         self.map_sizes = tuple(c.map_size(size) for c in candidates)
         self.size = size
@@ -50,20 +50,20 @@ class Candidate:
 
     Attributes:
         tap: the module.
-        form: the layout of the map.
+        layout: the layout of the map.
         value: the output on the meta device.
         kind: the class of the module.
         sources: bit set of the modules and parameters that the map depends on.
     """
 
     tap: Tap
-    form: MapLayout
+    layout: MapLayout
     value: Tensor
     kind: str
     sources: int
 
     def map_size(self, size: Size) -> Size:
-        prefix_and_map = self.form.split(self.value, size, self.tap.name)
+        prefix_and_map = self.layout.split(self.value, size, self.tap.name)
         h, w = prefix_and_map[1].shape[-2:]
         return h, w
 
@@ -103,7 +103,7 @@ def discover(
         raise ArgumentError(f"within={within!r}: {type(model).__name__} has no such module")
     if input_size is not None:
         example = meta_images(model, require_size(input_size, "input_size"))
-    trace = survey(model, example, argument)
+    trace = survey_model(model, example, argument)
     candidates = propose(trace, model, within)
     if not candidates:
         raise ContractError(f"{type(model).__name__} has no module that returns a map once, for images {_size(trace)}")
@@ -115,10 +115,10 @@ def propose(trace: Survey, model: nn.Module, within: str = "") -> list[Candidate
     every = {c.tap.name: c for c in _maps(trace, model)}
     candidates = [c for name, c in every.items() if not within or name.startswith(f"{within}.")]
     candidates = [c for c in candidates if not _is_auxiliary(c, every)]
-    reductions = dict.fromkeys(c.form.reduction for c in candidates)
+    reductions = dict.fromkeys(c.layout.reduction for c in candidates)
     if len(reductions) == 1 and (blocks := _blocks(candidates)):
         return blocks
-    groups = [[c for c in candidates if c.form.reduction == reduction] for reduction in reductions]
+    groups = [[c for c in candidates if c.layout.reduction == reduction] for reduction in reductions]
     total = max((c.sources.bit_count() for c in candidates), default=0)
     levels: list[Candidate] = []
     for group in sorted(groups, key=lambda group: candidates.index(group[-1])):
@@ -145,21 +145,21 @@ def _is_auxiliary(candidate: Candidate, every: dict[str, Candidate]) -> bool:
     """Whether the map is only used to compute a finer one, such as the keys and values of an attention."""
     parts = candidate.tap.name.split(".")
     owners = (every.get(".".join(parts[:end])) for end in range(1, len(parts)))
-    return any(owner is not None and owner.form.reduction < candidate.form.reduction for owner in owners)
+    return any(owner is not None and owner.layout.reduction < candidate.layout.reduction for owner in owners)
 
 
 def _maps(trace: Survey, model: nn.Module) -> Iterator[Candidate]:
     """Outputs of modules that are maps and depend on parameters."""
-    bit, sources_of = bits(model), dependencies(trace.runs[0])
+    bit, sources_of = bits(model), dependencies(trace.traces[0])
     parameters = sum(bit[name] for name, _ in model.named_parameters())
-    for path, calls in trace.runs[0].calls.items():
+    for path, calls in trace.traces[0].calls.items():
         tap = _first_tensor(path, calls[0].output)
-        form = form_of(tap, path, trace.measured) if path and tap is not None and len(calls) == 1 else None
-        if tap is not None and isinstance(form, MapLayout):
+        layout = layout_or_problem(tap, path, trace.layout_traces) if path and tap and len(calls) == 1 else None
+        if tap is not None and isinstance(layout, MapLayout):
             value = tap.value(calls[0].output)
             sources = sources_of[calls[0], id(value)]
             if sources & parameters:
-                yield Candidate(tap, form, value, type(model.get_submodule(path)).__name__, sources)
+                yield Candidate(tap, layout, value, type(model.get_submodule(path)).__name__, sources)
 
 
 def _first_tensor(path: str, output: Any) -> Tap | None:

@@ -12,9 +12,9 @@ from .backbone import Backbone, Pyramid
 from .errors import ArgumentError, ContractError
 from .features import FeatureInfo
 from .tracing.map_layout import AXES, MapLayout, Tap, described
-from .tracing.survey import survey
+from .tracing.survey import survey_model
 from .wrappers.extractor import pyramid_of
-from .wrappers.tapped import form_of
+from .wrappers.hooked import layout_or_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +50,23 @@ class LevelModule:
         entries[key] = value
         return entries
 
-    def form(self, model: nn.Module, value: Tensor, images: Tensor) -> MapLayout:
+    def layout(self, model: nn.Module, value: Tensor, images: Tensor) -> MapLayout:
         """The layout of the map in the tensor. ContractError if the tensor is not a map of the level."""
-        layouts = [] if self.level is None else self._forms(value, images)
+        layouts = [] if self.level is None else self._layouts(value, images)
         if len(layouts) == 1:
             return layouts[0]
-        shape, form = tuple(value.shape), None
+        layout = None
         if self.level is None or layouts:  # ambiguous by channels: compare two image sizes
-            form = form_of(Tap(self.path, self.key), self.path, survey(model, images).measured)
-        if not isinstance(form, MapLayout):
+            traces = survey_model(model, images).layout_traces
+            layout = layout_or_problem(Tap(self.path, self.key), self.path, traces)
+        if not isinstance(layout, MapLayout):
             raise ContractError(
-                f"{self.path} returns {shape}, no map (N, chs, h, w), (N, h, w, chs) or (N, tokens, chs)"
+                f"{self.path} returns {tuple(value.shape)}, not a map (N, chs, h, w), (N, h, w, chs) or tokens "
+                "(N, tokens, chs)"
             )
-        return form
+        return layout
 
-    def _forms(self, value: Tensor, images: Tensor) -> list[MapLayout]:
+    def _layouts(self, value: Tensor, images: Tensor) -> list[MapLayout]:
         """The layouts that fit the level's channels and reduction."""
         assert self.level is not None
         chs, reduction = self.level.chs, self.level.reduction
@@ -74,8 +76,7 @@ class LevelModule:
         layouts = ("NCHW", "NHWC") if value.ndim == 4 else ()
         possible = [MapLayout(layout, chs, reduction) for layout in layouts if value.shape[AXES[layout][0]] == chs]
         cells = (self._cells(images.shape[2]), self._cells(images.shape[3]))
-        fitting = [form for form in possible if tuple(value.shape[axis] for axis in AXES[form.layout][1]) == cells]
-        return fitting or possible
+        return [m for m in possible if tuple(value.shape[axis] for axis in AXES[m.layout][1]) == cells] or possible
 
     def _cells(self, side: int) -> int:
         assert self.level is not None
@@ -86,8 +87,8 @@ class LevelModule:
 
     def _key(self, output: Any) -> int | str | None:
         """The key; for a level named without one, the first entry of a tuple, which blocks of transformers return."""
-        named = self.key is not None or self.level is None or not isinstance(output, tuple | list)
-        return self.key if named else 0
+        is_implicit = self.key is None and self.level is not None and isinstance(output, tuple | list)
+        return 0 if is_implicit else self.key
 
 
 def level_module(model: nn.Module, name: str) -> LevelModule:
@@ -121,5 +122,5 @@ def _pyramid(model: Any) -> Pyramid | None:
     """The source of the model's maps; None for a model without levels."""
     try:
         return pyramid_of(model)
-    except ContractError:  # a model whose maps cannot be taken has modules all the same
+    except ContractError:  # its modules can still be named
         return None

@@ -39,7 +39,7 @@ HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 NOT_RASTER: Mapping[bytes, str] = {
     b"%!PS": "it holds PostScript, a program that is not run: convert it to PNG first",
     b"\xc5\xd0\xd3\xc6": "it holds PostScript, a program that is not run: convert it to PNG first",
-    b"%PDF": "it holds PDF, which is no raster picture: convert its pages to PNG first",
+    b"%PDF": "it holds PDF, which is not a raster image: convert its pages to PNG first",
     b"\xd7\xcd\xc6\x9a": "it holds a Windows metafile, a program that is not run: convert it to PNG first",
 }
 # Exceptions that Pillow's plug-ins raise for files of other formats.

@@ -1,4 +1,4 @@
-"""Models whose modules run one after another: the modules up to some levels, and maps from a pass through them."""
+"""Models whose modules run one after another: the modules to run, and the maps that they return."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from .errors import ContractError
 from .features import FeatureInfo
 
-torch.fx.wrap("require_map")  # a symbolic tracer calls it as a whole
+torch.fx.wrap("require_map")  # symbolic tracers record the call as a whole
 
 
 def run_steps(
     model: nn.Module, x: Tensor, steps: Sequence[str], levels: Sequence[FeatureInfo], overwritten: Collection[str]
 ) -> list[Tensor]:
-    """The maps of `levels`, which ascend, from the modules at `steps`, run one after another.
+    """Run the modules at `steps` one after another, and return the maps of `levels`, which are in ascending order.
 
-    overwritten: names of those whose map a later module overwrites in place, so that it is copied.
+    `overwritten` names levels whose map a later module overwrites in place, and which are therefore copied.
     """
     taps, maps = {level.name for level in levels}, list[Tensor]()
     for step in steps:
@@ -27,30 +27,30 @@ def run_steps(
 
 
 def steps_to(model: nn.Module, levels: Sequence[FeatureInfo]) -> tuple[str, ...]:
-    """Paths of the modules to run, in order, up to the deepest level; ContractError if a level is not among them.
+    """Paths of the modules to run, in order, up to the deepest level. A container is opened only for a level inside it.
 
-    A container is opened only where a level lies inside it.
+    Raises:
+        ContractError: a level is not among the modules, or levels and modules are in different orders.
     """
     names = [level.name for level in levels]
-    todo, steps = set(names), list[str]()
+    pending, steps = set(names), list[str]()
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = prefix + name
-            if not todo:
+            if not pending:
                 return
-            if any(tap.startswith(path + ".") for tap in todo):
+            if any(tap.startswith(path + ".") for tap in pending):
                 visit(child, path + ".")
             else:
                 steps.append(path)
-                todo.discard(path)
+                pending.discard(path)
 
     visit(model, "")
-    if todo:
+    if pending:
         raise ContractError(
-            f"feature_info of {type(model).__name__} names {[name for name in names if name in todo]}, which no module "
-            "it registers is called, or which lies inside another level; its children are "
-            f"{[name for name, _ in model.named_children()]}"
+            f"feature_info of {type(model).__name__} names {[name for name in names if name in pending]}, which no "
+            f"module is called, or which lies inside another level; its children are {[*model._modules]}"
         )
     order = [step for step in steps if step in names]
     if order != names:
@@ -62,7 +62,7 @@ def steps_to(model: nn.Module, levels: Sequence[FeatureInfo]) -> tuple[str, ...]
 
 
 def require_map(value: object, name: str) -> Tensor:
-    """The value itself if it is a map; ContractError saying what it is if not."""
+    """The value itself if it is a map (N, C, H, W). ContractError otherwise."""
     if isinstance(value, Tensor) and value.ndim == 4:
         return value
     what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

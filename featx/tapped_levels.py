@@ -8,10 +8,10 @@ from .arguments import require_module, require_strings
 from .errors import ArgumentError
 from .level_discovery import Proposal
 from .tracing.map_layout import Tap as Tap
-from .tracing.survey import survey
+from .tracing.survey import survey_model
 from .wrappers import FeatureExtractWrapper
 from .wrappers.extractor import Output
-from .wrappers.tapped import Tapped
+from .wrappers.hooked import HookedPyramid
 
 PATHS = "paths of modules"
 
@@ -54,5 +54,5 @@ def tap(
     taps = [place if isinstance(place, Tap) else Tap(place) for place in places]
     if not taps:
         raise ArgumentError("names: expected at least one path of a module")
-    tapped = Tapped(model, taps, survey(model, example, argument))
-    return FeatureExtractWrapper(tapped, [tapped.level_of(tap) for tap in taps], output=output)
+    pyramid = HookedPyramid(model, taps, survey_model(model, example, argument))
+    return FeatureExtractWrapper(pyramid, [pyramid.level_of(tap) for tap in taps], output=output)

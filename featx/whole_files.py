@@ -27,7 +27,7 @@ def local(place: str | Path) -> Path:
     """
     text = os.fspath(place)
     if "\0" in text:
-        raise OutputError(f"{text!r} is no path: it holds a NUL character")
+        raise OutputError(f"{text!r} is not a path: it holds a NUL character")
     found = ADDRESS.match(text)
     if found is None or not ("://" in text or _is_protocol(found[1]) or not os.path.isdir(f"{found[1]}:")):
         return Path(place)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import featx
 from featx import FeatureExtractWrapper, registry
 from featx.features import as_levels
-from featx.tracing.meta_kernels import Shortcuts
+from featx.tracing.meta_kernels import MetaKernels
 from featx.weights.checkpoint import LoadOptions, open_checkpoint
 
 # The smallest variant of each family, and of each way a family's blocks differ; for tests that compute values.
@@ -174,7 +174,7 @@ def model(built: nn.Module) -> nn.Module:
 @pytest.fixture
 def shapes_alone() -> Iterator[None]:
     """Without values PyTorch decomposes each norm in Python, which would be nearly all the time of these tests."""
-    with Shortcuts():
+    with MetaKernels():
         yield
 
 

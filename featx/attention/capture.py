@@ -60,8 +60,8 @@ class Attention:
         height, width = size
         if map_.shape[-1] < height * width or map_.shape[0] % positions:
             raise InputError(
-                f"{name} has {map_.shape[-1]} keys, which are no grid of {height}x{width}: pass the cells of the map "
-                "that its block puts out"
+                f"{name} has {map_.shape[-1]} keys, which do not form a grid of {height}x{width}: pass the (h, w) of "
+                "the map that its block returns"
             )
         map_ = map_[..., map_.shape[-1] - height * width :].unflatten(-1, size)
         return map_ if positions == 1 else _pixels(map_, positions)

@@ -1,7 +1,7 @@
-"""Models of other packages under the contract: `timm/…`, `torchvision/…` and `transformers/…`.
+"""Bridges to models of other packages: `timm/…`, `torchvision/…` and `transformers/…`.
 
-A bridge is a module here that is named after its package, which it imports when it is called, and has three functions:
-`build`, a name to the package's own model, `pyramid`, such a model to a source of maps, and `names`, all that it knows.
+A bridge is the module that is named after its package, which it imports on first use. It has three functions: `build`
+returns the package's own model for a name, `pyramid` returns a Pyramid for such a model, and `names` lists all names.
 """
 
 from ..bridge_registry import Bridge, register_bridge

@@ -1,4 +1,4 @@
-"""What runs of a model of another package show, and the images that they are on."""
+"""Measured levels and image sizes of another package's model, and the images for the measurement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ from ..tracing.map_layout import Size
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What runs of a whole model showed.
+class Measurement:
+    """Levels and image sizes of a model, measured by running it.
 
-    size: of the images that the model is made for, (height, width).
-    in_chans: channels of these images.
-    fixed: whether it takes no other size.
-    resizes: whether it takes others, but resizes them, so that no level has a reduction for them.
-    divisor: what the sides of images must be multiples of; None is found out when it is asked for.
-    on_meta: whether it runs without computing.
-    data_config: how its weights expect images, None if it does not say.
-    corrections: a sentence for each fact that its package declares otherwise.
+    Attributes:
+        levels: all levels.
+        size: (height, width) in pixels of the images that the model is built for.
+        in_chans: channels of the images.
+        fixed: whether it accepts only this size.
+        resizes: whether it resizes images of other sizes, so that levels have no reduction for them.
+        divisor: pixels that the sides of images must be multiples of; None to measure it on first use.
+        on_meta: whether it runs on the meta device.
+        data_config: preprocessing that the weights expect; None if the model does not declare it.
+        corrections: a sentence for each fact that the package declares differently.
     """
 
     levels: Levels
@@ -36,7 +38,7 @@ class Facts:
     corrections: tuple[str, ...] = ()
 
 
-@torch.inference_mode(False)  # whose tensors autograd cannot use
+@torch.inference_mode(False)  # autograd cannot use inference tensors
 def images_for(model: nn.Module, in_chans: int, size: Sequence[int]) -> Tensor:
-    """Two black images of that size (height, width), where the model is and as precise as its parameters."""
+    """Two images (2, in_chans, height, width) of zeros, with the device and dtype of the model's parameters."""
     return next(model.parameters()).detach().new_zeros(2, in_chans, *size)

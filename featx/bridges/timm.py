@@ -1,4 +1,4 @@
-"""Models of timm under the contract: every architecture it has, by its name there."""
+"""Bridge to timm: all its architectures, under timm's names."""
 
 import re
 from collections.abc import Mapping
@@ -13,14 +13,12 @@ from ..image_checks import Sides, image_sides
 from ..spelling import closest
 from ..tracing.third_party_errors import passed_on
 from .bridged_pyramid import BridgedPyramid
+from .timm_image_size import any_size, arguments_for, parameters_of
 from .timm_levels import measure
-from .timm_reading import TimmReading
-from .timm_sizes import any_size, arguments_for, parameters_of
+from .timm_map_reader import TimmMapReader
 
-# Arguments of timm.create_model that ask for what featx does itself.
-OURS = ("features_only", "out_indices", "feature_cls", "checkpoint_path")
-
-Given = Mapping[str, Any]
+# Arguments of timm.create_model for what featx does itself.
+REFUSED = ("features_only", "out_indices", "feature_cls", "checkpoint_path")
 
 
 def names() -> list[str]:
@@ -31,8 +29,8 @@ def names() -> list[str]:
 
 
 def pyramid(model: nn.Module) -> BridgedPyramid:
-    """The maps of a model of timm; ContractError if it gives none."""
-    return BridgedPyramid(model, TimmReading(), measure(model))
+    """A Pyramid of a model of timm. ContractError if the model returns no maps."""
+    return BridgedPyramid(model, TimmMapReader(), measure(model))
 
 
 def build(
@@ -43,44 +41,56 @@ def build(
     image_size: Sides | None = None,
     **arch: Any,
 ) -> nn.Module:
-    """timm's own model of that name, "architecture" or "architecture.tag".
+    """timm's own model.
 
-    pretrained: load the weights with that tag, or timm's default ones, as timm does.
-    image_size: (height, width) or the side of a square in pixels: the size to build the architecture for, where it is
-        not the one of its weights.
-    arch: arguments of the architecture's class, such as `in_chans`; None is its default. Transformers that can take
-        images of any size do; `dynamic_img_size=False` builds one for its own size alone, as timm does by default.
+    Args:
+        name: "architecture" or "architecture.tag".
+        pretrained: load the weights with the tag, or timm's default weights.
+        cache_dir: folder for downloads.
+        image_size: (height, width), or the side of a square, in pixels to build the architecture for; by default that
+            of its weights.
+        arch: arguments of the architecture's class, such as `in_chans`; None stands for the default. Transformers are
+            built for any image size if they support it; `dynamic_img_size=False` builds one for its own size only, as
+            timm does by default.
 
-    Raises UnknownModelError, ArgumentError, and WeightsNotFoundError.
+    Raises:
+        UnknownModelError: timm has no such architecture or tag.
+        ArgumentError: an argument is invalid for the architecture.
+        WeightsNotFoundError: the weights do not exist or cannot be downloaded.
     """
     _require_name(name)
     if pretrained:
         _require_weights(name)
-    given = {key: value for key, value in arch.items() if value is not None}
-    _refuse(name, [word for word in given if word in OURS], "featx does that itself")
-    given |= any_size(name, given, create) if image_size is None else arguments_for(image_size, name, given, create)
-    model: Any = create(name, given, pretrained=pretrained, cache_dir=cache_dir)
-    if image_size is not None:  # timm itself keeps the size that it builds for there
+    arguments = {key: value for key, value in arch.items() if value is not None}
+    _refuse(name, [argument for argument in arguments if argument in REFUSED], "featx does that itself")
+    if image_size is None:
+        arguments |= any_size(name, arguments, create)
+    else:
+        arguments |= arguments_for(image_size, name, arguments, create)
+    model: Any = create(name, arguments, pretrained=pretrained, cache_dir=cache_dir)
+    if image_size is not None:  # timm keeps the image size there
         model._traits = {**getattr(model, "_traits", {}), "img_size": image_sides(image_size)}
     return model
 
 
-def create(name: str, given: Given, **how: Any) -> nn.Module:
-    """What timm itself creates, with its errors translated."""
+def create(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Module:
+    """The result of timm.create_model, whose errors are translated."""
     import timm
 
     try:
-        return passed_on(timm.create_model, name, **how, **given)
+        return passed_on(timm.create_model, name, **options, **arguments)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in given:
+        if unknown is None or unknown[1] not in arguments:
             raise
-        _refuse(name, [unknown[1]], _accepted(name), error)
+        with torch.device("meta"):
+            accepted = sorted(parameters_of(type(create(name, {}))))
+        _refuse(name, [unknown[1]], f"its class has {accepted}", error)
         raise
     except AssertionError as error:
-        if "output_stride" not in given:
+        if "output_stride" not in arguments:
             raise
-        stride = given["output_stride"]
+        stride = arguments["output_stride"]
         raise ArgumentError(f"timm/{name} cannot be built with output_stride={stride}: leave it out") from error
     except OSError as error:
         raise WeightsNotFoundError(
@@ -89,16 +99,11 @@ def create(name: str, given: Given, **how: Any) -> nn.Module:
         ) from error
 
 
-def _refuse(name: str, words: list[str], why: str, cause: Exception | None = None) -> None:
-    if "output_stride" in words:
+def _refuse(name: str, arguments: list[str], reason: str, cause: Exception | None = None) -> None:
+    if "output_stride" in arguments:
         raise ArgumentError(f"timm/{name} cannot trade strides for dilation: leave output_stride out") from cause
-    if words:
-        raise ArgumentError(f"timm/{name} has no argument {', '.join(map(repr, words))}: {why}") from cause
-
-
-def _accepted(name: str) -> str:
-    with torch.device("meta"):
-        return f"its class has {sorted(parameters_of(type(create(name, {}))))}"
+    if arguments:
+        raise ArgumentError(f"timm/{name} has no argument {', '.join(map(repr, arguments))}: {reason}") from cause
 
 
 def _require_name(name: str) -> None:

@@ -1,8 +1,8 @@
-"""torchvision's classification models.
+"""Bridge to torchvision's classification models.
 
-Their levels are found from what their modules return: one per reduction, the stem included, and one per block of a ViT.
-Swin's maps are turned to (N, C, H, W), a ViT's tokens become grids without the class token. AlexNet, GoogLeNet,
-Inception and SqueezeNet convolve without padding, so that maps are a few cells smaller than H / reduction.
+Levels are found from the outputs of modules: one per reduction, including the stem, and one per block of a ViT. Maps of
+Swin are permuted to (N, C, H, W), and tokens of ViTs become grids without the class token. AlexNet, GoogLeNet,
+Inception and SqueezeNet have convolutions without padding: their maps are a few cells smaller than H / reduction.
 """
 
 import re
@@ -25,13 +25,13 @@ from ..spelling import closest
 from ..tracing.copies import structural_copy, without_values
 from ..tracing.map_layout import Size
 from ..tracing.size_rules import SizeRule
-from ..tracing.survey import survey
+from ..tracing.survey import survey_model
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain
-from ..wrappers.tapped import Tapped, measured_roundings
+from ..wrappers.hooked import HookedPyramid, measured_roundings
 
-# Arguments of the builders that published weights need, by the start of a model's name, from the weights' facts.
+# Arguments of builders that published weights need, by the prefix of the model's name, from the weights' metadata.
 OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "vit_": lambda meta: {"image_size": meta["min_size"][0]},
     "maxvit_": lambda meta: {"input_size": meta["min_size"]},
@@ -39,16 +39,16 @@ OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "inception_": lambda _: {"transform_input": True},
 }
 
-# What their constructors would warn of if it were left out.
+# Arguments without which constructors warn.
 DEFAULTS = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
 
 # Preprocessing of models without published weights.
 UNTRAINED = DataConfig(interpolation="bilinear")
 
-# Which strides of a ResNet's last three stages become dilations.
+# Whether the stride of each of a ResNet's last three stages becomes dilation, by output stride.
 DILATED = {8: [False, True, True], 16: [False, False, True], 32: [False, False, False]}
 
-# Layers that DenseNet's published weights name in the old way.
+# Outdated keys of DenseNet's published weights.
 OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
 
 
@@ -69,14 +69,22 @@ def build(
     cache_dir: str | Path | None = None,
     **arch: Any,
 ) -> nn.Module:
-    """The package's own model. `name` may end with one of its weights, as in "resnet50.IMAGENET1K_V2".
+    """The package's own model.
 
-    in_chans: replaces the first convolution; published weights are summed or repeated for it.
-    num_classes: 0 leaves the pooled features.
-    output_stride: 8, 16 or 32 for the ResNets with bottlenecks, 16 or 32 for MobileNetV3.
-    arch: arguments of the package's builder, such as `image_size` of a ViT and `input_size` of MaxViT.
+    Args:
+        name: "model" or "model.weights", as in "resnet50.IMAGENET1K_V2".
+        pretrained: load these weights, or the default ones.
+        in_chans: channels of the images, for which the first convolution is replaced. Published weights are summed or
+            repeated.
+        num_classes: number of classes; 0 for a model that returns pooled features.
+        output_stride: 8, 16 or 32 for ResNets with bottlenecks, 16 or 32 for MobileNetV3.
+        cache_dir: folder for downloads.
+        arch: arguments of the package's builder, such as `image_size` of a ViT or `input_size` of MaxViT.
 
-    Raises UnknownModelError, ArgumentError, WeightsNotFoundError if the weights cannot be downloaded.
+    Raises:
+        UnknownModelError: the package has no such model or weights.
+        ArgumentError: an argument is invalid for the model.
+        WeightsNotFoundError: the weights cannot be downloaded.
     """
     name, _, tag = name.partition(".")
     published = _published(name, tag)
@@ -88,12 +96,12 @@ def build(
         raise ArgumentError(f"num_classes={num_classes}: expected 0 (pooled features) or more")
     if num_classes:
         arguments["num_classes"] = num_classes
-    model: Any = _built(name, {**arguments, **arch})
+    model: Any = _build(name, {**arguments, **arch})
     if pretrained:
-        _fill(model, published, cache_dir)
+        _load(model, published, cache_dir)
     model.in_chans = 3 if in_chans is None else in_chans
     if model.in_chans != 3:
-        _replace_first(model, model.in_chans, name)
+        _adapt_first_conv(model, model.in_chans, name)
     if num_classes == 0:
         last = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         model.set_submodule(last, nn.Identity())
@@ -102,52 +110,54 @@ def build(
 
 
 def pyramid(model: nn.Module) -> Pyramid:
-    """The model as a source of maps; ContractError for one of the package's models that is no classifier.
+    """A Pyramid of the model: a Chain if its modules provably run one after another, or else a HookedPyramid.
 
-    A model whose modules are proven to run one after another is a Chain; hooks collect the maps of the others.
+    Raises:
+        ContractError: no levels are found.
     """
     config = getattr(model, "data_config", None) or _at_size(UNTRAINED, model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         raise ContractError(f"{type(model).__name__} has no convolution that takes images: use featx.tap")
-    size = _size(model)
+    size = _fixed_size(model)
     images = torch.empty(2, first.in_channels, *(size or config.size), dtype=first.weight.dtype, device="meta")
-    seen = survey(model, images)
-    found = propose(seen, model, "features" if "features" in model._modules else "")
-    if not found:
+    survey = survey_model(model, images)
+    candidates = propose(survey, model, "features" if "features" in model._modules else "")
+    if not candidates:
         raise ContractError(f"{type(model).__name__} has no levels that can be found: use featx.tap")
-    pyramid = _in_order(model, found, images)
-    if pyramid is None:
-        tapped = Tapped(model, [one.tap for one in found], seen, size)
-        tapped.data_config = config
-        return tapped
-    pyramid.data_config, pyramid.in_chans, pyramid.fixed_size = config, first.in_channels, size
-    twin = structural_copy(pyramid, without_values)  # which keeps no weights alive that a cut pyramid does without
-    pyramid.size_rule = SizeRule(partial(measured_roundings, twin, range(len(found)), size or config.size))
-    return pyramid
+    chain = _as_chain(model, candidates, images)
+    if chain is None:
+        hooked = HookedPyramid(model, [candidate.tap for candidate in candidates], survey, size)
+        hooked.data_config = config
+        return hooked
+    chain.data_config, chain.in_chans, chain.fixed_size = config, first.in_channels, size
+    twin = structural_copy(chain, without_values)  # so that the rule does not keep weights of a cut chain alive
+    chain.size_rule = SizeRule(partial(measured_roundings, twin, range(len(candidates)), size or config.size))
+    return chain
 
 
-def _in_order(model: nn.Module, found: Sequence[Candidate], images: Tensor) -> Chain | None:
-    """The levels of a model whose modules run one after another; None if that cannot be proven."""
-    if any(one.tap.key is not None for one in found):
+def _as_chain(model: nn.Module, candidates: Sequence[Candidate], images: Tensor) -> Chain | None:
+    """The model as a Chain; None if its modules do not provably run one after another."""
+    if any(candidate.tap.key is not None for candidate in candidates):
         return None
-    levels = Levels(FeatureInfo(one.form.chs, one.form.reduction, one.tap.name) for one in found)
+    layouts = [candidate.layout for candidate in candidates]
+    levels = Levels(FeatureInfo(c.layout.chs, c.layout.reduction, c.tap.name) for c in candidates)
     try:
-        return Chain(model, levels, [one.form for one in found], images)
+        return Chain(model, levels, layouts, images)
     except ContractError:
         return None
 
 
 def data_config(weights: Any) -> DataConfig:
-    """The preprocessing that published weights state."""
-    stated = weights.transforms()
-    (side,), (resized,) = stated.crop_size, stated.resize_size
-    interpolation, crop = stated.interpolation.value, share(side, resized)
-    return DataConfig((side, side), tuple(stated.mean), tuple(stated.std), interpolation, crop)
+    """The preprocessing that published weights declare."""
+    transform = weights.transforms()
+    (side,), (resized,) = transform.crop_size, transform.resize_size
+    interpolation, crop = transform.interpolation.value, share(side, resized)
+    return DataConfig((side, side), tuple(transform.mean), tuple(transform.std), interpolation, crop)
 
 
 def _published(name: str, tag: str) -> Any:
-    """The weights of that tag, or the default ones, None if the model has none."""
+    """The weights of that tag, or without a tag the default ones; None if the model has none."""
     from torchvision import models
 
     if name not in names():
@@ -166,9 +176,9 @@ def _dilation(name: str, output_stride: int | None) -> dict[str, Any]:
     if output_stride is None:
         return {}
     if name.startswith("mobilenet_v3"):
-        arguments = {16: {"dilated": True}, 32: {}}  # its last stage alone
+        arguments = {16: {"dilated": True}, 32: {}}  # for its last stage only
     elif "resne" in name:
-        arguments = {stride: {"replace_stride_with_dilation": which} for stride, which in DILATED.items()}
+        arguments = {stride: {"replace_stride_with_dilation": stages} for stride, stages in DILATED.items()}
     else:
         raise ArgumentError(f"torchvision/{name} cannot trade strides for dilation: leave output_stride out")
     if output_stride not in arguments:
@@ -176,21 +186,21 @@ def _dilation(name: str, output_stride: int | None) -> dict[str, Any]:
     return arguments[output_stride]
 
 
-def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
     device = torch.get_default_device()
     try:
         if device.type != "meta":
             return third_party(models.get_model, name, **arguments)
-        with torch.device("cpu"), _EmptyOn(device):
+        with torch.device("cpu"), _EmptyOnDevice(device):
             return third_party(models.get_model, name, **arguments).to(device)
     except ThirdPartyError as error:
         raise ArgumentError(f"torchvision/{name} cannot be built with {arguments}: {error}") from error
 
 
-class _EmptyOn(TorchFunctionMode):
-    """Memory of parameters on a device, while the numbers that builders compute with stay on the CPU."""
+class _EmptyOnDevice(TorchFunctionMode):
+    """Allocates parameters on a device, while tensors that builders compute with stay on the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -198,14 +208,14 @@ class _EmptyOn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        given = dict(kwargs or {})
-        if func is torch.empty and given.get("device") is None:
-            given["device"] = self.device
-        return passed_on(func, *args, **given)
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = self.device
+        return passed_on(func, *args, **kwargs)
 
 
-def _fill(model: nn.Module, published: Any, cache_dir: str | Path | None) -> None:
-    """Load published weights in place; a classifier of other classes stays as it is."""
+def _load(model: nn.Module, published: Any, cache_dir: str | Path | None) -> None:
+    """Load published weights in place, except for a classifier with another number of classes."""
     try:
         state = published.get_state_dict(model_dir=cache_dir, progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -218,33 +228,33 @@ def _fill(model: nn.Module, published: Any, cache_dir: str | Path | None) -> Non
         raise CheckpointError(f"{published.url} does not fit the model: it lacks {missing.missing_keys}")
 
 
-def _replace_first(model: nn.Module, in_chans: int, name: str) -> None:
-    """Let the first convolution take other channels, in place."""
-    path, old = next((path, part) for path, part in model.named_modules() if isinstance(part, nn.Conv2d))
+def _adapt_first_conv(model: nn.Module, in_chans: int, name: str) -> None:
+    """Change the number of input channels of the first convolution, in place."""
+    path, conv = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
     if getattr(model, "transform_input", False):
-        raise ArgumentError(f"torchvision/{name} normalises three channels itself: leave in_chans={in_chans} out")
-    weight = old.weight.detach()
-    place = TargetTensor(path, (len(weight), in_chans, *weight.shape[2:]), model)
-    changed = input_channels(weight, place) if in_chans > 0 else None
-    if changed is None:
+        raise ArgumentError(f"torchvision/{name} normalizes three channels itself: leave in_chans={in_chans} out")
+    weight = conv.weight.detach()
+    target = TargetTensor(path, (len(weight), in_chans, *weight.shape[2:]), model)
+    adapted = input_channels(weight, target) if in_chans > 0 else None
+    if adapted is None:
         raise ArgumentError(f"in_chans={in_chans}: expected 1 or more")
-    old.in_channels, old.weight = in_chans, nn.Parameter(changed[0])
+    conv.in_channels, conv.weight = in_chans, nn.Parameter(adapted[0])
 
 
 def _at_size(config: DataConfig, model: nn.Module) -> DataConfig:
-    """The preprocessing for the size of images that the model takes; as it is if it takes any."""
-    size = _size(model)
+    """The preprocessing with the image size of the model, if that is fixed."""
+    size = _fixed_size(model)
     return config if size in (None, config.size) else replace(config, size=size)
 
 
-def _size(model: Any) -> Size | None:
-    """The only size of images that the model takes, None if there are more."""
+def _fixed_size(model: Any) -> Size | None:
+    """The only (height, width) that the model accepts; None if it accepts others."""
     from torchvision.models import MaxVit, VisionTransformer
 
     if isinstance(model, VisionTransformer):
         return model.image_size, model.image_size
     if isinstance(model, MaxVit):
-        first: Any = model.blocks[0]
-        height, width = first.grid_size
+        block: Any = model.blocks[0]
+        height, width = block.grid_size
         return 4 * height, 4 * width
     return None

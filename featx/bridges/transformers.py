@@ -1,4 +1,4 @@
-"""Models of transformers (https://huggingface.co/docs/transformers): its backbones and its other image encoders.
+"""Bridge to transformers (https://huggingface.co/docs/transformers): its backbones and its other image encoders.
 
 A name is a model type ("convnext": the default configuration, random weights), a repository on the Hub
 ("facebook/convnext-tiny-224", also with "@revision") or a folder with a config.json.
@@ -17,10 +17,10 @@ from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..spelling import closest
 from ..tracing.third_party_errors import ThirdPartyError, third_party
 from .bridged_pyramid import BridgedPyramid
-from .transformers_data import data_config
 from .transformers_levels import as_pyramid
+from .transformers_preprocessing import data_config
 
-# Image encoders that have no Backbone class; their maps are hidden states.
+# Image encoders without a Backbone class, whose maps are hidden states.
 ENCODERS = (
     *("aimv2_vision_model", "chinese_clip_vision_model", "clip_vision_model", "cvt", "data2vec-vision", "deit"),
     *("donut-swin", "dpt", "efficientnet", "glpn", "ijepa", "internvl_vision", "levit", "mlcd_vision_model"),
@@ -29,45 +29,46 @@ ENCODERS = (
     *("blip_vision_model", "metaclip_2_vision_model", "sam2_hiera_det_model", "sam_hq_vision_model"),
 )
 
-# Models of images and text, and others around an image encoder, whose configuration is their `vision_config`.
+# Models that contain an image encoder, such as models of images and text. Its configuration is their `vision_config`.
 TOWERS = ("clip", "blip", "siglip", "chinese_clip", "metaclip_2", "aimv2", "tipsv2", "sam", "sam_hq", "internvl")
 
-# Encoders that the package's AutoModel does not list.
+# Encoders that AutoModel does not list.
 CLASSES = {"blip_vision_model": "BlipVisionModel", "metaclip_2_vision_model": "MetaClip2VisionModel"}
 
+# Model types that cannot return maps, with the reason.
 REFUSED = {
     "dinat": "its attention needs the package natten, which this version of transformers does not find",
     "pp_lcnet_v4": "its default cells, for lines of text, are not square",
     "timm_backbone": "it is a model of timm: use timm/<name>",
     "timm_wrapper": "it is a model of timm: use timm/<name>",
     "imagegpt": "it reads color clusters, not images",
-    "perceiver": "its latents have no places in the image",
-    "yolos": "detection tokens follow its patches, which leaves no prefix and no grid",
+    "perceiver": "its latents have no positions in the image",
+    "yolos": "detection tokens follow its patches, so that its tokens are not prefix tokens and a grid",
     "siglip2_vision_model": "it reads patches cut beforehand, not images",
     "videomae": "it reads videos",
     "timesformer": "it reads videos",
     "vivit": "it reads videos",
 }
 
-# Parts that weights of another class of model do not have, or have for other labels.
-FRESH = ("classifier", "head", "hidden_states_norms", "mask_token", "pooler")
+# Parts of keys of parameters that may be missing in a checkpoint, because it is of another model class or other labels.
+OPTIONAL = ("classifier", "head", "hidden_states_norms", "mask_token", "pooler")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a configuration is from: a repository or folder and its revision; "" for a model type."""
+    """The origin of a configuration: a repository or folder and its revision; "" for a model type."""
 
     where: str = ""
     revision: str = "main"
 
 
 def names() -> list[str]:
-    """The model types whose maps can be had, with their default configuration."""
+    """The model types that return maps; each stands for its default configuration."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-    known = {*MODEL_FOR_BACKBONE_MAPPING_NAMES, *ENCODERS} - {*REFUSED, *TOWERS}
-    return sorted(name for name in known if name in CONFIG_MAPPING)
+    types = {*MODEL_FOR_BACKBONE_MAPPING_NAMES, *ENCODERS} - {*REFUSED, *TOWERS}
+    return sorted(name for name in types if name in CONFIG_MAPPING)
 
 
 def build(
@@ -80,18 +81,30 @@ def build(
     cache_dir: str | Path | None = None,
     **arch: Any,
 ) -> nn.Module:
-    """The package's backbone, offering all its stages, or its encoder; with `num_classes`, its image classifier.
+    """The package's backbone with all its stages, or its encoder; with `num_classes`, its image classifier.
 
-    arch: fields of the model's configuration. Raises UnknownModelError, ArgumentError and WeightsNotFoundError.
+    Args:
+        name: model type, repository (with "@revision") or folder.
+        pretrained: load the weights of the repository or folder.
+        in_chans: channels of the images.
+        num_classes: number of classes, for a classifier.
+        output_stride: the field of the configuration.
+        cache_dir: folder for downloads.
+        arch: fields of the configuration.
+
+    Raises:
+        UnknownModelError: there is no such model, or it returns no maps.
+        ArgumentError: a field is unknown or invalid, or the weights do not fit.
+        WeightsNotFoundError: the configuration or the weights do not exist or cannot be downloaded.
     """
     origin, config = _config(name, cache_dir)
-    given = {"num_channels": in_chans, "output_stride": output_stride, "num_labels": num_classes or None, **arch}
-    config = configured(name, config, {field: value for field, value in given.items() if value is not None})
-    kind = _class(config, classifier=bool(num_classes))
+    fields = {"num_channels": in_chans, "output_stride": output_stride, "num_labels": num_classes or None, **arch}
+    config = configured(name, config, {field: value for field, value in fields.items() if value is not None})
+    cls = _class(config, classifier=bool(num_classes))
     if not pretrained:
-        model: Any = kind(config)
+        model: Any = cls(config)
     elif origin.where:
-        model = _loaded(kind, origin, config, cache_dir)
+        model = _load(cls, origin, config, cache_dir)
     else:
         raise WeightsNotFoundError(
             f"transformers/{name} is a model type, which has no weights: name a repository on the Hub, such as "
@@ -102,16 +115,16 @@ def build(
 
 
 def pyramid(model: nn.Module) -> BridgedPyramid:
-    """The maps of a model of transformers; ContractError if it has none that can be taken."""
+    """A Pyramid of a model of transformers. ContractError if the model has no image backbone or encoder."""
     return as_pyramid(model)
 
 
 def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
-    """The configuration that a name stands for, and where it is from."""
+    """The configuration that a name stands for, and its origin."""
     from transformers import CONFIG_MAPPING
 
     if name in REFUSED:
-        raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[name]}")
+        raise UnknownModelError(f"transformers/{name} returns no maps: {REFUSED[name]}")
     if name in CONFIG_MAPPING and not isdir(name):
         config = CONFIG_MAPPING[name]()
         return Origin(), _image_part(name, config)
@@ -123,10 +136,10 @@ def _config(name: str, cache_dir: str | Path | None) -> tuple[Origin, Any]:
         )
     where, _, revision = (name, "", "") if isdir(name) else name.partition("@")
     origin = Origin(where, revision or "main")
-    return origin, _image_part(name, _fetched_config(origin, cache_dir))
+    return origin, _image_part(name, _read_config(origin, cache_dir))
 
 
-def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
+def _read_config(origin: Origin, cache_dir: str | Path | None) -> Any:
     from transformers import AutoConfig
 
     if isdir(origin.where) and not (Path(origin.where) / "config.json").is_file():
@@ -143,50 +156,51 @@ def _fetched_config(origin: Origin, cache_dir: str | Path | None) -> Any:
 
 
 def _image_part(name: str, config: Any) -> Any:
-    """The configuration of the image encoder; UnknownModelError if there is none that gives maps."""
+    """The configuration of the image encoder. UnknownModelError if the type returns no maps."""
     config = config.vision_config if config.model_type in TOWERS else config
-    kind = config.model_type
-    if kind in REFUSED:
-        raise UnknownModelError(f"transformers/{name} gives no maps: {REFUSED[kind]}")
-    if kind not in names():
-        close = closest(kind, names(), 3)
+    model_type = config.model_type
+    if model_type in REFUSED:
+        raise UnknownModelError(f"transformers/{name} returns no maps: {REFUSED[model_type]}")
+    if model_type not in names():
+        close = closest(model_type, names(), 3)
         raise UnknownModelError(
-            f"transformers/{name} is of type {kind!r}, which gives no maps; these do: {close or names()}"
+            f"transformers/{name} is of type {model_type!r}, which returns no maps; these do: {close or names()}"
         )
     return config
 
 
-def configured(name: str, config: Any, given: Mapping[str, Any]) -> Any:
-    """The configuration with the given fields, as a config.json would state it; ArgumentError naming unknown ones."""
+def configured(name: str, config: Any, fields: Mapping[str, Any]) -> Any:
+    """The configuration with other values of fields, as if a config.json contained them.
+
+    Raises:
+        ArgumentError: a field is unknown (the message lists all), or a value is invalid.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
-    every, usual = (json.loads(made.to_json_string(use_diff=False)) for made in (config, type(config)()))
-    stated = {field: value for field, value in every.items() if value != usual.get(field)}  # not what follows from it
-    known = {*every, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
-    unknown = [field for field in given if field not in known]
+    values, defaults = (json.loads(each.to_json_string(use_diff=False)) for each in (config, type(config)()))
+    known = {*values, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
+    unknown = [field for field in fields if field not in known]
     if unknown:
         close = {field: closest(field, sorted(known), 3) for field in unknown}
-        hints = ", ".join(
-            f"{field!r}" + (f" (did you mean {found}?)" if found else "") for field, found in close.items()
-        )
+        hints = ", ".join(f"{field!r}" + (f" (did you mean {near}?)" if near else "") for field, near in close.items())
         raise ArgumentError(f"the configuration of transformers/{name} has no field {hints}; it has {sorted(known)}")
     derived = {"stage_names", "out_features", "out_indices", "id2label", "label2id"}
-    stated = {field: value for field, value in stated.items() if field not in derived}
+    changed = {key: value for key, value in values.items() if value != defaults.get(key) and key not in derived}
     try:
-        made = third_party(type(config).from_dict, {**stated, **given})
+        result = third_party(type(config).from_dict, {**changed, **fields})
     except (ThirdPartyError, StrictDataclassError) as error:
-        raise ArgumentError(f"transformers/{name} cannot be configured so: {error}") from error
-    for field, value in vars(made).items():
+        raise ArgumentError(f"transformers/{name} does not accept this configuration: {error}") from error
+    for field, value in vars(result).items():
         if isinstance(value, tuple):
-            setattr(made, field, list(value))  # as JSON has it: some classes add it to a list
-    if getattr(made, "stage_names", None) and hasattr(made, "_out_features"):
-        first = 1 if made.model_type == "maskformer-swin" else 0  # which has no norm for the stem
-        made.out_features = list(made.stage_names)[first:]
-    return made
+            setattr(result, field, list(value))  # as in JSON, because some classes concatenate it with a list
+    if getattr(result, "stage_names", None) and hasattr(result, "_out_features"):
+        first = 1 if result.model_type == "maskformer-swin" else 0  # which has no norm for the stem
+        result.out_features = list(result.stage_names)[first:]
+    return result
 
 
 def _class(config: Any, *, classifier: bool) -> Any:
-    """The package's class of model for a configuration."""
+    """The package's model class for a configuration."""
     import transformers
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_BACKBONE_MAPPING,
@@ -199,17 +213,19 @@ def _class(config: Any, *, classifier: bool) -> Any:
     if config.model_type in CLASSES:
         return getattr(transformers, CLASSES[config.model_type])
     plain = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
-    found = (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if classifier else plain)[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+    classes = (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if classifier else plain)[type(config)]
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
-def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None) -> Any:
+def _load(cls: Any, origin: Origin, config: Any, cache_dir: str | Path | None) -> Any:
     """The model with the weights of a repository or folder, in float32.
 
-    ArgumentError naming every tensor of another shape than the configuration wants, the classifier's aside.
+    Raises:
+        ArgumentError: tensors are missing or have other shapes, except optional ones.
+        WeightsNotFoundError: there are no weights.
     """
     try:
-        model, loading = kind.from_pretrained(
+        model, loading = cls.from_pretrained(
             origin.where,
             config=config,
             cache_dir=cache_dir,
@@ -220,21 +236,18 @@ def _loaded(kind: Any, origin: Origin, config: Any, cache_dir: str | Path | None
         )
     except OSError as error:
         raise _not_found(origin, "weights", error) from error
-    misfits = [str(key) for key in loading["mismatched_keys"] if not _may_be_fresh(str(key))]
-    missing = [key for key in loading["missing_keys"] if not _may_be_fresh(key)]
-    if misfits or missing:
-        raise ArgumentError(f"the weights of {origin.where} do not fit: other shapes {misfits}, missing {missing}")
+    mismatched, missing = (
+        [key for key in map(str, loading[kind]) if not any(part in key for part in OPTIONAL)]
+        for kind in ("mismatched_keys", "missing_keys")
+    )
+    if mismatched or missing:
+        raise ArgumentError(f"the weights of {origin.where} do not fit: other shapes {mismatched}, missing {missing}")
     return model
-
-
-def _may_be_fresh(key: str) -> bool:
-    """Whether weights need not have it: the classifier's, and the norms that only backbones have."""
-    return any(part in key for part in FRESH)
 
 
 def _not_found(origin: Origin, what: str, error: Exception) -> WeightsNotFoundError:
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
     return WeightsNotFoundError(
-        f"cannot have the {what} of {origin.where} ({first}): check the name, connect, set HF_ENDPOINT to a mirror or "
+        f"cannot load the {what} of {origin.where} ({first}): check the name, connect, set HF_ENDPOINT to a mirror or "
         "HF_TOKEN for a private repository, or name a folder that save_pretrained wrote"
     )

@@ -36,7 +36,7 @@ def query_system(address: str, query: Callable[[str], Any], path: str) -> Any:
 def open_regular(path: str) -> BinaryIO:
     """The opened file; OSError if it cannot be opened, or is not a regular file, such as a pipe."""
     if "\0" in path:
-        raise FileNotFoundError(f"{path!r} is no path")
+        raise FileNotFoundError(f"{path!r} is not a path")
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     if S_ISREG(os.fstat(file.fileno()).st_mode):
         return file

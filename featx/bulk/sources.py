@@ -137,7 +137,7 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
     except ValueError as error:
-        raise ImageError(f"{shortened([repr(path)])[0]} is no path: {error}") from error
+        raise ImageError(f"{shortened([repr(path)])[0]} is not a path: {error}") from error
 
 
 class UnreadableError(ArgumentError):

@@ -69,7 +69,7 @@ def _require_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
     strange = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
     if len(strange):
         raise InputError(
-            f"labels {strange.unique()[:5].tolist()} are no classes: expected 0 to {classes - 1}, or {ignore_index} "
+            f"labels {strange.unique()[:5].tolist()} are not classes: expected 0 to {classes - 1}, or {ignore_index} "
             "for pixels to ignore"
         )
 

@@ -271,7 +271,7 @@ def check(cfg: ViTConfig, reduction: int) -> None:
         "global_pool='token' needs class_token=True; without it choose 'avg', 'max', 'avgmax' or ''": (
             cfg.global_pool == "token" and not cfg.class_token
         ),
-        f"dim={cfg.dim} is no multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
+        f"dim={cfg.dim} is not a multiple of heads={cfg.heads}": cfg.dim % cfg.heads > 0,
         f"image_size={cfg.image_size} is smaller than a patch ({reduction} pixels)": min(image_sides(cfg.image_size))
         < reduction,
         "norm_maps=True has no norm to apply: this variant normalizes after its pool (fc_norm=True)": cfg.norm_maps

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ContractError, InputError
 from ..features import FeatureInfo, Levels, as_levels
-from ..wrappers.extractor import layout_of
+from ..wrappers.extractor import memory_format_of
 
 
 class Neck(nn.Module, ABC):
@@ -36,7 +36,7 @@ class Neck(nn.Module, ABC):
         The output is contiguous in the memory format of the first map. InputError for maps that do not match `takes`.
         """
         self._check(maps)
-        layout = layout_of(maps[0])
+        layout = memory_format_of(maps[0])
         return [map_.contiguous(memory_format=layout) for map_ in self.merge(list(maps))]
 
     @abstractmethod

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from .. import tracing
 from ..features import Levels
 from ..tracing.execution_order import channels_of
-from ..tracing.forward_trace import UnrecordedError, record, stood_in_for, tensors_of
+from ..tracing.forward_trace import UnrecordedError, record, tensors_of, wrapped_modules
 from ..tracing.size_rules import SizeRule
 from ..tracing.symbolic_sizes import ModelTensor, SymbolicSize, TracedValue
 from ..wrappers import FeatureExtractWrapper
@@ -53,7 +53,7 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
     """
     digest = hashlib.sha256()
     size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
-    modules = [inner for module in extractor.modules() for inner in (module, *stood_in_for(module))]
+    modules = [inner for module in extractor.modules() for inner in (module, *wrapped_modules(module))]
     try:
         for fact in (_properties(extractor), [*_code(extractor)], _versions(extractor)):
             digest.update(f"{fact}\n".encode())
@@ -80,7 +80,7 @@ def _code(extractor: FeatureExtractWrapper) -> Iterator[object]:
     """Class and attributes of every module, then a hash of the source of each class outside the released packages."""
     classes: dict[type, None] = {}
     for path, module in extractor.named_modules():
-        for inner in (module, *stood_in_for(module)):
+        for inner in (module, *wrapped_modules(module)):
             classes.update(dict.fromkeys(type(inner).__mro__))
             yield path, _name(type(inner)), [text for text in _attributes(inner) if text is not None]
     for cls in classes:

@@ -1,1 +1,1 @@
-"""What a model does, found by running it: what its modules return and need, in which order, axes and sizes; copies."""
+"""Analysis of models by running them: traces of module calls and operations, dependencies, layouts, sizes, pruning."""

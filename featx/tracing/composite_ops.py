@@ -1,4 +1,4 @@
-"""Functions that are recorded as one operation, for which there are kernels, where their parts would be otherwise."""
+"""Functions that are recorded as one composite operation, instead of the operations they decompose into."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 aten = torch.ops.aten
 
-WHOLE: dict[Any, Any] = {
+COMPOSITES: dict[Any, Any] = {
     torch.conv2d: aten.conv2d.default,
     F.linear: aten.linear.default,
     F.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
@@ -23,25 +23,25 @@ WHOLE: dict[Any, Any] = {
     torch.flatten: aten.flatten.using_ints,
     torch.Tensor.flatten: aten.flatten.using_ints,
 }
-Written = tuple[Any, tuple[Any, ...], dict[str, Any]]  # an operation, and its arguments
+OperationCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # operation, positional and keyword arguments
 
 
-def written_as(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written | None:
-    """What a function is written down as; None if its parts are."""
-    if func in CHECKED:
-        return CHECKED[func](*args, **kwargs)
-    words = any(isinstance(one, str) for one in (*args, *kwargs.values()))  # such as padding="same"
-    return None if func not in WHOLE or words else (WHOLE[func], args, kwargs)
+def as_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OperationCall | None:
+    """The composite operation that a call of `func` is recorded as; None to record its decomposition."""
+    if func in CONDITIONAL:
+        return CONDITIONAL[func](*args, **kwargs)
+    has_strings = any(isinstance(value, str) for value in (*args, *kwargs.values()))  # such as padding="same"
+    return None if func not in COMPOSITES or has_strings else (COMPOSITES[func], args, kwargs)
 
 
-RESIZING: dict[str, Any] = {
+UPSAMPLING: dict[str, Any] = {
     "nearest": aten.upsample_nearest2d.vec,
     "bilinear": aten.upsample_bilinear2d.vec,
     "bicubic": aten.upsample_bicubic2d.vec,
 }
 
 
-def _interpolated(
+def _interpolate(
     x: Tensor,
     size: Any = None,
     scale_factor: Any = None,
@@ -49,20 +49,23 @@ def _interpolated(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-) -> Written | None:
-    """Of `interpolate`, maps to a size or by factors; its parts compute with sizes."""
-    if x.ndim != 4 or mode not in RESIZING or antialias or recompute_scale_factor:
+) -> OperationCall | None:
+    """`F.interpolate` of maps, whose decomposition computes with sizes."""
+    if x.ndim != 4 or mode not in UPSAMPLING or antialias or recompute_scale_factor:
         return None
     sizes = [size] * 2 if isinstance(size, int) else size
     factors = [float(scale_factor)] * 2 if isinstance(scale_factor, int | float) else scale_factor
     corners = () if mode == "nearest" else (bool(align_corners),)
-    return RESIZING[mode], (x, sizes, *corners, factors), {}
+    return UPSAMPLING[mode], (x, sizes, *corners, factors), {}
 
 
-def _pooled(x: Tensor, output_size: Any) -> Written | None:
-    """Of `adaptive_avg_pool2d`, that to a given size; its parts set addresses in some memory formats."""
+def _adaptive_avg_pool2d(x: Tensor, output_size: Any) -> OperationCall | None:
+    """Pooling to a known size, whose decomposition calls `as_strided` in some memory formats."""
     size = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
     return None if None in size else (aten.adaptive_avg_pool2d.default, (x, size), {})
 
 
-CHECKED: dict[Any, Callable[..., Written | None]] = {F.interpolate: _interpolated, F.adaptive_avg_pool2d: _pooled}
+CONDITIONAL: dict[Any, Callable[..., OperationCall | None]] = {
+    F.interpolate: _interpolate,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+}

@@ -1,4 +1,4 @@
-"""How what a module returns becomes a map, found from its shapes at the sizes of the images."""
+"""Layouts of module outputs, inferred from their shapes at one or two image sizes, and their conversion to maps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from ..errors import ArgumentError, ContractError, InputError
 Layout = Literal["NCHW", "NHWC", "NLC"]
 Size = tuple[int, int]
 
-# A class token, a distillation token and registers; more of them must be stated where one size is all there is.
+# Largest number of prefix tokens (class, distillation, registers) that is inferred from a single image size.
 MOST_PREFIX_TOKENS = 8
 
-# The axes of a layout: channels, and rows and columns or both in one.
+# Axes of each layout: that of the channels, and those of rows and columns, which NLC has in one.
 AXES = {"NCHW": (1, (2, 3)), "NHWC": (3, (1, 2)), "NLC": (2, (1,))}
 
 
@@ -49,16 +49,17 @@ class Tap:
             raise ArgumentError(f"prefix={self.prefix} of {self.name!r}: expected 0 or more, and a sequence (NLC)")
 
     def value(self, output: Any) -> Tensor:
-        """The tensor in what the module returned; ContractError saying what that is if there is none."""
-        found = output if self.key is None else _entry(output, self.key)
-        if not isinstance(found, Tensor):
+        """The tensor in the module's output. ContractError if there is none."""
+        value = output if self.key is None else _entry(output, self.key)
+        if not isinstance(value, Tensor):
             raise ContractError(f"module {self.name!r} returned {described(output)}: {self._advice(output)}")
-        return found
+        return value
 
     def _advice(self, output: Any) -> str:
         if isinstance(output, Tensor):
             return f"leave key={self.key!r} out"
-        keys = [key for key in _keys(output) if isinstance(_entry(output, key), Tensor)]
+        keys = output if isinstance(output, dict) else range(len(output)) if isinstance(output, tuple | list) else ()
+        keys = [key for key in keys if isinstance(_entry(output, key), Tensor)]
         if not keys:
             return "tap a module inside it that returns a tensor"
         return f"choose one of its tensors with Tap({self.name!r}, key={keys[0]!r}); it has {keys}"
@@ -66,7 +67,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class MapLayout:
-    """The layout of a tensor that is a map, its channels, input pixels per cell, and the tokens ahead of its grid."""
+    """The layout of a tensor that contains a map, its channels, input pixels per cell, and number of prefix tokens."""
 
     layout: Layout
     chs: int
@@ -74,40 +75,54 @@ class MapLayout:
     prefix: int = 0
 
     def split(self, value: Tensor, size: Size, name: str) -> tuple[Tensor, Tensor]:
-        """Prefix tokens (N, prefix, chs) and map (N, chs, h, w) of what a module returned for images of `size`."""
+        """Prefix tokens (N, prefix, chs) and map (N, chs, h, w) in the output of a module for images of `size`."""
         map_ = self.map(value, size, name)
         return value[:, : self.prefix] if self.layout == "NLC" else value.new_empty(value.shape[0], 0, self.chs), map_
 
     def map(self, value: Tensor, size: Size, name: str) -> Tensor:
-        """The map (N, chs, h, w) in what a module returned for images of `size` (height, width)."""
+        """The map (N, chs, h, w) in the output of the module `name` for images of `size` (height, width) in pixels.
+
+        Raises:
+            InputError: the number of tokens does not match the size.
+        """
         if self.layout == "NCHW":
             return value
         if self.layout == "NHWC":
             return value.permute(0, 3, 1, 2)
-        rest = value[:, self.prefix :]
+        tokens = value[:, self.prefix :]
         for grid in product(*zip(*grids(size, self.reduction), strict=True)):
-            if grid[0] * grid[1] == rest.shape[1]:
-                return rest.transpose(1, 2).unflatten(2, grid)
+            if grid[0] * grid[1] == tokens.shape[1]:
+                return tokens.transpose(1, 2).unflatten(2, grid)
         raise InputError(
-            f"module {name!r} returned {rest.shape[1]} tokens for images of {size[0]}x{size[1]} pixels, which is no "
-            f"grid of 1/{self.reduction}: choose sides that are multiples of {self.reduction}"
+            f"module {name!r} returned {tokens.shape[1]} tokens for images of {size[0]}x{size[1]} pixels, which do not "
+            f"form a grid of 1/{self.reduction}: choose sides that are multiples of {self.reduction}"
         )
 
 
 def grids(size: Size, reduction: int) -> tuple[Size, Size]:
-    """Cells of whole patches, and of these and partly covered ones."""
+    """The grid of complete patches of an image, and the grid that includes incomplete ones."""
     height, width = size
     return (height // reduction, width // reduction), (-(-height // reduction), -(-width // reduction))
 
 
 def map_layouts(tap: Tap, shapes: Sequence[tuple[int, ...]], images: Sequence[tuple[int, ...]]) -> list[MapLayout]:
-    """What the tensor of `tap` may be, given its shapes for images (N, C, H, W) of one size or of two."""
+    """The possible layouts of the tensor of `tap`.
+
+    Args:
+        tap: the module; its layout and prefix restrict the result.
+        shapes: shapes of the tensor for each batch of images.
+        images: shapes (N, C, H, W) of one or two batches of different sizes.
+    """
     if any(shape[:1] != batch[:1] for shape, batch in zip(shapes, images, strict=True)):
         return []
     sizes = [(batch[2], batch[3]) for batch in images]
     layouts = [layout for layout, (_, sides) in AXES.items() if len(shapes[0]) == 2 + len(sides)]
-    layouts = [layout for layout in layouts if tap.layout in (None, layout)]
-    return [form for layout in layouts for form in _layouts(tap, layout, shapes, sizes)]
+    return [
+        possible
+        for layout in layouts
+        if tap.layout in (None, layout)
+        for possible in _layouts(tap, layout, shapes, sizes)
+    ]
 
 
 def _layouts(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Size]) -> Iterator[MapLayout]:
@@ -116,14 +131,14 @@ def _layouts(tap: Tap, layout: Any, shapes: Sequence[tuple[int, ...]], sizes: Se
     if len(chs) > 1:
         return
     if len(sides) == 1:
-        yield from _sequences(tap, min(chs), [shape[1] for shape in shapes], sizes)
+        yield from _token_layouts(tap, min(chs), [shape[1] for shape in shapes], sizes)
         return
     rows, columns = ([shape[side] for shape in shapes] for side in sides)
     if len(sizes) == 1 and tap.layout is None and {shapes[0][side] for side in sides} == {1}:
-        return  # what is pooled for good, if nothing says otherwise
-    found = {_reduction([h for h, _ in sizes], rows), _reduction([w for _, w in sizes], columns)}
-    if len(found) == 1 and None not in found:
-        yield MapLayout(layout, min(chs), found.pop() or 1)
+        return  # probably globally pooled, unless the tap states a layout
+    reductions = {_reduction([h for h, _ in sizes], rows), _reduction([w for _, w in sizes], columns)}
+    if len(reductions) == 1 and None not in reductions:
+        yield MapLayout(layout, min(chs), reductions.pop() or 1)
 
 
 def _reduction(pixels: Sequence[int], cells: Sequence[int]) -> int | None:
@@ -131,47 +146,41 @@ def _reduction(pixels: Sequence[int], cells: Sequence[int]) -> int | None:
     if 0 in cells or (len(cells) == 2 and cells[1] <= cells[0]):
         return None
     if len(cells) == 1:
-        return _only_reduction(pixels[0], cells[0])
-    # the difference of two sizes is free of what unpadded borders take away
+        return _reduction_at_one_size(pixels[0], cells[0])
+    # unpadded borders cancel in the difference of two sizes
     span, count = pixels[1] - pixels[0], cells[1] - cells[0]
     reduction = round(span / count)
     return reduction if reduction and abs(span - count * reduction) <= reduction else None
 
 
-def _only_reduction(pixels: int, cells: int) -> int | None:
-    """Pixels per cell where one size is all that is known: a power of two, if one explains it."""
+def _reduction_at_one_size(pixels: int, cells: int) -> int | None:
+    """Pixels per cell: a power of two if one matches, or else the rounded ratio; None if neither matches."""
     reduction = pixels / cells
     powers = [2**exponent for exponent in (floor(log2(reduction)), ceil(log2(reduction)))] if reduction >= 1 else []
-    explained = [power for power in powers if cells in (pixels // power, -(-pixels // power))]
-    nearest = (explained or [round(reduction)])[0]
+    matching = [power for power in powers if cells in (pixels // power, -(-pixels // power))]
+    nearest = (matching or [round(reduction)])[0]
     return nearest if nearest and abs(pixels - cells * nearest) <= nearest else None
 
 
-def _sequences(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[MapLayout]:
-    """The reduction that leaves the same number of prefix tokens at all sizes, and the fewest."""
-    found = []
+def _token_layouts(tap: Tap, chs: int, lengths: Sequence[int], sizes: Sequence[Size]) -> Iterator[MapLayout]:
+    """The layout with the fewest prefix tokens, among those whose number of prefix tokens is the same at all sizes."""
+    candidates = []
     for reduction in range(1, min(sizes[0]) + 1):
-        for places in zip(*(grids(size, reduction) for size in sizes), strict=True):
-            prefix = {length - h * w for length, (h, w) in zip(lengths, places, strict=True)}
+        for grids_ in zip(*(grids(size, reduction) for size in sizes), strict=True):
+            prefix = {length - h * w for length, (h, w) in zip(lengths, grids_, strict=True)}
             if len(prefix) == 1 and min(prefix) >= 0 and tap.prefix in (None, *prefix):
-                found.append((min(prefix), reduction.bit_count() > 1, reduction, places[0]))
+                candidates.append((min(prefix), reduction.bit_count() > 1, reduction, grids_[0]))
     if len(sizes) == 1 and tap.prefix is None:
         height, width = sizes[0]
-        found = [
-            (prefix, odd, reduction, grid)
-            for prefix, odd, reduction, grid in found
+        candidates = [
+            (prefix, not_power_of_two, reduction, grid)
+            for prefix, not_power_of_two, reduction, grid in candidates
             if prefix <= MOST_PREFIX_TOKENS and grid != (1, 1)
-            if not odd or (height, width) == (reduction * grid[0], reduction * grid[1])
+            if not not_power_of_two or (height, width) == (reduction * grid[0], reduction * grid[1])
         ]
-    if found:
-        prefix, _, reduction, _ = min(found)
+    if candidates:
+        prefix, _, reduction, _ = min(candidates)
         yield MapLayout("NLC", chs, reduction, prefix)
-
-
-def _keys(output: Any) -> list[Any]:
-    if isinstance(output, dict):
-        return list(output)
-    return list(range(len(output))) if isinstance(output, tuple | list) else []
 
 
 def _entry(output: Any, key: int | str) -> Any:
@@ -183,7 +192,7 @@ def _entry(output: Any, key: int | str) -> Any:
 
 
 def described(output: Any) -> str:
-    """What a module returned, in words."""
+    """A description of a module's output for error messages."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
     if output is None:

@@ -1,4 +1,4 @@
-"""A forward as it ran, recorded on a copy: its operations, and the calls of modules with those of their children."""
+"""Trace of a forward: the tree of module calls, and the operations in them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,21 +11,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from .meta_kernels import quickly
+from .meta_kernels import run_with_meta_rule
 
 
 @dataclass(eq=False, slots=True)
 class ModuleCall:
-    """One call of the module at a path; `caller` is that of the module which made it.
+    """A call of a module.
 
-    given: what it was called with, by position and by name. output: what it returned. leaves: the tensors in that, each
-    with its version, which counts changes in place.
+    Attributes:
+        path: path of the module.
+        caller: the call of the module that called it; None for the root.
+        inputs: its positional and keyword arguments.
+        children: the calls that it made, in order.
+        output: the value that it returned.
+        leaves: the tensors in the output.
+        versions: the version counter of each leaf at the time of the return.
     """
 
     path: str
     caller: "ModuleCall | None"
-    given: tuple[Any, ...]
-    inner: list["ModuleCall"] = field(default_factory=list)
+    inputs: tuple[Any, ...]
+    children: list["ModuleCall"] = field(default_factory=list)
     output: Any = None
     leaves: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
@@ -36,17 +42,17 @@ class ModuleCall:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of the first tensor it was called with."""
-        return next((tuple(tensor.shape) for tensor in tensors_in(self.given)), None)
+        """The shape of the first tensor among the arguments."""
+        return next((tuple(tensor.shape) for tensor in tensors_in(self.inputs)), None)
 
     def overwritten(self, value: Tensor) -> bool:
-        """Whether `value`, one of the leaves, was changed in place after the call."""
+        """Whether the leaf `value` was changed in place after the call."""
         return any(leaf is value and leaf._version != v for leaf, v in zip(self.leaves, self.versions, strict=True))
 
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """One operation: its arguments by name, the tensors it returned, and the call of the innermost module around it."""
+    """An operation: its arguments by name, the tensors it returned, and the innermost module call around it."""
 
     kind: Any
     arguments: dict[str, Any]
@@ -54,19 +60,22 @@ class Operation:
     call: ModuleCall
 
     def read(self) -> Iterator[Tensor]:
-        """The tensors it was given, those that it writes to among them."""
+        """The operands, including those that it writes to."""
         return operands(self.arguments.values())
 
     def written(self) -> Iterator[Tensor]:
-        return operands(self.arguments.get(name) for name in _names(self.kind)[1])
+        """The operands that it writes to."""
+        return operands(self.arguments.get(name) for name in _argument_names(self.kind)[1])
 
 
 @dataclass(eq=False)
 class ModuleTrace:
-    """What `model` did in training or eval mode when it was run on `images`.
+    """The trace of a forward of `model` for `images`.
 
-    root: stands for what ran the model, and returned what was asked of it. events: operations and calls, in the order
-    they ended; the root is the last.
+    Attributes:
+        training: whether the model was in training mode.
+        root: the call of the traced function, whose output is what the function returned.
+        events: operations and module calls, in the order in which they ended. The root is the last.
     """
 
     model: nn.Module
@@ -77,12 +86,12 @@ class ModuleTrace:
 
     @cached_property
     def calls(self) -> dict[str, list[ModuleCall]]:
-        """By the path of the module; those that ended first come first."""
-        found: dict[str, list[ModuleCall]] = {}
+        """The calls of each module by path, in the order in which they ended."""
+        result: dict[str, list[ModuleCall]] = {}
         for event in self.events[:-1]:
             if isinstance(event, ModuleCall):
-                found.setdefault(event.path, []).append(event)
-        return found
+                result.setdefault(event.path, []).append(event)
+        return result
 
     @property
     def operations(self) -> Iterator[Operation]:
@@ -90,18 +99,18 @@ class ModuleTrace:
 
     @cached_property
     def _readers(self) -> dict[int, list[Operation]]:
-        found: dict[int, list[Operation]] = {}
+        result: dict[int, list[Operation]] = {}
         for operation in self.operations:
             for storage in {storage_of(tensor) for tensor in operation.read()}:
-                found.setdefault(storage, []).append(operation)
-        return found
+                result.setdefault(storage, []).append(operation)
+        return result
 
     def readers(self, tensor: Tensor) -> list[Operation]:
-        """The operations that read the tensor, or any view of it."""
+        """The operations that read the tensor or a view of it."""
         return self._readers.get(storage_of(tensor), [])
 
     def is_returned(self, tensor: Tensor) -> bool:
-        """Whether the tensor itself, or a view of it, is returned in the end."""
+        """Whether the root returned the tensor or a view of it."""
         return storage_of(tensor) in {storage_of(leaf) for leaf in self.root.leaves}
 
 
@@ -112,10 +121,16 @@ def trace_modules(
     training: bool = False,
     before_hooks: bool = False,
 ) -> ModuleTrace:
-    """What happens in `forward(twin, images)`, on a copy that nobody else runs; what that raises is raised.
+    """The trace of `forward(twin, images)`, without gradients.
 
-    A module's output is what its hooks made of it, or with `before_hooks` what they are given. There are no gradients,
-    and the caller's random numbers are afterwards as before.
+    PyTorch's random state is restored afterwards. Exceptions of `forward` are passed on.
+
+    Args:
+        twin: a copy of the model that no other thread runs, because hooks are added to it meanwhile.
+        images: (N, C, H, W).
+        forward: the function to trace.
+        training: whether to run in training mode.
+        before_hooks: record the outputs of modules before their forward hooks run, instead of afterwards.
     """
     twin.train(training)
     trace = ModuleTrace(twin, images, training, ModuleCall("", None, (images,)))
@@ -131,11 +146,11 @@ def trace_modules(
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation and every call, which keeps their tensors alive: what identifies one is not used again."""
+    """Records operations and module calls. The trace keeps their tensors alive, so that ids stay unique."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """What PyTorch asks before it imports its compiler, for seconds, to keep it away from such a mode."""
+        """False, so that PyTorch does not import its compiler, which takes seconds, to disable it for this mode."""
         return False
 
     def __init__(self, trace: ModuleTrace) -> None:
@@ -143,7 +158,7 @@ class _Recorder(TorchDispatchMode):
         self.events, self.stack = trace.events, [trace.root]
 
     def watch(self, twin: nn.Module, before_hooks: bool) -> list[RemovableHandle]:
-        """Put hooks on every module, which the handles remove."""
+        """Register hooks on every module, which the returned handles remove."""
         handles = list[RemovableHandle]()
         for path, module in twin.named_modules():
             enter = partial(self.enter, path)
@@ -153,7 +168,7 @@ class _Recorder(TorchDispatchMode):
 
     def enter(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = ModuleCall(path, self.stack[-1], (*args, *kwargs.values()))
-        self.stack[-1].inner.append(call)
+        self.stack[-1].children.append(call)
         self.stack.append(call)
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
@@ -167,31 +182,31 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        output = quickly(func, args, kwargs)
-        arguments = {**dict(zip(_names(func)[0], args, strict=False)), **kwargs}
+        output = run_with_meta_rule(func, args, kwargs)
+        arguments = {**dict(zip(_argument_names(func)[0], args, strict=False)), **kwargs}
         self.events.append(Operation(func, arguments, tuple(operands((output,))), self.stack[-1]))
         return output
 
 
 @cache
-def _names(kind: Any) -> tuple[list[str], list[str]]:
-    """Of an operation's arguments, and of those that it writes to."""
-    arguments = kind._schema.arguments
-    written = [one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write]
-    return [one.name for one in arguments], written
+def _argument_names(kind: Any) -> tuple[list[str], list[str]]:
+    """Names of all arguments of an operation, and of those that it writes to."""
+    schema = kind._schema.arguments
+    written = [argument.name for argument in schema if argument.alias_info and argument.alias_info.is_write]
+    return [argument.name for argument in schema], written
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or returns, also in classes derived from containers."""
+    """The tensors in nested containers, including subclasses of dict, list and tuple."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif isinstance(leaf, dict | list | tuple):  # PyTorch takes only its own and registered classes apart
+        elif isinstance(leaf, dict | list | tuple):  # of a class that is not registered with PyTorch
             yield from tensors_in(list(leaf.values() if isinstance(leaf, dict) else leaf))
 
 
 def operands(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors that an operation is given or returns, which are in lists at most."""
+    """The tensors among the arguments or outputs of an operation, including those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -1,7 +1,7 @@
-"""The operations of a forward as data, from two recordings of it.
+"""A forward as a list of operations, built from two recordings with different batches.
 
-What is alike in both is constant, what grows with the number of images is computed from it, what depends on weights
-alone is computed once, and where anything else differs nothing is guessed: there is no program.
+Arguments that are equal in both are constants, and arguments proportional to the batch size become PerImage. Operations
+that depend on weights alone are computed once. If anything else differs, there is no program.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,24 +17,25 @@ from .symbolic_sizes import ModelTensor, Name, SymbolicSize, TracedValue
 
 aten = torch.ops.aten
 
-# Sides of other images, of which those are used that are not in proportion to the numbers of images; and how many.
+# Candidates for the sides of the second recording's images, and their number. A side in proportion to the batch sizes
+# is not used.
 OTHER_SIDES, OTHER_BATCH = (96, 128, 160, 192), 5
-# Operations whose result depends on the shape and dtype of what they are given, but on none of its values.
+# Operations whose result depends on the dtype of their input, but not on its values.
 SHAPES_ONLY = {aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty}
 
-Axes = tuple[tuple[int, int], ...]  # the lengths of a tensor's axes in both recordings
+Axes = tuple[tuple[int, int], ...]  # the lengths of each axis of a tensor in both recordings
 
 
 @dataclass(frozen=True, slots=True)
 class PerImage:
-    """A number that is so many times the number of images."""
+    """The number `times * N` for a batch of N images."""
 
     times: int
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An operation. A value computed in its arguments is a TracedValue, ModelTensor, SymbolicSize or PerImage."""
+    """An operation. Its arguments may contain TracedValue, ModelTensor, SymbolicSize and PerImage."""
 
     number: int
     operation: Any
@@ -44,10 +45,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """What computes `returned` from images, in any number.
+    """The operations that compute `returned` from a batch of any number of images.
 
-    constants: the content of tensors that no image changes. axes, dtypes: of every tensor that is made.
-    any_size: whether images may have another size than those that were recorded.
+    Attributes:
+        calls: the operations in their order.
+        constants: values of the tensors that do not depend on the images.
+        axes: sizes of every tensor in both recordings.
+        dtypes: dtype of every tensor.
+        returned: the tensors that the model returns.
+        any_size: whether images may have another size than the recorded ones.
     """
 
     calls: list[Call]
@@ -62,92 +68,91 @@ def program_of(model: nn.Module, images: Tensor, sizes: bool) -> Program:
     """The program of `model(images)`, a tuple of tensors.
 
     Args:
-        model: it runs two or three times.
+        model: the model, which runs two to four times.
         images: (2, C, H, W).
-        sizes: whether images may have other sizes, if the model's code allows it.
+        sizes: whether to try images of another size, so that the program may accept any.
 
     Raises:
-        UnrecordedError: the forward does what operations on tensors cannot repeat.
+        UnrecordedError: the forward cannot be repeated as operations on tensors.
     """
     first = record(model, images)
-    again = _of_another_size(model, images, first) if sizes else None
-    if again is not None:
+    second = _of_another_size(model, images, first) if sizes else None
+    if second is not None:
         try:
-            return _merged(model, first, again, any_size=True)
+            return _merge(model, first, second, any_size=True)
         except UnrecordedError:
-            pass  # its code decides on sizes, or computes with them
+            pass  # its code branches on sizes, or computes with them
     three = images[[0, 1, 0]]
     try:
-        return _merged(model, first, record(model, three), any_size=False)
-    except UnrecordedError:  # its code may keep what a forward computes for images of a size
-        return _merged(model, record(model, images), record(model, three), any_size=False)
+        return _merge(model, first, record(model, three), any_size=False)
+    except UnrecordedError:  # its code may have cached values for this size in the first forward
+        return _merge(model, record(model, images), record(model, three), any_size=False)
 
 
 def _of_another_size(model: nn.Module, images: Tensor, first: Recording) -> Recording | None:
-    """A recording with images of another size; None if the model does not take it, or it would tell nothing."""
+    """A recording with images of another size; None if the model refuses them, or if sizes would stay ambiguous."""
     _, chs, height, width = images.shape
-    taken = {height, width, height * OTHER_BATCH / len(images), width * OTHER_BATCH / len(images)}
-    sides = [side for side in OTHER_SIDES if side not in taken]
+    ambiguous = {height, width, height * OTHER_BATCH / len(images), width * OTHER_BATCH / len(images)}
+    sides = [side for side in OTHER_SIDES if side not in ambiguous]
     try:
-        again = record(model, images.new_zeros(OTHER_BATCH, chs, sides[0], sides[1]))
+        second = record(model, images.new_zeros(OTHER_BATCH, chs, sides[0], sides[1]))
     except UnrecordedError:
         return None
-    return None if _has_single_cells(first, again) else again
+    return None if _broadcasts(first, second) else second
 
 
-def _has_single_cells(first: Recording, again: Recording) -> bool:
-    """Whether a side that depends on the images is one cell long somewhere, and so fits to any other side."""
-    steps = zip(first.steps, again.steps, strict=False)
+def _broadcasts(first: Recording, second: Recording) -> bool:
+    """Whether an axis that depends on the image size has a length of 1 in one recording, so that it broadcasts."""
+    steps = zip(first.steps, second.steps, strict=False)
     pairs = (pair for one, other in steps for axes in _axes(one, other) for pair in axes)
     return any(1 in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def _axes(one: Step, other: Step) -> Iterator[Axes]:
     """The axes of each tensor that a step returned."""
-    for first, again in zip(one.returned, other.returned, strict=False):
-        yield tuple(zip(first.shape, again.shape, strict=False))
+    for first, second in zip(one.returned, other.returned, strict=False):
+        yield tuple(zip(first.shape, second.shape, strict=False))
 
 
-def _merged(model: nn.Module, first: Recording, again: Recording, any_size: bool) -> Program:
-    """Both recordings as one program; UnrecordedError if they are not of one."""
-    operations = [[step.operation for step in recording.steps] for recording in (first, again)]
-    same = operations[0] == operations[1] and first.returned == again.returned and first.asked == again.asked
-    if not same or not _alike(first.literals, again.literals):
+def _merge(model: nn.Module, first: Recording, second: Recording, any_size: bool) -> Program:
+    """The program that both recordings are of. UnrecordedError if they differ in more than sizes."""
+    operations = [[step.operation for step in recording.steps] for recording in (first, second)]
+    same = operations[0] == operations[1] and first.returned == second.returned and first.guards == second.guards
+    if not same or not _are_equal(first.literals, second.literals):
         raise UnrecordedError("other images take other operations")
-    batches = len(first.images), len(again.images)
-    image_axes = tuple(zip(first.images.shape, again.images.shape, strict=True))
-    made = _Maker(
+    batches = len(first.images), len(second.images)
+    image_axes = tuple(zip(first.images.shape, second.images.shape, strict=True))
+    builder = _ProgramBuilder(
         Program([], {}, {TracedValue(-1): image_axes}, {TracedValue(-1): first.images.dtype}, first.returned, any_size)
     )
-    made.program.constants.update((ModelTensor(path), tensor.detach()) for path, tensor in tensors_of(model))
-    made.program.constants.update(first.literals)
-    for number, (one, other) in enumerate(zip(first.steps, again.steps, strict=True)):
-        ours, theirs = (one.args, one.kwargs), (other.args, other.kwargs)
-        if not any_size:
-            ours, theirs = tree_map(_number, ours), tree_map(_number, theirs)
-        made.add(Call(number, one.operation, *_common(ours, theirs, batches)), one, list(_axes(one, other)))
-    made.require_current(first.returned)
-    return _without_unused(made.program)
+    builder.program.constants.update((ModelTensor(path), tensor.detach()) for path, tensor in tensors_of(model))
+    builder.program.constants.update(first.literals)
+    for number, (one, other) in enumerate(zip(first.steps, second.steps, strict=True)):
+        pair = (one.args, one.kwargs), (other.args, other.kwargs)
+        one_args, other_args = pair if any_size else tree_map(_length, pair)
+        call = Call(number, one.operation, *_generalize(one_args, other_args, batches))
+        builder.add(call, one, list(_axes(one, other)))
+    builder.require_current(first.returned)
+    return _without_unused(builder.program)
 
 
-def _alike(one: Mapping[Name, Tensor], other: Mapping[Name, Tensor]) -> bool:
-    """Whether these are the same tensors."""
+def _are_equal(one: Mapping[Name, Tensor], other: Mapping[Name, Tensor]) -> bool:
     return list(one) == list(other) and all(
         tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
     )
 
 
-def _number(given: Any) -> Any:
-    """An argument, or the number that it is where it is the length of an axis."""
-    return given.length if isinstance(given, SymbolicSize) else given
+def _length(argument: Any) -> Any:
+    """The recorded length of a symbolic size; any other argument itself."""
+    return argument.length if isinstance(argument, SymbolicSize) else argument
 
 
-def _common(one: Any, other: Any, batches: tuple[int, int]) -> Any:
-    """The arguments of a step, with `PerImage` for numbers that grow with the batch; UnrecordedError for others."""
+def _generalize(one: Any, other: Any, batches: tuple[int, int]) -> Any:
+    """The arguments of a step for any batch size. UnrecordedError if they are neither equal nor in proportion to it."""
     if isinstance(one, tuple | list) and type(one) is type(other) and len(one) == len(other):
-        return type(one)(_common(a, b, batches) for a, b in zip(one, other, strict=True))
+        return type(one)(_generalize(a, b, batches) for a, b in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and list(one) == list(other):
-        return {name: _common(value, other[name], batches) for name, value in one.items()}
+        return {name: _generalize(value, other[name], batches) for name, value in one.items()}
     if type(one) is type(other) and one == other:
         return one
     if type(one) is int and type(other) is int:
@@ -157,20 +162,20 @@ def _common(one: Any, other: Any, batches: tuple[int, int]) -> Any:
     raise UnrecordedError(f"other images take other arguments: {one} and {other}")
 
 
-class _Maker:
-    """Adds calls to a program, and computes at once those that no image changes."""
+class _ProgramBuilder:
+    """Adds calls to a program, and computes those that do not depend on the images."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self._stale: set[Name] = set()
 
     def add(self, call: Call, step: Step, axes: list[Axes]) -> None:
-        """Add a call, or what it returns. step: its first recording. axes: of the tensors that it returns."""
+        """Add a call, or its result if that is constant. step: its first recording. axes: of the returned tensors."""
         several = step.several
         names = [TracedValue(call.number, place if several else None) for place in range(len(step.returned))]
-        constant = self._computed(call)
+        constant = self._constant(call)
         if constant is None:
-            self.require_current(parts_of((call.args, call.kwargs), TracedValue))
+            self.require_current(leaves_of((call.args, call.kwargs), TracedValue))
             self._stale.update(step.also_changed)
             self.program.calls.append(call)
         else:
@@ -179,42 +184,42 @@ class _Maker:
             self.program.axes[name], self.program.dtypes[name] = lengths, tensor.dtype
 
     def require_current(self, names: Iterable[Name]) -> None:
-        """UnrecordedError if one of these tensors was changed through another view of its memory."""
+        """Raise UnrecordedError if one of these tensors was changed through another view of its memory."""
         if not self._stale.isdisjoint(names):
             raise UnrecordedError("a tensor is read after another view of it was written to")
 
-    def _computed(self, call: Call) -> list[Tensor] | None:
-        """What a call returns if no image changes it."""
+    def _constant(self, call: Call) -> list[Tensor] | None:
+        """The tensors that a call returns; None if they depend on the images."""
         args, kwargs = call.args, call.kwargs
         if call.operation.overloadpacket in SHAPES_ONLY and isinstance(args[0], TracedValue):
             args = (torch.empty(0, dtype=self.program.dtypes[args[0]]), *args[1:])
-        if parts_of((args, kwargs), SymbolicSize | PerImage):
+        if leaves_of((args, kwargs), SymbolicSize | PerImage):
             return None
-        if not all(name in self.program.constants for name in parts_of((args, kwargs), TracedValue | ModelTensor)):
+        if not all(name in self.program.constants for name in leaves_of((args, kwargs), TracedValue | ModelTensor)):
             return None
-        args, kwargs = tree_map(self._content, (args, kwargs))
+        args, kwargs = tree_map(self._value, (args, kwargs))
         with torch.inference_mode(False), torch.no_grad():
             returned = call.operation(*args, **kwargs)
         return [returned] if isinstance(returned, Tensor) else list(returned)
 
-    def _content(self, given: Any) -> Any:
-        return self.program.constants[given] if isinstance(given, TracedValue | ModelTensor) else given
+    def _value(self, argument: Any) -> Any:
+        return self.program.constants[argument] if isinstance(argument, TracedValue | ModelTensor) else argument
 
 
-def parts_of(given: Any, kind: Any) -> list[Any]:
-    """What there is of a kind in arguments."""
-    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, kind)]
+def leaves_of(arguments: Any, kind: Any) -> list[Any]:
+    """The leaves of nested arguments that are of a class."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, kind)]
 
 
 def _without_unused(program: Program) -> Program:
-    """The program without calls whose results nothing reads."""
+    """Drop calls whose results are not used, in place, and return the program."""
     needed = {name.step for name in program.returned if isinstance(name, TracedValue)}
     kept: list[Call] = []
     for call in reversed(program.calls):
         if call.number in needed:
             kept.append(call)
-            given = (call.args, call.kwargs)
-            needed.update(name.step for name in parts_of(given, TracedValue))
-            needed.update(side.tensor.step for side in parts_of(given, SymbolicSize))
+            arguments = (call.args, call.kwargs)
+            needed.update(name.step for name in leaves_of(arguments, TracedValue))
+            needed.update(size.tensor.step for size in leaves_of(arguments, SymbolicSize))
     program.calls[:] = reversed(kept)
     return program

@@ -1,7 +1,7 @@
-"""Leave out of a model what some outputs do not depend on, while its own forward stays as it is.
+"""Pruning of modules and parameters that some outputs do not depend on, without changing the model's forward.
 
-Modules give way to ones that compute nothing, as many as can: the model's own forward must make the outputs by the same
-operations from the same parameters as before.
+Placeholders replace as many modules as possible: the forward must still compute the outputs by the same operations from
+the same parameters.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,196 +17,194 @@ from .placeholders import Placeholder, is_predictable
 from .survey import Read, Survey
 from .third_party_errors import REFUSED
 
-# The tensors that are asked for in a run, each with the call that returned it.
+# A function that returns the required tensors of a trace, each with the call that returned it.
 Outputs = Callable[[ModuleTrace], Sequence[tuple[ModuleCall, Tensor]]]
 
 
 def prune(model: nn.Module, read: Read, images: Tensor, hooks: tuple[type, ...] = ()) -> tuple[str, ...]:
-    """Leave out of `model` what `read` does not need, in place, and return the names of what it could not lack.
+    """Prune what `read` does not need from `model`, in place.
 
-    These are parameters that no output comes from, but which the model's code insists on.
+    Args:
+        model: the model, on the meta device or another one.
+        read: a function of the model and the images that returns the required tensors.
+        images: (N, C, H, W), of which the size and the dtype are used.
+        hooks: classes of forward hooks that placeholders keep.
 
-    hooks: classes of hooks that run on what stands in for a module, too.
+    Returns:
+        Names of the parameters that stay although no output depends on them, because the model's code needs them.
     """
     images = torch.empty(2, *images.shape[1:], dtype=images.dtype, device="meta")
-    seen = Survey(images, None, read).begun(model)
-    if not _Unneeded(model, seen, _returned).parameters:
+    survey = Survey(images, None, read).with_first_trace(model)
+    if not _Unneeded(model, survey, _returned).parameters:
         return ()
-    seen = seen.enlarged()
-    paths, _, unneeded = removable(model, seen, _returned, hooks)
-    skip(model, paths, seen, hooks)
+    survey = survey.with_larger_images()
+    paths, _, unneeded = removable(model, survey, _returned, hooks)
+    insert_placeholders(model, paths, survey, hooks)
     return tuple(name for name, _ in model.named_parameters() if name in unneeded)
 
 
-def _returned(run: ModuleTrace) -> list[tuple[ModuleCall, Tensor]]:
-    return [(run.root, tensor) for tensor in run.root.leaves]
+def _returned(trace: ModuleTrace) -> list[tuple[ModuleCall, Tensor]]:
+    return [(trace.root, tensor) for tensor in trace.root.leaves]
 
 
 class Removable(NamedTuple):
-    """Paths of modules and parameters without which outputs stay the same, and the same runs without them.
+    """Modules and parameters that a model can run without.
 
-    seen: None for a model that does not even do twice the same as it is. unneeded: names of the parameters that no
-    output depends on, whether they can be left out or not.
+    Attributes:
+        paths: their paths.
+        survey: the traces without them; None if the model's forward is not deterministic.
+        unneeded: names of all parameters that no output depends on, including those that cannot be removed.
     """
 
     paths: Sequence[str]
-    seen: Survey | None
+    survey: Survey | None
     unneeded: frozenset[str]
 
 
-def removable(model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...] = ()) -> Removable:
-    """As much of `model` as can be found that together is not needed for `outputs`.
+def removable(model: nn.Module, survey: Survey, outputs: Outputs, hooks: tuple[type, ...] = ()) -> Removable:
+    """Search for modules and parameters that can be removed together without changing `outputs`.
 
-    It is searched for by the first run alone. Only if other runs are not the same without it, every trial makes all.
+    The search repeats the first trace only. If another trace then differs, it starts again and repeats all traces.
     """
-    trials = _Trials(model, seen, outputs, hooks)
-    last = trials.search(1) or trials.search(len(seen.runs))
-    return Removable(trials.chosen, last, trials.unneeded.parameters)
+    search = _Search(model, survey, outputs, hooks)
+    pruned = search.run(1) or search.run(len(survey.traces))
+    return Removable(search.removed, pruned, search.unneeded.parameters)
 
 
-class _Trials:
-    """Runs of a model without the modules and parameters at the `chosen` paths.
+class _Search:
+    """The search for removable modules and parameters.
 
-    done: those of the last trial that worked.
+    Attributes:
+        depth: number of traces that each trial repeats.
+        removed: paths without which the last successful trial ran.
+        traces: the traces of that trial.
     """
 
-    def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs, hooks: tuple[type, ...]) -> None:
-        self.model, self.seen, self.outputs, self.hooks = model, seen, outputs, hooks
-        self.unneeded = _Unneeded(model, seen, outputs)
-        self.expected = [_made(run, outputs) for run in seen.runs]
-        self.length, self.chosen, self.done = 1, list[str](), list[ModuleTrace]()
+    def __init__(self, model: nn.Module, survey: Survey, outputs: Outputs, hooks: tuple[type, ...]) -> None:
+        self.model, self.survey, self.outputs, self.hooks = model, survey, outputs, hooks
+        self.unneeded = _Unneeded(model, survey, outputs)
+        self.expected = [_fingerprint(trace, outputs) for trace in survey.traces]
+        self.depth, self.removed, self.traces = 1, list[str](), list[ModuleTrace]()
 
-    def search(self, length: int) -> Survey | None:
-        """The runs without what is chosen by trials of that length; None if they are not all the same."""
-        self.length, self.chosen, self.done = length, [], []
-        self.grow(self.unneeded.inside(""))
-        if not self.done and not self.works([]):
+    def run(self, depth: int) -> Survey | None:
+        """All traces without what trials of that depth remove; None if one of them computes the outputs differently."""
+        self.depth, self.removed, self.traces = depth, [], []
+        self.remove(self.unneeded.inside(""))
+        if not self.traces and not self.succeeds([]):
             return None
-        rest = self.repeated(self.done[0].model, range(length, len(self.expected)))
-        return None if rest is None else replace(self.seen, runs=(*self.done, *rest))
+        rest = self.repeat(self.traces[0].model, range(depth, len(self.expected)))
+        return None if rest is None else replace(self.survey, traces=(*self.traces, *rest))
 
-    def works(self, paths: Sequence[str]) -> bool:
-        """Whether the outputs stay the same without these, which are then chosen."""
-        twin = self.seen.twin(self.model)
-        skip(twin, paths, self.seen, self.hooks)
-        done = self.repeated(twin, range(self.length))
-        if done is None:
-            return False
-        self.chosen, self.done = list(paths), done
-        return True
-
-    def repeated(self, twin: nn.Module, places: Iterable[int]) -> list[ModuleTrace] | None:
-        """The runs at these places of a copy of the model; None if one makes the outputs otherwise."""
-        done = list[ModuleTrace]()
-        for place in places:
-            try:
-                done.append(self.seen.again(twin, place))
-            except REFUSED:  # its forward does not take zeros where it had results
-                return None
-            if _made(done[-1], self.outputs) != self.expected[place]:
-                return None
-        return done
-
-    def grow(self, group: Sequence[str]) -> None:
-        """Choose among the group, trying all of it first, then halves of it, and parts of what is needed whole."""
-        if not group or self.works([*self.chosen, *group]):
+    def remove(self, group: Sequence[str]) -> None:
+        """Remove what is possible of the group: all of it, or else parts of its halves, or parts of a single module."""
+        if not group or self.succeeds([*self.removed, *group]):
             return
         half = len(group) // 2
         for part in (group[half:], group[:half]) if half else (self.unneeded.inside(group[0]),):
-            self.grow(part)
+            self.remove(part)
+
+    def succeeds(self, paths: Sequence[str]) -> bool:
+        """Whether the outputs stay the same without the modules and parameters at `paths`, which are then removed."""
+        twin = self.survey.twin(self.model)
+        insert_placeholders(twin, paths, self.survey, self.hooks)
+        traces = self.repeat(twin, range(self.depth))
+        if traces is None:
+            return False
+        self.removed, self.traces = list(paths), traces
+        return True
+
+    def repeat(self, twin: nn.Module, indices: Iterable[int]) -> list[ModuleTrace] | None:
+        """The traces of a pruned copy; None if one of them computes the outputs differently."""
+        traces = list[ModuleTrace]()
+        for index in indices:
+            try:
+                traces.append(self.survey.repeated(twin, index))
+            except REFUSED:  # its forward does not accept the zeros
+                return None
+            if _fingerprint(traces[-1], self.outputs) != self.expected[index]:
+                return None
+        return traces
 
 
-def _made(run: ModuleTrace, outputs: Outputs) -> list[tuple[object, ...]]:
-    """Of each output, how often its module was called, its shape and, in eval mode, a hash of how it was computed."""
-    how = {} if run.training else computations(run)
+def _fingerprint(trace: ModuleTrace, outputs: Outputs) -> list[tuple[object, ...]]:
+    """For each output the number of its module's calls, its shape, and in eval mode the hash of its computation."""
+    hashes = {} if trace.training else computations(trace)
     return [
-        (
-            len(run.calls.get(call.path, ())),
-            tuple(value.shape),
-            how.get((call, id(value))),
-        )
-        for call, value in outputs(run)
+        (len(trace.calls.get(call.path, ())), tuple(value.shape), hashes.get((call, id(value))))
+        for call, value in outputs(trace)
     ]
 
 
 class _Unneeded:
-    """The parts of a model that outputs do not depend on.
+    """The modules and parameters that outputs do not depend on; `parameters` are the names of the latter."""
 
-    parameters: the names of those, and of those inside such parts.
-    """
-
-    def __init__(self, model: nn.Module, seen: Survey, outputs: Outputs) -> None:
-        self.model, self.bits, self.needs = model, bits(model), _needs(seen, outputs)
-        self.parameters = frozenset(name for name, _ in model.named_parameters() if not self.bits[name] & self.needs)
+    def __init__(self, model: nn.Module, survey: Survey, outputs: Outputs) -> None:
+        self.model, self.bits, self.needed = model, bits(model), _needed(survey, outputs)
+        self.parameters = frozenset(name for name, _ in model.named_parameters() if not self.bits[name] & self.needed)
         self.paths = {module: path for path, module in model.named_modules()}
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         calls = dict[str, list[ModuleCall]]()
-        for run in seen.runs:
-            for path, made in run.calls.items():
-                calls.setdefault(path, []).extend(made)
-        self.places = {path: place for place, path in enumerate(calls)}
-        self.kept = {path for path, made in calls.items() if not is_predictable(made)}
+        for trace in survey.traces:
+            for path, calls_of_path in trace.calls.items():
+                calls.setdefault(path, []).extend(calls_of_path)
+        self.order = {path: position for position, path in enumerate(calls)}
+        self.unpredictable = {path for path, calls_of_path in calls.items() if not is_predictable(calls_of_path)}
 
     def inside(self, path: str) -> list[str]:
-        """Paths of the outermost modules and of the parameters in the module at `path`, in running order.
+        """Paths of the unneeded outermost modules and parameters in the module at `path`, in running order.
 
-        A container that is not called itself is left, because what calls its entries has to find them, and so is a
-        module that is called without a tensor, from which the shape of its result would follow.
+        A container that is not called itself is opened instead, because its entries are accessed through it. So is a
+        module whose output a placeholder cannot predict.
         """
         parts = dict.fromkeys(self._parts(self.model.get_submodule(path))) if path in self.paths.values() else ()
-        return sorted(parts, key=lambda part: self.places.get(part, len(self.places)))
+        return sorted(parts, key=lambda part: self.order.get(part, len(self.order)))
 
     def _parts(self, module: nn.Module) -> Iterator[str]:
-        own = [self.names[id(parameter)] for parameter in module._parameters.values() if parameter is not None]
-        yield from (name for name in own if name in self.parameters)
+        names = [self.names[id(parameter)] for parameter in module._parameters.values() if parameter is not None]
+        yield from (name for name in names if name in self.parameters)
         for child in module.children():
             path = self.paths[child]
-            if self._is_needed(child) or path in self.kept or (path not in self.places and child._modules):
+            if self._is_needed(child) or path in self.unpredictable or (path not in self.order and child._modules):
                 yield from self._parts(child)
-            elif path in self.places or child._parameters:
+            elif path in self.order or child._parameters:
                 yield path
 
     def _is_needed(self, module: nn.Module) -> bool:
-        paths = [*(self.paths[part] for part in module.modules())]
+        paths = [self.paths[child] for child in module.modules()]
         paths += [self.names[id(parameter)] for parameter in module.parameters()]
-        return any(self.bits[path] & self.needs for path in paths)
+        return any(self.bits[path] & self.needed for path in paths)
 
 
-def _needs(seen: Survey, outputs: Outputs) -> int:
+def _needed(survey: Survey, outputs: Outputs) -> int:
     """The bits of the modules and parameters that the outputs depend on."""
-    needs = 0
-    for run in seen.runs:
-        sources = dependencies(run)
-        for call, value in outputs(run):
-            needs |= sources[call, id(value)]
-    return needs
+    needed = 0
+    for trace in survey.traces:
+        sources = dependencies(trace)
+        for call, value in outputs(trace):
+            needed |= sources[call, id(value)]
+    return needed
 
 
-def skip(model: nn.Module, paths: Sequence[str], seen: Survey, hooks: tuple[type, ...] = ()) -> None:
-    """Replace the modules at `paths` in place by ones that compute nothing.
-
-    Parameters there become zeros, or None if no operation reads them.
-    """
+def insert_placeholders(model: nn.Module, paths: Sequence[str], survey: Survey, hooks: tuple[type, ...] = ()) -> None:
+    """Replace the modules at `paths` by placeholders, in place, and the parameters by zeros, or by None if not read."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    stand_ins = {
-        modules[path]: Placeholder(
-            modules[path], [run.calls[path][-1] for run in seen.runs if path in run.calls], hooks
-        )
-        for path in paths
-        if path in modules
-    }
-    skipped = [path for path in paths if path in parameters]
-    read = _read(seen) if skipped else ()
+    placeholders = dict[nn.Module | None, Placeholder]()
+    for path in (path for path in paths if path in modules):
+        calls = [trace.calls[path][-1] for trace in survey.traces if path in trace.calls]
+        placeholders[modules[path]] = Placeholder(modules[path], calls, hooks)
+    removed = [path for path in paths if path in parameters]
+    read = _read_parameters(survey) if removed else ()
     # memory of their own, because DistributedDataParallel writes to every buffer
-    zeros = {id(parameters[path]): torch.zeros_like(parameters[path]) if path in read else None for path in skipped}
+    zeros = {id(parameters[path]): torch.zeros_like(parameters[path]) if path in read else None for path in removed}
     for parent in modules.values():  # a module or a parameter may be registered in several
         parent._modules.update(
-            (name, stand_ins[child]) for name, child in parent._modules.items() if child in stand_ins
+            (name, placeholders[child]) for name, child in parent._modules.items() if child in placeholders
         )
         for name in [name for name, parameter in parent._parameters.items() if id(parameter) in zeros]:
             parent.register_buffer(name, zeros[id(parent._parameters.pop(name))], persistent=False)
 
 
-def _read(seen: Survey) -> set[str]:
+def _read_parameters(survey: Survey) -> set[str]:
     """Names of the parameters that an operation reads."""
-    return {name for run in seen.runs for name, parameter in run.model.named_parameters() if run.readers(parameter)}
+    traces = survey.traces
+    return {name for trace in traces for name, value in trace.model.named_parameters() if trace.readers(value)}

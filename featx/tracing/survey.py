@@ -1,4 +1,4 @@
-"""Forwards of one model without values, at several sizes of images and in both modes."""
+"""Traces of one model on the meta device, at several image sizes and in both modes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,86 +13,101 @@ from ..arguments import wrong
 from ..errors import ContractError, InputError
 from .copies import twin_of, with_own_buffers, without_values
 from .execution_order import meta_images
-from .meta_kernels import Shortcuts
+from .meta_kernels import MetaKernels
 from .module_trace import ModuleTrace, trace_modules
 from .third_party_errors import REFUSED, passed_on, third_party
 
-# What is asked of a model for images, such as its forward, or the tensors that become maps.
+# A function that runs a model on images and returns outputs, such as its forward, or the tensors that become maps.
 Read = Callable[[Any, Tensor], Any]
 Shapes = list[tuple[int, ...]]
 
-# Added to the sides of the images to see what grows with them, and how much: multiples of most patches and strides.
+# Pixels added to the sides of the images, to measure how outputs grow: multiples of most patches and strides.
 GROWTH = (672, 1344)
 
-# Added to see what happens to sides that are multiples of nothing.
+# Pixels added for sides that are not multiples of patches and strides.
 ODD = (71, 33)
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Runs of one model, of which the first is on `images` in eval mode.
+    """Traces of one model.
 
-    argument: the keyword argument under which the model takes images; None is its first positional one.
+    Attributes:
+        images: the images of the first trace, which is in eval mode.
+        argument: the model's keyword argument for images; None for its first positional argument.
+        read: the traced function.
+        traces: the traces.
     """
 
     images: Tensor
     argument: str | None
     read: Read = field(repr=False)
-    runs: tuple[ModuleTrace, ...] = field(default=(), repr=False)
+    traces: tuple[ModuleTrace, ...] = field(default=(), repr=False)
 
     @property
-    def measured(self) -> list[ModuleTrace]:
-        """The first run, and the one on larger images if there is one: the same multiples of patches and strides."""
-        sizes = (self.images.shape, _grown(self.images, GROWTH).shape)
-        return [run for run in self.runs if not run.training and run.images.shape in sizes]
+    def layout_traces(self) -> list[ModuleTrace]:
+        """The traces to infer layouts from: the first one, and the one on images larger by GROWTH if there is one."""
+        sizes = (self.images.shape, _enlarged(self.images, GROWTH).shape)
+        return [trace for trace in self.traces if not trace.training and trace.images.shape in sizes]
 
     def twin(self, model: nn.Module) -> nn.Module:
-        """A copy of a model to run: without values if the images have none, and else with buffers of its own."""
+        """A copy of a model to run, on the meta device if the images are, or else with buffers of its own."""
         return twin_of(model, without_values if self.images.is_meta else with_own_buffers)
 
-    def again(self, twin: nn.Module, place: int) -> ModuleTrace:
-        """The run at that place of another copy; raises ThirdPartyError if that does not run."""
-        run = self.runs[place]
-        return trace_modules(twin, run.images, self.read, run.training)
+    def repeated(self, twin: nn.Module, index: int) -> ModuleTrace:
+        """The trace of another copy on the images and in the mode of a trace. ThirdPartyError if it does not run."""
+        trace = self.traces[index]
+        return trace_modules(twin, trace.images, self.read, trace.training)
 
-    def begun(self, model: nn.Module) -> "Survey":
-        """With a run of a copy of the model on `images`; raises ThirdPartyError if it does not run."""
-        return replace(self, runs=(trace_modules(self.twin(model), self.images, self.read),))
+    def with_first_trace(self, model: nn.Module) -> "Survey":
+        """Add the trace of a copy of the model on `images`. ThirdPartyError if it does not run."""
+        return replace(self, traces=(trace_modules(self.twin(model), self.images, self.read),))
 
-    def widened(self) -> "Survey":
-        """With runs on larger and on odd images, and in training mode, as far as the model does such."""
-        batches = [(_grown(self.images, GROWTH), False), (_grown(self.images, ODD), False), (self.images, True)]
-        return replace(self, runs=(*self.runs, *(run for images, mode in batches if (run := self._try(images, mode)))))
+    def with_variations(self) -> "Survey":
+        """Add traces on larger images, on images with odd sides, and in training mode, if the model supports them."""
+        batches = [(_enlarged(self.images, GROWTH), False), (_enlarged(self.images, ODD), False), (self.images, True)]
+        traces = (self._trace(images, training) for images, training in batches)
+        return replace(self, traces=(*self.traces, *filter(None, traces)))
 
-    def enlarged(self) -> "Survey":
-        """With a run on larger images, as far as the model takes such, odd ones if it does."""
-        larger = _grown(self.images, GROWTH)
-        run = self._try(_grown(larger, ODD), False) or self._try(larger, False)
-        return replace(self, runs=(*self.runs, run)) if run else self
+    def with_larger_images(self) -> "Survey":
+        """Add a trace on larger images, with odd sides if possible, if the model supports them."""
+        larger = _enlarged(self.images, GROWTH)
+        trace = self._trace(_enlarged(larger, ODD), False) or self._trace(larger, False)
+        return replace(self, traces=(*self.traces, trace)) if trace else self
 
-    def _try(self, images: Tensor, training: bool) -> ModuleTrace | None:
-        """None if the model does not take these images or does not run in this mode, which is its right."""
+    def _trace(self, images: Tensor, training: bool) -> ModuleTrace | None:
+        """The trace; None if the model does not support these images or this mode."""
         try:
-            return trace_modules(self.runs[0].model, images, self.read, training)
+            return trace_modules(self.traces[0].model, images, self.read, training)
         except REFUSED:
             return None
 
 
-def call(model: nn.Module, images: Tensor, argument: str | None) -> Any:
-    """What `model` returns for `images`, passed as that keyword argument, or as the first positional one."""
+def call_model(model: nn.Module, images: Tensor, argument: str | None) -> Any:
+    """The output of `model` for `images`, passed as the keyword argument or, for None, as the first positional one."""
     return passed_on(model, images) if argument is None else passed_on(model, **{argument: images})
 
 
-def _called(model: nn.Module, images: Tensor, argument: str | None) -> Any:
-    """What `call` returns; tensors that the model makes without saying where have no values if the images have none."""
+def _call_on_device(model: nn.Module, images: Tensor, argument: str | None) -> Any:
+    """The output of `model`; for images on the meta device, tensors that it creates are on the meta device too."""
     with images.device if images.is_meta else nullcontext():
-        return third_party(call, model, images, argument)
+        return third_party(call_model, model, images, argument)
 
 
-def survey(model: nn.Module, example: Tensor | None = None, argument: str | None = None) -> Survey:
-    """Run copies of `model` on images as large as `example`; ContractError if it does not run.
+def survey_model(model: nn.Module, example: Tensor | None = None, argument: str | None = None) -> Survey:
+    """Trace copies of `model` on the meta device, on images of the size of `example`, on others, and in training mode.
 
-    That is on the meta device, without values; if the model needs those, it runs on `example` itself, once.
+    A model that does not run on the meta device is traced once, on `example` itself.
+
+    Args:
+        model: the model.
+        example: images (N, C, H, W); by default of the size and channels that the model declares.
+        argument: name of the keyword argument for images, if they are not the model's first argument.
+
+    Raises:
+        InputError: `example` is not a batch of images.
+        ArgumentError: `argument` is not a string.
+        ContractError: the model does not run.
     """
     if example is not None and (not isinstance(example, Tensor) or example.ndim != 4):
         what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
@@ -102,25 +117,25 @@ def survey(model: nn.Module, example: Tensor | None = None, argument: str | None
     images = meta_images(model) if example is None else torch.empty(2, *example.shape[1:], device="meta")
     images = images if example is None else images.to(example.dtype)
     try:
-        return _first(model, images, argument).widened()
+        return _first_trace(model, images, argument).with_variations()
     except ContractError:
         if example is None or example.is_meta:
             raise
-        return _first(model, example, argument)
+        return _first_trace(model, example, argument)
 
 
-def _first(model: nn.Module, images: Tensor, argument: str | None) -> Survey:
+def _first_trace(model: nn.Module, images: Tensor, argument: str | None) -> Survey:
     try:
-        return Survey(images, argument, partial(_called, argument=argument)).begun(model)
+        return Survey(images, argument, partial(_call_on_device, argument=argument)).with_first_trace(model)
     except REFUSED as error:
         where = "meta tensors" if images.is_meta else "images"
-        hint = "pass example=, images that it takes" if images.is_meta else "expected images that it takes"
+        hint = "pass example=, images that it accepts" if images.is_meta else "expected images that it accepts"
         raise ContractError(
             f"{type(model).__name__} does not run on {where} {tuple(images.shape)}: {error} ({hint})"
         ) from error
 
 
-def _grown(images: Tensor, growth: tuple[int, int]) -> Tensor:
+def _enlarged(images: Tensor, growth: tuple[int, int]) -> Tensor:
     height, width = (side + more for side, more in zip(images.shape[2:], growth, strict=True))
     return images.new_empty((*images.shape[:2], height, width))
 
@@ -128,13 +143,13 @@ def _grown(images: Tensor, growth: tuple[int, int]) -> Tensor:
 @torch.inference_mode(False)
 @torch.no_grad()
 def shapes_of(twin: nn.Module, read: Read, images: Tensor) -> Shapes:
-    """Of the tensors that `read` takes of a copy of a model; raises ThirdPartyError if it does not run."""
-    with Shortcuts():
+    """The shapes of the tensors that `read` returns for a copy of a model. ThirdPartyError if it does not run."""
+    with MetaKernels():
         return [tuple(tensor.shape) for tensor in read(twin, images)]
 
 
-def shapes_if_taken(twin: nn.Module, read: Read, images: Tensor) -> Shapes:
-    """What `shapes_of` returns; none if the model refuses the images."""
+def shapes_if_accepted(twin: nn.Module, read: Read, images: Tensor) -> Shapes:
+    """The shapes of the tensors that `read` returns for a copy of a model; none if the model refuses the images."""
     try:
         return shapes_of(twin, read, images)
     except REFUSED:

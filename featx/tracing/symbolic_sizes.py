@@ -9,7 +9,7 @@ from .third_party_errors import passed_on
 
 @dataclass(frozen=True, slots=True)
 class TracedValue:
-    """A tensor that a step returned, at that place if it returned several; -1 are the images."""
+    """A tensor that a step returned, at `place` if it returned several. Step -1 stands for the images."""
 
     step: int
     place: int | None = None
@@ -17,7 +17,7 @@ class TracedValue:
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """A tensor of the model, by its path."""
+    """A tensor attribute of the model."""
 
     path: str
 
@@ -27,7 +27,7 @@ Name = TracedValue | ModelTensor
 
 @dataclass(frozen=True, slots=True)
 class SymbolicSize:
-    """The length of an axis of a tensor, and what it was when this was recorded."""
+    """The size of an axis of a traced tensor, and its `length` in the recording."""
 
     tensor: TracedValue
     axis: int
@@ -35,40 +35,43 @@ class SymbolicSize:
 
 
 class TracedSize(int):
-    """The length of an axis, which tells when code decides on it or computes with it.
+    """The length of an axis as an int that reports when code branches on it or computes with it.
 
-    of: which axis it is; None if nobody needs to know.
+    Attributes:
+        of: the axis; None for the batch size.
+        on_branch: called before a comparison, a hash or a conversion to bool.
+        on_arithmetic: called before arithmetic.
     """
 
     of: SymbolicSize | None
-    decided: Callable[[], None]
-    computed: Callable[[], None]
+    on_branch: Callable[[], None]
+    on_arithmetic: Callable[[], None]
 
     @classmethod
     def of_axis(
-        cls, length: int, of: SymbolicSize | None, decided: Callable[[], None], computed: Callable[[], None]
+        cls, length: int, of: SymbolicSize | None, on_branch: Callable[[], None], on_arithmetic: Callable[[], None]
     ) -> "TracedSize":
-        side = cls(length)
-        side.of, side.decided, side.computed = of, decided, computed
-        return side
+        size = cls(length)
+        size.of, size.on_branch, size.on_arithmetic = of, on_branch, on_arithmetic
+        return size
 
 
-DECIDING = ("bool", "eq", "ne", "lt", "le", "gt", "ge", "hash")
-COMPUTING = (
+BRANCHING = ("bool", "eq", "ne", "lt", "le", "gt", "ge", "hash")
+ARITHMETIC = (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
     *("divmod", "rdivmod", "pow", "rpow", "neg", "pos", "abs", "lshift", "rshift", "and", "or", "xor", "invert"),
     *("int", "float", "round", "ceil", "floor", "trunc"),
 )
 
 
-def _telling(name: str, whom: str) -> Callable[..., Any]:
+def _reporting(name: str, callback: str) -> Callable[..., Any]:
     def method(self: TracedSize, *others: Any) -> Any:
-        getattr(self, whom)()
+        getattr(self, callback)()
         return passed_on(getattr(int, name), self, *others)
 
     return method
 
 
-for _whom, _names in (("decided", DECIDING), ("computed", COMPUTING)):
+for _callback, _names in (("on_branch", BRANCHING), ("on_arithmetic", ARITHMETIC)):
     for _name in _names:
-        setattr(TracedSize, f"__{_name}__", _telling(f"__{_name}__", _whom))
+        setattr(TracedSize, f"__{_name}__", _reporting(f"__{_name}__", _callback))

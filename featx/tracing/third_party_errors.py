@@ -1,7 +1,7 @@
-"""Calls of code that is not featx's: what that code raises becomes one error, and what featx's own code raises stays.
+"""Calls of third-party code, such as models of users and other packages, whose exceptions become ThirdPartyError.
 
-The two run inside each other: a model of another package calls back into featx's dispatch modes, hooks and
-placeholders, and these call PyTorch's operations for the model. The traceback tells whose error it is.
+Exceptions of featx's own code stay what they are. Both run inside each other: a model calls back into featx's dispatch
+modes, hooks and placeholders, which call PyTorch's operations for the model. The traceback tells them apart.
 """
 
 import copy
@@ -19,24 +19,24 @@ from ..errors import ContractError, FeatxError, InputError
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# Every kind that is about what was passed, none that is about the machine (OSError, MemoryError) or the user (Ctrl-C).
-KINDS = (
+# Exceptions due to code or arguments; not those due to the machine (OSError, MemoryError) or the user (Ctrl-C).
+CAUGHT = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
-    NameError,  # a variable that only some of its paths set
+    NameError,  # a variable that only some branches set
     RuntimeError,
-    StopIteration,  # of the parameters of a part that has none
+    StopIteration,  # next(module.parameters()) of a module without parameters
     TypeError,
     ValueError,
     PickleError,
     copy.Error,
 )
 
-# Code that runs for whoever called it, and the modules of featx that run a model's parts: what these parts raise is
-# the model's.
+# Packages whose exceptions belong to their callers.
 NEUTRAL = {"torch", *sys.stdlib_module_names}
+# Modules of featx that call a model's submodules. The exceptions of these submodules belong to the model.
 HOSTS = (
     "featx.backbone",
     "featx.runtime.capture",
@@ -48,47 +48,49 @@ HOSTS = (
 
 
 class ThirdPartyError(Exception):
-    """What code that is not featx's raised; its text is that of the `original` error."""
+    """An exception of third-party code, with the text of the `original` exception."""
 
     def __init__(self, original: Exception) -> None:
         super().__init__(f"{original}" or type(original).__name__)
         self.original = original
 
 
-# How a trial run of a model ends that does not run so: the model's own code fails, or featx says why it cannot be.
+# Exceptions of a trial run for which the model does not support the inputs.
 REFUSED = (ThirdPartyError, ContractError, InputError)
 
 
 def third_party(
     function: Callable[Parameters, Result], /, *args: Parameters.args, **kwargs: Parameters.kwargs
 ) -> Result:
-    """What the function returns; ThirdPartyError for what code that is not featx's raises in it.
+    """Call a function of third-party code, and return its result.
 
-    Errors of featx's own code, in callbacks from within the function, are not caught, FeatxError among them.
+    Raises:
+        ThirdPartyError: third-party code raised an exception. Exceptions of featx's own code, in callbacks, are passed
+            on.
     """
     try:
         return passed_on(function, *args, **kwargs)
     except FeatxError:
         raise
-    except KINDS as error:
+    except CAUGHT as error:
         if _is_ours(error):
             raise
         raise ThirdPartyError(error) from error
 
 
 def passed_on(function: Callable[Parameters, Result], /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-    """What the function returns, whose errors are not featx's: they are raised as they are.
+    """Call a function whose exceptions count as third-party, and pass them on.
 
-    For what featx calls in the place of other code, such as an operation that a dispatch mode was asked for.
+    This marks calls that featx makes on behalf of other code, such as the operation of a dispatch mode.
     """
     return function(*args, **kwargs)
 
 
 def _is_ours(error: BaseException | None) -> bool:
-    """Whether featx's code raised the error, or one that caused it.
+    """Whether featx's code raised the exception, or one of its causes.
 
-    The innermost code decides that is not neutral. What featx calls directly counts as featx's own, unless
-    `passed_on` calls it, or it is a method of a model that a host runs.
+    The innermost frame that is not neutral decides. A function that featx calls directly counts as featx's, unless
+    `passed_on` calls it, or it is a method of a model that a host calls.
     """
     while error is not None:
         ours, before = False, ""
@@ -96,7 +98,7 @@ def _is_ours(error: BaseException | None) -> bool:
             module = _module_of(frame)
             if module.startswith("featx."):
                 ours = frame.f_code is not passed_on.__code__
-            elif _begins(frame, module, before):
+            elif _is_third_party(frame, module, before):
                 ours = False
             before = module
         if ours:
@@ -105,22 +107,22 @@ def _is_ours(error: BaseException | None) -> bool:
     return False
 
 
-def _begins(frame: FrameType, module: str, before: str) -> bool:
-    """Whether other code begins at a frame of `module`, which code of the module `before` called."""
-    if before in HOSTS:
-        return _package(module) == "torch" or isinstance(_first(frame), nn.Module)
-    return _package(before) == "torch" and _package(module) not in NEUTRAL
+def _is_third_party(frame: FrameType, module: str, caller: str) -> bool:
+    """Whether third-party code starts at a frame of `module`, which code of the module `caller` called."""
+    if caller in HOSTS:
+        return _package(module) == "torch" or isinstance(_first_argument(frame), nn.Module)
+    return _package(caller) == "torch" and _package(module) not in NEUTRAL
 
 
 def _module_of(frame: FrameType) -> str:
-    """The module of a frame's code: of the object, where the code is a method of one of featx's."""
+    """The module of a frame's code; for an inherited method of an object of featx's, the module of its class."""
     module = frame.f_globals.get("__name__") or ""
-    owner = type(_first(frame)).__module__
+    owner = type(_first_argument(frame)).__module__
     return owner if owner.startswith("featx.") and _package(module) not in NEUTRAL else module
 
 
-def _first(frame: FrameType) -> object:
-    """The first argument of the function that runs in the frame."""
+def _first_argument(frame: FrameType) -> object:
+    """The first argument of the frame's function."""
     first = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_varnames else None
     return first[0] if isinstance(first, tuple) and first else first
 
@@ -130,9 +132,9 @@ def _package(module: str) -> str:
 
 
 def drop_hooks(model: nn.Module, keep: tuple[type, ...] = ()) -> None:
-    """Take every hook on a forward out of the model, in place, but those of the classes to keep.
+    """Remove all forward hooks from the model, in place, except those of the classes `keep`.
 
-    What the model then raises is its own, and not what a user's hook does.
+    Exceptions are then the model's own, and not those of a user's hook.
     """
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):

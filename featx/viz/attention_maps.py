@@ -36,7 +36,7 @@ class PatchGrid:
         if point is None:
             return 0 if self.prefix or map_.shape[-2] == 1 else None
         if not self.queried_in(map_):
-            raise ArgumentError("a point chooses whose attention is shown, but the queries here are no patches")
+            raise ArgumentError("a point chooses whose attention is shown, but the queries here are not patches")
         row, column = cell_at(point, self.height, self.width)
         return self.prefix + row * self.width + column
 
@@ -57,7 +57,7 @@ def patches_in(captured: Attention, block: str, pairs: Sequence[tuple[Tensor, Te
     batch, keys = map_.shape[0], map_.shape[-1]
     if batch != captured.positions[block]:
         raise ContractError(
-            f"{block} attends within {batch} windows or parts of the photograph, of which there is no one picture: "
+            f"{block} attends within {batch} windows or parts of the photograph, which do not form one image: "
             "choose another block"
         )
     prefixes = sorted({0, *(tokens.shape[1] for tokens, _ in pairs)}, reverse=True)
@@ -66,7 +66,9 @@ def patches_in(captured: Attention, block: str, pairs: Sequence[tuple[Tensor, Te
             if height * width == keys - prefix:
                 return PatchGrid(height, width, prefix)
     grids = ", ".join(f"{map_.shape[-2]}x{map_.shape[-1]}" for _, map_ in pairs)
-    raise ContractError(f"{block} attends to {keys} tokens, which are no grid over the photograph (maps are {grids})")
+    raise ContractError(
+        f"{block} attends to {keys} tokens, which do not form a grid over the photograph (maps are {grids})"
+    )
 
 
 def _grids(height: int, width: int) -> Iterator[tuple[int, int]]:

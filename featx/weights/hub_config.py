@@ -23,7 +23,7 @@ from ..backbone import Backbone
 from ..errors import CheckpointError, FeatxError, in_short, names_in, shortened
 from ..meta_init import init_empty_weights
 from ..registry import Variant
-from ..tracing.meta_kernels import Shortcuts
+from ..tracing.meta_kernels import MetaKernels
 from .config_codec import is_plain
 
 LARGEST_FILE = 8 << 20  # bytes; the names and descriptions of 21,843 classes take three million
@@ -193,7 +193,7 @@ def require_buildable(variant: Variant[Any], config: Any, where: str) -> None:
             model = variant.build(config).eval()
             _require_values(model)
         if not all(map(is_plain, changed.values())):
-            with torch.no_grad(), Shortcuts():
+            with torch.no_grad(), MetaKernels():
                 model(torch.empty(1, config.in_chans, *variant.data.size, device="meta"))
     except FeatxError as error:
         raise CheckpointError(f"config.json of {where} describes an invalid model: {error}") from error

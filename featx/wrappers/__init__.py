@@ -1,3 +1,3 @@
-"""Models as sources of maps. Whatever can return maps is a Pyramid; the extractor selects, orders and prunes."""
+"""Wrappers that return a model's maps. A Pyramid computes maps; the extractor selects, orders and prunes them."""
 
 from .extractor import FeatureExtractWrapper as FeatureExtractWrapper

@@ -1,4 +1,4 @@
-"""Maps of a model whose modules run one after another: the sequential and the flattened case."""
+"""Maps of a model whose modules run one after another."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,33 +18,35 @@ torch.fx.wrap("require_map")  # a symbolic tracer wraps names module by module
 
 
 class Chain(Transparent[nn.Module], Pyramid):
-    """Runs the children of `model` in order, opening a container only where a level lies inside it.
+    """Runs the children of `model` in order, and opens a container only if a level lies inside it.
+
+    The order is proven on the meta device, except for a Backbone that inherits its forward.
 
     Args:
-        levels: in place of the model's own.
-        forms: how what the module of each of these levels returns becomes a map; by default it is one.
-        images: on the meta device, of a size that `model` takes; by default as it states.
+        model: the model.
+        levels: levels to use instead of the model's `feature_info`.
+        layouts: the layout of each level's output; by default outputs are maps.
+        images: images on the meta device for the proof; by default of the size that the model declares.
 
-    Raises ContractError, naming the module, if a level is no module or if running its children in order is not what
-    `model` itself does. A Backbone that keeps its inherited forward does so by definition; of any other model it is
-    proven with tensors that have shapes but no values.
+    Raises:
+        ContractError: a level is not a module, or `model` does not run its children in order. The message names the
+            module.
     """
 
     def __init__(
         self,
         model: nn.Module,
         levels: Levels | None = None,
-        forms: Sequence[MapLayout] = (),
+        layouts: Sequence[MapLayout] = (),
         images: Tensor | None = None,
     ) -> None:
         super().__init__(model)
         self.feature_info = as_levels(model.feature_info if levels is None else levels, type(model).__name__)
         self._steps = steps_to(model, self.feature_info)
-        self._runs = with_norms(model, self._steps, self.feature_info)
-        self._forms = dict(zip(self.feature_info.names(), forms, strict=True)) if forms else {}
-        is_certain = isinstance(model, Backbone) and model.runs_in_order(self._steps)
-        proven = frozenset[str]() if is_certain else prove_order(model, self._steps, self.feature_info, images)
-        self._overwritten = proven
+        self._runs = _with_norms(model, self._steps, self.feature_info)
+        self._layouts = dict(zip(self.feature_info.names(), layouts, strict=True)) if layouts else {}
+        is_proven = isinstance(model, Backbone) and model.runs_in_order(self._steps)
+        self._overwritten = frozenset() if is_proven else prove_order(model, self._steps, self.feature_info, images)
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         check_size(x, self.fixed_size)
@@ -54,37 +56,37 @@ class Chain(Transparent[nn.Module], Pyramid):
             module = self.get_submodule(step)
             x = module(x) if conv is None else normed(self.get_submodule(conv), module, x)
             if step in taps:
-                tap = self._forms[step].map(x, size, step) if self._forms else require_map(x, step)
-                maps.append(tap.clone() if step in self._overwritten else tap)
+                map_ = self._layouts[step].map(x, size, step) if self._layouts else require_map(x, step)
+                maps.append(map_.clone() if step in self._overwritten else map_)
             if step == taps[-1]:
                 break
         return maps
 
     def unused(self, levels: Sequence[int]) -> Iterator[str]:
         last = self._steps.index(self.feature_info[levels[-1]].name)
-        yield from _beside(self, self._steps[: last + 1])
+        yield from _paths_except(self, self._steps[: last + 1])
 
 
-def with_norms(
+def _with_norms(
     model: nn.Module, steps: Sequence[str], levels: Sequence[FeatureInfo]
 ) -> tuple[tuple[str | None, str], ...]:
-    """The steps, a batch norm with the convolution before it that nothing else reads, others with None."""
-    taken, runs = {level.name for level in levels}, list[tuple[str | None, str]]()
+    """Pairs of a batch norm and the convolution before it, if that is not a level, and of None and any other step."""
+    taps, runs = {level.name for level in levels}, list[tuple[str | None, str]]()
     for step in steps:
-        before = runs[-1][1] if runs else step
-        reads_conv = before not in taken and last_conv(model.get_submodule(before)) is not None
-        if reads_conv and isinstance(model.get_submodule(step), nn.BatchNorm2d):
-            runs[-1] = before, step
+        previous = runs[-1][1] if runs else step
+        follows_conv = previous not in taps and last_conv(model.get_submodule(previous)) is not None
+        if follows_conv and isinstance(model.get_submodule(step), nn.BatchNorm2d):
+            runs[-1] = previous, step
         else:
             runs.append((None, step))
     return tuple(runs)
 
 
-def _beside(module: nn.Module, steps: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Paths of the modules that are not on the way to a step."""
+def _paths_except(module: nn.Module, steps: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """Paths of the outermost modules that neither are a step nor contain one."""
     for name, child in module._modules.items():
         path = prefix + name
         if child is not None and any(step.startswith(path + ".") for step in steps):
-            yield from _beside(child, steps, path + ".")
+            yield from _paths_except(child, steps, path + ".")
         elif path not in steps:
             yield path

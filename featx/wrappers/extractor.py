@@ -1,4 +1,4 @@
-"""FeatureExtractWrapper: images in, maps out."""
+"""FeatureExtractWrapper, the extractor of a model's maps."""
 
 from collections.abc import Mapping, Sequence
 from inspect import getattr_static
@@ -20,9 +20,9 @@ from .chain import Chain
 from .rewritten import Rewritten
 from .transparent import Transparent, innermost, without
 
-# what a symbolic tracer calls as a whole
+# symbolic tracers record these calls as a whole
 torch.fx.wrap("check_images")
-torch.fx.wrap("layout_of")
+torch.fx.wrap("memory_format_of")
 
 Output = Literal["list", "dict", "tokens"]
 Maps = list[Tensor] | dict[str, Tensor] | list[tuple[Tensor, Tensor]]
@@ -31,17 +31,17 @@ Maps = list[Tensor] | dict[str, Tensor] | list[tuple[Tensor, Tensor]]
 class FeatureExtractWrapper(Transparent[Pyramid]):
     """Returns a model's maps instead of its prediction.
 
-    `model` is a Backbone, a Pyramid, or any module with `feature_info` whose children run in order, or which says
-    `is_rewritten = True` and returns its maps from `forward_features`. It stays as it is; the extractor shares its
-    parameters, under the same names, and holds nothing that the asked levels do not need. It has a list of children of
-    its own: replace modules in the model before it is wrapped, or in the extractor.
+    `model` does not change. The extractor shares its parameters, under the same names, and holds only the modules that
+    the levels need. It has its own registry of children: replace modules in the model before wrapping it, or in the
+    extractor.
 
     Args:
-        model: see above.
-        out_indices: the levels to return, in this order; see `create_model`.
-        out_names: the levels to return, by name.
-        output: "list", "dict" keyed by level name, or "tokens": a list of pairs of prefix tokens (N, tokens, chs) and
-            map; a convolutional model has 0 tokens.
+        model: a Backbone, a Pyramid, or a module with `feature_info` whose children run in order, or that sets
+            `is_rewritten = True` and returns its maps from `forward_features`.
+        out_indices: the levels to return, in this order, as for `create_model`.
+        out_names: the names of the levels to return, instead of `out_indices`.
+        output: "list", "dict" with level names as keys, or "tokens" for a list of pairs of prefix tokens
+            (N, tokens, chs) and map. Convolutional models have 0 prefix tokens.
 
     Raises:
         ContractError: the model has no `feature_info`, or does not return the maps that it describes.
@@ -75,72 +75,72 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
 
     @property
     def in_chans(self) -> int | None:
-        """Channels of the images, None if the model does not say."""
-        return self._fact("in_chans")
+        """Channels of the images; None if the model does not declare them."""
+        return self._attribute("in_chans")
 
     @property
     def data_config(self) -> DataConfig | None:
-        """Preprocessing that the weights expect, None if the model does not say."""
-        return self._fact("data_config")
+        """Preprocessing that the weights expect; None if the model does not declare it."""
+        return self._attribute("data_config")
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any] | None:
-        """The model's own, under timm's keys; None if it has none."""
+        """The model's `pretrained_cfg`, with timm's keys; None if it has none."""
         return getattr(innermost(self._inner), "pretrained_cfg", None)
 
     @property
     def default_cfg(self) -> Mapping[str, Any] | None:
-        """The same as `pretrained_cfg`, under timm's older name."""
+        """`pretrained_cfg` under timm's older name."""
         return self.pretrained_cfg
 
     @property
     def size_divisor(self) -> int:
-        """The sides of an image must be multiples of it; 1 takes any size."""
+        """Pixels that the sides of images must be multiples of; 1 for any size."""
         return getattr(self.source, "size_divisor", 1)
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """The only (height, width) of images that it takes, in pixels; None if it takes others."""
+        """The only accepted (height, width) of images in pixels; None if other sizes are accepted."""
         return self._inner.fixed_size
 
     @property
     def corrections(self) -> tuple[str, ...]:
-        """Where `feature_info` tells the truth and the model's own declaration does not."""
+        """A sentence for each fact in `feature_info` that the model's package declares differently."""
         return self._inner.corrections
 
     @property
     def excess(self) -> tuple[str, ...]:
-        """Names of parameters it holds although no map depends on them, because the model's forward expects them."""
+        """Names of parameters that are kept although no map depends on them, because the model's forward needs them."""
         return self._inner.excess
 
     @property
     def load_report(self) -> LoadReport | None:
-        """What loading the weights did, None for a model that `create_model` did not load."""
-        return self._fact("load_report")
+        """The report on loading the weights; None for a model that `create_model` did not load."""
+        return self._attribute("load_report")
 
-    def _fact(self, name: str) -> Any:
-        """What the pyramid says of images and weights, or the model that it wraps."""
-        own = getattr(self._inner, name, None)
-        return getattr(self.source, name, None) if own is None else own
+    def _attribute(self, name: str) -> Any:
+        """The attribute of the pyramid or, if that is None, of the model that it wraps."""
+        value = getattr(self._inner, name, None)
+        return getattr(self.source, name, None) if value is None else value
 
     def _check(self, x: Tensor) -> None:
-        """Raise InputError unless `x` is a batch of images that this extractor takes."""
+        """Raise InputError unless `x` is a batch of images that this extractor accepts."""
         check_images(x, self.in_chans, self._smallest, self._dtypes())
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
-        """Those that the images may have; none where a user's own model may convert any."""
+        """The accepted dtypes of images; none to accept all, for a user's own model."""
         return dtypes_of(self) if self._has_known_code else ()
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What torch.jit.script calls first."""
+        """Raise an error; torch.jit.script calls this first."""
         refuse_scripting()
 
     @property
     def source(self) -> nn.Module:
-        """The model that gives the maps, of the class that was wrapped, and without what the levels do not need.
+        """The wrapped model without what the levels do not need.
 
-        It shares its parameters with the extractor. A native model has its `config` here; in the place of another
-        package's model may be a Pyramid that knows the sizes of its maps.
+        It shares its parameters with the extractor. A native model has its `config` here. For another package's model
+        this may be a Pyramid that knows the sizes of its maps.
         """
         pyramid = self._inner
         if isinstance(pyramid, Transparent) and "size_rule" not in vars(pyramid):
@@ -148,49 +148,49 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         return pyramid
 
     def feature_at(self, stride: int) -> FeatureInfo:
-        """The deepest of the returned levels with this reduction; OutIndicesError if there is none."""
+        """The deepest returned level with a reduction of `stride` pixels. OutIndicesError if there is none."""
         return self.feature_info.feature_at(stride)
 
     def forward(self, x: Tensor) -> Maps:
-        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for.
+        """Images (N, in_chans, H, W) to a map (N, chs, H / reduction, W / reduction) per level, in the requested order.
 
         Maps are contiguous in the memory format of the images.
         """
         self._check(x)
-        layout = layout_of(x)
+        memory_format = memory_format_of(x)
         if self._output == "tokens":
             pairs = self._inner.forward_tokens(x, self._ascending)
-            return [(pairs[i][0], pairs[i][1].contiguous(memory_format=layout)) for i in self._order]
+            return [(pairs[i][0], pairs[i][1].contiguous(memory_format=memory_format)) for i in self._order]
         ascending = self._inner.forward_maps(x, self._ascending)
-        maps = [ascending[i].contiguous(memory_format=layout) for i in self._order]
+        maps = [ascending[i].contiguous(memory_format=memory_format) for i in self._order]
         return maps if self._output == "list" else dict(zip(self.feature_info.names(), maps, strict=True))
 
 
 def source_of(model: nn.Module) -> nn.Module:
-    """The model that gives the maps of an extractor; any other model itself."""
+    """The model in an extractor; any other model itself."""
     return model.source if isinstance(model, FeatureExtractWrapper) else model
 
 
 def pyramid_of(model: nn.Module) -> Pyramid:
-    """The pyramid in an extractor, or any other model as a source of maps; ContractError if it is none."""
+    """The Pyramid in an extractor, or that of any other model. ContractError if the model has no maps."""
     return model._inner if isinstance(model, FeatureExtractWrapper) else as_pyramid(model)
 
 
 def maps_in(returned: Maps) -> list[Tensor]:
-    """The maps in what an extractor returned, whatever `output` it was asked for."""
+    """The maps in the result of an extractor, for any `output`."""
     if isinstance(returned, dict):
         return list(returned.values())
     return [item[1] if isinstance(item, tuple) else item for item in returned]
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    """Channels last if the tensor is that and nothing else, the default otherwise."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """`torch.channels_last` for a tensor that is contiguous in it only, or else `torch.contiguous_format`."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def as_pyramid(model: nn.Module) -> Pyramid:
-    """The model as a source of maps; ContractError if it is none."""
+    """A Pyramid that returns the model's maps. ContractError if the model has no maps, or is an extractor."""
     if isinstance(model, FeatureExtractWrapper):
         raise ContractError("this is a feature extractor already; wrap the model it was made from")
     if isinstance(model, Pyramid):
@@ -207,15 +207,15 @@ def as_pyramid(model: nn.Module) -> Pyramid:
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    """Raise ContractError for a module of another kind that holds a Backbone and has no levels of its own.
+    """Raise ContractError for a module without levels that contains a Backbone.
 
-    What it does around the backbone, such as a normalisation, would be left out without a word.
+    Its operations around the backbone, such as a normalization, would be left out silently.
     """
     if isinstance(model, Backbone) or getattr_static(model, "feature_info", None) is not None:
         return
     path = next((path for path, part in model.named_modules() if isinstance(part, Backbone)), None)
     if path is not None:
         raise ContractError(
-            f"{type(model).__name__} has no levels of its own, its part {path!r} has: wrap that, as in "
+            f"{type(model).__name__} has no levels, but its submodule {path!r} has: wrap that, as in "
             f"FeatureExtractWrapper(model.get_submodule({path!r}))"
         )

@@ -1,4 +1,4 @@
-"""Maps of a class that returns them itself, written the MindCV way."""
+"""Maps of a model that returns them from `forward_features`, as in MindCV."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ torch.fx.wrap("require_map")  # a symbolic tracer wraps names module by module
 
 
 class Rewritten(Transparent[nn.Module], Pyramid):
-    """A model with `is_rewritten = True`, whose `forward_features` returns one map per row of its `feature_info`."""
+    """Wraps a model with `is_rewritten = True`, whose `forward_features` returns a map per row of `feature_info`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.feature_info = as_levels(model.feature_info, type(model).__name__)
         if not callable(getattr(model, "forward_features", None)):
-            raise ContractError(f"{type(model).__name__} is_rewritten, but has no forward_features to return its maps")
+            raise ContractError(f"{type(model).__name__} is_rewritten, but has no forward_features that returns maps")
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         model: Any = self._inner

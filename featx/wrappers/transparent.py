@@ -1,4 +1,4 @@
-"""Modules that stand in for others without changing any name: as they are, or without some of their parts."""
+"""Wrappers that keep the names of the wrapped module's parameters, and copies of modules without some children."""
 
 from collections.abc import Iterable
 from typing import Any, Generic, Self, TypeVar
@@ -10,7 +10,7 @@ from ..errors import ContractError
 Inner = TypeVar("Inner", bound=nn.Module)
 Module = TypeVar("Module", bound=nn.Module)
 
-# What a module may override or register to change how its state is read or written, which this class would bypass.
+# Methods and hooks that change how a module's state is saved or loaded, which Transparent would bypass.
 STATE_METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict", "_load_from_state_dict", "get_extra_state")
 STATE_HOOKS = (
     "_state_dict_hooks",
@@ -19,16 +19,18 @@ STATE_HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
-# Classes that only bring outdated checkpoints up to date: their extractors take current ones.
+# Classes whose methods only convert outdated checkpoints. Their extractors do not load these.
 UPDATING = {"torchvision.models.mnasnet.MNASNet"}
 
 
 class Transparent(nn.Module, Generic[Inner]):
-    """Has the parameters, buffers and children of `inner` under the same names, so that checkpoints fit both.
+    """Wraps `inner` and has its parameters, buffers and children under the same names, so that state dicts are equal.
 
-    Both modules hold the same registries: replacing or deleting a child of one replaces or deletes it in the other.
-    Attributes of this class and its subclasses start with an underscore, lest one hides a child of `inner`.
-    Raises ContractError if `inner` reads or writes its own state in a special way.
+    Both modules share their registries: a child that is replaced or deleted in one is replaced or deleted in the other.
+    Attributes of subclasses start with an underscore, so that they do not hide a child of `inner`.
+
+    Raises:
+        ContractError: `inner` changes how its own state is saved or loaded.
     """
 
     def __init__(self, inner: Inner) -> None:
@@ -50,16 +52,16 @@ class Transparent(nn.Module, Generic[Inner]):
 
 
 def without(module: Module, paths: Iterable[str]) -> Module:
-    """A copy of `module` that lacks the modules at `paths`; everything else in it is shared, not copied.
+    """A copy of `module` without the modules at `paths`. It shares everything else with the original.
 
-    An entry of a ModuleList is replaced by an Identity, so that the entries after it keep their numbers.
+    An entry of a ModuleList is replaced by an Identity, so that the later entries keep their indices.
     """
-    dropped: dict[str, list[str]] = {}
+    removed: dict[str, list[str]] = {}
     for path in paths:
         child, _, rest = path.partition(".")
-        dropped.setdefault(child, []).append(rest)
-    pruned = shallow(module)
-    for child, rests in dropped.items():
+        removed.setdefault(child, []).append(rest)
+    pruned = _shallow_copy(module)
+    for child, rests in removed.items():
         if "" not in rests:
             pruned._modules[child] = without(module.get_submodule(child), rests)
         elif isinstance(module, nn.ModuleList):
@@ -69,12 +71,12 @@ def without(module: Module, paths: Iterable[str]) -> Module:
     return pruned
 
 
-def shallow(module: Module) -> Module:
-    """The same module with a registry of children of its own; a stand-in and what it stands for share it again."""
+def _shallow_copy(module: Module) -> Module:
+    """A copy that shares everything but the registry of children, which a Transparent shares with its inner module."""
     copied = module.__new__(type(module))
     copied.__dict__.update(module.__dict__)
     if isinstance(module, Transparent):
-        inner = shallow(module._inner)
+        inner = _shallow_copy(module._inner)
         copied.__dict__.update(_held=(inner,), _modules=inner._modules)
     else:
         copied._modules = module._modules.copy()
@@ -82,7 +84,7 @@ def shallow(module: Module) -> Module:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """The model that modules stand in for, one for another; any other model itself."""
+    """The model inside nested Transparent modules; any other model itself."""
     while isinstance(model, Transparent):
         model = model._inner
     return model

@@ -21,7 +21,7 @@ from featx.necks import FPN, Pipeline
 from featx.runtime import runtimes
 from featx.tracing.map_layout import Tap
 from featx.wrappers.chain import Chain
-from featx.wrappers.tapped import Tapped
+from featx.wrappers.hooked import HookedPyramid
 
 THREADS, CALLS = 4, 3
 
@@ -137,7 +137,7 @@ def test_a_forward_that_raises_in_the_middle_leaves_nothing_behind():
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error, match="stop"):
             extractor(images(1, 3, 32, 32))
-        assert extractor._inner._collector.taken is None
+        assert extractor._inner._collector.maps is None
     with torch.no_grad():
         assert_same(extractor(images()), expected)
 
@@ -146,7 +146,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], type, tuple[int, int]]] = {
     "resnet18": (lambda: of_torchvision.build("resnet18"), Chain, (64, 96)),
     "mobilenet_v3_small": (lambda: of_torchvision.build("mobilenet_v3_small"), Chain, (64, 96)),
     "narrow_swin": (narrow_swin, Chain, (64, 96)),
-    "narrow_vit": (narrow_vit, Tapped, (32, 32)),
+    "narrow_vit": (narrow_vit, HookedPyramid, (32, 32)),
 }
 
 
@@ -156,7 +156,7 @@ def test_models_of_torchvision_run_without_hooks_where_their_order_is_proven(nam
     extractor = FeatureExtractWrapper(randomise(made()), [-1, 0])
     assert type(extractor._inner) is kind
     hooks = sum(len(module._forward_hooks) for module in extractor.modules())
-    assert (hooks > 0) == (kind is Tapped)
+    assert (hooks > 0) == (kind is HookedPyramid)
     assert_every_call_gets_its_own(extractor, batches(size))
 
 

@@ -173,8 +173,8 @@ def assert_every_level_is_taken(model: nn.Module, x: Tensor) -> None:
             model(x)
         handle.remove()
         got = gradcam(model, x, level.name, lambda out: getattr(out, "logits", out).square().sum(1))
-        form = found.form(model, kept[0], x)
-        assert relative_difference(form.split(kept[0].detach(), x.shape[2:], level.name)[1], map_) <= 1e-5
+        layout = found.layout(model, kept[0], x)
+        assert relative_difference(layout.split(kept[0].detach(), x.shape[2:], level.name)[1], map_) <= 1e-5
         assert got.shape == (len(x), *map_.shape[2:])
 
 
@@ -212,7 +212,7 @@ def test_gradcam_tells_axes_apart_where_channels_are_as_many_as_cells():
         with torch.no_grad():
             made(x)
         assert len({*kept[0].shape[1:]}) == 1
-        layout = level_module(made, level.name).form(made, kept[0], x).layout
+        layout = level_module(made, level.name).layout(made, kept[0], x).layout
         assert layout == ("NHWC" if made is channels_last else "NCHW")
 
 
@@ -303,7 +303,7 @@ def resnet() -> nn.Module:
         ("layer4", torch.tensor([1.0]), ArgumentError, "expected one number, or one per image as int64"),
         ("layer4", torch.tensor([1, 2, 3]), ArgumentError, "expected one number, or one per image as int64"),
         ("layer4", lambda out: out, ArgumentError, "one value or one per image"),
-        ("fc", 0, ContractError, r"fc returns \(1, 10\), no map"),
+        ("fc", 0, ContractError, r"fc returns \(1, 10\), not a map"),
         ("layer4", lambda out: torch.zeros(()), ContractError, "does not depend on the output of layer4"),
     ],
 )

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import featx
 from featx.tapped_levels import tap
-from featx.tracing.placeholders import sides
+from featx.tracing.placeholders import axis_rules
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 56)])
@@ -122,7 +122,7 @@ def test_what_checkpointing_computes_again_is_not_kept(branches):
     extractor = tap(branches, ["down"]).train()
     (map_,) = checkpoint(extractor, images(), use_reentrant=False)
     map_.mean().backward()
-    assert extractor._inner._collector.taken is None
+    assert extractor._inner._collector.maps is None
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
@@ -150,11 +150,11 @@ def test_compiles_whole_and_exports_with_the_names_of_the_model(branches, names)
     ids=lambda module: type(module).__name__,
 )
 def test_the_shape_a_module_returns_follows_from_the_one_it_is_given(module):
-    given = [(2, 3, *size) for size in ((64, 96), (736, 1440), (135, 129))]
+    inputs = [(2, 3, *size) for size in ((64, 96), (736, 1440), (135, 129))]
     module = module.to("meta")
-    found = sides(given, [tuple(module(torch.empty(shape, device="meta")).shape) for shape in given])
-    if isinstance(module, nn.Flatten):  # a product of sides is not sought
-        assert found is None
+    rules = axis_rules(inputs, [tuple(module(torch.empty(shape, device="meta")).shape) for shape in inputs])
+    if isinstance(module, nn.Flatten):  # products of axes have no rule
+        assert rules is None
         return
     for shape in [(1, 3, 32, 48), (5, 3, 63, 81), (2, 3, 64, 97)]:
-        assert [side.of(shape) for side in found] == [*module(torch.empty(shape, device="meta")).shape]
+        assert [rule.length(shape) for rule in rules] == [*module(torch.empty(shape, device="meta")).shape]

@@ -1,4 +1,4 @@
-"""What modules return of other kinds than maps: tokens, dictionaries, and what is refused."""
+"""Tapped modules that return tokens, dictionaries or other layouts, and refusals."""
 
 import copy
 
@@ -69,7 +69,7 @@ def test_few_prefix_tokens_are_found_where_one_size_is_all_a_model_takes(prefix)
 
 def test_many_prefix_tokens_can_be_stated_where_one_size_is_all_a_model_takes():
     model, x = randomise(Tokens(20, size=64)), images(2, 3, 64, 64)
-    with pytest.raises(ContractError, match="no map"):
+    with pytest.raises(ContractError, match="not a map"):
         tap(model, [Tap("layers.1", 0)], example=x)
     (map_,) = run(tap(model, [Tap("layers.1", 0, prefix=20)], example=x), x)
     assert torch.equal(map_, tokens_of(model, x, 0, 20)[1])
@@ -104,12 +104,12 @@ def test_two_maps_of_one_module_are_named_by_their_keys():
         ([Tap("layers.0", 1)], ContractError, "it has"),
         ([Tap("layers.0", 7)], ContractError, "it has"),
         ([Tap("norm", "x")], ContractError, "returned a tensor"),
-        ([Tap("patch", layout="NHWC")], ContractError, "no map .* with layout='NHWC'"),
+        ([Tap("patch", layout="NHWC")], ContractError, "not a map .* with layout='NHWC'"),
         ([Tap("norm", prefix=3)], ContractError, "with prefix=3"),
         (["norm", "norm"], ArgumentError, "tapped twice"),
     ],
 )
-def test_what_is_no_map_is_refused_with_what_it_is(names, error, words):
+def test_an_output_that_is_not_a_map_is_refused_with_a_description(names, error, words):
     with pytest.raises(error, match=words):
         tap(Tokens(), names)
 
@@ -127,7 +127,7 @@ def test_a_tap_that_cannot_be_is_refused(arguments):
 
 def test_a_pooled_or_fixed_map_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(7), nn.Flatten())
-    with pytest.raises(ContractError, match="which is no map"):
+    with pytest.raises(ContractError, match="which is not a map"):
         tap(model, ["1"])
 
 
@@ -142,7 +142,7 @@ def test_a_layout_that_may_be_either_must_be_stated():
                 raise ValueError("32 only")
             return self.conv(x)
 
-    with pytest.raises(ContractError, match=r"state layout=, it may be any of \['NCHW', 'NHWC'\]"):
+    with pytest.raises(ContractError, match=r"pass layout= to Tap, because it may be any of \['NCHW', 'NHWC'\]"):
         tap(Square(), ["conv"], images(2, 3, 32, 32))
     extractor = tap(Square(), [Tap("conv", layout="NCHW")], images(2, 3, 32, 32))
     assert extractor.feature_info.channels() == [8]
@@ -185,7 +185,7 @@ def test_a_model_that_needs_values_runs_on_the_example():
     assert_same(run(extractor.eval(), x), outputs(model.eval(), ["conv"], x))
 
 
-def test_an_example_that_is_no_batch_of_images_is_refused():
+def test_an_example_that_is_not_a_batch_of_images_is_refused():
     with pytest.raises(InputError, match="example: expected images"):
         tap(Tokens(), ["norm"], images(3, 64, 64))
 
@@ -261,7 +261,7 @@ class Sized(nn.Module):
 
 
 class Shaped(nn.Module):
-    """Gives tokens the shape that a module says."""
+    """Reshapes tokens to the shape that a module returns."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def test_a_name_with_a_colon_is_a_name(name, tmp_path, monkeypatch):
 
 
 def test_a_name_with_nul_is_no_path():
-    with pytest.raises(OutputError, match=r"'a\\x00b' is no path"):
+    with pytest.raises(OutputError, match=r"'a\\x00b' is not a path"):
         local("a\0b")
 
 

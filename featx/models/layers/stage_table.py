@@ -137,7 +137,7 @@ def read_yaml(path: Path) -> Any:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader))
         tree = yaml.safe_load(data) if aliases <= MOST_ALIASES else None
     except (*YAML_ERRORS, yaml.YAMLError) as error:
-        raise ArgumentError(f"{path} is no YAML: {in_short(error)}") from error
+        raise ArgumentError(f"{path} is not YAML: {in_short(error)}") from error
     if aliases > MOST_ALIASES:  # each may stand for all that came before
         raise ArgumentError(f"{path} has {aliases} aliases, more than {MOST_ALIASES}: write out what they stand for")
     return tree

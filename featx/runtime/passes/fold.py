@@ -73,7 +73,7 @@ def _children_after(norm: Operation, trace: ModuleTrace) -> tuple[str, ...] | No
     if any(args[name] is None for name in STATISTICS) or len(trace.calls[call.path]) != 1:
         return None
     reading = [operation for operation in trace.operations if operation.call is call and [*operation.read()]]
-    if reading != [norm] or len(call.given) != 1 or call.given[0] is not args["input"]:
+    if reading != [norm] or len(call.inputs) != 1 or call.inputs[0] is not args["input"]:
         return None
     return _chained_children(call, output)
 
@@ -81,9 +81,9 @@ def _children_after(norm: Operation, trace: ModuleTrace) -> tuple[str, ...] | No
 def _chained_children(call: ModuleCall, x: Any) -> tuple[str, ...] | None:
     """Names of the children that compute the output of the call from `x`, one after another; None if they do not."""
     names = list[str]()
-    for inner in call.inner:
+    for inner in call.children:
         owner, _, name = inner.path.rpartition(".")
-        if len(inner.given) != 1 or inner.given[0] is not x or owner != call.path:
+        if len(inner.inputs) != 1 or inner.inputs[0] is not x or owner != call.path:
             return None
         names.append(name)
         x = inner.output

@@ -31,7 +31,7 @@ def remove_idle(model: FeatureExtractWrapper, trace: ModuleTrace) -> None:
 
 
 def _returns_its_input(path: str, trace: ModuleTrace) -> bool:
-    return all(len(call.given) == 1 and call.output is call.given[0] for call in trace.calls.get(path, []))
+    return all(len(call.inputs) == 1 and call.output is call.inputs[0] for call in trace.calls.get(path, []))
 
 
 def is_training_only(module: nn.Module) -> bool:
@@ -44,7 +44,7 @@ def _calls_all_children(calls: Sequence[ModuleCall], children: Sequence[str], tr
 
     Removing a child would change the indices of the others.
     """
-    inner = [child.path for call in calls for child in call.inner]
+    inner = [child.path for call in calls for child in call.children]
     return inner == [*children] * len(calls) and all(len(trace.calls[path]) == inner.count(path) for path in children)
 
 

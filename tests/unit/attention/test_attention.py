@@ -86,7 +86,7 @@ def test_a_grid_leaves_prefix_tokens_out_of_the_keys():
     grid = seen.grid("blocks.0", (4, 5))
     assert grid.shape == (2, 3, 25, 4, 5)
     assert torch.equal(grid.flatten(-2), seen.maps["blocks.0"][..., 5:])
-    with pytest.raises(InputError, match="has 25 keys, which are no grid of 6x5"):
+    with pytest.raises(InputError, match="has 25 keys, which do not form a grid of 6x5"):
         seen.grid("blocks.0", (6, 5))
 
 

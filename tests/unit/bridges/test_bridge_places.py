@@ -1,4 +1,4 @@
-"""Where cells of torchvision's and timm's models lie; of every file of timm, one architecture."""
+"""Spatial alignment of the maps of torchvision's and timm's models, with one architecture per file of timm."""
 
 import pytest
 import torch

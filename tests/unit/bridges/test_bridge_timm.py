@@ -1,4 +1,4 @@
-"""Models of timm under the contract: their maps, and what is kept for them."""
+"""Maps of timm's models: values, order and names, and the parameters that extractors keep."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ REPRESENTATIVES = [*SMALL, *(pytest.param(name, marks=pytest.mark.bridges) for n
 
 
 def as_map(output, shape):
-    """What a module of timm returned as a map of that shape, whatever its layout; None if its values are others."""
+    """The output of a module of timm as a map of that shape, from any layout; None if its size differs."""
     for candidate in output if isinstance(output, tuple | list) else [output]:
         n, chs, h, w = shape
         if tuple(candidate.shape) == shape:

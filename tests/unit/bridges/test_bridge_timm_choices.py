@@ -1,4 +1,4 @@
-"""Names and arguments of timm's models, their weights, and the table of all of them."""
+"""Names, arguments and weights of timm's models, and the table of all architectures in docs/bridges.md."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Extractors of timm's models trained, copied, compiled and exported."""
+"""Training, copying, compilation and export of extractors of timm's models."""
 
 import copy
 
@@ -84,7 +84,7 @@ def test_an_architecture_that_looks_at_values_is_measured_with_them():
     model = bridge.build("test_resnet")
     model.__class__ = Looks
     assert bridge.pyramid(model).feature_info == bridge.pyramid(bridge.build("test_resnet")).feature_info
-    with pytest.raises(featx.ContractError, match="build it on a real one"):
+    with pytest.raises(featx.ContractError, match="build it on another device"):
         bridge.pyramid(model.to("meta"))
 
 

@@ -1,4 +1,4 @@
-"""torchvision's classification models under the contract."""
+"""Maps, names, arguments and weights of torchvision's classification models."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -48,7 +48,7 @@ SLOW |= {"swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"}
 
 
 def marked(names: Iterable[str]) -> list:
-    """The small and quick ones for every day, the others for the sweep."""
+    """All models; those that are not small and fast have the marker sweep."""
     return [pytest.param(n, marks=pytest.mark.sweep) if n in SLOW or n not in SMALL else n for n in names]
 
 
@@ -60,7 +60,7 @@ def small(name: str) -> nn.Module:
 
 
 def hooked(model: nn.Module, levels: featx.Levels, maps: list[Tensor], x: Tensor) -> list[Tensor]:
-    """What the named modules of the intact model return, with the axes of `maps`."""
+    """Outputs of the named modules of the intact model, permuted to the axes of `maps`."""
     seen = {}
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.clone()}))
@@ -255,7 +255,7 @@ def test_an_output_stride_of_32_changes_nothing():
         ("resnet18", {"width": 3}, "cannot be built with .*'width'"),
         ("resnet18", {"num_classes": -1}, "expected 0"),
         ("resnet18", {"in_chans": 0}, "expected 1 or more"),
-        ("googlenet", {"in_chans": 1, "transform_input": True}, "normalises three channels itself"),
+        ("googlenet", {"in_chans": 1, "transform_input": True}, "normalizes three channels itself"),
         ("maxvit_t", {"input_size": (100, 100)}, "not divisible by partition size"),
     ],
 )
@@ -298,7 +298,7 @@ def test_one_channel_is_treated_like_three_alike():
 
 @cache
 def distinct() -> dict[DataConfig, models.WeightsEnum]:
-    """Weights of each preprocessing that there is."""
+    """One set of weights per distinct preprocessing."""
     return {
         bridge.data_config(weights): weights for name in bridge.names() for weights in models.get_model_weights(name)
     }
@@ -347,7 +347,7 @@ def test_a_model_of_another_size_than_its_tags_weights_expects_its_own():
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch):
-    """Published weights that need no download: those of a model, under the names given."""
+    """Published weights without a download: those of a model, under the given names."""
 
     def publish(state: dict[str, Tensor]) -> list[dict]:
         asked = []

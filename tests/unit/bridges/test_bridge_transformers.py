@@ -1,4 +1,4 @@
-"""Models of transformers as sources of maps: values, order, names and truncation, on tiny models of every type."""
+"""Maps of tiny transformers models of every type: values, order, names, sizes and pruning."""
 
 import pickle
 
@@ -45,7 +45,7 @@ def images_for(kind, times=1):
 
 
 def own_tensors(kind, x):
-    """What the package itself returns: the feature maps of a backbone, the hidden states of an encoder."""
+    """The package's own output: feature maps of a backbone, or hidden states of an encoder."""
     model = model_of(kind)
     with torch.no_grad():
         if kind == "hiera":
@@ -60,7 +60,7 @@ def own_tensors(kind, x):
 
 
 def in_windows(backbone, x):
-    """The maps of HieraModel, which orders tokens as the encoder takes them, with the norms of HieraBackbone."""
+    """The maps of HieraModel, which orders tokens as the encoder expects, with the norms of HieraBackbone."""
     model = transformers.HieraModel(backbone.config, add_pooling_layer=False).eval()
     assert not model.load_state_dict(backbone.state_dict(), strict=False).missing_keys
     states = model(x, output_hidden_states=True).reshaped_hidden_states
@@ -69,7 +69,7 @@ def in_windows(backbone, x):
 
 
 def own_maps(kind, x):
-    """The same as maps (N, C, h, w), one for each level."""
+    """The package's output as maps (N, C, h, w), one per level."""
     levels, tensors = pyramid_of(kind).feature_info, own_tensors(kind, x)
     maps = [to_map(tensor, levels, x) for tensor in tensors]
     if kind in BACKBONES:

@@ -1,4 +1,4 @@
-"""Models of transformers in hand and by name: what is taken, what is refused, and their weights."""
+"""Instances, names and weights of transformers' models: what is supported, and what is refused."""
 
 import json
 
@@ -65,12 +65,12 @@ def test_an_unknown_type_is_refused_with_the_closest_ones():
 
 @pytest.mark.parametrize("kind", sorted(bridge.REFUSED))
 def test_types_without_maps_are_refused_with_the_reason(kind):
-    with pytest.raises(UnknownModelError, match="gives no maps: "):
+    with pytest.raises(UnknownModelError, match="returns no maps: "):
         bridge.build(kind)
 
 
 def test_types_of_models_that_take_no_images_are_refused():
-    with pytest.raises(UnknownModelError, match="'bert', which gives no maps"):
+    with pytest.raises(UnknownModelError, match="'bert', which returns no maps"):
         bridge.build("bert")
 
 
@@ -79,7 +79,7 @@ def test_unknown_settings_are_refused_with_the_closest_ones():
         bridge.build("vit", hidden_sise=8)
     with pytest.raises(ArgumentError, match="no field 'output_stride'"):
         bridge.build("convnext", output_stride=16)
-    with pytest.raises(ArgumentError, match="cannot be configured so"):
+    with pytest.raises(ArgumentError, match="does not accept this configuration"):
         bridge.build("vit", hidden_size="wide")
     with pytest.raises(ArgumentError, match="no classifier of type vitdet"):
         bridge.build("vitdet", num_classes=3)
@@ -128,9 +128,9 @@ def test_weights_that_are_not_there_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(WeightsNotFoundError, match="name a folder that save_pretrained wrote"):
         bridge.build(str(tmp_path))
     model_of("convnext").config.save_pretrained(tmp_path)
-    with pytest.raises(WeightsNotFoundError, match="cannot have the weights of"):
+    with pytest.raises(WeightsNotFoundError, match="cannot load the weights of"):
         bridge.build(str(tmp_path), pretrained=True)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsNotFoundError, match=r"cannot have the config\.json of owner/missing"):
+    with pytest.raises(WeightsNotFoundError, match=r"cannot load the config\.json of owner/missing"):
         bridge.build("owner/missing", cache_dir=tmp_path)

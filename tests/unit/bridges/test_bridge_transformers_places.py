@@ -1,4 +1,4 @@
-"""Where cells of transformers' models lie: in their place at every size that is taken, and at others refused."""
+"""Spatial alignment of the maps of transformers' models at all accepted sizes, and refusals of the other sizes."""
 
 import pytest
 import torch

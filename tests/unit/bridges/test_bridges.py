@@ -1,4 +1,4 @@
-"""What the bridges have in common."""
+"""Registration of bridges, and errors for missing packages."""
 
 import sys
 

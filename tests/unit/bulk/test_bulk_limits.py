@@ -108,7 +108,7 @@ def test_what_is_in_the_place_of_a_lock_is_told_or_taken(tmp_path, name, kind):
 
 
 def test_a_path_that_is_none_holds_no_image():
-    with pytest.raises(ImageError, match=r"'a\\x00b' is no path"):
+    with pytest.raises(ImageError, match=r"'a\\x00b' is not a path"):
         read_file("a\0b")
     with pytest.raises(ImageError, match="it is not a file"):
         read_file("/dev/null")

@@ -247,7 +247,7 @@ def test_a_row_of_a_saved_dataset_with_neither_bytes_nor_path_has_no_image(monke
     for row in (0, 1):
         with pytest.raises(ImageError, match="the row has no image"):
             images.read(row)
-    with pytest.raises(ImageError, match="is no path"):
+    with pytest.raises(ImageError, match="is not a path"):
         images.read(2)
 
 

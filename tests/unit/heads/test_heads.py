@@ -188,8 +188,8 @@ def test_another_label_can_be_ignored():
         (labels(shape=(1, 6, 8)), r"need \(2, 6, 8\)"),
         (labels().float(), "labels are torch.float32: expected integers"),
         (labels() > 0, "labels are torch.bool: expected integers"),
-        (labels() + 1, r"labels \[4\] are no classes: expected 0 to 3, or 255"),
-        (labels() - 1, r"labels \[-1\] are no classes"),
+        (labels() + 1, r"labels \[4\] are not classes: expected 0 to 3, or 255"),
+        (labels() - 1, r"labels \[-1\] are not classes"),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_refused(wrong, message):

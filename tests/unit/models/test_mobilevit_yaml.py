@@ -72,5 +72,5 @@ def test_a_yaml_of_something_else_is_refused(tmp_path, tree, problem):
 def test_a_file_that_is_no_yaml_is_refused(tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text("[")
-    with pytest.raises(featx.ArgumentError, match="is no YAML"):
+    with pytest.raises(featx.ArgumentError, match="is not YAML"):
         read_config(path)

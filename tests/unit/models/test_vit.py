@@ -269,7 +269,7 @@ def test_drop_rates_reach_every_part():
 
 
 def test_what_does_not_fit_together_is_refused_at_once():
-    with pytest.raises(featx.ArgumentError, match=r"'min': choose one of .*no multiple of heads=5.*image_size=8"):
+    with pytest.raises(featx.ArgumentError, match=r"'min': choose one of .*not a multiple of heads=5.*image_size=8"):
         featx.create_model(TINY, global_pool="min", heads=5, image_size=8)
     with pytest.raises(featx.ArgumentError, match="global_pool='token' needs class_token=True"):
         featx.create_model(TINY, class_token=False)

@@ -1,4 +1,4 @@
-"""Programs of forwards: right for every size and batch they are given out for, and none where they are not."""
+"""Programs of forwards: equal to the model for every accepted size and batch, and refused where they would not be."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from featx.tracing.forward_trace import UnrecordedError
 from featx.tracing.program import program_of
 
 SHAPE = (2, 3, 64, 64)
-# Families whose code computes paddings, patches or positions from the sizes of maps.
+# Families whose code computes padding, patches or positions from the sizes of maps.
 OF_ONE_SIZE = ("tf_", "mobilevit", "vit_")
 
 
@@ -25,7 +25,7 @@ def program(then):
 
 
 def assert_alike(then, *shapes) -> None:
-    """The program and the network give the same, to the last digit."""
+    """Check that the program and the network return equal values."""
     net, found = Then(then), program(then)
     for shape in shapes:
         x = torch.randn(shape)
@@ -50,7 +50,7 @@ OF_ANY_SIZE = {
 
 
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in OF_ANY_SIZE.items()])
-def test_a_graph_of_any_size_is_right_for_sizes_it_has_not_seen(then):
+def test_a_program_of_any_size_equals_the_model_at_unrecorded_sizes(then):
     assert program(then).any_size
     assert_alike(then, (2, 3, 64, 64), (1, 3, 64, 64), (7, 3, 161, 35), (3, 3, 33, 150))
 
@@ -70,20 +70,20 @@ OF_OWN_SIZE = {
 
 
 def kept_of(net, side):
-    """Ramps, computed when images of that size come for the first time, as some attention biases are."""
+    """Ramps that are computed for the first images of a size, like some attention biases."""
     if not hasattr(net, "ramp") or len(net.ramp) != side:
         net.ramp = torch.linspace(0, 1, side)
     return net.ramp
 
 
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in OF_OWN_SIZE.items()])
-def test_a_graph_whose_code_asks_for_sizes_is_for_its_own(then):
+def test_a_model_that_depends_on_sizes_gets_a_program_of_one_size(then):
     assert not program(then).any_size
     assert_alike(then, (2, 3, 64, 64), (1, 3, 64, 64), (5, 3, 64, 64))
 
 
-def test_a_graph_of_maps_of_one_cell_is_for_its_own_size():
-    """A side of one cell fits to any other: what is added here is as large as the map at this size alone."""
+def test_a_model_with_maps_of_one_cell_gets_a_program_of_one_size():
+    """A side of one cell broadcasts: the summands have equal sizes at this image size only."""
     net = Then(lambda net, x: net.conv2(x) + net.pool(x))
     net.conv2, net.pool = nn.Conv2d(8, 8, 2, 2), nn.AdaptiveAvgPool2d(1)
     found = program_of(net, torch.randn(2, 3, 4, 4), sizes=True)
@@ -107,12 +107,12 @@ ELSEWHERE = torch.ones(8, 1, 1)
 
 
 @pytest.mark.parametrize("then", [pytest.param(then, id=name) for name, then in NOT_REPEATED.items()])
-def test_there_is_no_graph_of_what_would_not_be_repeated(then):
+def test_a_forward_that_cannot_be_repeated_has_no_program(then):
     with pytest.raises(UnrecordedError):
         program(then)
 
 
-def test_a_size_the_model_does_not_take_leaves_the_graph_to_its_own():
+def test_a_model_that_refuses_other_sizes_gets_a_program_of_one_size():
     net = Then(lambda net, x: net.linear(x.flatten(1)))
     net.linear = nn.Linear(8 * 32 * 32, 4)
     found = program_of(net, torch.randn(SHAPE), sizes=True)
@@ -120,7 +120,7 @@ def test_a_size_the_model_does_not_take_leaves_the_graph_to_its_own():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_graph_of_a_variant_computes_the_same(name):
+def test_the_program_of_a_variant_returns_equal_maps(name):
     model = MapsOf(randomise(featx.create_model(name, features_only=True)))
     own = model.extractor._inner.fixed_size
     found = program_of(model, torch.randn(2, 3, *(own or (96, 96))), sizes=own is None)
@@ -132,7 +132,7 @@ def test_the_graph_of_a_variant_computes_the_same(name):
                 assert torch.equal(ours, expected)
 
 
-def test_tensors_in_dictionaries_and_lists_are_the_models():
+def test_tensors_in_dictionaries_and_lists_belong_to_the_model():
     net = Then(lambda net, x: x * net.tables["first"] + net.shifts[0])
     net.tables, net.shifts = {"first": torch.rand(8, 1, 1)}, [torch.rand(8, 1, 1)]
     found = program_of(net, torch.randn(SHAPE), sizes=True)
@@ -141,8 +141,8 @@ def test_tensors_in_dictionaries_and_lists_are_the_models():
         assert torch.equal(run(found, x)[0], net(x)[0])
 
 
-def test_a_tensor_that_is_replaced_while_the_model_runs_leaves_no_trace():
-    """Another tensor may get the identity of one that nothing holds any more."""
+def test_a_tensor_that_is_replaced_during_the_forward_is_ignored():
+    """Another tensor may get the id of a tensor that has been freed."""
 
     def then(net, x):
         net.kept = None
@@ -155,7 +155,7 @@ def test_a_tensor_that_is_replaced_while_the_model_runs_leaves_no_trace():
     assert kinds(found) == ["conv2d", "add"]
 
 
-def test_numbers_that_become_tensors_are_constant_if_they_are_the_same():
+def test_tensors_of_numbers_are_constants_if_they_are_equal():
     assert_alike(lambda net, x: x * torch.tensor([1.0, 2.0] * 4)[:, None, None], (2, 3, 64, 64), (3, 3, 33, 150))
     assert not program(lambda net, x: x * torch.tensor(x.shape[2] * 1.0)).any_size
 
@@ -164,12 +164,12 @@ def kinds(found) -> list[str]:
     return [call.operation.overloadpacket.__name__ for call in found.calls]
 
 
-def test_what_no_image_changes_is_computed_once():
+def test_operations_on_weights_alone_are_computed_once():
     found = program(lambda net, x: x * (net.conv.weight.mean((1, 2, 3)) * 2 + torch.zeros(8).fill_(1.0))[:, None, None])
     assert kinds(found) == ["conv2d", "mul"]
 
 
-def test_what_no_image_changes_may_be_written_into():
+def test_constants_may_be_modified_in_place():
     def then(net, x):
         mask = torch.zeros(8, 1, 1)
         mask[2:4] = 1.0
@@ -180,7 +180,7 @@ def test_what_no_image_changes_may_be_written_into():
     assert_alike(then, SHAPE)
 
 
-def test_what_nothing_reads_is_left_out():
+def test_unused_operations_are_left_out():
     assert kinds(program(lambda net, x: (x.exp(), x.relu())[1])) == ["conv2d", "relu"]
 
 

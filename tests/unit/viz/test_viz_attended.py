@@ -47,7 +47,7 @@ def test_windows_have_no_one_picture():
 
 
 def test_keys_that_are_no_grid_are_refused():
-    with pytest.raises(ContractError, match=r"attends to 13 tokens, which are no grid .* \(maps are 6x4\)"):
+    with pytest.raises(ContractError, match=r"attends to 13 tokens, which do not form a grid .* \(maps are 6x4\)"):
         patches_in(seen_of(1, 13, 13), "blocks.0", [pair(6, 4)])
 
 
@@ -71,7 +71,7 @@ def test_a_point_chooses_the_row_of_its_patch():
 
 def test_a_point_among_pooled_queries_is_refused():
     seen = seen_of(1, 1, 12)
-    with pytest.raises(ArgumentError, match="the queries here are no patches"):
+    with pytest.raises(ArgumentError, match="the queries here are not patches"):
         heads_of(seen.maps["blocks.0"], patches_in(seen, "blocks.0", [pair(3, 4)]), (0.5, 0.5))
 
 

@@ -1,4 +1,4 @@
-"""Networks that look sequential and are not: each is refused by name, or its maps are right."""
+"""Chain: maps of sequential models, and refusals of models that run their children in another way."""
 
 from types import MethodType
 
@@ -17,7 +17,7 @@ def conv(in_chs: int, chs: int) -> nn.Conv2d:
 
 
 class Net(nn.Module):
-    """Three strided convolutions, run as `run` says."""
+    """Three strided convolutions that the function `run` calls."""
 
     names = ("a", "b", "c")
 
@@ -61,7 +61,7 @@ def test_children_run_in_order_give_the_maps_of_the_model():
     ],
     ids=["twice", "skipped", "function-between", "sum-between", "changed-images", "never", "keyword"],
 )
-def test_what_is_no_chain_is_refused_naming_the_module(run, problem):
+def test_other_forwards_are_refused_and_the_module_is_named(run, problem):
     with pytest.raises(ContractError, match=problem):
         FeatureExtractWrapper(net(run))
 
@@ -88,7 +88,7 @@ def test_several_inputs_are_refused():
 
 
 @pytest.mark.parametrize("name", ["d", "a.weight", "a.0", ""])
-def test_a_name_that_is_no_module_is_refused(name):
+def test_a_level_that_is_not_a_module_is_refused(name):
     model = Net()
     model.feature_info[2]["name"] = name
     with pytest.raises(ContractError, match=r"which no module|a module path"):
@@ -103,12 +103,12 @@ def test_a_level_inside_another_level_is_refused():
         FeatureExtractWrapper(model)
 
 
-def test_what_happens_after_the_deepest_level_does_not_matter():
+def test_modules_after_the_deepest_level_may_run_in_any_way():
     model = net(lambda self, x: self.c(self.b(self.a(x))) * self.a(x).mean())
     assert len(FeatureExtractWrapper(model)(images())) == 3
 
 
-def test_a_map_that_a_later_module_overwrites_is_returned_as_it_was():
+def test_a_map_that_a_later_module_overwrites_is_copied_before():
     model = net(lambda self, x: self.act(self.c(self.b(self.a(x)))), names=("a", "b", "c", "act"))
     model.feature_info[3]["reduction"] = 8
     with torch.no_grad():
@@ -118,14 +118,14 @@ def test_a_map_that_a_later_module_overwrites_is_returned_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-def test_a_level_that_is_no_map_is_refused_naming_the_module():
+def test_a_level_that_is_not_a_map_is_refused_and_the_module_is_named():
     model = net(lambda self, x: self.fc(self.c(self.b(self.a(x)))), names=("a", "b", "c", "fc"))
     model.fc = nn.Flatten()
     with pytest.raises(ContractError, match=r"'fc' returned a tensor of shape \(2, 768\), not a map"):
         FeatureExtractWrapper(model)(images())
 
 
-def test_the_order_is_proven_in_training_and_in_evaluation():
+def test_the_order_is_proven_in_training_and_in_eval_mode():
     model = net(lambda self, x: self.c(self.b(self.a(x + 1 if self.training else x))))
     with pytest.raises(ContractError, match="changes the images before 'a'"):
         FeatureExtractWrapper(model.eval())
@@ -144,7 +144,7 @@ def test_a_model_that_needs_values_to_run_is_refused():
         FeatureExtractWrapper(model)
 
 
-def test_the_proof_leaves_norm_statistics_and_hooks_alone():
+def test_the_proof_changes_no_norm_statistics_and_calls_no_hooks():
     model = net(lambda self, x: self.c(self.b(self.a(x))))
     model.b = nn.Sequential(model.b, nn.BatchNorm2d(4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -170,7 +170,7 @@ def test_a_backbone_subclass_with_its_own_forward_is_proven_too():
         FeatureExtractWrapper(Skipping())
 
 
-def test_feature_info_that_lies_is_found_by_verify():
+def test_verify_finds_wrong_feature_info():
     model = Net()
     model.feature_info[0]["chs"], model.feature_info[2]["reduction"] = 5, 16
     with pytest.raises(ContractError) as refused:
@@ -179,7 +179,7 @@ def test_feature_info_that_lies_is_found_by_verify():
     assert "c at (224, 224): 28 cells for 224 pixels at 1/16" in str(refused.value)
 
 
-def test_verify_takes_an_extractor_too():
+def test_verify_accepts_an_extractor():
     assert featx.verify(FeatureExtractWrapper(Net(), [1]), sizes=[(64, 64)]).sizes == {(64, 64): ((16, 16),)}
 
 

@@ -1,4 +1,4 @@
-"""What an extractor says of the model in it."""
+"""Attributes of an extractor that describe the model in it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from featx.wrappers.extractor import pyramid_of, source_of
 
 
 class Sized(featx.Pyramid):
-    """Takes images of one size."""
+    """Accepts images of one size."""
 
     fixed_size, corrections = (8, 16), ("the channels are 3, not 4",)
 
@@ -27,7 +27,7 @@ class Sized(featx.Pyramid):
         return ()
 
 
-def test_the_source_is_the_wrapped_model_without_what_no_level_needs():
+def test_the_source_is_the_wrapped_model_without_unneeded_modules():
     model = featx.create_model("resnet18")
     source = FeatureExtractWrapper(model).source
     assert type(source) is ResNet
@@ -35,7 +35,7 @@ def test_the_source_is_the_wrapped_model_without_what_no_level_needs():
     assert set(model.state_dict()) - set(source.state_dict()) == {"fc.weight", "fc.bias"}
 
 
-def test_the_source_of_a_family_says_how_it_was_built():
+def test_the_source_of_a_native_model_has_its_config():
     source = featx.create_model("resnet18", features_only=True, out_indices=[1], in_chans=1).source
     assert isinstance(source, ResNet)
     assert source.config.in_chans == 1
@@ -48,7 +48,7 @@ def test_the_source_of_another_package_knows_the_sizes_of_its_maps():
     assert extractor.source.size_rule(33, 32) == extractor.eval()(images(2, 3, 33, 33))[-1].shape[-1]
 
 
-def test_an_extractor_says_what_its_pyramid_says():
+def test_an_extractor_has_the_attributes_of_its_pyramid():
     extractor = FeatureExtractWrapper(Sized())
     assert extractor.fixed_size == (8, 16)
     assert extractor.corrections == Sized.corrections
@@ -56,7 +56,7 @@ def test_an_extractor_says_what_its_pyramid_says():
     assert (native.fixed_size, native.corrections) == (None, ())
 
 
-def test_functions_on_models_take_extractors_too():
+def test_functions_on_models_accept_extractors():
     model = featx.create_model("resnet18")
     extractor = FeatureExtractWrapper(model)
     assert source_of(extractor) is extractor.source
@@ -66,7 +66,7 @@ def test_functions_on_models_take_extractors_too():
         pyramid_of(nn.Linear(1, 1))
 
 
-def test_a_part_called_source_keeps_its_name_and_its_maps():
+def test_a_child_called_source_keeps_its_name_and_its_maps():
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What extractors compute, on the smallest variants."""
+"""Maps of extractors of the smallest variants: values, order, training, copies, compilation and export."""
 
 import copy
 

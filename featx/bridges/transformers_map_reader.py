@@ -1,9 +1,9 @@
-"""Maps as the models of transformers return them: feature maps of its backbones, hidden states of its other models.
+"""TransformersMapReader: feature maps of transformers' backbones, and hidden states of its other models.
 
-The cells of some lie elsewhere than the pixels do, as `featx.verify(model, values=True)` finds. Hiera: its blocks take
-tokens in windows. HieraModel puts them in that order and HieraBackbone does not, although the encoder of both puts maps
-back from it. MobileViTV2: a last row or column that fills no window of cells is lost. RF-DETR: windows are cut with
-height and width swapped, which square images hide.
+Some models misplace cells, as `featx.verify(model, values=True)` finds. Hiera: its blocks expect tokens in the order of
+windows, and the encoder reverses that order for its maps, but only HieraModel, not HieraBackbone, applies it first.
+MobileViTV2: a last row or column that does not fill a patch of cells is lost. RF-DETR: windows are cut with height and
+width swapped, which has no effect on square images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,31 +21,31 @@ from ..tracing.map_layout import MapLayout, Size
 from ..tracing.third_party_errors import third_party
 
 
-class Recorded:
-    """A hook with which transformers records hidden states, which can be pickled."""
+class RecordingHook:
+    """transformers' hook that records hidden states, in a form that can be pickled."""
 
     def __init__(self, key: str, index: int, capture_initial_hidden_state: bool) -> None:
         from transformers.utils.output_capturing import install_output_capuring_hook
 
-        self._facts = (key, index, capture_initial_hidden_state)
-        bearer = nn.Identity()
-        install_output_capuring_hook(bearer, *self._facts)
-        (self._hook,) = bearer._forward_hooks.values()
+        self._arguments = (key, index, capture_initial_hidden_state)
+        module = nn.Identity()
+        install_output_capuring_hook(module, *self._arguments)
+        (self._hook,) = module._forward_hooks.values()
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return self._hook(module, inputs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recorded, self._facts
+        return RecordingHook, self._arguments
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorded":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecordingHook":
         return copy(self)
 
 
-def record(tower: Any) -> None:
-    """Install the package's hooks that record hidden states now, not at the first run, and so that they can be pickled.
+def install_recording_hooks(tower: Any) -> None:
+    """Install the hooks that the package would install in the first forward, as RecordingHooks, in place.
 
-    In place. Versions without such hooks have none to install.
+    Older versions of the package have no such hooks.
     """
     if find_spec("transformers.utils.output_capturing") is None:
         return
@@ -55,13 +55,13 @@ def record(tower: Any) -> None:
     for module in tower.modules():
         for key, hook in module._forward_hooks.items():
             if getattr(hook, "__name__", "") == "output_capturing_hook":
-                facts = getclosurevars(hook).nonlocals
-                recorded = Recorded(facts["key"], facts["index"], facts["capture_initial_hidden_state"])
-                module._forward_hooks[key] = recorded
+                values = getclosurevars(hook).nonlocals
+                arguments = values["key"], values["index"], values["capture_initial_hidden_state"]
+                module._forward_hooks[key] = RecordingHook(*arguments)
 
 
-class Windows:
-    """A hook on Hiera's embeddings that puts tokens in the order that its encoder takes."""
+class WindowOrder:
+    """A hook on Hiera's embeddings that puts tokens in the order of windows, which its encoder expects."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -75,26 +75,30 @@ class Windows:
         return (unroll(tokens, (height, width), self.config.patch_stride, schedule), *others)
 
 
-def put_in_place(tower: Any) -> tuple[str, ...]:
-    """Correct a model in place whose cells lie elsewhere at every size; returns a sentence for each correction."""
+def correct_cell_order(tower: Any) -> tuple[str, ...]:
+    """Correct a model that misplaces cells at every size, in place, and return a sentence for each correction."""
     if type(tower).__name__ != "HieraBackbone" or "unroll" in unwrap(type(tower).forward).__code__.co_names:
         return ()
-    tower.embeddings.register_forward_hook(Windows(tower.config))
-    return ("HieraBackbone itself gives maps whose cells are scrambled, because it does not put tokens in windows",)
+    tower.embeddings.register_forward_hook(WindowOrder(tower.config))
+    return ("HieraBackbone itself returns maps with scrambled cells, because it does not put tokens in windows",)
 
 
 def size_divisor(config: Any) -> int:
-    """What the sides of images must be multiples of, in pixels, because cells are lost otherwise."""
+    """Pixels that the sides of images must be multiples of, so that no cells are lost."""
     return config.output_stride * config.patch_size if config.model_type == "mobilevitv2" else 1
 
 
 @dataclass(frozen=True)
-class TransformersReading:
-    """Maps from an entry of the output of a model's part that takes images, such as its hidden states.
+class TransformersMapReader:
+    """Returns maps from an entry of the output of a model's image tower, such as its hidden states.
 
-    tower: path of that part. arguments: what it is called with beside images. entry: of its output.
-    names, layouts: of the level's module, and how the tensor of a level becomes a map; one for each level.
-    places: position of its tensor in the entry, by level.
+    Attributes:
+        tower: path of the image tower.
+        arguments: its keyword arguments besides images.
+        entry: the entry of its output, a sequence of tensors.
+        names: the name of each level.
+        layouts: the layout of each level's tensor.
+        indices: the index of each remaining level's tensor in the entry.
     """
 
     tower: str
@@ -102,21 +106,21 @@ class TransformersReading:
     entry: str = "hidden_states"
     names: Sequence[str] = ()
     layouts: Sequence[MapLayout] = ()
-    places: Mapping[int, int] = field(default_factory=dict)
+    indices: Mapping[int, int] = field(default_factory=dict)
 
-    def part(self, model: nn.Module) -> Any:
-        """The part of the model that takes images."""
+    def tower_of(self, model: nn.Module) -> Any:
+        """The image tower of the model."""
         return model.get_submodule(self.tower)
 
     def tensors(self, model: nn.Module, x: Tensor) -> Sequence[Tensor]:
-        """All of the entry; ThirdPartyError if the model does not take the images."""
-        tower, arguments = self.part(model), self.arguments
-        if tower.config.model_type == "vit_mae":  # a masked autoencoder shuffles patches by noise: this leaves them
+        """All tensors of the entry. ThirdPartyError if the model does not accept the images."""
+        tower, arguments = self.tower_of(model), self.arguments
+        if tower.config.model_type == "vit_mae":  # ascending noise keeps the order of the patches
             patches = (x.shape[2] // tower.config.patch_size) * (x.shape[3] // tower.config.patch_size)
             noise = torch.arange(patches, device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
             arguments = {**arguments, "noise": noise}
         tensors = third_party(tower, pixel_values=x, **arguments).get(self.entry) or ()
-        if len(tensors) <= max(self.places.values(), default=0):
+        if len(tensors) <= max(self.indices.values(), default=0):
             raise ContractError(f"{type(tower).__name__} returned {len(tensors)} tensors as {self.entry}")
         return tensors
 
@@ -125,19 +129,19 @@ class TransformersReading:
 
     def tokens(self, model: nn.Module, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         tensors, size = self.tensors(model, x), (x.shape[2], x.shape[3])
-        return [self.layouts[i].split(tensors[self.places[i]], size, self.names[i]) for i in levels]
+        return [self.layouts[i].split(tensors[self.indices[i]], size, self.names[i]) for i in levels]
 
     def narrowed(self, model: nn.Module, levels: Sequence[int]) -> Self:
-        """How `levels` are had of the model, in which a backbone is set to return these alone, in place."""
+        """A reader of `levels` only. A backbone is set to return only these, in place."""
         if self.entry != "feature_maps":
-            return replace(self, places={level: self.places[level] for level in levels})  # fewer may be left
-        tower = self.part(model)
-        tower.config.out_features = [tower.out_features[self.places[level]] for level in levels]
-        return replace(self, places={level: place for place, level in enumerate(levels)})
+            return replace(self, indices={level: self.indices[level] for level in levels})
+        tower = self.tower_of(model)
+        tower.config.out_features = [tower.out_features[self.indices[level]] for level in levels]
+        return replace(self, indices={level: index for index, level in enumerate(levels)})
 
     def check_size(self, model: nn.Module, size: Size) -> None:
-        """Raise InputError for images of a size of which cells would lie elsewhere."""
-        (height, width), config = size, self.part(model).config
+        """Raise InputError for an image size at which cells would be misplaced."""
+        (height, width), config = size, self.tower_of(model).config
         divisor, problem = size_divisor(config), ""
         if height % divisor or width % divisor:
             problem = f"the last row or column of cells would be lost: choose sides that are multiples of {divisor}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import featx
 from featx import CheckpointError, DataConfig
 from featx.bridges import transformers as bridge
-from featx.bridges.transformers_data import data_config
+from featx.bridges.transformers_preprocessing import data_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -46,7 +46,7 @@ def difference(processor: object, config: DataConfig, photograph: Image.Image) -
 
 
 def of_size(processor: type, size: tuple[int, int]) -> object:
-    """The processor for a model of images of that size, as those that are published with such models are."""
+    """The processor for a model of that image size, configured like published processors of such models."""
     own = processor()
     if own.do_center_crop and tuple(own.crop_size[side] for side in ("height", "width")) == size:
         return own
@@ -147,7 +147,7 @@ def test_what_no_crop_mode_does_is_not_taken_for_one(name, fields, tmp_path):
 
 
 def test_a_file_that_states_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json of .* cannot be: crop_pct=0: expected"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json of .* invalid value: crop_pct=0: expected"):
         stated(tmp_path, image_processor_type="ConvNextImageProcessor", crop_pct=0, size=SHORTER)
 
 

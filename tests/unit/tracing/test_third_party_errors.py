@@ -1,4 +1,4 @@
-"""Whose error it is: what other code raises is refused, what featx's own code raises surfaces."""
+"""The origin of errors: those of third-party code become refusals, and those of featx's own code surface."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from support.tap_models import outputs, run
 from torch import Tensor, nn
 
 import featx
-import featx.bridges.timm  # whose files import from each other what tests replace
+import featx.bridges.timm  # so that monkeypatch finds its files
 import featx.bridges.transformers
 from featx import ContractError, FeatureExtractWrapper, InputError
 from featx.tracing.meta_kernels import RULES
@@ -63,46 +63,46 @@ def verify() -> None:
     featx.verify(featx.create_model("test_efficientnet"), [(64, 64)])
 
 
-# Every helper that runs while other code does, or that a trial of other code calls, and a public call that reaches it.
+# Functions that run inside third-party code or in a trial run of it, each with a public call that reaches it.
 OWN: list[tuple[str, Callable[[], object]]] = [
     ("featx.tracing.module_trace._Recorder.__torch_dispatch__", tap),
     ("featx.tracing.module_trace._Recorder.enter", tap),
     ("featx.tracing.module_trace._Recorder.leave", tap),
     ("featx.tracing.module_trace.ModuleCall.end", tap),
-    ("featx.tracing.module_trace.quickly", tap),
+    ("featx.tracing.module_trace.run_with_meta_rule", tap),
     ("featx.tracing.module_trace.operands", tap),
     ("featx.tracing.copies._tensors", tap),
     ("featx.tracing.survey.trace_modules", tap),
-    ("featx.tracing.dependencies._states", tap),
-    ("featx.tracing.pruning.skip", tap),
-    ("featx.wrappers.tapped.skip", tap),
-    ("featx.wrappers.tapped.form_of", tap),
+    ("featx.tracing.dependencies._propagate", tap),
+    ("featx.tracing.pruning.insert_placeholders", tap),
+    ("featx.wrappers.hooked.insert_placeholders", tap),
+    ("featx.wrappers.hooked.layout_or_problem", tap),
     ("featx.tracing.placeholders.Placeholder.forward", tap),
     ("featx.tracing.placeholders._zeros", tap),
-    ("featx.tracing.execution_order.Shortcuts.__torch_dispatch__", verify),
+    ("featx.tracing.execution_order.MetaKernels.__torch_dispatch__", verify),
     ("featx.wrappers.chain.require_map", verify),
     ("featx.bridges.timm_levels.intermediates", timm_level),
     ("featx.bridges.timm_levels.trace_modules", timm_level),
-    ("featx.bridges.timm_levels.makers", timm_level),
+    ("featx.bridges.timm_levels.producers", timm_level),
     ("featx.tracing.pruning.dependencies", timm_level),
-    ("featx.bridges.bridged_pyramid.shapes_if_taken", timm_size),
-    ("featx.bridges.timm_reading.intermediates", timm_size),
+    ("featx.bridges.bridged_pyramid.shapes_if_accepted", timm_size),
+    ("featx.bridges.timm_map_reader.intermediates", timm_size),
     ("featx.bridges.bridged_pyramid.roundings", timm_rule),
     ("featx.bridges.bridged_pyramid.images_for", timm_rule),
     ("featx.tracing.map_layout.MapLayout.map", transformers_model),
     ("featx.bridges.transformers_levels.shapes_of", transformers_model),
-    ("featx.bridges.transformers_reading.TransformersReading.tensors", transformers_model),
+    ("featx.bridges.transformers_map_reader.TransformersMapReader.tensors", transformers_model),
     ("featx.tracing.pruning.computations", transformers_model),
     ("featx.tracing.pruning.Placeholder.forward", transformers_model),
     ("featx.runtime.watch.trace_modules", captured),
     ("featx.tracing.module_trace._Recorder.__torch_dispatch__", captured),
     ("featx.tracing.forward_trace._Operations.__torch_dispatch__", captured),
-    ("featx.tracing.forward_trace._Operations.keep", captured),
+    ("featx.tracing.forward_trace._Operations.add", captured),
     ("featx.tracing.forward_trace._Functions.__torch_function__", captured),
-    ("featx.tracing.forward_trace._Functions._side", captured),
-    ("featx.tracing.forward_trace.written_as", captured),
-    ("featx.tracing.program._merged", captured),
-    ("featx.tracing.program._common", captured),
+    ("featx.tracing.forward_trace._Functions._size", captured),
+    ("featx.tracing.forward_trace.as_composite", captured),
+    ("featx.tracing.program._merge", captured),
+    ("featx.tracing.program._generalize", captured),
     ("featx.runtime.onnx.translation._by_schema", captured),
     ("featx.runtime.onnx.translation._Translator._add", captured),
 ]
@@ -125,16 +125,16 @@ def test_an_error_in_a_rule_of_shapes_surfaces(call, monkeypatch):
 
 
 class Raising(nn.Module):
-    """One convolution, and an error for images of other sides than `takes`; of any, where that is None."""
+    """One convolution, and an error for images whose height is not `accepted`, or for all images if that is None."""
 
     feature_info = ({"chs": 4, "reduction": 1, "name": "conv"},)
 
-    def __init__(self, error: Exception, takes: int | None = None) -> None:
+    def __init__(self, error: Exception, accepted: int | None = None) -> None:
         super().__init__()
-        self.conv, self.error, self.takes = nn.Conv2d(3, 4, 1), error, takes
+        self.conv, self.error, self.accepted = nn.Conv2d(3, 4, 1), error, accepted
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] != self.takes:
+        if x.shape[2] != self.accepted:
             raise self.error
         return self.conv(x)
 
@@ -147,18 +147,17 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=[type(error).__name__ for error in ERRORS])
-def test_an_error_in_a_model_is_refused_with_what_it_says(error):
-    said = f"{error}"
-    with pytest.raises(ContractError, match=f"Raising does not run on meta tensors.*{said}.*pass example="):
+def test_an_error_in_a_model_is_refused_with_its_message(error):
+    with pytest.raises(ContractError, match=f"Raising does not run on meta tensors.*{error}.*pass example="):
         featx.tap(Raising(error), ["conv"])
-    with pytest.raises(ContractError, match=f"Raising does not run on meta tensors.*{said}"):
+    with pytest.raises(ContractError, match=f"Raising does not run on meta tensors.*{error}"):
         FeatureExtractWrapper(Raising(error))
-    (map_,) = run(featx.tap(Raising(error, takes=224), ["conv"]), torch.randn(1, 3, 224, 224))
+    (map_,) = run(featx.tap(Raising(error, accepted=224), ["conv"]), torch.randn(1, 3, 224, 224))
     assert map_.shape == (1, 4, 224, 224)
 
 
 class Pyramidal(featx.Pyramid):
-    """A user's own source of maps."""
+    """A user's own Pyramid."""
 
     in_chans = 3
 
@@ -175,7 +174,7 @@ class Pyramidal(featx.Pyramid):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=[type(error).__name__ for error in ERRORS])
-def test_an_error_in_a_users_pyramid_is_refused_with_what_it_says(error):
+def test_an_error_in_a_users_pyramid_is_refused_with_its_message(error):
     with pytest.raises(ContractError, match=f"does not run on meta tensors.*{error}"):
         featx.verify(Pyramidal(error))
     with pytest.raises(ContractError, match=f"Pyramidal does not run on images .*{error}.*pass example="):
@@ -191,7 +190,7 @@ def test_a_model_of_pytorchs_layers_alone_is_refused_too():
 
 
 class Deep(nn.Module):
-    """Calls featx's code from within, which calls an operation that fails for it."""
+    """Calls featx's code, which calls an operation that fails."""
 
     def forward(self, x: Tensor) -> Tensor:
         return passed_on(aten.mm.default, x, x)
@@ -207,7 +206,7 @@ def test_an_operation_that_fails_for_a_model_is_the_models_error():
 @pytest.mark.parametrize(
     "error", [InputError("too small"), ContractError("no map"), OSError("disk"), KeyboardInterrupt()]
 )
-def test_errors_on_purpose_and_of_the_machine_stay_what_they_are(error):
+def test_errors_of_featx_and_of_the_machine_are_not_translated(error):
     def raising() -> None:
         raise error
 
@@ -255,7 +254,7 @@ def test_an_error_in_a_users_hook_surfaces(make, size):
 
 
 class Sines(nn.Module):
-    """Positions, made for a size and not of a tensor."""
+    """Positions that are computed from a size, without an input tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +282,7 @@ def test_a_module_that_gets_no_tensor_is_kept():
 
 
 class Entries(dict):
-    """A container that PyTorch does not know."""
+    """A container that is not registered with PyTorch."""
 
 
 class Containing(nn.Module):

@@ -1,4 +1,4 @@
-"""Sizes of images that models of timm take, and how they are rounded."""
+"""Image sizes that timm's models accept, and the rounding of the cells."""
 
 import re
 
@@ -11,7 +11,7 @@ from support.timm_extractors import built, extractor, maps_of, on_meta
 import featx
 from featx import FeatureExtractWrapper
 from featx.bridges import timm as bridge
-from featx.bridges.timm_sizes import any_size
+from featx.bridges.timm_image_size import any_size
 
 
 @pytest.mark.parametrize(

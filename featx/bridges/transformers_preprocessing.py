@@ -1,7 +1,7 @@
-"""How the weights of a model of transformers expect images: its preprocessor_config.json.
+"""Preprocessing of transformers' models: preprocessor_config.json as a DataConfig.
 
-The package's image processors are stated as a DataConfig, so that `featx.transform` gives what they give with the
-backend "pil"; with the backend "torchvision" they resize tensors, which moves values by up to one step of 255.
+`featx.transform` then returns the values of the package's image processors with the backend "pil". With the backend
+"torchvision" these resize tensors, which changes values by at most 1/255.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,25 +17,25 @@ FILE = "preprocessor_config.json"
 Fields = Mapping[str, Any]
 Sides = tuple[int, int]
 
-# What a processor does, as attributes of its class or entries of a file.
+# Settings of image processors: attributes of their classes, or entries of a file.
 FIELDS = (
     *("do_resize", "size", "default_to_square", "crop_size", "crop_pct", "resample", "do_center_crop", "do_thumbnail"),
     *("do_pad", "keep_aspect_ratio", "ensure_multiple_of", "size_divisor", "do_flip_channel_order", "include_top"),
     *("do_rescale", "rescale_factor", "rescale_offset", "do_normalize", "image_mean", "image_std"),
 )
 
-# What processors do whatever their fields say.
-ALWAYS: Mapping[str, Fields] = {
+# Settings of processors that no field changes.
+FIXED: Mapping[str, Fields] = {
     "MobileViTImageProcessor": {"do_normalize": False},
-    "PPLCNetImageProcessor": {"do_flip_channel_order": True, "do_pad": True},  # rounds the longer side, as no other
+    "PPLCNetImageProcessor": {"do_flip_channel_order": True, "do_pad": True},  # rounds the longer side differently
 }
 
 
 def _are_sides(value: Any) -> bool:
-    """A side, [height, width], or sides by name."""
+    """Whether the value is a side, [height, width], or a dictionary of sides."""
     sides = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    counted = all(side is None or (type(side) is int and 0 < side <= LARGEST_SIDE) for side in sides)
-    return counted and not (isinstance(value, list) and len(value) != 2)
+    valid = all(side is None or (type(side) is int and 0 < side <= LARGEST_SIDE) for side in sides)
+    return valid and not (isinstance(value, list) and len(value) != 2)
 
 
 def _are_channels(value: Any) -> bool:
@@ -57,41 +57,47 @@ KINDS = {
 
 
 def data_config(where: str, config: Any, cache_dir: str | Path | None = None, revision: str = "main") -> DataConfig:
-    """What the file at `where` states, and the package's image processor for `config` where it is silent.
+    """The preprocessing of the file at `where`, completed by the class of the image processor for `config`.
 
-    The size is the model's own where no file says another. Raises CheckpointError for a file that states what cannot
-    be, such as a crop_pct of 0.
+    Args:
+        where: repository or folder; "" for a model type.
+        config: the model's configuration, whose image size is used if there is no file.
+        cache_dir: folder for downloads.
+        revision: revision of the repository.
+
+    Raises:
+        CheckpointError: the file contains invalid values, such as a crop_pct of 0.
     """
     from transformers.utils.hub import cached_file
 
-    silent = ("missing_entries", "gated_repo", "connection_errors")
-    silence: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in silent}
-    path = cached_file(where, FILE, cache_dir=cache_dir, revision=revision, **silence) if where else None
+    kinds = ("missing_entries", "gated_repo", "connection_errors")
+    no_errors: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    path = cached_file(where, FILE, cache_dir=cache_dir, revision=revision, **no_errors) if where else None
     if not path:
         name, own = _processor_for(config.model_type), getattr(config, "image_size", None)
         fields = _fields_of(name)
-        return _stated(_fitted(fields, own), name) if fields else DataConfig(_sides(own) or (224, 224), crop=1.0)
-    read = read_json(Path(path), f" of {where}")
-    require_json_types(read, KINDS, f"{FILE} of {where}")
-    named = read.get("image_processor_type") or read.get("feature_extractor_type") or ""
-    name = _without_backend(named) or _processor_for(config.model_type)
+        return _converted(_scaled(fields, own), name) if fields else DataConfig(_sides(own) or (224, 224), crop=1.0)
+    file = read_json(Path(path), f" of {where}")
+    require_json_types(file, KINDS, f"{FILE} of {where}")
+    processor = file.get("image_processor_type") or file.get("feature_extractor_type") or ""
+    name = _without_backend(processor) or _processor_for(config.model_type)
     try:
-        return _stated({**_fields_of(name), **read}, name)
+        return _converted({**_fields_of(name), **file}, name)
     except ArgumentError as error:
-        raise CheckpointError(f"{FILE} of {where} states what cannot be: {error}") from error
+        raise CheckpointError(f"{FILE} of {where} contains an invalid value: {error}") from error
 
 
-def _processor_for(kind: str) -> str:
-    """The name of the image processor for a type of model; "" if it has none."""
+def _processor_for(model_type: str) -> str:
+    """The name of the image processor for a model type; "" if it has none."""
     from transformers.models.auto import image_processing_auto
 
-    known: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
-    found = known.get(kind) or known.get(kind.removesuffix("_vision_model")) or ""
-    return _without_backend(found if isinstance(found, str) else found.get("pil") or found["torchvision"])
+    names: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+    name = names.get(model_type) or names.get(model_type.removesuffix("_vision_model")) or ""
+    return _without_backend(name if isinstance(name, str) else name.get("pil") or name["torchvision"])
 
 
 def _without_backend(name: str) -> str:
-    """The name of a processor whatever its backend, also of one that an older version of the package wrote."""
+    """The name of a processor without its backend, in the spelling of the current version of the package."""
     return name.removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
 
 
@@ -103,20 +109,20 @@ def _fields_of(name: str) -> dict[str, Any]:
     return {field: getattr(processor, field, None) for field in FIELDS} if processor else {}
 
 
-def _fitted(data: Fields, own: Any) -> Fields:
-    """The fields for a model of images of that size: what is cropped has it, what is resized in proportion."""
-    size, resized = _sides(own), _sides(data.get("size"))
-    made = _sides(data.get("crop_size")) if _does_crop(data) else resized
-    if size is None or size == made:
+def _scaled(data: Fields, image_size: Any) -> Fields:
+    """The fields for a model of that image size: it becomes the size of the crop, and the resizing scales with it."""
+    size, resized = _sides(image_size), _sides(data.get("size"))
+    current = _sides(data.get("crop_size")) if _does_crop(data) else resized
+    if size is None or size == current:
         return data
-    height, width = (round(size[at] * resized[at] / made[at]) if resized and made else size[at] for at in (0, 1))
+    height, width = (round(size[i] * resized[i] / current[i]) if resized and current else size[i] for i in (0, 1))
     sides = {"shortest_edge": min(height, width)} if _keeps_aspect(data) else {"height": height, "width": width}
     return {**data, "size": sides, "crop_size": {"height": size[0], "width": size[1]}}
 
 
-def _stated(data: Fields, name: str) -> DataConfig:
-    """The fields of an image processor of that class as ours; crop mode "other" where no mode does what it does."""
-    data = {**data, **ALWAYS.get(name, {})}
+def _converted(data: Fields, name: str) -> DataConfig:
+    """The fields of an image processor as a DataConfig, with crop mode "other" if no other mode is equivalent."""
+    data = {**data, **FIXED.get(name, {})}
     mean, std = _statistics(data)
     order = "bgr" if data.get("do_flip_channel_order") else "rgb"
     size = _sides(data.get("crop_size" if _does_crop(data) else "size")) or DataConfig().size
@@ -131,7 +137,7 @@ def _stated(data: Fields, name: str) -> DataConfig:
 
 
 def _varies(data: Fields) -> bool:
-    """Whether images of other aspects come out in other sizes, or with a border."""
+    """Whether the size of the result depends on the image's aspect ratio, or images get a border."""
     sides, multiple = _sides(data.get("size")), data.get("ensure_multiple_of") or 1
     if sides is None or sides[0] % multiple or sides[1] % multiple or not data.get("do_resize", True):
         return True
@@ -141,7 +147,7 @@ def _varies(data: Fields) -> bool:
 
 
 def _cropped(data: Fields) -> tuple[Sides, str, Sides | None]:
-    """The sides that the image is resized to, the mode, and the sides of the crop, None if it has none of its own."""
+    """The sides that the image is resized to, the crop mode, and the sides of the crop; None if it has none."""
     resized = _sides(data["size"])
     assert resized is not None
     size = _sides(data["crop_size"]) if _does_crop(data) else None
@@ -149,21 +155,21 @@ def _cropped(data: Fields) -> tuple[Sides, str, Sides | None]:
 
 
 def _cropped_below_384(data: Fields) -> tuple[Sides, str, Sides | None]:
-    """ConvNeXt's way: large images are not cropped."""
+    """ConvNeXt: images of 384 pixels or more are not cropped."""
     (side, _), _, _ = _cropped(data)
     resized = _enlarged(side, data) if side < 384 else side
     return (resized, resized), "center" if side < 384 else "squash", (side, side)
 
 
 def _cropped_by_share(data: Fields) -> tuple[Sides, str, Sides | None]:
-    """PoolFormer's way: `size` is what is left by `crop_pct`, and squares keep the image's aspect."""
+    """PoolFormer: `size` is the crop of `crop_pct`, and squares keep the image's aspect ratio."""
     (height, width), _, size = _cropped(data)
     mode = "center" if height == width else "squash"
     return (_enlarged(height, data), _enlarged(width, data)), mode, size
 
 
 def _cropped_from_256(data: Fields) -> tuple[Sides, str, Sides | None]:
-    """LeViT's way: the shorter side becomes 256 of 224 pixels."""
+    """LeViT: the shorter side becomes 256/224 of `size`."""
     (side, width), mode, size = _cropped(data)
     enlarged = int(256 / 224 * side)
     return ((enlarged, enlarged) if mode == "center" else (side, width)), mode, size
@@ -193,31 +199,31 @@ def _keeps_aspect(data: Fields) -> bool:
 
 
 def _statistics(data: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of pixels in [0, 1] that come to the same as what a processor computes of pixels in [0, 255]."""
+    """Mean and std for pixels in [0, 1] that are equivalent to a processor's operations on pixels in [0, 255]."""
     if "image_mean" not in data:
         return DataConfig().mean, DataConfig().std
     mean, std = (_per_channel(data.get(field)) for field in ("image_mean", "image_std"))
     rescales = data.get("do_rescale", True)
     scale = 255 * ((data.get("rescale_factor") or 1 / 255) if rescales else 1)
     offset = 1 if rescales and data.get("rescale_offset") else 0
-    last = std if data.get("include_top") else (1.0,) * 3
+    second_std = std if data.get("include_top") else (1.0,) * 3
     if not data.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     return (
-        tuple((one + offset) / scale for one in mean),
-        tuple(one * again / scale for one, again in zip(std, last, strict=True)),
+        tuple((value + offset) / scale for value in mean),
+        tuple(first * second / scale for first, second in zip(std, second_std, strict=True)),
     )
 
 
-def _per_channel(stated: Any) -> tuple[float, ...]:
-    """A number or one per channel; none changes nothing."""
-    if stated is None:
+def _per_channel(value: Any) -> tuple[float, ...]:
+    """The value per channel; 1 for None."""
+    if value is None:
         return (1.0,) * 3
-    return (float(stated),) * 3 if isinstance(stated, int | float) else tuple(stated)
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(value)
 
 
 def _interpolation(data: Fields) -> str:
-    """Pillow's name of the filter; the package takes bilinear where none is stated."""
+    """Pillow's name of the filter; by default bilinear, as in the package."""
     from PIL import Image
 
     resample = data.get("resample")
@@ -225,7 +231,7 @@ def _interpolation(data: Fields) -> str:
 
 
 def _sides(size: Any) -> Sides | None:
-    """(height, width) of the ways in which the package writes sizes; None for those that leave one open."""
+    """(height, width) of a size in any of the package's formats; None if it does not determine both."""
     if isinstance(size, Mapping):
         if {"longest_edge", "max_height", "max_width"} & {key for key, value in size.items() if value}:
             return None

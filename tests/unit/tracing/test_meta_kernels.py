@@ -1,4 +1,4 @@
-"""Rules for the shapes of operations: what PyTorch returns itself, and its own errors where they do not hold."""
+"""The rules of meta kernels, compared with PyTorch's operations: shapes, dtypes, strides and errors."""
 
 from functools import partial
 
@@ -9,20 +9,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from featx.tracing.meta_kernels import RULES, Shortcuts
+from featx.tracing.meta_kernels import RULES, MetaKernels
 
 MAP, TOKENS, CHS = (2, 8, 5, 7), (2, 6, 8), (8,)
 
 
 class Reached(TorchDispatchMode):
-    """The operations that arrive here: those that no rule answered."""
+    """Records the operations that reach this mode."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.operations = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(func)
+        self.operations.append(func)
         return func(*args, **(kwargs or {}))
 
 
@@ -72,14 +72,14 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_rule_gives_the_shape_the_type_and_the_strides_that_are_computed(operation):
+def test_a_rule_returns_the_shape_dtype_and_strides_of_pytorch(operation):
     run, shapes = OPERATIONS[operation]
-    with torch.no_grad(), Reached() as reached, Shortcuts(), Reached() as asked:
-        made = run(*(torch.empty(shape, device="meta") for shape in shapes))
+    with torch.no_grad(), Reached() as pytorch, MetaKernels(), Reached() as outside:
+        output = run(*(torch.empty(shape, device="meta") for shape in shapes))
     expected = run(*(torch.ones(shape) for shape in shapes))
-    assert {*asked.seen} & {*RULES}
-    assert not {*reached.seen} & {*RULES}
-    assert (made.shape, made.stride(), made.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert {*outside.operations} & {*RULES}
+    assert not {*pytorch.operations} & {*RULES}
+    assert (output.shape, output.stride(), output.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
 @pytest.mark.parametrize(
@@ -95,46 +95,46 @@ def test_a_rule_gives_the_shape_the_type_and_the_strides_that_are_computed(opera
         (lambda x: F.interpolate(x, (0, 4), mode="bicubic"), [MAP]),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused_as_ever(run, shapes):
-    with pytest.raises((RuntimeError, ValueError)), torch.no_grad(), Shortcuts():
+def test_invalid_arguments_raise_the_errors_of_pytorch(run, shapes):
+    with pytest.raises((RuntimeError, ValueError)), torch.no_grad(), MetaKernels():
         run(*(torch.empty(shape, device="meta") for shape in shapes))
 
 
-def test_values_are_computed_where_there_are_any():
-    with torch.no_grad(), Shortcuts():
+def test_values_are_computed_on_other_devices():
+    with torch.no_grad(), MetaKernels():
         assert torch.equal(torch.relu(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
         assert F.hardswish(torch.tensor([9.0])).item() == 9
 
 
-@pytest.mark.parametrize("other", [torch.ones(2, dtype=torch.float64), 2], ids=["another type", "a number"])
-def test_what_no_rule_holds_for_is_left_to_pytorch(other):
-    with torch.no_grad(), Shortcuts():
-        made = torch.empty(2, device="meta") * (other.to("meta") if isinstance(other, torch.Tensor) else other)
-    assert made.dtype == (torch.ones(2) * other).dtype
+@pytest.mark.parametrize("other", [torch.ones(2, dtype=torch.float64), 2], ids=["another dtype", "a number"])
+def test_pytorch_runs_operations_without_a_matching_rule(other):
+    with torch.no_grad(), MetaKernels():
+        output = torch.empty(2, device="meta") * (other.to("meta") if isinstance(other, torch.Tensor) else other)
+    assert output.dtype == (torch.ones(2) * other).dtype
 
 
-def test_integers_have_the_errors_and_types_of_pytorch():
-    with torch.no_grad(), Shortcuts():
+def test_integers_have_the_result_dtype_of_pytorch():
+    with torch.no_grad(), MetaKernels():
         assert torch.sigmoid(torch.ones(2, dtype=torch.int64, device="meta")).dtype == torch.float32
 
 
-def test_changes_in_place_are_still_counted():
+def test_in_place_changes_increase_the_version_counter():
     x = torch.empty(2, 3, device="meta")
-    with torch.no_grad(), Shortcuts():
+    with torch.no_grad(), MetaKernels():
         F.hardswish(x, inplace=True)
     assert x._version == 1
 
 
-def test_gradients_are_followed():
+def test_rules_support_the_backward_pass():
     layer = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Hardswish(), nn.Flatten(2), nn.LayerNorm(4))
     layer = layer.to("meta")
-    with Shortcuts():
+    with MetaKernels():
         layer(torch.empty(2, 3, 2, 2, device="meta")).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_operations_are_counted_as_without():
+def test_flop_counts_do_not_change():
     layer, x = nn.Linear(3, 4, device="meta"), torch.empty(5, 3, device="meta")
-    with FlopCounterMode(display=False) as counter, Shortcuts():
+    with FlopCounterMode(display=False) as counter, MetaKernels():
         layer(x)
     assert counter.get_total_flops() == 2 * 5 * 3 * 4
