@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, randomise
+from conftest import SMALL_VARIANTS, randomise
 from support.onnx_programs import Then, run
 from torch import nn
 from torch.nn import functional as F
@@ -119,7 +119,7 @@ def test_a_size_the_model_does_not_take_leaves_the_graph_to_its_own():
     assert not found.any_size
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_the_graph_of_a_variant_computes_the_same(name):
     model = MapsOf(randomise(featx.create_model(name, features_only=True)))
     own = model.extractor._inner.fixed_size
