@@ -1,9 +1,10 @@
 """What several test files need: variants to test, weights that make comparisons mean something."""
 
 import copy
+import gc
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -12,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from support.hub_server import Hub, serve
+from support.truncation import CodePaths
 from torch import Tensor, nn
 
 import featx
@@ -38,21 +40,20 @@ SMALL = [
 ]
 
 
-def swept(pattern: str = "*") -> list:
-    """Names of variants as parameters of a test; those that are not small only with the marker `sweep`."""
-    names = featx.list_models(pattern)
-    return [name if name in SMALL else pytest.param(name, marks=pytest.mark.sweep) for name in names]
-
-
-VARIANTS = swept()
-
-
 def one_per_family() -> list[str]:
     """A variant of every class that the registry builds: the first of the small ones, or else the first of all."""
     entries = {name: registry.lookup(name) for name in [*SMALL, *featx.list_models()]}
     families = {entry.build: name for name, entry in reversed(entries.items()) if isinstance(entry, registry.Variant)}
     return sorted(families.values())
 
+
+def swept(names: Iterable[str]) -> list:
+    """Names of variants as parameters of a test: one of each class in every run, the others with the marker `sweep`."""
+    quick = one_per_family()
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.sweep) for name in names]
+
+
+VARIANTS, SMALL_VARIANTS = swept(featx.list_models()), swept(SMALL)
 
 IMAGES = (2, 3, 64, 96)
 
@@ -160,7 +161,7 @@ def hooked_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [seen[level.name] for level in levels]
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=SMALL_VARIANTS)
 def built(request: pytest.FixtureRequest) -> nn.Module:
     return randomise(featx.create_model(request.param))
 
@@ -169,6 +170,11 @@ def built(request: pytest.FixtureRequest) -> nn.Module:
 def model(built: nn.Module) -> nn.Module:
     """A copy, which is made in less time than random weights are drawn."""
     return copy.deepcopy(built)
+
+
+@pytest.fixture(scope="session")
+def code_paths() -> CodePaths:
+    return CodePaths()
 
 
 @pytest.fixture
@@ -234,6 +240,17 @@ def tolerant_of_torch() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected from being traversed by every full garbage collection of a test."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let packages that count what is left of them at the end of the process find nothing."""
+    gc.unfreeze()
 
 
 # What the parity sweep records of a variant; dilation only of what the reference can dilate.

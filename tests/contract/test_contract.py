@@ -1,7 +1,8 @@
 """The promises to every registered variant, proven on shapes alone. A new family is covered by being registered.
 
 What runs, runs without the blocks that are in every attribute like the one before them, but for the smallest variants,
-which are whole. Names are those of whole models.
+which are whole. Names are those of whole models. Levels, names and shapes are proven for every variant; heads and
+dilation once for those that differ in widths and depth alone.
 """
 
 import copy
@@ -83,7 +84,7 @@ def test_shallower_extractors_hold_less(on_meta):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("output_stride", [8, pytest.param(16, marks=pytest.mark.sweep)])
-def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
+def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride, code_paths):
     if "output_stride" not in [field.name for field in dataclasses.fields(lookup(name).config)]:
         with pytest.raises(featx.ArgumentError, match="cannot trade strides for dilation"):
             featx.create_model(name, output_stride=output_stride)
@@ -94,13 +95,17 @@ def test_output_stride_bounds_the_reductions_or_is_refused(name, output_stride):
     assert dilated.feature_info.reduction() == expected
     assert dilated.feature_info.names() == plain.feature_info.names()
     assert list(dilated.state_dict()) == list(plain.state_dict())
-    featx.verify(shallow(dilated), sizes=[(224, 224), (97, 161)])
+    if not code_paths.have(f"stride {output_stride}", dilated):
+        featx.verify(shallow(dilated), sizes=[(224, 224), (97, 161)])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_classifier_can_be_replaced(name):
+def test_the_classifier_can_be_replaced(name, code_paths):
     with init_empty_weights():
-        model = shallow(featx.create_model(name))
+        model = featx.create_model(name)
+        if code_paths.have("another classifier", model):
+            return
+        model = shallow(model)
         model.reset_classifier(7)
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
         model.reset_classifier(0)
@@ -113,9 +118,12 @@ def test_the_classifier_can_be_replaced(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_number_of_classes_and_channels_is_a_choice(name):
+def test_the_number_of_classes_and_channels_is_a_choice(name, code_paths):
     with init_empty_weights():
-        model = shallow(featx.create_model(name, num_classes=7, in_chans=5))
+        model = featx.create_model(name, num_classes=7, in_chans=5)
+        if code_paths.have("classes and channels", model):
+            return
+        model = shallow(model)
         assert model(torch.empty(2, 5, 64, 64)).shape == (2, 7)
         pooled = shallow(featx.create_model(name, num_classes=0))(torch.empty(2, 3, 64, 64))
     assert pooled.ndim == 2

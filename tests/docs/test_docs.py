@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import typer
-from conftest import SMALL
+from conftest import SMALL_VARIANTS
 from support.docs_scripts import ROOT, script
 
 import featx
@@ -87,7 +87,7 @@ def test_the_page_of_models_lists_every_model():
     assert sorted(rows_of_the_models_page()) == featx.list_models(), "run python docs/models.py"
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_a_row_of_the_page_of_models_is_what_its_script_writes(name):
     assert rows_of_the_models_page()[name] == script("models").row(name), "run python docs/models.py"
 

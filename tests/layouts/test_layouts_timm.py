@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import SMALL, images, randomise, relative_difference, to_native
+from conftest import SMALL_VARIANTS, images, randomise, relative_difference, to_native
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
@@ -94,7 +94,7 @@ def test_a_layer_before_the_classifier_asks_for_its_width(linear):
         assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_names_of_today_are_ours(name):
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), featx.create_model(name)

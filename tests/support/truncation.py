@@ -21,6 +21,8 @@ NARROW: dict[type, dict[str, Any]] = {
 # What runs its children one after the other, whatever they are called.
 SEQUENCES = (nn.Sequential, RegStage)
 INTERNALS = set(vars(nn.Module()))
+# What a layer does to sizes, whatever its channels.
+KERNELS = {"kernel_size", "stride", "padding", "dilation"}
 # What whole networks say of themselves, and compute nothing with.
 WORDS = {"architecture", "config", "data_config", "default_cfg", "feature_info", "pretrained_cfg"}
 
@@ -31,6 +33,37 @@ def alike(a: nn.Module, b: nn.Module) -> bool:
         return False
     children = dict(a.named_children()), dict(b.named_children())
     return list(children[0]) == list(children[1]) and all(map(alike, children[0].values(), children[1].values()))
+
+
+def code_path(model: nn.Module) -> frozenset[tuple[str, ...]]:
+    """What a model runs, whatever its widths and its depth: the kinds of its modules."""
+    return frozenset(kind(module) for module in model.modules())
+
+
+def kind(module: nn.Module) -> tuple[str, ...]:
+    """Its class, flags and words, its kernel and stride, and whether its groups are channels."""
+    kernels = {name: value for name, value in vars(module).items() if name in KERNELS}
+    flags = {name: value for name, value in vars(module).items() if isinstance(value, bool | str | None)}
+    groups, channels = getattr(module, "groups", None), getattr(module, "in_channels", None)
+    said = {**kernels, **flags, "grouped": groups not in (None, 1), "depthwise": groups == channels}
+    return (
+        type(module).__qualname__,
+        *(f"{name}={value}" for name, value in sorted(said.items()) if name not in WORDS | INTERNALS),
+    )
+
+
+class CodePaths:
+    """The code paths for which promises were proven; of variants that differ in widths and depth alone, one is."""
+
+    def __init__(self) -> None:
+        self.proven: set[object] = set()
+
+    def have(self, promise: str, model: nn.Module) -> bool:
+        """Whether the promise was proven before for a variant of this one's code path; if not, it is now."""
+        path = (promise, type(model), code_path(model))
+        known = path in self.proven
+        self.proven.add(path)
+        return known
 
 
 def facts(module: nn.Module) -> dict[str, object]:

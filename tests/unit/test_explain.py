@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, images, randomise, relative_difference
+from conftest import SMALL_VARIANTS, images, randomise, relative_difference
 from safetensors.torch import load_file
 from support.attention_models import same_weights_every_time as same_weights_every_time
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def torchvision_vit() -> nn.Module:
     return VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=9)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_gradcam_takes_every_level_of_a_variant(name):
     model = randomise(featx.create_model(name))
     assert_every_level_is_taken(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGES, SMALL, images, randomise
+from conftest import IMAGES, SMALL_VARIANTS, images, randomise
 from support.export_cases import small
 from torch import nn
 
@@ -94,7 +94,7 @@ def test_weights_that_are_given_for_one_call_say_the_dtype():
     assert torch.func.functional_call(model, state, (images().bfloat16(),)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_a_batch_of_no_image_gives_results_of_no_image(name):
     model = featx.create_model(name).eval()
     extractor = FeatureExtractWrapper(model)

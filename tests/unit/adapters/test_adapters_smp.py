@@ -242,6 +242,7 @@ def any_size(kind, name):
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("shapes_alone")
 @pytest.mark.parametrize("name", [*EVERY, *TRANSFORMERS, SWIN])
 @pytest.mark.parametrize("kind", [*PLAIN, *DILATED])
 def test_every_decoder_takes_every_family_or_says_why_not(kind, name):
@@ -251,10 +252,10 @@ def test_every_decoder_takes_every_family_or_says_why_not(kind, name):
         return
     if (kind, name) == ("PSPNet", "rexnet_100"):
         pytest.skip("smp's pyramid pooling needs channels that are multiples of 4, and the level has 61")
-    model = any_size(kind, name)
-    for size in [(224, 224), (192, 256)]:
-        with torch.no_grad():
-            assert model(images(1, 3, *size)).shape == (1, 2, *size)
+    with torch.device("meta"), torch.no_grad():
+        model = any_size(kind, name)
+        for size in [(224, 224), (192, 256)]:
+            assert model(torch.empty(1, 3, *size)).shape == (1, 2, *size)
 
 
 def can_dilate(name):

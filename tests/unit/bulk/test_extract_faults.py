@@ -7,12 +7,12 @@ import resource
 import signal
 import struct
 import sys
-import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from support.extraction import names, noise, noises
 from support.filesystem_limits import file_size_limit, mounted
+from support.fork_server import Killer, fork_server
 from torch import Tensor, nn
 
 import featx
@@ -273,33 +274,31 @@ def whole_run(images: Path, out: Path) -> None:
     extract(images, FeatureExtractWrapper(Net()).eval(), out, rows_per_shard=4, batch_size=2)
 
 
+@pytest.fixture
+def started() -> Iterator[Callable[[Path, Path], ForkServerProcess]]:
+    """Starts a process that extracts a folder of images into another one."""
+    with fork_server(__name__, "featx.bulk", "torchvision.transforms.v2") as context:
+
+        def start(images: Path, out: Path) -> ForkServerProcess:
+            process = context.Process(target=whole_run, args=(images, out))
+            process.start()
+            return process
+
+        yield start
+
+
 @pytest.mark.sweep
-def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path):
+def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path, started):
     images = noises(tmp_path / "in", 120)
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "featx.bulk", "torchvision.transforms.v2"])
-
-    def started(out: Path):
-        process = context.Process(target=whole_run, args=(images, out))
-        process.start()
-        return process
-
-    started(tmp_path / "first").join()  # which also starts the server
-    begin = time.monotonic()
-    started(tmp_path / "whole").join()
-    lasted, moments = time.monotonic() - begin, random.Random(0)
-    whole = {path.name: path.read_bytes() for path in sorted((tmp_path / "whole").glob("maps-*"))}
+    kill = Killer(lambda number: started(images, tmp_path / f"whole-{number}"))
+    whole = {path.name: path.read_bytes() for path in sorted((tmp_path / "whole-0").glob("maps-*"))}
     assert len(whole) == 30
     kills = found = 0
     for turn in range(20):
         out = tmp_path / f"{turn}"
-        process = started(out)
-        time.sleep(moments.uniform(0, lasted))
-        process.kill()
-        process.join()
-        kills += process.exitcode == -signal.SIGKILL
+        kills += kill(started(images, out))
         found += len(list(out.glob("maps-*"))) if out.exists() else 0
-        process = started(out)
+        process = started(images, out)
         process.join()
         assert process.exitcode == 0
         assert {path.name: path.read_bytes() for path in sorted(out.glob("maps-*"))} == whole

@@ -4,9 +4,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from support.extraction import Stopped, extract_threes, index, small_extractor
+from support.fork_server import fork_server
 from torch import Tensor
 
 import featx
@@ -268,17 +269,22 @@ def grow(images: Path, out: Path) -> None:
     extract_threes(images, small_extractor(), out, streams=1)
 
 
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[Path], ForkServerProcess]]:
+    """Starts a process that extracts the folder `in` into another one."""
+    with fork_server(__name__, "featx.bulk", "torchvision.transforms.v2") as context:
+
+        def start(out: Path) -> ForkServerProcess:
+            process = context.Process(target=grow, args=(tmp_path / "in", out))
+            process.start()
+            return process
+
+        yield start
+
+
 @pytest.mark.sweep
-def test_growths_killed_after_any_file_leave_one_generation_and_go_on(tmp_path):
+def test_growths_killed_after_any_file_leave_one_generation_and_go_on(tmp_path, started):
     images, counts = add(tmp_path / "in", *range(12)), (0, 1, 4, 9, 10, 10)
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "featx.bulk", "torchvision.transforms.v2"])
-
-    def started(out: Path):
-        process = context.Process(target=grow, args=(images, out))
-        process.start()
-        return process
-
     started(tmp_path / "first").join()
     before = FeatureDataset(tmp_path / "first").ids
     (images / name(2)).unlink()

@@ -105,7 +105,7 @@ extractor_built_once = cache(extractor_of)
 
 @pytest.fixture(params=NECKS)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "resnet18")
+    extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "test_efficientnet")
     return randomise(piped(copy.deepcopy(extractor), request.param))
 
 

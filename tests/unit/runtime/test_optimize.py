@@ -1,12 +1,10 @@
 """Optimised extractors: the same maps, from fewer modules."""
 
-import copy
-
 import pytest
 import torch
-from conftest import SMALL, images, random_extractor, randomise, worst
+from conftest import SMALL_VARIANTS, images, random_extractor, randomise, worst
 from support.timm_parity import in_doubles, weights_for
-from support.truncation import alike, leave_out_repeats, narrow
+from support.truncation import leave_out_repeats, narrow
 from torch import nn
 
 import featx
@@ -48,7 +46,7 @@ def norms(model):
     return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_maps_of_native_models_are_those_of_the_original(name):
     original = random_extractor(name)
     optimized = featx.optimize(original)
@@ -58,30 +56,22 @@ def test_maps_of_native_models_are_those_of_the_original(name):
     assert_folded(name, optimized)
 
 
-def shallow(name):
+def shallow(model):
     """In doubles, where nothing is left of what folding rounds; of blocks alike only the first."""
-    with init_empty_weights():
-        model = featx.create_model(name, **narrow(name))
     leave_out_repeats(model)
     modules = dict(model.named_modules())
     model.load_state_dict(in_doubles(weights_for(model)), assign=True)
     return FeatureExtractWrapper(model.eval(), out_names=[n for n in model.feature_info.names() if n in modules])
 
 
-@pytest.fixture(scope="module")
-def done():
-    """Extractors that were compared, on the meta device."""
-    return []
-
-
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", featx.list_models())
-def test_maps_of_every_variant_are_those_of_the_original(name, done):
-    original = shallow(name)
-    shapes = copy.deepcopy(original).to("meta")
-    if any(alike(shapes, other) for other in done):
+def test_maps_of_every_variant_are_those_of_the_original(name, code_paths):
+    with init_empty_weights():
+        model = featx.create_model(name, **narrow(name))
+    if code_paths.have("optimized maps", model):
         return
-    done.append(shapes)
+    original = shallow(model)
     optimized = featx.optimize(original)
     assert optimized.feature_info == original.feature_info
     assert worst(optimized, original, images(2, 3, 65, 97).double()) < IN_DOUBLES

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, randomise
+from conftest import SMALL_VARIANTS, randomise
 from support.onnx_programs import Then, run
 from torch import nn
 from torch.nn import functional as F
@@ -119,7 +119,7 @@ def test_a_model_that_refuses_other_sizes_gets_a_program_of_one_size():
     assert not found.any_size
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_the_program_of_a_variant_returns_equal_maps(name):
     model = MapsOf(randomise(featx.create_model(name, features_only=True)))
     own = model.extractor._inner.fixed_size

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL, images, randomise
+from conftest import SMALL_VARIANTS, images, randomise
 from safetensors.torch import load_file, save_file
 
 import featx
@@ -17,7 +17,7 @@ def file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_a_filled_model_has_every_tensor_and_computes(name):
     state = randomise(featx.create_model(name)).state_dict()
     model = featx.create_model(name, checkpoint_path=state)
