@@ -3,20 +3,26 @@
 UV := $(shell command -v uv || echo .uv/bin/uv)
 BIN := .venv/bin
 READY := .venv/.ready
-# two processes of one thread each are faster on two cores than one process of two; each takes its tests in their order,
-# so that what neighbours share is made once
+# Two single-threaded processes are faster on two cores than one process with two threads. Each takes tests in file order,
+# so that fixtures are set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-# some machines forbid it, and then every process of a test compiles all it imports anew: seconds each
+THREADED := $(addprefix tests/unit/,bulk/test_extract.py wrappers/test_extractor.py wrappers/test_chain.py bridges/test_bridges.py)
+
+# If bytecode is not written, every subprocess compiles all of its imports again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test sweep bridges check format lint types docs wheel bench clean constraints
+.PHONY: demo test test-threads sweep bridges check format lint types docs wheel bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
 	$(PYTEST) -m "not sweep and not bridges"
+
+# extraction, wrappers and bridges, with four threads per operation
+test-threads: $(READY)
+	OMP_NUM_THREADS=4 $(BIN)/pytest -m "not sweep" $(THREADED)
 
 sweep: $(READY)
 	$(PYTEST) -m sweep
