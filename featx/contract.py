@@ -148,9 +148,9 @@ def _wrong_values(
         reverse = maps_in(backwards(images))[::-1] if backwards else first
     for level, map_, repeated, reversed_ in zip(extractor.feature_info, first, second, reverse, strict=True):
         if not torch.equal(map_, repeated):
-            yield f"{level.name}: another map of the same images the second time"
+            yield f"{level.name}: a second forward of the same images returns another map"
         if not torch.equal(map_, reversed_):
-            yield f"{level.name}: another map if levels are asked for in reverse"
+            yield f"{level.name}: the map differs if levels are requested in reverse order"
 
 
 def _foreign_keys(model: nn.Module, extractor: FeatureExtractWrapper) -> Iterator[str]:
