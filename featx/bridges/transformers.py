@@ -180,6 +180,8 @@ def configured(name: str, config: Any, fields: Mapping[str, Any]) -> Any:
     values, defaults = (json.loads(each.to_json_string(use_diff=False)) for each in (config, type(config)()))
     known = {*values, *config.attribute_map, "num_labels"} - {"transformers_version", "architectures", "model_type"}
     unknown = [field for field in fields if field not in known]
+    if "output_stride" in unknown:
+        raise ArgumentError(f"transformers/{name} cannot trade strides for dilation: leave output_stride out")
     if unknown:
         close = {field: closest(field, sorted(known), 3) for field in unknown}
         hints = ", ".join(f"{field!r}" + (f" (did you mean {near}?)" if near else "") for field, near in close.items())

@@ -162,11 +162,9 @@ class Resources:
         return replace(self, device=device, workers=workers, streams=self.streams or streams)
 
 
-class RecipeFields(TypedDict, total=False):
-    """The fields of a Recipe as keywords."""
+class ImageFields(TypedDict, total=False):
+    """The fields of a Recipe that determine a map, as keywords."""
 
-    pooling: Pooling | Sequence[Pooling]
-    dtype: torch.dtype | str
     size: int | None
     keep_aspect: bool
     scaled_decode: bool
@@ -174,6 +172,13 @@ class RecipeFields(TypedDict, total=False):
     color_management: ColorManagement
     allow_truncated: bool
     norm: bool | None
+
+
+class RecipeFields(ImageFields, total=False):
+    """The fields of a Recipe as keywords."""
+
+    pooling: Pooling | Sequence[Pooling]
+    dtype: torch.dtype | str
 
 
 class ResourcesFields(TypedDict, total=False):
@@ -190,6 +195,10 @@ class ResourcesFields(TypedDict, total=False):
 
 class Fields(RecipeFields, ResourcesFields, total=False):
     """The fields of a Recipe and of Resources as keywords."""
+
+
+class VectorFields(ImageFields, ResourcesFields, total=False):
+    """The fields of a Recipe and of Resources as keywords, for float32 vectors."""
 
 
 def split_keywords(

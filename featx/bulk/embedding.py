@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import ArgumentError, ImageError, shortened
 from ..features import OutIndices
 from ..wrappers import FeatureExtractWrapper
-from .config import Fields, Pooling, Recipe, Resources, split_keywords
+from .config import Pooling, Recipe, Resources, VectorFields, split_keywords
 from .decoder import decoder_for
 from .extractor import extractor_for
 from .inference import InferenceModel, fastest_batch_size, pads_batches
@@ -34,11 +34,11 @@ Member = tuple[Items, int] | Image.Image
 def embed(
     images: Picture | Items | Iterable[Picture],
     model: str | nn.Module,
-    pool: Pooling = "mean",
+    pooling: Pooling = "mean",
     *,
     out_indices: OutIndices | None = None,
     errors: Literal["raise", "nan"] = "raise",
-    **fields: Unpack[Fields],
+    **fields: Unpack[VectorFields],
 ) -> np.ndarray:
     """A vector per image, equal to the vectors that `featx.extract` stores.
 
@@ -49,7 +49,7 @@ def embed(
             images are in the order of their names.
         model: a name, which loads its published weights, or a module in eval mode: an extractor of one level, or a
             model that can be wrapped in one, such as a classifier.
-        pool: from a map to a vector; see `featx.bulk.Recipe`.
+        pooling: from a map to a vector; see `featx.bulk.Recipe`.
         out_indices: the level; the deepest by default. Not allowed for an extractor.
         errors: "raise" an ImageError that lists the images that cannot be decoded, or set their rows to "nan".
         fields: fields of `featx.bulk.Recipe` and `featx.bulk.Resources`, such as size, device and batch_size.
@@ -62,16 +62,16 @@ def embed(
             levels.
         ImageError: images cannot be decoded, and `errors` is "raise".
     """
-    if pool == "none" or not isinstance(pool, str):
+    if pooling == "none" or not isinstance(pooling, str):
         raise ArgumentError(
-            f"pool={pool!r}: expected one that gives a vector, such as 'mean'; featx.extract keeps maps"
+            f"pooling={pooling!r}: expected one that gives a vector, such as 'mean'; featx.extract keeps maps"
         )
     if errors not in ("raise", "nan"):
         raise ArgumentError(f"errors={errors!r}: choose 'raise' or 'nan'")
-    if reserved := [name for name in ("pooling", "dtype") if name in fields]:
-        raise ArgumentError(f"embed takes no {reserved[0]}: pool is the pooling, and vectors are in float32")
-    recipe, resources = split_keywords(None, None, {**fields, "pooling": pool}, ("pool", "out_indices", "errors"))
-    if out_indices is None and pool != "pre_logits" and not _has_levels(model):
+    if "dtype" in fields:
+        raise ArgumentError("embed has no argument dtype: vectors are in float32")
+    recipe, resources = split_keywords(None, None, {**fields, "pooling": pooling}, ("out_indices", "errors"))
+    if out_indices is None and pooling != "pre_logits" and not _has_levels(model):
         out_indices = [-1]
     extractor, _ = extractor_for(model, out_indices, recipe)
     if len(extractor.feature_info) != 1:

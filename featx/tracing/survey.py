@@ -1,5 +1,6 @@
 """Traces of one model on the meta device, at several image sizes and in both modes."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,8 @@ def _first_trace(model: nn.Module, images: Tensor, argument: str | None) -> Surv
     except REFUSED as error:
         where = "meta tensors" if images.is_meta else "images"
         hint = "pass example=, images that it accepts" if images.is_meta else "expected images that it accepts"
+        if argument is None and re.search(r"missing \d+ required .*argument", f"{error}"):
+            hint = "if images are not its first argument, pass argument=, the name of the one that takes them"
         raise ContractError(
             f"{type(model).__name__} does not run on {where} {tuple(images.shape)}: {error} ({hint})"
         ) from error

@@ -161,7 +161,7 @@ def test_images_can_be_passed_under_a_name_and_of_any_channels():
     model = Named()
     (map_,) = run(tap(model, ["conv"], argument="pixels"), x)
     assert torch.equal(map_, model.conv(x))
-    with pytest.raises(ContractError, match="does not run on meta tensors"):
+    with pytest.raises(ContractError, match=r"does not run on meta tensors .*pass argument=, the name of the one that"):
         tap(model, ["conv"])
 
 

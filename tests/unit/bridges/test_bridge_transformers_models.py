@@ -58,6 +58,11 @@ def test_a_model_that_takes_no_images_is_refused():
         bridge.pyramid(transformers.BertModel(text))
 
 
+def test_strides_cannot_be_traded_for_dilation():
+    with pytest.raises(ArgumentError, match="transformers/resnet cannot trade strides for dilation: leave output"):
+        bridge.build("resnet", output_stride=8)
+
+
 def test_an_unknown_type_is_refused_with_the_closest_ones():
     with pytest.raises(UnknownModelError, match=r"no model type 'convnxt', but \['convnext'"):
         bridge.build("convnxt")

@@ -118,12 +118,15 @@ def test_images_that_cannot_be_decoded_are_all_named(tmp_path, images, classifie
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"pool": "none"}, "pool='none': expected one that gives a vector, such as 'mean'; featx.extract keeps maps"),
-        ({"pool": ["mean"]}, "expected one that gives a vector"),
-        ({"pool": "middle"}, "pooling='middle': choose one of"),
+        (
+            {"pooling": "none"},
+            "pooling='none': expected one that gives a vector, such as 'mean'; featx.extract keeps maps",
+        ),
+        ({"pooling": ["mean"]}, "expected one that gives a vector"),
+        ({"pooling": "middle"}, "pooling='middle': choose one of"),
         ({"errors": "skip"}, "errors='skip': choose 'raise' or 'nan'"),
-        ({"pooling": "mean"}, "embed takes no pooling: pool is the pooling"),
-        ({"dtype": "float16"}, "embed takes no dtype"),
+        ({"pool": "mean"}, "there is no argument 'pool': did you mean pooling"),
+        ({"dtype": "float16"}, "embed has no argument dtype: vectors are in float32"),
         ({"sise": 64}, "there is no argument 'sise': did you mean size"),
         (
             {"out_indices": [0, 1]},
