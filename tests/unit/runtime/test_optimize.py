@@ -1,4 +1,4 @@
-"""Optimised extractors: the same maps, from fewer modules."""
+"""Optimized extractors: the same maps, from fewer modules."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_maps_of_native_models_are_those_of_the_original(name):
 
 
 def shallow(name):
-    """In doubles, where nothing is left of what folding rounds; of blocks alike only the first."""
+    """An extractor in float64, in which folding rounds too little to matter, with one block of each kind."""
     with init_empty_weights():
         model = featx.create_model(name, **narrow(name))
     leave_out_repeats(model)
@@ -70,7 +70,7 @@ def shallow(name):
 
 @pytest.fixture(scope="module")
 def done():
-    """Extractors that were compared, on the meta device."""
+    """Extractors on the meta device whose maps were compared."""
     return []
 
 
@@ -139,7 +139,7 @@ def test_a_pipeline_is_optimised_with_its_necks():
 
 
 class Tapped(nn.Module):
-    """A convolution whose output is a map, and read again by what comes after."""
+    """A convolution whose output is a map, which later layers also read."""
 
     feature_info = ({"chs": 4, "reduction": 2, "name": "conv"}, {"chs": 4, "reduction": 2, "name": "act"})
 
@@ -171,7 +171,7 @@ def test_a_tap_between_convolution_and_norm_stays_what_it_was():
 
 
 class Branches(nn.Module):
-    """Pairs of convolution and norm that cannot be folded, and one that can."""
+    """Pairs of a convolution and a norm that cannot be folded, and one that can."""
 
     feature_info = ({"chs": 4, "reduction": 1, "name": "out"},)
     is_rewritten = True

@@ -1,4 +1,4 @@
-"""Lower precisions on trained weights: how similar maps are to those of float32, on photographs not calibrated on."""
+"""Lower precisions of trained networks: similarity of maps to float32, on photographs that were not calibrated on."""
 
 from collections.abc import Callable
 from functools import cache
@@ -60,7 +60,7 @@ def optimized(name: str, runtime: str, dtype: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def logits(deepest: Tensor) -> Tensor:
-    """Of Lite0's classifier in float32, on the deepest map of its extractor."""
+    """Logits of Lite0's classifier in float32, from the deepest map of its extractor."""
     model = lite0()
     return model.classifier(model.act2(model.bn2(model.conv_head(deepest.float()))).mean((2, 3)))
 
@@ -113,7 +113,7 @@ def test_lite0_keeps_its_first_guess_of_photographs(runtime, dtype, least):
 
 
 class Small(nn.Module):
-    """A convolution of the images, one in groups of what a ReLU leaves, and a third."""
+    """Three convolutions, the second one in groups, with ReLUs between them."""
 
     feature_info = ({"chs": 8, "reduction": 1, "name": "third"},)
 
@@ -148,17 +148,17 @@ def test_the_first_layer_stays_in_float32_and_the_others_do_not(int8_file):
     graph = onnx.load(int8_file).graph
     written = {name: node for node in graph.node for name in node.output}
     layers = [node for node in graph.node if node.op_type == "Conv"]
-    quantised = [node.input[1] in written and written[node.input[1]].op_type == "DequantizeLinear" for node in layers]
-    assert quantised == [False, True, True]
+    quantized = [node.input[1] in written and written[node.input[1]].op_type == "DequantizeLinear" for node in layers]
+    assert quantized == [False, True, True]
 
 
 @torch.no_grad()
 def test_rounded_weights_move_no_mean(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.onnx.quantisable import make_quantisable
+    from featx.runtime.onnx.quantization_prep import smooth_and_round
 
     featx.export(small(), tmp_path / "m.onnx", example=noise())
-    make_quantisable(tmp_path / "m.onnx", [image.numpy() for image in noise().split(1)], 7)  # steps that show
+    smooth_and_round(tmp_path / "m.onnx", [image.numpy() for image in noise().split(1)], 7)  # steps that show
     tensors = {
         t.name: torch.from_numpy(numpy_helper.to_array(t).copy())
         for t in onnx.load(tmp_path / "m.onnx").graph.initializer
@@ -210,7 +210,7 @@ def test_a_min_agreement_that_nothing_can_be_measured_by_is_refused(arguments, m
 
 def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.onnx.quantisable import make_quantisable
+    from featx.runtime.onnx.quantization_prep import smooth_and_round
 
     model = Small()
     for layer in (model.first, model.second, model.third):
@@ -218,5 +218,5 @@ def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
     extractor = featx.FeatureExtractWrapper(model.eval())
     featx.export(extractor, tmp_path / "m.onnx", example=noise())
     before = (tmp_path / "m.onnx").read_bytes()
-    make_quantisable(tmp_path / "m.onnx", [noise(1).numpy()], 127)
+    smooth_and_round(tmp_path / "m.onnx", [noise(1).numpy()], 127)
     assert (tmp_path / "m.onnx").read_bytes() == before
