@@ -36,13 +36,13 @@ def quantize(source: Path, target: Path, images: Tensor, target_similarity: floa
     Args:
         source: A float32 file with one input, `images`. Files are written next to it, whose names start with its name.
         target: The file to write.
-        images: Calibration images (N, C, H, W).
+        images: Calibration images (N, C, H, W). If the file has a fixed batch size, N must be a multiple of it.
         target_similarity: The cosine similarity to reach at every output by keeping layers in float32.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = source.with_name(f"{source.name}.prepared")
-    batches = [batch.contiguous().numpy() for batch in images.detach().float().cpu().split(1)]
+    batches = [batch.contiguous().numpy() for batch in images.detach().float().cpu().split(_batch_size(source))]
     with _errors_only():
         quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=True)
         smooth_and_round(prepared, batches, 127 if torch.cpu._is_vnni_supported() else 64)
@@ -51,6 +51,14 @@ def quantize(source: Path, target: Path, images: Tensor, target_similarity: floa
         if kept != trials.in_float32:
             trials.write(kept)
     return tuple(name.partition("/")[0] for name in (*trials.first, *kept))
+
+
+def _batch_size(path: Path) -> int:
+    """The batch size of a file; 1 if it is not fixed."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0: it has a name
 
 
 class _Trials:

@@ -273,7 +273,8 @@ def test_networks_of_few_layers_get_an_int8_file(count, tmp_path):
     assert ("DequantizeLinear" in nodes) == (count > 1)
 
 
-def test_the_layers_that_int8_loses_most_in_stay_in_float32(tmp_path):
+@pytest.mark.parametrize("dynamic", ["auto", "none"])
+def test_the_layers_that_int8_loses_most_in_stay_in_float32(dynamic, tmp_path):
     """One channel between two layers is 300 times as large as the others, whose scale it determines."""
     pytest.importorskip("onnxruntime")
     from featx.runtime.onnx.quantize import quantize
@@ -286,7 +287,7 @@ def test_the_layers_that_int8_loses_most_in_stay_in_float32(tmp_path):
         network.layers[15].weight[0] *= 300
         network.layers[16].weight[:, 0] /= 300
     model = featx.FeatureExtractWrapper(network.eval())
-    featx.export(model, tmp_path / "m.onnx", example=x)
+    featx.export(model, tmp_path / "m.onnx", example=x, dynamic=dynamic)
     kept = quantize(tmp_path / "m.onnx", tmp_path / "int8.onnx", x, 0.99)
     assert kept == ("layers.0", "layers.15", "layers.16")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,7 +12,7 @@ from support.trained_networks import CALIBRATION, JUDGED, dinov2_small, lite0, m
 from torch import Tensor, nn
 
 import featx
-from featx.errors import ArgumentError, ContractError
+from featx.errors import ArgumentError, ContractError, InputError
 from featx.runtime import runtimes
 from featx.runtime.agreement import agreement
 
@@ -150,6 +151,24 @@ def test_the_first_layer_stays_in_float32_and_the_others_do_not(int8_file):
     layers = [node for node in graph.node if node.op_type == "Conv"]
     quantized = [node.input[1] in written and written[node.input[1]].op_type == "DequantizeLinear" for node in layers]
     assert quantized == [False, True, True]
+
+
+def test_a_graph_with_a_fixed_batch_size_is_calibrated_on_batches_of_that_size(int8_file, tmp_path):
+    """Ranges and means over a batch equal those over its images, so the weights are the same."""
+    featx.export(small(), tmp_path / "m.onnx", dtype=torch.int8, example=noise(), dynamic="none", min_agreement=0.99)
+    loaded = featx.load_exported(tmp_path / "m.onnx")
+    assert min(agreement(loaded, small(), noise()).values()) >= 0.99
+    with pytest.raises(InputError, match="batches of 4 images of 24x24 pixels, got 1 of 24x24"):
+        loaded(noise(1))
+    fixed, dynamic = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        for path in (tmp_path / "m.onnx", int8_file)
+    )
+    assert fixed.keys() == dynamic.keys()
+    for name in fixed:
+        np.testing.assert_allclose(
+            fixed[name], dynamic[name], rtol=1e-5, atol=1e-6
+        )  # means are summed in another order
 
 
 @torch.no_grad()
