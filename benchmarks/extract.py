@@ -1,7 +1,7 @@
 """Throughput of extraction compared with common loops, on the same photographs and machine, and with its limits.
 
 JPEGs of two sizes, made from the photographs of scikit-image; the deepest map of each is stored in float32. Every
-contestant runs in new processes, interleaved. The table has medians, and the difference of the first images' maps from
+candidate runs in new processes, interleaved. The table has medians, and the difference of the first images' maps from
 those of the plain loop, relative to the largest value. The limits are the model alone, on pixels in memory, and
 decoding alone, each on all cores; the limit of the sum, which both together cannot exceed, is that of an otherwise idle
 machine. Throughput is that of the steady state, from an eighth of the images to the last one. The seconds before and
@@ -83,7 +83,7 @@ featx.extract(FOLDER, model, OUT + '/maps', batch_size={BATCH}, progress=report{
 """
 
 
-CONTESTANTS = {
+CANDIDATES = {
     PLAIN: f"""
 {TIMM}
 {TRANSFORM}
@@ -162,7 +162,7 @@ def main() -> None:
     print(machine().replace("one thread used", "all of them used"))
     print(f"\n{options.model}, {options.images} JPEGs a size, batches of {BATCH}:")
     print("steady-state images per second (seconds before and after; CPU seconds per image; difference of maps)\n")
-    contestants = {**CONTESTANTS, **inference(options.timm_inference)}
+    candidates = {**CANDIDATES, **inference(options.timm_inference)}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(options.model, Path(folder))
         photographs = {
@@ -170,12 +170,12 @@ def main() -> None:
         }
         runs: dict[tuple[str, str], list[ExtractionRun]] = {}
         for _ in range(options.repeats):
-            for contestant, code in contestants.items():
+            for candidate, code in candidates.items():
                 for size, images in photographs.items():
-                    count = images_of(contestant, options.images)
-                    runs.setdefault((contestant, size), []).append(run(code, options.model, images, count, weights))
-                    print(contestant, size, runs[contestant, size][-1].wall, file=sys.stderr, flush=True)
-        print_table(contestants, runs, options.images)
+                    count = images_of(candidate, options.images)
+                    runs.setdefault((candidate, size), []).append(run(code, options.model, images, count, weights))
+                    print(candidate, size, runs[candidate, size][-1].wall, file=sys.stderr, flush=True)
+        print_table(candidates, runs, options.images)
 
 
 def inference(script: str | None) -> dict[str, str]:
@@ -190,7 +190,7 @@ def inference(script: str | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ExtractionRun:
-    """One run of a contestant.
+    """One run of a candidate.
 
     Attributes:
         wall: seconds of wall-clock time.
@@ -207,19 +207,19 @@ class ExtractionRun:
     maps: np.ndarray | None
 
 
-def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[ExtractionRun]], images: int) -> None:
+def print_table(candidates: Iterable[str], runs: dict[tuple[str, str], list[ExtractionRun]], images: int) -> None:
     print(f"| | {' | '.join(SIZES)} |\n|---|{'---|' * len(SIZES)}")
     rates: dict[tuple[str, str], float] = {}
-    for contestant in contestants:
+    for candidate in candidates:
         cells = []
         for size in SIZES:
-            measured = runs[contestant, size]
+            measured = runs[candidate, size]
             rate, wall, busy = (median(getattr(run, key) for run in measured) for key in ("rate", "wall", "busy"))
-            count = images_of(contestant, images)
-            rates[contestant, size] = rate
+            count = images_of(candidate, images)
+            rates[candidate, size] = rate
             error = difference(measured[0].maps, runs[PLAIN, size][0].maps)
             cells.append(f"{rate:.1f} ({max(wall - count / rate, 0.0):.1f}; {busy / count:.3f}{error})")
-        print(f"| {contestant} | {' | '.join(cells)} |")
+        print(f"| {candidate} | {' | '.join(cells)} |")
     limits = [[rates[limit, size] for limit in (MODEL_LIMIT, DECODING_LIMIT)] for size in SIZES]
     print(f"| limit: the smaller of both | {' | '.join(f'{min(pair):.1f}' for pair in limits)} |")
     both = {size: 1 / sum(1 / limit for limit in pair) for size, pair in zip(SIZES, limits, strict=True)}
@@ -230,9 +230,9 @@ def print_table(contestants: Iterable[str], runs: dict[tuple[str, str], list[Ext
     print(f"| featx, auto, cores in use | {' | '.join(f'{share:.0%}' for share in used)} |")
 
 
-def images_of(contestant: str, images: int) -> int:
-    """Return the number of images that the contestant processes."""
-    return images // FEWER.get(contestant, 1)
+def images_of(candidate: str, images: int) -> int:
+    """Return the number of images that the candidate processes."""
+    return images // FEWER.get(candidate, 1)
 
 
 def difference(maps: np.ndarray | None, reference: np.ndarray | None) -> str:
@@ -242,7 +242,7 @@ def difference(maps: np.ndarray | None, reference: np.ndarray | None) -> str:
 
 
 def run(code: str, name: str, images: Path, count: int, weights: Path) -> ExtractionRun:
-    """Run a contestant's code in a new process and measure from `begin()` to the end."""
+    """Run a candidate's code in a new process and measure from `begin()` to the end."""
     with tempfile.TemporaryDirectory() as out:
         facts = f"NAME, FOLDER, OUT, WEIGHTS, COUNT = {name!r}, {str(images)!r}, {out!r}, {str(weights)!r}, {count}"
         clock = (
@@ -255,7 +255,7 @@ def run(code: str, name: str, images: Path, count: int, weights: Path) -> Extrac
         text = f"{facts}\n{START}\n{clock}\nif __name__ == '__main__':\n" + "\n".join(
             f"    {line}" for line in (code + end).splitlines()
         )
-        script = Path(out) / "contestant.py"
+        script = Path(out) / "candidate.py"
         script.write_text(text)
         process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=os.environ)
         if process.returncode:
@@ -280,7 +280,7 @@ def steady(ticks: list[tuple[int, float, float]], count: int) -> tuple[float, fl
 
 
 def first_maps(out: Path) -> np.ndarray | None:
-    """Load the deepest maps of the first images that a contestant stored, in the order of file names."""
+    """Load the deepest maps of the first images that a candidate stored, in the order of file names."""
     if (out / "maps").exists():
         stored = featx.FeatureDataset(out / "maps")
         return np.stack([next(iter(stored[row].maps.values())).numpy() for row in range(COMPARED)])
@@ -290,7 +290,7 @@ def first_maps(out: Path) -> np.ndarray | None:
 
 
 def write_weights(name: str, folder: Path) -> Path:
-    """Write timm's random weights of seed 0, so that all contestants have the same model."""
+    """Write timm's random weights of seed 0, so that all candidates have the same model."""
     import timm
     import torch
     from safetensors.torch import save_file

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, FeatxError, InputError
 from ..preprocessing import DataConfig
 from ..runtime import optimize
-from ..runtime.agreement import smooth_noise, takes
+from ..runtime.agreement import accepts, smooth_noise
 from ..runtime.backends.engine import EngineExtractor
 from ..runtime.optimization import Runtime as Optimized
 from ..runtime.optimized import OptimizedExtractor
@@ -174,7 +174,7 @@ def _optimized_for_any_size(
 ) -> OptimizedExtractor:
     """The optimized extractor; ArgumentError if the requested runtime supports only one image size."""
     optimized = optimize(extractor, runtime=runtime)
-    if takes(optimized, (*shape[:3], 2 * shape[3])):
+    if accepts(optimized, (*shape[:3], 2 * shape[3])):
         return optimized
     if runtime == "auto":
         return optimize(extractor, runtime="eager")

@@ -168,7 +168,7 @@ def reparameterize(model: nn.Module) -> None:
 
 def require_eval(*blocks: RepVGGBlock) -> None:
     if any(module.training for block in blocks for module in block.modules()):
-        raise ArgumentError("a RepVGG in training mode cannot be reparameterised: call model.eval() first")
+        raise ArgumentError("a RepVGG in training mode cannot be reparameterized: call model.eval() first")
 
 
 def stage_groups(cfg: RepVGGConfig, number: int) -> tuple[int, ...]:

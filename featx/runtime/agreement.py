@@ -1,6 +1,7 @@
-"""Whether what was built computes the model's maps: both run on the same images before anybody gets it."""
+"""Comparison of a built extractor's maps with the original model's, before the extractor is returned."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +10,17 @@ from torch import Tensor
 from ..errors import ArgumentError, ContractError, InputError
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import maps_in
-from .watch import copy_of
+from .description import Description
+from .sample_trace import inference_copy
 
-WRONG = 1e-3  # of the largest value: what other kernels and orders of summation do stays below 1e-4
-ALIKE = 0.9  # cosine similarity where values of 16 bits or another device round otherwise
-LOWER = (torch.int8, torch.bfloat16, torch.float16)  # precisions that maps are measured in, not proved
-WORSE = 0.25  # what a lower precision may lose in cosine similarity from one size of images to another
+WRONG = 1e-3  # of the largest value; other kernels and summation orders differ by less than 1e-4
+ALIKE = 0.9  # cosine similarity, in 16 bits or on another device, where rounding differs
+LOWER = (torch.int8, torch.bfloat16, torch.float16)  # precisions whose agreement is reported
+WORSE = 0.25  # largest drop in cosine similarity, in a lower precision, from one image size to another
 
 
 def require_min_agreement(least: float | None, computes: torch.dtype | None) -> None:
-    """Raise ArgumentError for a `min_agreement` that is none, or that nothing is compared with in this precision."""
+    """Raise ArgumentError if `min_agreement` is not a cosine similarity, or if the precision is not a lower one."""
     if least is None:
         return
     if isinstance(least, bool) or not isinstance(least, float | int) or not 0 < least <= 1:
@@ -30,14 +32,14 @@ def require_min_agreement(least: float | None, computes: torch.dtype | None) -> 
         )
 
 
-def require_agreement(found: dict[str, float] | None, least: float | None) -> None:
-    """Raise ContractError if the map of a level is less similar to the model's than was asked for."""
-    if least is None or found is None:
+def require_agreement(cosines: dict[str, float] | None, least: float | None) -> None:
+    """Raise ContractError if the cosine similarity of a level is below the minimum that the user set."""
+    if least is None or cosines is None:
         return
-    name = min(found, key=lambda level: found[level])
-    if found[name] < least:
+    name = min(cosines, key=cosines.__getitem__)
+    if cosines[name] < least:
         raise ContractError(
-            f"the map {name} has a cosine similarity of {found[name]:.5f} to the model's, and min_agreement={least} "
+            f"the map {name} has a cosine similarity of {cosines[name]:.5f} to the model's, and min_agreement={least} "
             "was asked for: pass more or other images as example=, which int8 is calibrated on, or choose "
             "dtype=torch.bfloat16 or torch.float32"
         )
@@ -45,12 +47,12 @@ def require_agreement(found: dict[str, float] | None, least: float | None) -> No
 
 @torch.no_grad()
 def agreement(optimized: FeatureExtractWrapper, original: FeatureExtractWrapper, images: Tensor) -> dict[str, float]:
-    """By level, the cosine similarity of the two extractors' maps of the same images; 1 is the same direction."""
+    """The cosine similarity of two extractors' maps of the same images (N, in_chans, H, W), by level."""
     return _cosines(original, maps_in(optimized(images)), maps_in(original(images)))
 
 
 def similarities(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[float]:
-    """The cosine similarity of each map with its counterpart."""
+    """The cosine similarity of each pair of tensors."""
     pairs = zip(ours, theirs, strict=True)
     return [F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item() for a, b in pairs]
 
@@ -60,7 +62,7 @@ def _cosines(original: FeatureExtractWrapper, ours: list[Tensor], theirs: list[T
 
 
 def smooth_noise(like: Tensor) -> Tensor:
-    """Random images of that shape with structure: neighbouring pixels are alike, as in photographs."""
+    """Random images of the same shape, dtype and device, in which neighboring pixels are similar, as in photographs."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(*like.shape[:2], 8, 8, generator=generator)
     fine = torch.randn(like.shape, generator=generator)
@@ -69,106 +71,117 @@ def smooth_noise(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compared(
-    made: FeatureExtractWrapper,
+def check_maps(
+    built: FeatureExtractWrapper,
     model: FeatureExtractWrapper,
     like: Tensor,
     example: Tensor | None,
     computes: torch.dtype,
 ) -> dict[str, float] | None:
-    """How similar maps are, in a lower precision than the model's; None in the same, where float32 has to be equal.
+    """Compare the maps of a built extractor with those of the original model.
 
-    like: images of the shape to compare at where there is no example. Then both run on another number of images, and on
-    two other sizes where they take those. Raises ContractError for maps that are not the model's, and ArgumentError for
-    a model whose own maps are not finite.
+    Both run on the example or on noise, then on another batch size, and on two other image sizes if they accept them.
+
+    Args:
+        built: The built extractor.
+        model: The original model.
+        like: Images of the shape to compare on if there is no example.
+        example: Images (N, in_chans, H, W), or None.
+        computes: The dtype in which the built extractor computes.
+
+    Returns:
+        The cosine similarity by level if `computes` is a lower precision than that of `like`; else None, because values
+        were compared.
+
+    Raises:
+        ArgumentError: The model's own maps are not finite.
+        ContractError: The maps differ.
     """
-    model = copy_of(model, shares=True)  # which a capture of attention does not see
-    lower = computes.itemsize < like.dtype.itemsize
+    model = inference_copy(model, shares=True)  # attention capture of the model ignores its forwards
+    is_lower = computes.itemsize < like.dtype.itemsize
     first = smooth_noise(like) if example is None else example
-    if not lower and takes(made, (1, *first.shape[1:])):
+    if not is_lower and accepts(built, (1, *first.shape[1:])):
         first = first[:1]
     expected = maps_in(model(first))
     for name, map_ in zip(model.feature_info.names(), expected, strict=True):
         if not map_.isfinite().all():
             raise ArgumentError(f"the model's own map {name} holds values that are not finite: look at its weights")
-    found = _checked(made, model, first, expected, computes, None)
-    number = len(first if example is None else example)
-    if number > len(first) and _is_of_shape(made):
-        repeated = [map_.expand(number, -1, -1, -1) for map_ in expected]
-        _checked(made, model, first.expand(number, -1, -1, -1), repeated, computes, found)
-    for images in _others(made, model, first):
+    check = _Check(built, model, computes)
+    cosines = check.compare(first, expected)
+    check = replace(check, known=cosines)
+    batch = len(first if example is None else example)
+    if batch > len(first) and getattr(getattr(built._inner, "engine", None), "is_shape_specific", False):
+        check.compare(first.expand(batch, -1, -1, -1), [map_.expand(batch, -1, -1, -1) for map_ in expected])
+    for images in _other_images(built, model, first):
         try:
             expected = maps_in(model(images))
-        except InputError:  # the model takes no such size
+        except InputError:  # the model does not support this size
             continue
-        _checked(made, model, images, expected, computes, found)
-    return found if lower else None
+        check.compare(images, expected)
+    return cosines if is_lower else None
 
 
-def takes(made: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
-    """Whether what was built says that it takes images (N, C, H, W) of that shape."""
-    said = getattr(made._inner, "said", None)
-    return said is None or shape in said.guard
+def accepts(built: FeatureExtractWrapper, shape: tuple[int, ...]) -> bool:
+    """Whether the description of a built extractor, if it has one, allows images of this shape (N, C, H, W)."""
+    description = getattr(built._inner, "description", None)
+    return not isinstance(description, Description) or shape in description.guard
 
 
-def _is_of_shape(made: FeatureExtractWrapper) -> bool:
-    return getattr(getattr(made._inner, "engine", None), "is_of_shape", False)
-
-
-def _others(made: FeatureExtractWrapper, model: FeatureExtractWrapper, first: Tensor) -> Iterator[Tensor]:
-    """Images of another number, and of small sizes beside: odd sides, and even ones."""
+def _other_images(built: FeatureExtractWrapper, model: FeatureExtractWrapper, first: Tensor) -> Iterator[Tensor]:
+    """Images of another batch size and, without a fixed size, of small sizes: two of odd sides, one of even sides."""
     chs, height, width = first.shape[1:]
     cell = max(model._smallest, max(model.feature_info.reduction()))
     step = model.size_divisor
     sizes = [(height, width)]
     if model._inner.fixed_size is None:
         sizes = [(2 * cell + 1, 3 * cell + 3), (3 * cell, 2 * cell)]
-    for number, sides in zip((2, 1), sizes, strict=False):
-        shape = (number, chs, *(-(-side // step) * step for side in sides))
-        if takes(made, shape):
-            images = first[:number] if len(first) >= number else torch.cat([first, first.flip(3)])
-            yield F.interpolate(images, shape[2:], mode="bilinear")  # of the values that int8 is calibrated for
+    for batch, sides in zip((2, 1), sizes, strict=False):
+        shape = (batch, chs, *(-(-side // step) * step for side in sides))
+        if accepts(built, shape):
+            images = first[:batch] if len(first) >= batch else torch.cat([first, first.flip(3)])
+            yield F.interpolate(images, shape[2:], mode="bilinear")  # with the values that int8 is calibrated for
 
 
-def _checked(
-    made: FeatureExtractWrapper,
-    model: FeatureExtractWrapper,
-    images: Tensor,
-    expected: list[Tensor],
-    computes: torch.dtype,
-    known: dict[str, float] | None,
-) -> dict[str, float]:
-    """The cosine similarity of the maps; ContractError if they are not the model's. known: that of other images."""
-    where = f"for {images.shape[0]} of {images.shape[2]}x{images.shape[3]} pixels"
-    try:
-        maps = maps_in(made(images))
-    except RuntimeError as error:
-        told = f"{error}".strip().partition("\n")[0]
-        raise ContractError(f"the runtime cannot run the model {where} ({told}): choose another runtime") from error
-    shapes = [tuple(map_.shape) for map_ in expected]
-    if shapes != [tuple(map_.shape) for map_ in maps]:
-        raise ContractError(f"the runtime gives maps of other shapes than {shapes} {where}: choose another runtime")
-    cosines = _cosines(model, maps, expected)
-    for name, map_, true in zip(cosines, maps, expected, strict=True):
-        problem = _difference(map_, true, images, computes, cosines[name], (known or {}).get(name))
-        if problem:
+@dataclass(frozen=True)
+class _Check:
+    """Comparison of maps; `known` has the cosine similarity by level on other images, or is None."""
+
+    built: FeatureExtractWrapper
+    model: FeatureExtractWrapper
+    computes: torch.dtype
+    known: dict[str, float] | None = None
+
+    def compare(self, images: Tensor, expected: list[Tensor]) -> dict[str, float]:
+        """The cosine similarity by level; ContractError if maps differ."""
+        where = f"for {images.shape[0]} of {images.shape[2]}x{images.shape[3]} pixels"
+        try:
+            maps = maps_in(self.built(images))
+        except RuntimeError as error:
+            reason = f"{error}".strip().partition("\n")[0]
             raise ContractError(
-                f"the map {name} {problem} {where}, because the runtime computes something in it otherwise: choose "
-                "another runtime"
-            )
-    return cosines
+                f"the runtime cannot run the model {where} ({reason}): choose another runtime"
+            ) from error
+        shapes = [tuple(map_.shape) for map_ in expected]
+        if shapes != [tuple(map_.shape) for map_ in maps]:
+            raise ContractError(f"the runtime gives maps of other shapes than {shapes} {where}: choose another runtime")
+        cosines = _cosines(self.model, maps, expected)
+        for name, map_, true in zip(cosines, maps, expected, strict=True):
+            difference = self._difference(name, map_, true, images, cosines[name])
+            if difference:
+                raise ContractError(
+                    f"the map {name} {difference} {where}, because the runtime computes some operation of it "
+                    "differently: choose another runtime"
+                )
+        return cosines
 
-
-def _difference(
-    map_: Tensor, true: Tensor, images: Tensor, computes: torch.dtype, cosine: float, known: float | None
-) -> str:
-    """What is wrong with a map; nothing if it is the model's."""
-    largest = true.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    if computes.itemsize >= torch.float32.itemsize and images.device.type == "cpu":
-        difference = ((map_ - true).abs().max() / largest).item()
-        return "" if difference < WRONG else f"differs by {difference:.1e} of its largest value from the model's"
-    least = -1.0 if known is None else known - WORSE
-    if computes.itemsize >= images.dtype.itemsize:
-        least = ALIKE  # every order of summation gives other values, and so may TensorFloat-32
-    alike = cosine >= least or not true.any()
-    return "" if alike else f"has a cosine similarity of {cosine:.2f} to the model's"
+    def _difference(self, name: str, map_: Tensor, true: Tensor, images: Tensor, cosine: float) -> str:
+        """How a map differs from the model's; "" if it does not."""
+        largest = true.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        if self.computes.itemsize >= torch.float32.itemsize and images.device.type == "cpu":
+            difference = ((map_ - true).abs().max() / largest).item()
+            return "" if difference < WRONG else f"differs by {difference:.1e} of its largest value from the model's"
+        least = -1.0 if self.known is None else self.known[name] - WORSE
+        if self.computes.itemsize >= images.dtype.itemsize:
+            least = ALIKE  # rounding depends on the summation order, and TensorFloat-32 may be in use
+        is_alike = cosine >= least or not true.any()
+        return "" if is_alike else f"has a cosine similarity of {cosine:.2f} to the model's"

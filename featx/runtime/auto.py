@@ -10,17 +10,16 @@ from torch import Tensor
 
 from ..errors import ArgumentError, FeatxError, MissingPackageError
 from ..json_checks import JsonError, Value
-from .agreement import smooth_noise, takes
+from .agreement import accepts, smooth_noise
 from .available import runtimes, version
-from .builds import built, require_buildable
+from .builds import DEFAULT_BATCH, built, require_buildable
 from .cache import Cache, OwnFolder
-from .graph_files import Request, facts_in, keep_facts
+from .graph_files import Request
 from .optimized import OptimizedExtractor
 
 MEASURE_SECONDS = 2.5  # of all measured forwards together
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of measured forwards, after a warm-up round
 SLOW_RATIO = 1.6  # a runtime this much slower than the fastest on one image is not measured on batches
-DEFAULT_BATCH = 16  # images, without an example
 
 Extractors = Mapping[str, OptimizedExtractor]  # by runtime
 
@@ -55,13 +54,13 @@ def fastest(request: Request) -> OptimizedExtractor:
     )
     versions = [(name, version(name)) for name in candidates]
     key = request.run_key("choice", versions, torch.get_num_threads(), tuple(images.shape), request.memory_format)
-    choice = _cached_choice(facts_in(request.cache, key), candidates)
+    choice = _cached_choice(request.facts(key), candidates)
     if choice is not None:
         extractor = built(choice.runtime, request)
     else:
         extractors, failed = _build_all(candidates, request)
         choice = choose(extractors, images, {**refused, **failed})
-        keep_facts(request.cache, key, asdict(choice))
+        request.keep(key, asdict(choice))
         extractor = extractors[choice.runtime]
     extractor.choice = choice
     return extractor
@@ -121,7 +120,7 @@ def _measure(extractors: Extractors, images: Tensor, clock: Callable[[], float])
         return (clock() - start) / len(x)
 
     start = process_time()
-    accept_one = all(takes(extractor, (1, *images.shape[1:])) for extractor in extractors.values())
+    accept_one = all(accepts(extractor, (1, *images.shape[1:])) for extractor in extractors.values())
     first = images[:1] if accept_one else images
     for name in extractors:  # warm-up
         seconds_per_image(name, first)

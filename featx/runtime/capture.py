@@ -1,4 +1,4 @@
-"""The program that computes an extractor's maps, which runs without the model's code, and what is said of it."""
+"""Capture of an extractor's forward as a program that runs without the model's code."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,35 +11,36 @@ from ..tracing.forward_trace import UnrecordedError
 from ..tracing.module_trace import ModuleTrace
 from ..tracing.program import Program, program_of
 from ..wrappers import FeatureExtractWrapper
-from .description import Description, ShapeGuard, describe
+from .description import Description, ShapeGuard
 
 Dynamic = Literal["auto", "size", "batch", "none"]
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """What a file with an extractor's graph should be.
+    """Specification of the file of an extractor's graph.
 
-    computes: the dtype, torch.int8 included; weights are stored in float32, and a runtime computes in what it is told.
-    example: images as will be given, or None.
-    dynamic: which images it takes beside those: "batch" any number of them, "size" of other sizes, too, "none" no
-        others; "auto" what the model allows.
-    wanted: the cosine similarity of maps to reach in int8, by keeping layers in float32.
+    Attributes:
+        computes: The dtype in which a runtime computes; torch.int8 is allowed. Other graphs store float32 weights.
+        example: Images (N, in_chans, H, W) of the shape that will be used, or None.
+        dynamic: The images that the graph accepts besides those of the example's shape: "batch" any batch size, "size"
+            also other image sizes, "none" no others; "auto" whatever the model supports.
+        target_similarity: In int8, the cosine similarity of maps to reach by keeping layers in float32.
     """
 
     computes: torch.dtype
     example: Tensor | None
     dynamic: Dynamic = "auto"
-    wanted: float = 0.0
+    target_similarity: float = 0.0
 
     @property
     def maps(self) -> torch.dtype:
-        """Of the maps that a user gets."""
+        """The dtype of the maps that a user gets."""
         return torch.float32 if self.computes is torch.int8 else self.computes
 
 
 class MapsOf(nn.Module):
-    """(N, in_chans, H, W) to all tensors an extractor returns, in ascending order of levels."""
+    """(N, in_chans, H, W) to all tensors that an extractor returns, in ascending order of levels."""
 
     def __init__(self, extractor: FeatureExtractWrapper) -> None:
         super().__init__()
@@ -52,15 +53,15 @@ class MapsOf(nn.Module):
         return tuple(pyramid.forward_maps(x, levels))
 
 
-def capture(extractor: FeatureExtractWrapper, seen: ModuleTrace, spec: GraphSpec) -> tuple[Program, Description]:
-    """The program of an extractor, whose weights become float32, and the description of the images it takes.
+def capture(extractor: FeatureExtractWrapper, trace: ModuleTrace, spec: GraphSpec) -> tuple[Program, Description]:
+    """The program of an extractor, whose weights are converted to float32 in place, and its description.
 
     Raises:
-        ContractError: the forward cannot be captured, or not for such images.
+        ContractError: The forward cannot be captured, or not with the `dynamic` of the specification.
     """
-    to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
+    to: Any = extractor.to  # PyTorch's annotations do not allow a memory format together with a dtype
     to(dtype=torch.float32, memory_format=torch.contiguous_format)
-    images = seen.images[:1].float().expand(2, -1, -1, -1).contiguous()
+    images = trace.images[:1].float().expand(2, -1, -1, -1).contiguous()
     sizes = spec.dynamic in ("auto", "size") and extractor._inner.fixed_size is None
     kind = type(extractor.source).__name__
     try:
@@ -73,7 +74,17 @@ def capture(extractor: FeatureExtractWrapper, seen: ModuleTrace, spec: GraphSpec
             "dynamic='auto'"
         )
     free = () if spec.dynamic == "none" else (0, 2, 3) if program.any_size else (0,)
-    number = 1 if spec.example is None else len(spec.example)
-    guard = ShapeGuard((number, *images.shape[1:]), frozenset(free))
-    computes = f"{spec.computes}".removeprefix("torch.")
-    return program, describe(extractor, guard, spec.maps, computes)
+    batch = 1 if spec.example is None else len(spec.example)
+    guard = ShapeGuard((batch, *images.shape[1:]), frozenset(free))
+    return program, Description(
+        extractor.feature_info,
+        extractor._output,
+        extractor.in_chans,
+        extractor.size_divisor,
+        extractor._inner.fixed_size,
+        extractor.data_config,
+        guard,
+        spec.maps,
+        f"{spec.computes}".removeprefix("torch."),
+        smallest=extractor._smallest,
+    )

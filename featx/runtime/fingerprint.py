@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 
 from .. import tracing
 from ..features import Levels
-from ..tracing.execution_order import channels_of
 from ..tracing.forward_trace import UnrecordedError, record, tensors_of, wrapped_modules
 from ..tracing.size_rules import SizeRule
 from ..tracing.symbolic_sizes import ModelTensor, SymbolicSize, TracedValue
@@ -32,7 +31,7 @@ from ..wrappers import FeatureExtractWrapper
 from .agreement import smooth_noise
 from .available import version
 from .capture import MapsOf
-from .watch import copy_of, own_size
+from .sample_trace import black_image, default_size, inference_copy
 
 # Packages whose version identifies their code; classes of other modules are identified by their source.
 RELEASED = ("featx", "torch", "torchvision", "timm", "transformers")
@@ -52,7 +51,7 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
         weights were trained for.
     """
     digest = hashlib.sha256()
-    size = own_size(extractor) if example is None else (example.shape[2], example.shape[3])
+    size = default_size(extractor) if example is None else (example.shape[2], example.shape[3])
     modules = [inner for module in extractor.modules() for inner in (module, *wrapped_modules(module))]
     try:
         for fact in (_properties(extractor), [*_code(extractor)], _versions(extractor)):
@@ -61,7 +60,7 @@ def fingerprint(extractor: FeatureExtractWrapper, example: Tensor | None) -> str
         if _are_released(modules):
             digest.update(f"{size}".encode())
         else:
-            twin = copy_of(extractor, shares=True)  # attention capture of the extractor ignores its forwards
+            twin = inference_copy(extractor, shares=True)  # attention capture of the extractor ignores its forwards
             for number, sides in enumerate((size, *_odd_sizes(extractor))):
                 digest.update("\n".join(_operations(twin, sides, required=not number)).encode())
     except UnidentifiedError:
@@ -219,10 +218,8 @@ def _odd_sizes(extractor: FeatureExtractWrapper) -> Iterator[tuple[int, int]]:
 
 def _operations(extractor: FeatureExtractWrapper, size: tuple[int, int], required: bool) -> list[str]:
     """The operations of a forward, one per line; a single line if the forward of a size that is not required fails."""
-    weight = next(extractor.parameters())
-    image = smooth_noise(torch.empty(1, channels_of(extractor), *size, dtype=weight.dtype, device=weight.device))
     try:
-        recording = record(MapsOf(extractor), image)
+        recording = record(MapsOf(extractor), smooth_noise(black_image(extractor, size)))
     except UnrecordedError as error:
         if required:
             raise UnidentifiedError(f"{error}") from error

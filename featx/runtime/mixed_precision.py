@@ -1,9 +1,9 @@
-"""Which layers stay in float32 where a lower precision alone would change the maps too much.
+"""Selection of the layers that stay in float32, for networks whose maps a lower precision would change too much.
 
-Some layers lose more than others: in bfloat16 the first ones, whose rounding errors all later layers amplify. In a
-trained MobileNetV2, bfloat16 has a cosine similarity of 0.984 to float32 at the deepest level, and 0.999 if the first 6
-of its 51 layers stay in float32. Of a few numbers of layers, the smallest that reaches a similarity by measurement is
-kept.
+Some layers lose more precision than others: in bfloat16 the first ones, because all later layers amplify their rounding
+errors. In a trained MobileNetV2, bfloat16 has a cosine similarity of 0.984 with float32 at the deepest level, and 0.999
+if the first 6 of its 51 layers stay in float32. A few numbers of layers are measured, and the smallest one that reaches
+a target similarity is selected.
 """
 
 from collections.abc import Callable
@@ -11,38 +11,38 @@ from collections.abc import Callable
 import torch
 
 Layers = tuple[str, ...]
-WANTED = {torch.bfloat16: 0.999, torch.float16: 0.999, torch.int8: 0.99}  # cosine similarity at every level
-PARTS = (16, 8, 4)  # one in so many layers is tried
-NEAR = 1.25  # where none reaches the similarity: times the smallest loss of all, which fewer layers may have
+TARGETS = {torch.bfloat16: 0.999, torch.float16: 0.999, torch.int8: 0.99}  # cosine similarity at every level
+DIVISORS = (16, 8, 4)  # of the number of all layers, which give the numbers to measure
+NEAR = 1.25  # if no number reaches the target: the smallest one with up to this multiple of the smallest loss
 
 
-def wanted_similarity(computes: torch.dtype, least: float | None) -> float:
+def target_similarity(computes: torch.dtype, min_agreement: float | None) -> float:
     """The cosine similarity to reach at every level: that of the precision, or the user's minimum if it is higher."""
-    return max(WANTED.get(computes, 0.0), least or 0.0)
+    return max(TARGETS.get(computes, 0.0), min_agreement or 0.0)
 
 
-def kept_layers(order: Callable[[], Layers], similarity: Callable[[Layers], float], wanted: float) -> Layers:
-    """Return the layers that stay in float32; at most a quarter of all.
+def kept_layers(order: Callable[[], Layers], similarity: Callable[[Layers], float], target: float) -> Layers:
+    """Return the layers that stay in float32, at most a quarter of all.
 
     Args:
-        order: Returns all layers, the ones to keep first. It is not called if no layer has to stay.
-        similarity: Builds the model with these layers in float32, and returns the similarity of its least similar
-            level. It is called four times at most.
-        wanted: The similarity to reach. If no number of layers reaches it, the smallest number is taken that comes
-            close to the best one.
+        order: Returns all layers, those to keep first at the start. It is not called if no layer has to stay.
+        similarity: Builds the model with these layers in float32, and returns the cosine similarity of its least
+            similar level. It is called four times at most.
+        target: The similarity to reach. If no number of layers reaches it, the smallest number that comes close to the
+            best one is selected.
     """
-    found: dict[Layers, float] = {}
+    measured: dict[Layers, float] = {}
 
-    def is_enough(kept: Layers) -> bool:
+    def reaches_target(kept: Layers) -> bool:
         reached = similarity(kept)
-        found[kept] = reached if reached > -1 else -1.0  # NaN where maps overflow
-        return reached >= wanted
+        measured[kept] = reached if reached > -1 else -1.0  # NaN if maps overflow
+        return reached >= target
 
-    if is_enough(()):
+    if reaches_target(()):
         return ()
     layers = order()
-    for count in sorted({len(layers) // part for part in PARTS} - {0}):
-        if is_enough(layers[:count]):
+    for count in sorted({len(layers) // divisor for divisor in DIVISORS} - {0}):
+        if reaches_target(layers[:count]):
             return layers[:count]
-    close = 1 - NEAR * (1 - max(found.values()))
-    return next(kept for kept, reached in found.items() if reached >= close)
+    close = 1 - NEAR * (1 - max(measured.values()))
+    return next(kept for kept, reached in measured.items() if reached >= close)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class OptimizedExtractor(FeatureExtractWrapper):
-    """An extractor for inference; its maps have one dtype and memory format.
+    """An extractor for inference, whose maps all have the same dtype and memory format.
 
-    Images may have any memory format, and be float32, bfloat16, float16 or of the dtype that it computes in. It stays
-    in eval mode after `train()`, because its layers are fused.
+    Images may have any memory format, and be float32, bfloat16, float16 or of the dtype in which it computes. `train()`
+    has no effect: it stays in eval mode, because its layers are fused.
 
     Attributes:
-        agreement: in a lower precision than the original's, the cosine similarity of each level's map with the
-            original's.
-        choice: the measurement of runtime="auto"; None if the runtime was named.
-        in_float32: paths of the layers that stay in float32 because a lower precision would change maps too much.
+        agreement: In a lower precision than the original's, the cosine similarity of each level's map with the
+            original's; else None.
+        choice: The measurement of runtime="auto"; None if the runtime was named.
+        in_float32: Paths of the layers that stay in float32, because a lower precision would change maps too much.
     """
 
     agreement: dict[str, float] | None = None
@@ -37,7 +37,7 @@ class OptimizedExtractor(FeatureExtractWrapper):
 
     @property
     def runtime(self) -> str:
-        """What runs it: "eager", "onnxruntime" or "openvino"; as `runtime=` it makes the same again."""
+        """The runtime that computes the maps, as the argument `runtime` of `optimize`."""
         return "eager"
 
     def __init__(
@@ -49,15 +49,16 @@ class OptimizedExtractor(FeatureExtractWrapper):
 
     @property
     def size_divisor(self) -> int:
-        """The sides of an image must be multiples of it; 1 takes any size."""
+        """The number of which image sides must be multiples; 1 if any size is supported."""
         return self._divisor
 
     def extra_repr(self) -> str:
-        """Shown when the extractor is printed."""
+        """The agreement with the original, which is shown when the extractor is printed."""
         worst = None if self.agreement is None else min(self.agreement.values())
         return "" if worst is None else f"cosine similarity of maps with the original's >= {worst:.4f}"
 
     def train(self, mode: bool = True) -> Self:
+        """Return the extractor, which stays in eval mode."""
         del mode
         return self
 
@@ -66,9 +67,9 @@ class OptimizedExtractor(FeatureExtractWrapper):
         return (torch.float32, torch.bfloat16, torch.float16, *own)
 
     def forward(self, x: Tensor) -> Maps:
-        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the order asked for."""
+        """(N, in_chans, H, W) to one map per level (N, chs, H / reduction, W / reduction), in the requested order."""
         self._check(x)
-        if self._dtype is None and self.in_float32:  # whose layers convert what they are given
+        if self._dtype is None and self.in_float32:  # its layers convert their inputs
             maps: Any = super().forward(x.to(memory_format=self._layout))
             return tree_map(partial(Tensor.to, dtype=lowest_dtype(self)), maps)
         dtype = next(self.parameters()).dtype if self._dtype is None else self._dtype
@@ -81,14 +82,18 @@ def eager(
     layout: torch.memory_format,
     in_float32: tuple[str, ...] = (),
 ) -> OptimizedExtractor:
-    """The extractor, whose norms have been folded, as PyTorch runs it; it is used up.
+    """Convert a prepared extractor, in place, and return it as an OptimizedExtractor that PyTorch runs.
 
-    in_float32: paths of the layers that are not converted to the dtype.
+    Args:
+        extractor: A copy with folded norms, which must not be used afterwards.
+        dtype: The dtype of weights and maps; None keeps it.
+        layout: The memory format.
+        in_float32: Paths of the layers that are not converted to the dtype.
     """
-    to: Any = extractor.to  # whose types do not know of memory formats beside a dtype
+    to: Any = extractor.to  # PyTorch's annotations do not allow a memory format together with a dtype
     if dtype is None or not in_float32:
         return OptimizedExtractor(to(dtype=dtype, memory_format=layout), None, layout)
     lower(to(memory_format=layout), dtype, in_float32)
-    made = OptimizedExtractor(extractor, None, layout)
-    made.in_float32 = in_float32
-    return made
+    optimized = OptimizedExtractor(extractor, None, layout)
+    optimized.in_float32 = in_float32
+    return optimized

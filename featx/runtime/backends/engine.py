@@ -14,7 +14,7 @@ from ...features import Levels
 from ...file_version import Version, version_of
 from ...wrappers import FeatureExtractWrapper
 from ..cache import OwnFolder
-from ..description import Description, ascending, beside
+from ..description import Description, ascending, weights_file
 from ..optimized import OptimizedExtractor
 
 COMPILED = "model.blob"  # the graph compiled for a processor and a number of threads, in the folder of an engine
@@ -29,19 +29,21 @@ class FileEngine(ABC):
     Attributes:
         runtime: Name of the runtime.
         hides_nan: Whether some of its kernels return finite numbers for NaN.
-        is_of_shape: Whether images of the example's shape use another compiled graph than other images.
+        is_shape_specific: Whether images of the example's shape use another compiled graph than other images.
+        dtypes: The dtypes in which the runtime can compute.
         path: The file.
-        beside: Names of the files with its weights, next to it.
-        said: Description of the extractor.
+        weights_files: Names of the files next to it that contain its weights.
+        description: Description of the extractor.
     """
 
     runtime: str
+    dtypes: tuple[torch.dtype, ...]
     hides_nan = False
-    is_of_shape = False
+    is_shape_specific = False
 
     def __init__(self, path: Path, description: Description, folder: OwnFolder | None = None) -> None:
-        self.path, self.said, self._folder = path, description, folder
-        self.beside = tuple(weights.name for weights in (beside(path),) if weights.exists())
+        self.path, self.description, self._folder = path, description, folder
+        self.weights_files = tuple(weights.name for weights in (weights_file(path),) if weights.exists())
         self._versions = self._current_versions()
         self.load()
         if self._current_versions() != self._versions:
@@ -50,7 +52,7 @@ class FileEngine(ABC):
     def _current_versions(self) -> list[Version]:
         """The present versions of its files; CheckpointError if one cannot be read."""
         try:
-            return [version_of(self.path.parent / name) for name in (self.path.name, *self.beside)]
+            return [version_of(self.path.parent / name) for name in (self.path.name, *self.weights_files)]
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read any more: {error}") from error
 
@@ -75,9 +77,10 @@ class FileEngine(ABC):
 
     def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
         """CheckpointError if the inputs and outputs of the graph differ from its description."""
-        if inputs != ["images"] or outputs != self.said.tensors():
+        described = self.description.output_names()
+        if inputs != ["images"] or outputs != described:
             raise CheckpointError(
-                f"{self.path} describes {names_in(self.said.tensors())} made from 'images', and its graph makes "
+                f"{self.path} describes {names_in(described)} made from 'images', and its graph makes "
                 f"{names_in(outputs)} from {names_in(inputs)}: write it again with featx.export"
             )
 
@@ -90,14 +93,14 @@ class FileEngine(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         try:
-            files = {name: (self.path.parent / name).read_bytes() for name in (self.path.name, *self.beside)}
+            files = {name: (self.path.parent / name).read_bytes() for name in (self.path.name, *self.weights_files)}
             if self._current_versions() != self._versions:
                 raise CheckpointError("it was overwritten")
         except (OSError, CheckpointError) as error:
             raise ArgumentError(
                 f"this runs from a file that cannot be read any more, so it cannot be pickled: {error}"
             ) from error
-        return {"files": files, "description": self.said}
+        return {"files": files, "description": self.description}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         folder = OwnFolder()
@@ -119,7 +122,7 @@ class EnginePyramid(Pyramid):
         self, engine: FileEngine, description: Description, source: FeatureExtractWrapper | None = None
     ) -> None:
         super().__init__()
-        self.engine, self.said = engine, description
+        self.engine, self.description = engine, description
         self.feature_info = Levels([description.levels[position] for position in ascending(description.levels)])
         self.fixed_size, self.smallest = description.fixed_size, description.smallest
         vars(self).update(size_divisor=description.size_divisor)  # a class attribute in families
@@ -137,20 +140,20 @@ class EnginePyramid(Pyramid):
         return [maps[level] for level in levels]
 
     def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        if self.said.output != "tokens":
+        if self.description.output != "tokens":
             return super().forward_tokens(x, levels)
         tensors = self._run(x)
         return [(tensors[2 * level], tensors[2 * level + 1]) for level in levels]
 
     def _run(self, x: Tensor) -> list[Tensor]:
-        if tuple(x.shape) not in self.said.guard:
+        if tuple(x.shape) not in self.description.guard:
             raise InputError(
-                f"this was built by runtime={self.engine.runtime!r} for {self.said.guard}, got {x.shape[0]} of "
+                f"this was built by runtime={self.engine.runtime!r} for {self.description.guard}, got {x.shape[0]} of "
                 f"{x.shape[2]}x{x.shape[3]}, which its graph does not support: resize them, or build it again with "
                 "example= images of this shape"
             )
         with torch.autocast(x.device.type, enabled=False):  # the graph has its own precision
-            tensors = [tensor.to(self.said.dtype) for tensor in self.engine(x)]
+            tensors = [tensor.to(self.description.dtype) for tensor in self.engine(x)]
         self._require_levels(tensors, len(x))
         if self.engine.hides_nan:
             is_not_finite = ~x.flatten(1).sum(1).isfinite()
@@ -161,13 +164,13 @@ class EnginePyramid(Pyramid):
 
     def _require_levels(self, tensors: Sequence[Tensor], batch: int) -> None:
         """CheckpointError if the outputs of the graph are not the maps of the described levels."""
-        ndims = (3, 4) if self.said.output == "tokens" else (4,)
+        ndims = (3, 4) if self.description.output == "tokens" else (4,)
         expected = [(ndim, batch, level.chs) for level in self.feature_info for ndim in ndims]
         axes = [slice(1, 2) if tensor.ndim == 4 else slice(-1, None) for tensor in tensors]  # of the channels
         if expected != [(x.ndim, *x.shape[:1], *x.shape[axis]) for x, axis in zip(tensors, axes, strict=True)]:
             raise CheckpointError(
                 f"its graph returns {[tuple(tensor.shape) for tensor in tensors][:8]}, and its description states "
-                f"levels of {self.feature_info.channels()[:8]} channels as {self.said.output}: export it again"
+                f"levels of {self.feature_info.channels()[:8]} channels as {self.description.output}: export it again"
             )
 
 

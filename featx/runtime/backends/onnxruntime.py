@@ -18,6 +18,7 @@ class OnnxRuntimeEngine(FileEngine):
     """A session of ONNX Runtime on the CPU; it uses as many threads as torch does when the session is created."""
 
     runtime = "onnxruntime"
+    dtypes = (torch.float32, torch.int8)
 
     def load(self, streams: int = 1) -> None:
         import onnxruntime
@@ -25,10 +26,12 @@ class OnnxRuntimeEngine(FileEngine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, torch.get_num_threads() - streams + 1)  # callers compute too; one counts
         options.log_severity_level = 3  # log errors only, which are also raised
-        weights = [content_of(self.path.parent / name) for name in self.beside]  # in memory, else mapped from the file
+        weights = [
+            content_of(self.path.parent / name) for name in self.weights_files
+        ]  # in memory, else mapped from the file
         if weights:
             sizes = list(map(len, weights))
-            options.add_external_initializers_from_files_in_memory(list(self.beside), weights, sizes)
+            options.add_external_initializers_from_files_in_memory(list(self.weights_files), weights, sizes)
         providers = ["CPUExecutionProvider"]
         with self._converted_errors():
             self._session = onnxruntime.InferenceSession(self.path, options, providers=providers)

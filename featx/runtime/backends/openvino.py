@@ -1,4 +1,4 @@
-"""The `openvino` runtime: graphs in ONNX files on the CPU."""
+"""The `openvino` runtime, which executes ONNX files on the CPU."""
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -16,26 +16,28 @@ from ..onnx.translation import IMAGES
 from .engine import COMPILED, FileEngine
 
 PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
-LAYERS = ("Convolution", "GroupConvolution", "MatMul")
-VALUES = ("Const", "Parameter", "Result")
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # types of operations with weights
+VALUES = ("Const", "Parameter", "Result")  # types of operations that compute nothing
 
 
 def computes_bfloat16() -> bool:
-    """Whether OpenVINO finds a processor that does."""
+    """Whether OpenVINO supports bfloat16 on this processor."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine(FileEngine):
-    """A graph compiled by OpenVINO, with as many threads as torch has when it is made, and requests of each thread.
+    """A graph compiled by OpenVINO, which uses as many threads as torch does when the graph is compiled.
 
-    It is compiled for the shape of the example, which is faster, and once more for all other shapes when one comes.
+    It is compiled for the shape of the example, which is faster, and once more for all other shapes when images of one
+    arrive. Each calling thread has inference requests of its own.
     """
 
     runtime = "openvino"
+    dtypes = (torch.float32, torch.bfloat16, torch.int8)
     hides_nan = True
-    is_of_shape = True
+    is_shape_specific = True
 
     def keep_compiled(self, folder: Path) -> None:
         (folder / COMPILED).write_bytes(self._compiled.export_model().getvalue())
@@ -43,62 +45,65 @@ class OpenVinoEngine(FileEngine):
     def load(self, streams: int = 1) -> None:
         import openvino
 
-        if self.said.computes not in PRECISIONS:
-            raise CheckpointError(f"{self.path} computes in {self.said.computes}: OpenVINO in {', '.join(PRECISIONS)}")
+        if self.description.computes not in PRECISIONS:
+            raise CheckpointError(
+                f"{self.path} computes in {self.description.computes}: OpenVINO in {', '.join(PRECISIONS)}"
+            )
         self._settings = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self.said.computes],
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.description.computes],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
         }
         self._core: Any = openvino.Core()
-        self._core.set_property({"ENABLE_MMAP": False})  # a file that is cut short while it is mapped ends the process
+        self._core.set_property({"ENABLE_MMAP": False})  # truncation of a mapped file would end the process
         self._graph: Any = None
-        self._for_others: Any = None
+        self._compiled_dynamic: Any = None
         self._lock = threading.Lock()
         self._requests = threading.local()
-        kept = None if self._folder is None or streams > 1 else self._folder.path / COMPILED
-        with self._refusals():
-            if kept is not None and kept.is_file():
-                self._compiled: Any = self._core.import_model(kept.read_bytes(), "CPU", self._settings)
+        blob = None if self._folder is None or streams > 1 else self._folder.path / COMPILED
+        with self._converted_errors():
+            if blob is not None and blob.is_file():
+                self._compiled: Any = self._core.import_model(blob.read_bytes(), "CPU", self._settings)
             else:
                 self._graph = self._core.read_model(self.path)
-                one_shape = self._graph.clone()
-                one_shape.reshape(list(self.said.guard.shape))
-                self._compiled = self._compile(one_shape)
+                static = self._graph.clone()
+                static.reshape(list(self.description.guard.shape))
+                self._compiled = self._compile(static)
         self._require_names(
-            _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.said.tensors())
+            _names(self._compiled.inputs, [IMAGES]), _names(self._compiled.outputs, self.description.output_names())
         )
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        is_usual = tuple(x.shape) == self.said.guard.shape
+        is_static = tuple(x.shape) == self.description.guard.shape
         images = x.detach().contiguous().numpy()
-        with self._refusals():
-            found = self._request(is_usual).infer([images], share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(array.copy()) for array in found.values()]  # the request writes over them
+        with self._converted_errors():
+            outputs = self._request(is_static).infer([images], share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(array.copy()) for array in outputs.values()]  # the next call overwrites them
 
-    def _request(self, is_usual: bool) -> Any:
-        """This thread's own request, for the shape of the example or for others."""
-        own: Any = vars(self._requests)
-        if is_usual not in own:
-            own[is_usual] = (self._compiled if is_usual else self._compiled_for_others()).create_infer_request()
-        return own[is_usual]
+    def _request(self, is_static: bool) -> Any:
+        """This thread's inference request, for the shape of the example or for other shapes."""
+        requests: Any = vars(self._requests)
+        if is_static not in requests:
+            requests[is_static] = (self._compiled if is_static else self._compile_dynamic()).create_infer_request()
+        return requests[is_static]
 
-    def _compiled_for_others(self) -> Any:
+    def _compile_dynamic(self) -> Any:
+        """The graph for other shapes than the example's, compiled at the first call."""
         with self._lock:
-            if self._for_others is None:
-                # read anew where a compiled one was kept: in a folder that is this engine's own
-                self._for_others = self._compile(self._graph or self._core.read_model(self.path))
+            if self._compiled_dynamic is None:
+                # with a compiled graph from the cache, the file is in the engine's own folder, and has not changed
+                self._compiled_dynamic = self._compile(self._graph or self._core.read_model(self.path))
                 self._graph = None
-            return self._for_others
+            return self._compiled_dynamic
 
     def _compile(self, graph: Any) -> Any:
-        if self.said.computes == "bfloat16" and self.said.in_float32:
-            graph = _mixed(self._core, graph, self.said.in_float32)
+        if self.description.computes == "bfloat16" and self.description.in_float32:
+            graph = _mixed(self._core, graph, self.description.in_float32)
         return self._core.compile_model(graph, "CPU", self._settings)
 
     @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Within the block what OpenVINO raises is a CheckpointError."""
+    def _converted_errors(self) -> Iterator[None]:
+        """Convert exceptions of OpenVINO to CheckpointError within a `with` block."""
         try:
             yield
         except RuntimeError as error:
@@ -106,14 +111,13 @@ class OpenVinoEngine(FileEngine):
 
 
 def _names(ports: Sequence[Any], expected: Sequence[str]) -> list[str]:
-    """A name of each port, which may have several: the expected one, if it is among them."""
-    fits = len(ports) == len(expected)
-    wanted = expected if fits else [""] * len(ports)
-    return [name if name in port.names else port.any_name for port, name in zip(ports, wanted, strict=True)]
+    """A name of each port, which may have several: the expected one if it is among them, else any."""
+    expected = expected if len(ports) == len(expected) else [""] * len(ports)
+    return [name if name in port.names else port.any_name for port, name in zip(ports, expected, strict=True)]
 
 
 def _mixed(core: Any, graph: Any, in_float32: Collection[str]) -> Any:
-    """A copy of a graph that computes in float32 up to the first layers that are not at these paths.
+    """A copy of a graph in which the layers at these paths, and all operations before other layers, are in float32.
 
     Operations with the attribute `precise` keep their precision. OpenVINO's Python interface cannot set it, so the
     graph is written to a file, edited there and read again.
@@ -138,11 +142,11 @@ def _mixed(core: Any, graph: Any, in_float32: Collection[str]) -> Any:
 
 
 def _lowered(graph: Any, in_float32: Collection[str]) -> set[str]:
-    """Names of the layers at other paths, and of all operations that depend on them."""
-    found: set[str] = set()
+    """Names of the layers at other paths, and of all operations that depend on their outputs."""
+    lowered: set[str] = set()
     for node in graph.get_ordered_ops():
         name, is_layer = node.get_friendly_name(), node.get_type_name() in LAYERS
         inputs = {value.get_source_output().get_node().get_friendly_name() for value in node.inputs()}
-        if (is_layer and name.partition("/")[0] not in in_float32) or not found.isdisjoint(inputs):
-            found.add(name)
-    return found
+        if (is_layer and name.partition("/")[0] not in in_float32) or not lowered.isdisjoint(inputs):
+            lowered.add(name)
+    return lowered

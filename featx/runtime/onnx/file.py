@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...tracing.program import Program
 from ...weights.protobuf import BYTES, VARINT, ByteReader, Span, fields
-from ..description import KEY, Description, beside, from_json, to_json
+from ..description import KEY, Description, from_json, to_json, weights_file
 from .translation import onnx_model
 
 LARGEST = 1 << 30  # bytes of weights in the file itself, half of protobuf's limit; more are written to a second file
@@ -32,9 +32,9 @@ def write_onnx(program: Program, description: Description, path: Path) -> None:
 
     guard = description.guard
     shape = [None if axis in guard.free else length for axis, length in enumerate(guard.shape)]
-    model = onnx_model(program, description.tensors(), shape)
+    model = onnx_model(program, description.output_names(), shape)
     if sum(tensor.nbytes for tensor in program.constants.values()) > LARGEST:
-        convert_model_to_external_data(model, location=beside(path).name, size_threshold=0)
+        convert_model_to_external_data(model, location=weights_file(path).name, size_threshold=0)
         write_external_data_tensors(model, str(path.parent))
     _write_described(model, description, path)
 
@@ -59,7 +59,7 @@ def seal(path: Path) -> None:
     import onnx
 
     suffix = onnx.ModelProto()  # protobuf merges the fields of concatenated messages
-    digest = _digest(path, path.read_bytes(), beside(path).exists())
+    digest = _digest(path, path.read_bytes(), weights_file(path).exists())
     onnx.helper.set_model_props(suffix, {DIGEST: digest.decode()})
     with path.open("ab") as file:
         file.write(suffix.SerializeToString())
@@ -109,10 +109,10 @@ def _digest(path: Path, data: bytes, has_weights: bool) -> bytes:
     if not has_weights:
         return digest.hexdigest().encode()
     try:
-        with beside(path).open("rb") as file:
+        with weights_file(path).open("rb") as file:
             return f"{digest.hexdigest()} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
     except OSError as error:
-        raise CheckpointError(f"{beside(path)}, which has its weights, cannot be read: {error}") from error
+        raise CheckpointError(f"{weights_file(path)}, which has its weights, cannot be read: {error}") from error
 
 
 def _parts_without_digest(data: bytes) -> Iterator[memoryview]:

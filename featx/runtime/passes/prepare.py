@@ -1,16 +1,16 @@
 """Preparation of an extractor for inference: all passes in order, on a copy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ...errors import ArgumentError
+from ...models.repvgg import RepVGGBlock
 from ...tracing.module_trace import ModuleTrace
 from ...wrappers import FeatureExtractWrapper
-from ..watch import copy_of, trace_forward
+from ..sample_trace import inference_copy, trace_forward
 from .fold import fold, foldable
 from .idle import is_training_only, remove_idle
-from .reparameterize import reparameterize
 
 
 class Prepared(NamedTuple):
@@ -29,12 +29,22 @@ def prepare(model: FeatureExtractWrapper, example: Tensor | None) -> Prepared:
     """
     if example is not None:
         model._check(example)
-    extractor = copy_of(model).eval()
-    reparameterize(extractor)
+    extractor = inference_copy(model).eval()
+    _reparameterize(extractor)
     trace = trace_forward(extractor, example)
     fold(extractor, foldable(trace))
     remove_idle(extractor, trace)
     return Prepared(extractor, trace)
+
+
+def _reparameterize(model: nn.Module) -> None:
+    """Fuse the parallel branches of RepVGG's blocks, and of timm's blocks that support it, in place."""
+    for module in list(model.modules()):
+        is_timm = type(module).__module__.startswith("timm.")
+        if isinstance(module, RepVGGBlock) or (is_timm and callable(getattr(module, "reparameterize", None))):
+            block: Any = module
+            block.reparameterize()
+    model.requires_grad_(False)
 
 
 def require_extractor(model: object, caller: str) -> FeatureExtractWrapper:

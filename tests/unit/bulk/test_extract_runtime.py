@@ -169,7 +169,7 @@ def test_whole_images_take_what_runs_them_in_any_size(tmp_path, images, fastest,
     fastest("onnxruntime")
     run(images, tmp_path / "any", keep_aspect=True)
     assert recorded(tmp_path / "any") == "onnxruntime"
-    monkeypatch.setattr(inference, "takes", lambda *_: False)
+    monkeypatch.setattr(inference, "accepts", lambda *_: False)
     run(images, tmp_path / "one", keep_aspect=True)
     assert recorded(tmp_path / "one") == "eager"
 

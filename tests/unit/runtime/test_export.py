@@ -1,4 +1,4 @@
-"""Extractors as ONNX files: the maps of the original, and everything said of them."""
+"""Exported ONNX files: the maps of the original, and its description."""
 
 import pickle
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("tolerant_of_torch")
 
 
 def onnx_round_trip(original, path, size):
-    """The file's maps are the original's in both runtimes, for one image and for another batch."""
+    """The file's maps equal the original's in both runtimes, for one image and for another batch size."""
     featx.export(original, path, example=images(2, 3, *size))
     for runtime in PORTABLE:
         made = featx.load_exported(path, runtime=runtime)
@@ -132,7 +132,7 @@ def test_a_model_without_prefix_tokens_gives_none_beside_its_maps(runtime):
 
 
 class Squares(Small):
-    """Adds its map to itself turned, which only square images allow."""
+    """Adds a map to its transpose, which only square images allow."""
 
     def forward_features(self, x):
         x = self.a(x)
@@ -224,7 +224,7 @@ def test_maps_that_are_not_the_originals_are_not_written(tmp_path, monkeypatch):
 
 
 class Resizes(Small):
-    """Resizes its own weights, which no image changes."""
+    """Resizes its own weights, which do not depend on the images."""
 
     def forward_features(self, x):
         grid = nn.functional.interpolate(

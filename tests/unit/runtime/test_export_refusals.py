@@ -1,4 +1,4 @@
-"""Files that cannot be read, what cannot be exported, and the command."""
+"""Errors of export and of loading exported files, and the command `featx export`."""
 
 import json
 import subprocess
@@ -106,7 +106,7 @@ def test_descriptions_that_are_none_are_refused(key, value, file, tmp_path):
     ("arguments", "message"),
     [
         ({"dtype": torch.bfloat16}, r"it computes in .* not in torch\.bfloat16: pass one of them"),
-        ({"dtype": torch.int8}, r"int8 is calibrated on images: pass example="),
+        ({"dtype": torch.int8}, r"int8 is calibrated on images: pass several images like .* as example="),
     ],
 )
 def test_what_onnx_runtime_cannot_compute_in_is_refused(arguments, message):

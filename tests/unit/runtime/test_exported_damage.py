@@ -1,4 +1,4 @@
-"""A file with a graph that is damaged, changed or falsely described is an error, or gives the maps that it gave."""
+"""A file that is damaged, changed or wrongly described raises an error, or returns the same maps as before."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def truth(file) -> dict:
 
 
 def with_description(file: Path, path: Path, change: Callable[[dict], object], signed: bool = True) -> Path:
-    """The file with another description; without its digest, as a forger leaves it, unless it is to be found out."""
+    """Write a copy with a changed description; `signed` omits the digest, else the old one detects the change."""
     model = onnx.load(file)
     kept = {entry.key: entry.value for entry in model.metadata_props if not (signed and entry.key == DIGEST)}
     said = json.loads(kept[KEY])
@@ -150,7 +150,7 @@ def assert_maps(made, truth: dict) -> None:
 
 @pytest.fixture(scope="module")
 def with_weights(tmp_path_factory) -> Path:
-    """A file whose weights are beside it."""
+    """A file whose weights are in a second file."""
     from featx.runtime.onnx import file as of_featx
 
     path = tmp_path_factory.mktemp("large") / "large.onnx"
@@ -162,7 +162,7 @@ def with_weights(tmp_path_factory) -> Path:
 
 
 def assert_outlives(path: Path, runtime: str, x: torch.Tensor) -> None:
-    """What is loaded goes on when its files are cut short, where a file that is mapped would end the process."""
+    """A loaded extractor still runs after its files were truncated; with mapped files, the process would crash."""
     made = featx.load_exported(path, runtime=runtime)
     before = made(x)
     for part in path.parent.glob(f"{path.name}*"):
@@ -225,7 +225,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(file, tmp_path, monkeypatc
 
 
 def run(load: Callable[[], object], x: torch.Tensor) -> object:
-    """What the extractor returns, if it is loaded."""
+    """The maps of the extractor if the file can be loaded."""
     made = answered(load)
     return made if isinstance(made, FeatxError) else answered(lambda: made(x))  # pyright: ignore[reportCallIssue]
 

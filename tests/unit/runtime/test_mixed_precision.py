@@ -1,4 +1,4 @@
-"""Layers that stay in float32 in a lower precision: how many, which, and what they save."""
+"""Layers that stay in float32 in a lower precision: their number, their selection, and their effect."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from featx.errors import ContractError
 from featx.runtime import runtimes
 from featx.runtime.agreement import agreement
 from featx.runtime.description import from_json, to_json
-from featx.runtime.mixed_precision import kept_layers, wanted_similarity
+from featx.runtime.mixed_precision import kept_layers, target_similarity
 from featx.runtime.onnx.file import read_onnx
 from featx.runtime.optimized import eager
 from featx.runtime.passes.lowering import layers_in_order
@@ -90,10 +90,10 @@ def test_all_layers_of_small_networks_are_lowered(number):
 
 
 def test_the_similarity_wanted_is_at_least_what_the_user_asks_for():
-    assert wanted_similarity(torch.bfloat16, None) == 0.999
-    assert wanted_similarity(torch.bfloat16, 0.9) == 0.999
-    assert wanted_similarity(torch.int8, 0.995) == 0.995
-    assert wanted_similarity(torch.float32, None) == 0.0
+    assert target_similarity(torch.bfloat16, None) == 0.999
+    assert target_similarity(torch.bfloat16, 0.9) == 0.999
+    assert target_similarity(torch.int8, 0.995) == 0.995
+    assert target_similarity(torch.float32, None) == 0.0
 
 
 def test_layers_come_in_the_order_of_execution():
@@ -248,7 +248,7 @@ def test_openvino_keeps_layers_by_its_own_maps(tmp_path):
 
 
 class Convolutions(nn.Module):
-    """So many convolutions, one after another."""
+    """A chain of convolutions."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -273,10 +273,11 @@ def test_networks_of_few_layers_get_an_int8_file(count, tmp_path):
     assert ("DequantizeLinear" in nodes) == (count > 1)
 
 
-def test_the_layers_that_int8_loses_most_in_stay_in_float32(tmp_path):
-    """One channel between two layers is 300 times the others, and takes their steps."""
+@pytest.mark.parametrize("dynamic", ["auto", "none"])
+def test_the_layers_that_int8_loses_most_in_stay_in_float32(dynamic, tmp_path):
+    """One channel between two layers is 300 times as large as the others, whose scale it determines."""
     pytest.importorskip("onnxruntime")
-    from featx.runtime.onnx.quantise import quantise
+    from featx.runtime.onnx.quantize import quantize
 
     network, x = Convolutions(18), images(4, 3, 24, 24)
     with torch.no_grad():
@@ -286,8 +287,8 @@ def test_the_layers_that_int8_loses_most_in_stay_in_float32(tmp_path):
         network.layers[15].weight[0] *= 300
         network.layers[16].weight[:, 0] /= 300
     model = featx.FeatureExtractWrapper(network.eval())
-    featx.export(model, tmp_path / "m.onnx", example=x)
-    kept = quantise(tmp_path / "m.onnx", tmp_path / "int8.onnx", x, 0.99)
+    featx.export(model, tmp_path / "m.onnx", example=x, dynamic=dynamic)
+    kept = quantize(tmp_path / "m.onnx", tmp_path / "int8.onnx", x, 0.99)
     assert kept == ("layers.0", "layers.15", "layers.16")
 
 

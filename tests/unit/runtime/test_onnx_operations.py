@@ -1,4 +1,4 @@
-"""Operations in ONNX: what ONNX Runtime computes of each is what PyTorch does, for sizes it was not recorded with."""
+"""Translation of operations to ONNX: ONNX Runtime returns the values of PyTorch, also for other sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Optimised extractors: the same maps, from fewer modules."""
+"""Optimized extractors: the same maps, from fewer modules."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_maps_of_native_models_are_those_of_the_original(name):
 
 
 def shallow(model):
-    """In doubles, where nothing is left of what folding rounds; of blocks alike only the first."""
+    """An extractor in float64, in which folding rounds too little to matter, with one block of each kind."""
     leave_out_repeats(model)
     modules = dict(model.named_modules())
     model.load_state_dict(in_doubles(weights_for(model)), assign=True)
@@ -129,7 +129,7 @@ def test_a_pipeline_is_optimised_with_its_necks():
 
 
 class Tapped(nn.Module):
-    """A convolution whose output is a map, and read again by what comes after."""
+    """A convolution whose output is a map, which later layers also read."""
 
     feature_info = ({"chs": 4, "reduction": 2, "name": "conv"}, {"chs": 4, "reduction": 2, "name": "act"})
 
@@ -161,7 +161,7 @@ def test_a_tap_between_convolution_and_norm_stays_what_it_was():
 
 
 class Branches(nn.Module):
-    """Pairs of convolution and norm that cannot be folded, and one that can."""
+    """Pairs of a convolution and a norm that cannot be folded, and one that can."""
 
     feature_info = ({"chs": 4, "reduction": 1, "name": "out"},)
     is_rewritten = True

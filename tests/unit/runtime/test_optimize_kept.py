@@ -1,4 +1,4 @@
-"""What optimising leaves as it was, what is chosen with it, and what it refuses."""
+"""optimize: what it leaves unmodified, which dtypes and memory formats it selects, and its errors."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 
 import featx
 from featx import ArgumentError, ContractError, FeatureExtractWrapper, InputError
-from featx.runtime.watch import copy_of
+from featx.runtime.sample_trace import inference_copy
 
 TOLERANCE = 1e-4  # of the largest value: folding rounds differently in every layer
 
@@ -127,7 +127,7 @@ def test_the_memory_format_is_the_one_measured_to_be_faster(name, batch, last):
 
 def test_models_whose_modules_keep_results_are_copied_without_them():
     original = random_extractor("resnet18")
-    copied = copy_of(original)
+    copied = inference_copy(original)
     own = {id(tensor) for tensor in [*original.parameters(), *original.buffers()]}
     assert own.isdisjoint(id(tensor) for tensor in [*copied.parameters(), *copied.buffers()])
 
@@ -175,7 +175,7 @@ def test_examples_that_are_no_images_for_the_model_are_refused(example, message)
 
 
 class Refuses(OneConv):
-    """Takes only images that are not black."""
+    """Supports only images that are not black."""
 
     def forward_features(self, x):
         if not x.any():

@@ -1,4 +1,4 @@
-"""Pipelines on every runtime and in files: the images that they take, and what they say, are those of the original."""
+"""Pipelines on every runtime and in files: accepted images and properties are those of the original."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def pipeline():
 
 
 def assert_stands_in_for(made, original):
-    """The same maps of small images, the same refusal of smaller ones, and the same facts."""
+    """Compare the maps of small images, the error for smaller ones, and the properties."""
     x = images(1, 3, *SMALL)
     assert [map_.shape[-1] for map_ in made(x)] == [12, 6, 3, 2, 1]
     assert worst(made, original, x) < 1e-4

@@ -1,4 +1,4 @@
-"""Extractors on ONNX Runtime and OpenVINO: the original's maps, for the images that their graph is right for."""
+"""Extractors on ONNX Runtime and OpenVINO: the original's maps, for the images that their graph supports."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("tolerant_of_torch")
 
 @pytest.fixture(scope="module")
 def made():
-    """An extractor and its twin on a runtime, made once."""
+    """An extractor, and the same extractor on a runtime, built once."""
     known = {}
 
     def make(name, runtime):
@@ -62,7 +62,7 @@ def test_convolutional_models_take_any_size(name, size, runtime, made):
 
 
 class Overwritten(nn.Module):
-    """A map that a later sum or activation is written over, and convolutions that read it before and after."""
+    """A map that a later sum or activation overwrites in place, and convolutions that read it before and after."""
 
     feature_info = ({"chs": 4, "reduction": 1, "name": "first"}, {"chs": 4, "reduction": 1, "name": "last"})
     is_rewritten = True
@@ -201,7 +201,7 @@ def test_a_graph_that_is_right_for_squares_takes_no_others():
 
 
 def test_sizes_of_maps_follow_the_rule_of_the_family():
-    """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32, where others have 7."""
+    """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32; other models have 7."""
     original = randomise(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))
     optimized = featx.optimize(original, runtime="onnxruntime", example=images(1, 3, 64, 64))
     assert optimized.source.size_rule(224, 32) == 8
@@ -234,14 +234,14 @@ def test_a_model_elsewhere_than_on_the_cpu_is_refused():
 
 
 class Undecided(OneConv):
-    """Does other things for other values, which no graph can."""
+    """Runs other operations for other values, which no graph can represent."""
 
     def forward_features(self, x):
         return [self.conv(x) if x.sum().item() > 0 else -self.conv(x)]
 
 
 class Spectral(OneConv):
-    """Computes what has no translation to ONNX."""
+    """Has an operation without a translation to ONNX."""
 
     def forward_features(self, x):
         return [torch.fft.rfft2(self.conv(x)).abs()]

@@ -1,4 +1,4 @@
-"""runtime="auto": which runtime is chosen, what is said of it, and what is remembered."""
+"""runtime="auto": the selected runtime, its measurements, and their cache."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ needs_both = pytest.mark.skipif(len(INSTALLED) < 3, reason="no ONNX Runtime, or 
 
 
 class Clock:
-    """Tells how long forwards take: as long as a table says, an image; it knows what runs by its runtime."""
+    """A clock by which a forward takes the seconds per image that a table states for its runtime."""
 
     def __init__(self, monkeypatch, **seconds: float) -> None:
         self.now, self.forwards = 0.0, []
@@ -58,7 +58,7 @@ def test_the_measurement_is_short_whatever_a_forward_takes(monkeypatch):
 
 
 def sum_of_comparisons(patch, clock):
-    """Seconds of forwards that are made before anything is measured."""
+    """Seconds of forwards that ran before the measurement, in a list of one number."""
     spent, measured = [0.0], auto.choose
     patch.setattr(auto, "choose", lambda *words: spent.__setitem__(0, clock.now) or measured(*words))
     return spent

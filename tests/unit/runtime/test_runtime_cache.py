@@ -1,4 +1,4 @@
-"""The cache of graphs: what is found, what is not taken for it, what is removed, and that it changes no extractor."""
+"""The cache of graphs: lookup, damaged entries, removal of entries, and unchanged extractors."""
 
 import json
 import os
@@ -29,7 +29,7 @@ needs_openvino = pytest.mark.skipif(runtimes()["openvino"] is not None, reason="
 
 @pytest.fixture
 def built(tmp_path) -> Path:
-    """A folder as a writer of graphs leaves it."""
+    """A folder with the files of an entry, before it is cached."""
     folder = tmp_path / "built"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"graph" * 100)
@@ -207,12 +207,12 @@ def test_what_is_found_is_what_was_built(make, monkeypatch):
     x = images(2, 3, 256, 256) if make is native_tokens else X
     uncached = featx.optimize(original, runtime="onnxruntime", example=x, cache=False)
     built = featx.optimize(original, runtime="onnxruntime", example=x)
-    forbid(monkeypatch, "write", "prepare", "compared")
+    forbid(monkeypatch, "write", "prepare", "check_maps")
     found = featx.optimize(make(), runtime="onnxruntime", example=x)
     for other in (uncached, found):
         assert type(other(x)) is type(original(x))
         assert [getattr(other, fact) for fact in FACTS] == [getattr(built, fact) for fact in FACTS]
-        assert other._inner.said == built._inner.said
+        assert other._inner.description == built._inner.description
         assert [*sizes(other)] == [*sizes(built)]
         assert all(map(torch.equal, maps_in(other(x)), maps_in(built(x))))
     for ours, true in zip(maps_in(found(x)), maps_in(original(x)), strict=True):
@@ -222,7 +222,7 @@ def test_what_is_found_is_what_was_built(make, monkeypatch):
 
 
 def sizes(extractor: FeatureExtractWrapper):
-    """What its rule of sizes says."""
+    """Sizes of maps according to the size rule."""
     pyramid = extractor._inner
     return (pyramid.size_rule(side, one) for side in (64, 65, 95) for one in pyramid.feature_info.reduction())
 
@@ -234,7 +234,7 @@ def refusal(extractor: FeatureExtractWrapper) -> str:
 
 
 def forbid(monkeypatch, *names: str) -> None:
-    """Have the test fail where an extractor is built again."""
+    """Make the test fail if an extractor is built again."""
 
     def fail(*_, **__):
         raise AssertionError("it was in the cache")
@@ -248,19 +248,19 @@ def forbid(monkeypatch, *names: str) -> None:
 def test_a_graph_serves_both_runtimes_and_is_compared_on_each(monkeypatch):
     featx.optimize(net(), runtime="onnxruntime", example=X)
     forbid(monkeypatch, "write", "prepare")
-    compared, asked = graph_files.compared, []
+    check_maps, checked = graph_files.check_maps, []
     monkeypatch.setattr(
-        graph_files, "compared", lambda made, *rest: asked.append(made.runtime) or compared(made, *rest)
+        graph_files, "check_maps", lambda built, *rest: checked.append(built.runtime) or check_maps(built, *rest)
     )
     for _ in range(2):
         featx.optimize(net(), runtime="openvino", example=X)
-    assert asked == ["openvino"]
+    assert checked == ["openvino"]
 
 
 @needs_openvino
 def test_what_openvino_compiled_is_for_this_number_of_threads_alone(monkeypatch, own_cache):
     built = featx.optimize(net(), runtime="openvino", example=X)
-    forbid(monkeypatch, "write", "prepare", "compared")
+    forbid(monkeypatch, "write", "prepare", "check_maps")
     with monkeypatch.context() as patch:
         patch.setattr("openvino.Core.compile_model", lambda *_: pytest.fail("it was in the cache"))
         found = featx.optimize(net(), runtime="openvino", example=X)
@@ -282,7 +282,7 @@ def test_what_openvino_compiled_is_for_this_number_of_threads_alone(monkeypatch,
 def test_a_graph_in_a_lower_precision_keeps_its_agreement(monkeypatch):
     example = images(4, 3, 32, 32)
     built = featx.optimize(net(), runtime="onnxruntime", example=example, dtype=torch.int8)
-    forbid(monkeypatch, "write", "prepare", "compared")
+    forbid(monkeypatch, "write", "prepare", "check_maps")
     found = featx.optimize(net(), runtime="onnxruntime", example=example, dtype=torch.int8)
     assert 0.9 < min(built.agreement.values()) < 1
     assert found.agreement == built.agreement

@@ -1,4 +1,4 @@
-"""What identifies a forward: everything that changes maps changes it, and nothing else does."""
+"""The fingerprint of an extractor changes with everything that changes its maps, and with nothing else."""
 
 import multiprocessing
 from dataclasses import replace
@@ -19,7 +19,7 @@ ACTIVATION = [F.relu]  # what a module of its own would be known by, and a funct
 
 
 class Net(nn.Module):
-    """Its weights are the same whatever it does with them."""
+    """A network whose weights do not depend on what it computes."""
 
     is_rewritten = True
     in_chans = 3
@@ -156,7 +156,7 @@ def test_what_no_release_identifies_is_recorded(change, monkeypatch):
 
 
 class Callable:
-    """Stands for a method, and is no function."""
+    """A callable object in the place of a method."""
 
     def __call__(self, x):
         return x

@@ -1,4 +1,4 @@
-"""What optimize and export give has run: at two numbers of images and, where it may, at two more sizes."""
+"""optimize and export compare maps: for two batch sizes, and for two more image sizes if they are supported."""
 
 import multiprocessing
 import pickle
@@ -11,7 +11,7 @@ from torch import nn
 
 import featx
 from featx.runtime import runtimes
-from featx.runtime.agreement import compared
+from featx.runtime.agreement import accepts, check_maps
 from featx.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from featx.runtime.backends.openvino import OpenVinoEngine, computes_bfloat16
 
@@ -79,7 +79,7 @@ def test_a_model_whose_weights_are_not_finite_is_refused(runtime):
 
 
 class Wrong(nn.Module):
-    """Changes what an engine computes, for some images."""
+    """Changes an engine's outputs for some images."""
 
     def __init__(self, when, change):
         super().__init__()
@@ -129,7 +129,15 @@ def test_a_lower_precision_that_is_worse_at_another_size_is_not_returned(monkeyp
 def test_what_was_built_for_one_batch_and_size_runs_on_that():
     model = random_extractor("resnet18", out_indices=[1])
     made = featx.optimize(model, runtime="eager", example=X)
-    assert compared(made, model, X, X[:1], torch.float32) is None
+    assert check_maps(made, model, X, X[:1], torch.float32) is None
+
+
+def test_a_model_may_have_an_attribute_of_the_name_description():
+    model = small()
+    model._inner.description = "two convolutions"
+    made = featx.optimize(model, runtime="eager", example=X)
+    assert made._inner.description == model._inner.description
+    assert accepts(made, (1, 3, 64, 64))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Runtimes: which can be used on this machine."""
+"""Runtimes that are available on this machine."""
 
 import pytest
 

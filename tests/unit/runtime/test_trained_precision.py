@@ -1,8 +1,9 @@
-"""Lower precisions on trained weights: how similar maps are to those of float32, on photographs not calibrated on."""
+"""Lower precisions of trained networks: similarity of maps to float32, on photographs that were not calibrated on."""
 
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,7 +12,7 @@ from support.trained_networks import CALIBRATION, JUDGED, dinov2_small, lite0, m
 from torch import Tensor, nn
 
 import featx
-from featx.errors import ArgumentError, ContractError
+from featx.errors import ArgumentError, ContractError, InputError
 from featx.runtime import runtimes
 from featx.runtime.agreement import agreement
 
@@ -60,7 +61,7 @@ def optimized(name: str, runtime: str, dtype: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def logits(deepest: Tensor) -> Tensor:
-    """Of Lite0's classifier in float32, on the deepest map of its extractor."""
+    """Logits of Lite0's classifier in float32, from the deepest map of its extractor."""
     model = lite0()
     return model.classifier(model.act2(model.bn2(model.conv_head(deepest.float()))).mean((2, 3)))
 
@@ -113,7 +114,7 @@ def test_lite0_keeps_its_first_guess_of_photographs(runtime, dtype, least):
 
 
 class Small(nn.Module):
-    """A convolution of the images, one in groups of what a ReLU leaves, and a third."""
+    """Three convolutions, the second one in groups, with ReLUs between them."""
 
     feature_info = ({"chs": 8, "reduction": 1, "name": "third"},)
 
@@ -148,17 +149,35 @@ def test_the_first_layer_stays_in_float32_and_the_others_do_not(int8_file):
     graph = onnx.load(int8_file).graph
     written = {name: node for node in graph.node for name in node.output}
     layers = [node for node in graph.node if node.op_type == "Conv"]
-    quantised = [node.input[1] in written and written[node.input[1]].op_type == "DequantizeLinear" for node in layers]
-    assert quantised == [False, True, True]
+    quantized = [node.input[1] in written and written[node.input[1]].op_type == "DequantizeLinear" for node in layers]
+    assert quantized == [False, True, True]
+
+
+def test_a_graph_with_a_fixed_batch_size_is_calibrated_on_batches_of_that_size(int8_file, tmp_path):
+    """Ranges and means over a batch equal those over its images, so the weights are the same."""
+    featx.export(small(), tmp_path / "m.onnx", dtype=torch.int8, example=noise(), dynamic="none", min_agreement=0.99)
+    loaded = featx.load_exported(tmp_path / "m.onnx")
+    assert min(agreement(loaded, small(), noise()).values()) >= 0.99
+    with pytest.raises(InputError, match="batches of 4 images of 24x24 pixels, got 1 of 24x24"):
+        loaded(noise(1))
+    fixed, dynamic = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        for path in (tmp_path / "m.onnx", int8_file)
+    )
+    assert fixed.keys() == dynamic.keys()
+    for name in fixed:
+        np.testing.assert_allclose(
+            fixed[name], dynamic[name], rtol=1e-5, atol=1e-6
+        )  # means are summed in another order
 
 
 @torch.no_grad()
 def test_rounded_weights_move_no_mean(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.onnx.quantisable import make_quantisable
+    from featx.runtime.onnx.quantization_prep import smooth_and_round
 
     featx.export(small(), tmp_path / "m.onnx", example=noise())
-    make_quantisable(tmp_path / "m.onnx", [image.numpy() for image in noise().split(1)], 7)  # steps that show
+    smooth_and_round(tmp_path / "m.onnx", [image.numpy() for image in noise().split(1)], 7)  # steps that show
     tensors = {
         t.name: torch.from_numpy(numpy_helper.to_array(t).copy())
         for t in onnx.load(tmp_path / "m.onnx").graph.initializer
@@ -210,7 +229,7 @@ def test_a_min_agreement_that_nothing_can_be_measured_by_is_refused(arguments, m
 
 def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
     pytest.importorskip("onnxruntime")
-    from featx.runtime.onnx.quantisable import make_quantisable
+    from featx.runtime.onnx.quantization_prep import smooth_and_round
 
     model = Small()
     for layer in (model.first, model.second, model.third):
@@ -218,5 +237,5 @@ def test_a_graph_with_nothing_to_prepare_is_left_as_it_is(tmp_path):
     extractor = featx.FeatureExtractWrapper(model.eval())
     featx.export(extractor, tmp_path / "m.onnx", example=noise())
     before = (tmp_path / "m.onnx").read_bytes()
-    make_quantisable(tmp_path / "m.onnx", [noise(1).numpy()], 127)
+    smooth_and_round(tmp_path / "m.onnx", [noise(1).numpy()], 127)
     assert (tmp_path / "m.onnx").read_bytes() == before

@@ -94,7 +94,7 @@ OWN: list[tuple[str, Callable[[], object]]] = [
     ("featx.bridges.transformers_map_reader.TransformersMapReader.tensors", transformers_model),
     ("featx.tracing.pruning.computations", transformers_model),
     ("featx.tracing.pruning.Placeholder.forward", transformers_model),
-    ("featx.runtime.watch.trace_modules", captured),
+    ("featx.runtime.sample_trace.trace_modules", captured),
     ("featx.tracing.module_trace._Recorder.__torch_dispatch__", captured),
     ("featx.tracing.forward_trace._Operations.__torch_dispatch__", captured),
     ("featx.tracing.forward_trace._Operations.add", captured),

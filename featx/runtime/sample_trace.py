@@ -1,4 +1,4 @@
-"""The traced forward of an extractor, which the passes read."""
+"""Trace of an extractor's forward on a sample image, from which the passes and the capture work."""
 
 from dataclasses import replace
 
@@ -21,25 +21,25 @@ def trace_forward(extractor: FeatureExtractWrapper, example: Tensor | None) -> M
     The forward computes values, because shape propagation would need imports that take seconds.
 
     Args:
-        extractor: Stays as it is.
-        example: Images (N, in_chans, H, W), of which the first is used; None uses a black image, of a small size if
-            the extractor accepts it. `images` of the trace then has the extractor's own size nevertheless.
+        extractor: The extractor, which is not modified.
+        example: Images (N, in_chans, H, W), of which the first is used. None uses a black image, of a small size if
+            the extractor accepts it; `images` of the trace has the default size in any case.
 
     Raises:
         ContractError: The model does not run.
     """
     if example is not None:
         return _trace(extractor, example[:1])
-    images = _black(extractor, own_size(extractor))
-    if extractor._inner.fixed_size is None and own_size(extractor) > SMALL:
+    images = black_image(extractor, default_size(extractor))
+    if extractor._inner.fixed_size is None and default_size(extractor) > SMALL:
         try:
-            return replace(_trace_copy(extractor, _black(extractor, SMALL)), images=images)
+            return replace(_trace_copy(extractor, black_image(extractor, SMALL)), images=images)
         except REFUSED:
             pass  # smaller than the minimum, or not a multiple of the size divisor
     return _trace(extractor, images)
 
 
-def own_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
+def default_size(extractor: FeatureExtractWrapper) -> tuple[int, int]:
     """The fixed (height, width) of the extractor, or the one that its weights were trained for, 224x224 if unknown."""
     config = extractor.data_config
     return extractor._inner.fixed_size or (config.size if config is not None else (224, 224))
@@ -57,7 +57,7 @@ def _trace(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
 
 def _trace_copy(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace:
     """The trace of a copy in which every convolution has a bias, which shows whether the forward would read it."""
-    twin = copy_of(extractor)
+    twin = inference_copy(extractor)
     weight = next(twin.parameters())
     for module in twin.modules():
         if isinstance(module, nn.modules.conv._ConvNd) and module.bias is None:
@@ -66,13 +66,13 @@ def _trace_copy(extractor: FeatureExtractWrapper, images: Tensor) -> ModuleTrace
     return trace_modules(twin, images, lambda model, x: third_party(model, x), before_hooks=True)
 
 
-def _black(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
-    """A black image (1, in_chans, H, W)."""
+def black_image(extractor: FeatureExtractWrapper, size: tuple[int, int]) -> Tensor:
+    """A black image (1, in_chans, H, W) of the (height, width), with the dtype and device of the extractor."""
     weight = next(extractor.parameters())
     return torch.zeros(1, channels_of(extractor), *size, device=weight.device, dtype=weight.dtype)
 
 
-def copy_of(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
+def inference_copy(extractor: FeatureExtractWrapper, *, shares: bool = False) -> FeatureExtractWrapper:
     """A copy whose tensors have no gradients: copies of the extractor's, or with `shares` the same memory."""
 
     def without_gradient(tensor: Tensor) -> Tensor:
