@@ -179,7 +179,7 @@ def test_adapted_layers_learn_and_their_model_gives_maps(name, targets):
 
 def test_a_model_around_a_backbone_is_refused_with_the_part_to_wrap():
     wrapped = Tuner(Tuner(with_adapters("vit_tiny_patch16_224", "qkv")))
-    with pytest.raises(ContractError, match=r"Tuner has no levels of its own, its part 'model\.model' has") as error:
+    with pytest.raises(ContractError, match=r"Tuner has no levels, but its submodule 'model\.model' has") as error:
         FeatureExtractWrapper(wrapped)
     advice = str(error.value).partition("as in ")[2]
     extractor = eval(advice, {"FeatureExtractWrapper": FeatureExtractWrapper, "model": wrapped})
