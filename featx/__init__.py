@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         preprocessing,
         registry,
         runtime,
+        tiling,
         training,
         viz,
         weights,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .bulk import FeatureDataset, embed, extract
     from .heads import create_detector, create_segmenter
     from .runtime import export, load_exported, optimize
+    from .tiling import tiled
 
 __all__ = [
     "ArgumentError",
@@ -119,6 +121,8 @@ __all__ = [
     "runtime",
     "save",
     "tap",
+    "tiled",
+    "tiling",
     "training",
     "transform",
     "transform_whole",
@@ -133,6 +137,7 @@ LAZY = {
     **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
     **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
+    "tiled": "tiling",
 }
 
 
