@@ -69,10 +69,13 @@ def adapt_tensors(
 def scalar(tensor: Tensor, wanted: Tensor) -> Tensor:
     """A single number, such as a counter of a batch norm, with the shape () and with an integer type if one is wanted.
 
-    Some programs write it with the shape (1,), or convert it to floating point with the weights.
+    Some programs write it with the shape (1,), or convert it to floating point with the weights. Fractions keep their
+    type, with which loading then fails.
     """
-    converts = tensor.ndim < 2 and not wanted.is_floating_point() and not tensor.is_meta and tensor.isfinite().all()
-    return tensor.reshape(()).to(wanted.dtype) if converts else tensor.reshape(()) if tensor.ndim == 1 else tensor
+    number = tensor.reshape(()) if tensor.ndim == 1 else tensor
+    if number.ndim or number.is_meta or wanted.is_floating_point() or not number.is_floating_point():
+        return number
+    return number.to(wanted.dtype) if bool(number == number.round()) and bool(number.isfinite()) else number
 
 
 def input_channels(tensor: Tensor, target: TargetTensor) -> Change | None:
