@@ -10,6 +10,7 @@ from .contract import verify as verify
 from .creation import build_model_with_cfg as build_model_with_cfg
 from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
+from .errors import CheckpointMismatchError as CheckpointMismatchError
 from .errors import ContractError as ContractError
 from .errors import FeatxError as FeatxError
 from .errors import ImageError as ImageError
@@ -70,6 +71,7 @@ __all__ = [
     "ArgumentError",
     "Backbone",
     "CheckpointError",
+    "CheckpointMismatchError",
     "ContractError",
     "DataConfig",
     "FeatureDataset",
