@@ -16,6 +16,11 @@ from .readers import read_checkpoint, require_unchanged
 from .state_dict_keys import WRAPPERS, Contents, StateDict, extract_state_dict, plain_tensors, require_values
 
 Weights = str | Path | Mapping[str, Any]
+# Names beside those of a backbone that programs of self-supervised training add to it.
+TRAINING_HEADS = {
+    r"(projection_head|projector|prototypes|predictor|dino_head|ibot_head)\d*\.": "head of self-supervised training",
+    r"queue(_ptr)?$": "queue of contrastive training",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +107,9 @@ def open_checkpoint(
         outside = f"outside {group.prefix.rstrip('.')}"
         names_inside = {name for name in contents.state if WRAPPERS.sub("", name).startswith(group.prefix)}
         skipped |= {name: outside for name in contents.state if name not in names_inside}
-    if group.layout is None:
-        return Checkpoint(group.state, source, None, group.prefix, skipped, borrowed)
-    kept, ignored = _without_ignored(group.state, group.layout.ignores)
-    state = group.layout.to_native(kept, names)
+    ignores, wanted = (TRAINING_HEADS, names) if group.layout is None else (group.layout.ignores, ())
+    kept, ignored = _without_ignored(group.state, ignores, wanted)
+    state = kept if group.layout is None else group.layout.to_native(kept, names)
     return Checkpoint(state, source, group.layout, group.prefix, {**skipped, **ignored}, borrowed)
 
 
@@ -137,9 +141,14 @@ def _read_contents(path: Path, container: str | None, mapped: bool) -> Contents:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _without_ignored(state: StateDict, ignores: Mapping[str, str]) -> tuple[StateDict, dict[str, str]]:
-    """The tensors that no pattern of `ignores` matches, and the names of the others with the reason."""
+def _without_ignored(
+    state: StateDict, ignores: Mapping[str, str], wanted: Collection[str]
+) -> tuple[StateDict, dict[str, str]]:
+    """The tensors that no pattern of `ignores` matches or that are wanted, and the other names with the reason."""
     reasons = {
-        name: reason for name in state for pattern, reason in ignores.items() if re.match(pattern, name) is not None
+        name: reason
+        for name in state
+        for pattern, reason in ignores.items()
+        if re.match(pattern, name) is not None and name not in wanted
     }
     return {name: tensor for name, tensor in state.items() if name not in reasons}, reasons
