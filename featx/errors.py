@@ -56,9 +56,9 @@ class CheckpointMismatchError(CheckpointError):
             "unexpected", "misshaped", "mistyped", "no values" and "not finite".
     """
 
-    def __init__(self, message: str, differences: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, message: str, differences: Mapping[str, tuple[str, str]] | None = None) -> None:
         super().__init__(message)
-        self.differences = dict(differences)
+        self.differences = dict(differences or {})
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, tuple[str, str]]]]:
         return type(self), (self.args[0], self.differences)
