@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from .drop_path import drop_path
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU in OpenAI's CLIP (https://arxiv.org/abs/1606.08415)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Module):
     """Each token for itself through two linear layers: (N, L, dim) to the same shape."""
 
