@@ -232,6 +232,37 @@ def test_maps_and_tokens_equal_those_of_transformers(build, act):
     assert any("quick_gelu=True" in note for note in ours.load_report.notes)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@torch.no_grad()
+def test_maps_of_siglip_equal_those_of_transformers(whole):
+    vision = hf.SiglipVisionConfig(**CONFIG)
+    text = {**{key: TEXT[key] for key in TEXT if "token" not in key}, "pad_token_id": 0}
+    theirs = randomise(
+        hf.SiglipModel(hf.SiglipConfig(vision_config=vision, text_config=text))
+        if whole
+        else hf.SiglipVisionModel(vision)
+    ).eval()
+    x = images(2, 3, 64, 64)
+    encoder = theirs.vision_model if whole else theirs
+    expected = encoder(x, output_hidden_states=True)
+    ours = featx.create_model(
+        "vit_base_patch32_siglip_gap_256",
+        checkpoint_path=theirs.state_dict(),
+        features_only=True,
+        **{**VIT, "num_classes": 0},
+    ).eval()
+    for map_, hidden in zip(ours(x), expected.hidden_states[1:], strict=True):
+        assert relative_difference(map_.flatten(2).transpose(1, 2), hidden) <= 1e-5
+    assert ours.data_config.mean == (0.5, 0.5, 0.5)
+    assert any(name.endswith("head.probe") for name in ours.load_report.skipped)
+    full = featx.create_model(
+        "vit_base_patch32_siglip_gap_256", checkpoint_path=theirs.state_dict(), **VIT | {"num_classes": 0}
+    )
+    written = find_layout("transformers-siglip", ("ViT",)).from_native(full.state_dict())
+    state = {name.removeprefix("vision_model."): tensor for name, tensor in theirs.state_dict().items()}
+    assert all(torch.equal(tensor, state[name.removeprefix("vision_model.")]) for name, tensor in written.items())
+
+
 @torch.no_grad()
 def test_image_embeddings_equal_those_of_transformers():
     theirs = randomise(towers()[1]("gelu")).eval()
@@ -273,6 +304,18 @@ def test_a_detector_of_detectron2_gives_its_backbone(prefix):
     extractor = featx.create_model("resnet50", features_only=True, checkpoint_path={"model": state})
     own = model.state_dict()
     assert all(torch.equal(tensor, own[n]) for n, tensor in extractor.state_dict().items() if "num_batches" not in n)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_the_children_of_a_resnet_in_a_sequential_load(prefix):
+    """As Lightly keeps its backbones: all children but the classifier, numbered."""
+    model = randomise(featx.create_model("resnet18")).eval()
+    children = nn.Sequential(*(child for name, child in model.named_children() if name not in ("fc", "flatten")))
+    state = {f"{prefix}{name}": tensor for name, tensor in children.state_dict().items()}
+    extractor = featx.create_model("resnet18", features_only=True, checkpoint_path=state)
+    assert extractor.load_report.layout == "lightly"
+    own = model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in extractor.state_dict().items())
 
 
 @pytest.mark.parametrize("head", ["features.18", "conv"])

@@ -16,6 +16,13 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class TanhGELU(nn.GELU):
+    """GELU, approximated by tanh, as in SigLIP."""
+
+    def __init__(self) -> None:
+        super().__init__("tanh")
+
+
 class Mlp(nn.Module):
     """Each token for itself through two linear layers: (N, L, dim) to the same shape."""
 

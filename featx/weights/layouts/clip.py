@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 
 from ...errors import CheckpointError
-from ...preprocessing import CLIP
+from ...models.layers.transformer import TanhGELU, TransformerStyle
+from ...preprocessing import CLIP, INCEPTION
 from ..layout import Layout, has_keys
 from ..qkv import fuse_projections, split_projections
 from ..state_dict_keys import Rule, State, StateDict, rename_keys
@@ -123,6 +124,31 @@ def clip_only(convert: Callable[[State], StateDict], needed: Iterable[str]) -> C
 NEEDED = ("cls_token", "norm_pre.weight", "norm.weight")
 TEXT = "language model"
 GELU = "the activation is GELU unless create_model(..., quick_gelu=True), which OpenAI's own weights need"
+
+# transformers has no other name for SigLIP's encoder, without class token and norm before the blocks
+has_siglip_names = has_keys(
+    r"(vision_model\.)?embeddings\.patch_embedding\.bias$",
+    r"(vision_model\.)?embeddings\.position_embedding\.weight$",
+    r"(vision_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight$",
+)
+has_class_token = has_keys(r"(vision_model\.)?embeddings\.class_embedding$")
+
+
+def is_siglip(state: State) -> bool:
+    return has_siglip_names(state) and not has_class_token(state)
+
+
+def siglip_from_native(state: State) -> StateDict:
+    """Convert to transformers' names without its attention pool; CheckpointError for ViTs with a class token."""
+    if "cls_token" in state or "norm.weight" not in state:
+        raise CheckpointError(
+            "SigLIP's image towers have no class token, and a norm before the pool, unlike this model"
+        )
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    positions = {"pos_embed": state["pos_embed"].squeeze(0)}
+    return rename_keys(split_projections({**state, **positions}), TO_TRANSFORMERS)
+
+
 LAYOUTS = (
     Layout(
         "openai-clip",
@@ -155,5 +181,19 @@ LAYOUTS = (
         },
         data=CLIP,
         notes=(GELU,),
+    ),
+    Layout(
+        "transformers-siglip",
+        "ViT",
+        is_siglip,
+        transformers_to_native,
+        siglip_from_native,
+        ignores={
+            r"text_model\.|logit_(scale|bias)$": TEXT,
+            r"(vision_model\.)?head\.": "attention pool: native models average the patches",
+        },
+        settings={"style": TransformerStyle(act=TanhGELU)},
+        data=INCEPTION,
+        notes=("GELU is approximated by tanh",),
     ),
 )
