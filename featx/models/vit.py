@@ -24,7 +24,7 @@ from ..image_checks import Sides, image_sides
 from .layers.drop_path import rising_rates
 from .layers.hybrid import hybrid_stem
 from .layers.pos_embed import resample_positions
-from .layers.transformer import Block, QuickGELU, TransformerStyle, init_transformer
+from .layers.transformer import Block, TransformerStyle, init_transformer
 
 # symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
 torch.fx.wrap("resample_positions")
@@ -46,7 +46,6 @@ class ViTConfig(BackboneConfig):
         registers: number of register tokens, before the patches.
         prefix_positions: whether prefix tokens have position embeddings.
         pre_norm: norm before the blocks, and patch embedding without bias.
-        quick_gelu: QuickGELU instead of the style's activation, as in CLIP's weights by OpenAI.
         antialias: how position embeddings are resized, as for `resample_positions`.
         position_excess: how position embeddings are resized, as for `resample_positions`.
         global_pool: "token" for the class token; "avg", "max" or "avgmax" (their mean) over the patches; "" for all
@@ -70,7 +69,6 @@ class ViTConfig(BackboneConfig):
     registers: int = 0
     prefix_positions: bool = True
     pre_norm: bool = False
-    quick_gelu: bool = field(default=False, kw_only=True)
     antialias: bool = True
     position_excess: float = 0.0
     global_pool: str = field(default="token", kw_only=True)
@@ -112,8 +110,7 @@ class ViT(Pyramid):
         self.norm_pre = layer_norm(cfg, cfg.pre_norm)
         ratio = cfg.style.mlp_ratio if cfg.mlp_ratio is None else cfg.mlp_ratio
         drops = {"drop": cfg.proj_drop_rate, "attn_drop": cfg.attn_drop_rate}
-        act = QuickGELU if cfg.quick_gelu else cfg.style.act
-        style = replace(cfg.style, mlp_ratio=ratio, act=act, eps=norm_eps(cfg), **drops)
+        style = replace(cfg.style, mlp_ratio=ratio, eps=norm_eps(cfg), **drops)
         (rates,) = rising_rates(cfg.drop_path_rate, (cfg.depth,))
         self.blocks = nn.Sequential(*(Block(cfg.dim, cfg.heads, style, rate) for rate in rates))
         self.norm = layer_norm(cfg, not cfg.fc_norm)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, HALF, IMAGENET, DataConfig
 from ..registry import Variant, register
-from .layers.transformer import GatedMlp, TanhGELU, TransformerStyle
+from .layers.transformer import TANH_GELU, GatedMlp, TransformerStyle
 from .vit import ViT, ViTConfig
 
 TINY, SMALL, MEDIUM = (192, 12, 3), (384, 12, 6), (512, 12, 8)
@@ -14,7 +14,7 @@ BASE, LARGE, HUGE, GIANT = (768, 12, 12), (1024, 24, 16), (1280, 32, 16), (1536,
 SO400M = (1152, 27, 16)
 Size = tuple[int, int, int]
 
-SIGLIP_STYLE = TransformerStyle(act=TanhGELU)
+SIGLIP_STYLE = TransformerStyle(act=TANH_GELU)
 CLIP_STYLE = TransformerStyle(eps=1e-5)
 DINO_STYLE = TransformerStyle(layer_scale=1e-5)
 GIANT_STYLE = TransformerStyle(2.66667 * 2, GatedMlp, nn.SiLU, layer_scale=1e-5)

@@ -98,14 +98,22 @@ def _predicate(
     wanted = {name for name in names if not name.endswith(COUNTER)}
 
     def fits(group: KeyGroup) -> KeyGroup | None:
-        layout = None if asked == NATIVE else recognize_layout(group.state, families)
-        if layout is not None and (asked is None or find_layout(asked, families, group.state) is layout):
+        layout = _layout(group.state, families, asked)
+        if layout is not None:
             return KeyGroup(*_parts(group), layout)
         native = unflatten_keys(group.state, names)
         overlap = len(wanted & native.keys())
         return KeyGroup(group.prefix, native) if asked in (None, NATIVE) and overlap >= _least(wanted) else None
 
     return fits
+
+
+def _layout(state: StateDict, families: Collection[str], asked: str | None) -> Layout | None:
+    """The layout that recognizes the tensors, among those of the program `asked`, if any."""
+    if asked is None:
+        return recognize_layout(state, families)
+    layout = None if asked == NATIVE else find_layout(asked, families, state)
+    return layout if layout is not None and layout.recognizes(state) else None
 
 
 def _least(wanted: Collection[str]) -> float:
