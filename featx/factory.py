@@ -14,7 +14,7 @@ from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
 from .backbone import Backbone
-from .bridge_registry import bridge_of
+from .bridge_registry import bridge_named, bridge_of
 from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
@@ -22,12 +22,20 @@ from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
-from .weights.download import FOLDER, HUB, config_of
+from .weights.download import HUB, config_of, is_address
 from .weights.hub_config import require_buildable
-from .weights.hub_format import architecture_in, arguments_in, labels_in, levels_in, preprocessing_in
+from .weights.hub_format import (
+    architecture_in,
+    arguments_in,
+    is_native,
+    labels_in,
+    levels_in,
+    preprocessing_in,
+)
 from .weights.load import family_names, fill_model, full_keys, load, move_model
 from .wrappers import FeatureExtractWrapper
-from .wrappers.extractor import Output
+from .wrappers.extractor import Output, source_of
+from .wrappers.transparent import innermost
 
 
 @overload
@@ -146,6 +154,8 @@ def create_model(
     entry, published = find(model_name, options.cache_dir)
     if isinstance(entry, Variant):
         return _native(entry, published, given, levels, options)
+    if isinstance(entry, ModuleType):
+        return _bridged(entry, model_name, given, levels, options)
     return _users(entry, given, levels, options)
 
 
@@ -207,15 +217,12 @@ class Published(NamedTuple):
     config: Mapping[str, Any]
 
 
-def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation, Published]:
-    """The entry of a name, and where its published weights are."""
-    if name.startswith((HUB, FOLDER)):
+def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation | ModuleType, Published]:
+    """The entry of a name, and where its published weights are. The entry of another package's model is its bridge."""
+    if is_address(name):
         config = config_of(name, cache_dir)
-        architecture = architecture_in(config, name)
-        try:
-            return lookup(architecture), Published(architecture, name, config)
-        except UnknownModelError as error:
-            raise UnknownModelError(f"config.json of {name} names a model that is not native here: {error}") from error
+        published = Published(architecture_in(config, name), name, config)
+        return _described(published), published
     base, _, tag = name.partition(".")
     if "/" in name or not base:
         raise UnknownModelError(f"no model is named {name!r}; {suggestion(name)}")
@@ -227,6 +234,17 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     if isinstance(entry, Variant):
         entry = entry.tagged(base, tag)
     return entry, Published(base, f"{HUB}timm/{base}.{tag}" if tag else "", {})
+
+
+def _described(published: Published) -> Variant[Any] | Creation | ModuleType:
+    """The entry of the architecture that a `config.json` names; timm's bridge if its arguments are timm's alone."""
+    try:
+        entry = lookup(published.architecture)
+    except UnknownModelError:
+        entry = None
+    if entry is None or (isinstance(entry, Variant) and not is_native(published.config, entry.config)):
+        return bridge_named("timm")
+    return entry
 
 
 def _native(
@@ -242,7 +260,7 @@ def _native(
     if options.pretrained and not described:
         described = config_of(where, options.cache_dir)
     known = [field.name for field in fields(variant.config)]
-    stated = arguments_in(described, known, where)
+    stated = arguments_in(described, variant.config, where)
     # a family without a grid of positions is built alike for all sizes
     own = {field: value for field, value in given.items() if field in known or field != "image_size"}
     config = _configured(architecture, variant, {**stated, **own})
@@ -275,10 +293,20 @@ def _users(
 def _bridged(
     package: ModuleType, name: str, given: Mapping[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
 ) -> nn.Module:
-    """A model of another package."""
+    """A model of another package. Its name may be an address of a `config.json` that describes it."""
     arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
-    model: nn.Module = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
-    return _loaded(model if levels is None else _extractor(package.pyramid(model), levels), options)
+    weights, saved = options.checkpoint_path, None
+    if is_address(name):
+        config = config_of(name, options.cache_dir)
+        model: nn.Module = package.restore(config, name, **arguments)
+        weights, saved = name if options.pretrained else weights, levels_in(config)
+    else:
+        model = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
+    target = model if levels is None else _extractor(package.pyramid(model), levels, saved)
+    move_model(target, options.device, options.dtype)
+    if weights is not None:
+        innermost(source_of(target)).load_report = package.load(model, target, weights, options, given)
+    return target
 
 
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:

@@ -6,7 +6,7 @@ Inception and SqueezeNet have convolutions without padding: their maps are a few
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
 from ..wrappers.chain import Chain
 from ..wrappers.hooked import HookedPyramid, measured_roundings
+from .plain_checkpoint import load as load
 
 # Arguments of builders that published weights need, by the prefix of the model's name, from the weights' metadata.
 OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -107,6 +108,14 @@ def build(
         model.set_submodule(last, nn.Identity())
     model.data_config = _at_size(data_config(published) if published else UNTRAINED, model)
     return model
+
+
+def restore(config: Mapping[str, Any], where: str, **arch: Any) -> nn.Module:
+    """Raises UnknownModelError: a `config.json` in timm's format does not describe models of this package."""
+    del config, arch
+    raise UnknownModelError(
+        f"{where} is not a name of torchvision: for a folder in timm's format, ask for {where!r} alone"
+    )
 
 
 def pyramid(model: nn.Module) -> Pyramid:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from reprlib import Repr
@@ -19,7 +20,6 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..backbone import Backbone
 from ..errors import CheckpointError, FeatxError, in_short, names_in, shortened
 from ..meta_init import init_empty_weights
 from ..registry import Variant
@@ -187,14 +187,31 @@ def require_buildable(variant: Variant[Any], config: Any, where: str) -> None:
     changed = {name: getattr(config, name) for name in _changed(variant.config, config)}
     if not changed:
         return
-    try:
-        with warnings.catch_warnings(), init_empty_weights(), _limited_modules():
-            warnings.simplefilter("ignore")  # PyTorch warns of layers that are refused below
-            model = variant.build(config).eval()
-            _require_values(model)
+
+    def build() -> nn.Module:
+        model = variant.build(config).eval()
+        _require_values(model)
         if not all(map(is_plain, changed.values())):
             with torch.no_grad(), MetaKernels():
                 model(torch.empty(1, config.in_chans, *variant.data.size, device="meta"))
+        return model
+
+    require_limits(build, partial(variant.build, variant.config), where)
+
+
+def require_limits(build: Callable[[], nn.Module], published: Callable[[], nn.Module], where: str) -> None:
+    """Raise CheckpointError unless `build` succeeds on the meta device, with at most MOST_GROWTH times the bytes.
+
+    Args:
+        build: builds the model that a file describes, and may run it.
+        published: builds the published model of the same architecture.
+        where: the folder or repository of the file, for the message.
+    """
+    try:
+        with warnings.catch_warnings(), init_empty_weights(), _limited_modules():
+            warnings.simplefilter("ignore")  # PyTorch warns of layers that are refused below
+            model = build()
+            _require_values(model)
     except FeatxError as error:
         raise CheckpointError(f"config.json of {where} describes an invalid model: {error}") from error
     except BUILD_ERRORS as error:
@@ -202,7 +219,7 @@ def require_buildable(variant: Variant[Any], config: Any, where: str) -> None:
             f"config.json of {where} describes a model that cannot be built or run ({in_short(error)}): expected the "
             "fields of the family in model_args and featx.config"
         ) from error
-    if (size := _bytes_of(model)) > ALWAYS_ALLOWED and size > MOST_GROWTH * _bytes_of(_published(variant)):
+    if (size := _bytes_of(model)) > ALWAYS_ALLOWED and size > MOST_GROWTH * _bytes_of(_empty(published)):
         raise CheckpointError(
             f"config.json of {where} describes a model of {size} bytes, more than {MOST_GROWTH} times those of the "
             "published one: pass its fields to create_model yourself if you want it"
@@ -226,9 +243,9 @@ def _require_values(model: nn.Module) -> None:
         raise ValueError(f"it has layers without channels: {names_in(empty)}")
 
 
-def _published(variant: Variant[Any]) -> Backbone:
+def _empty(build: Callable[[], nn.Module]) -> nn.Module:
     with init_empty_weights():
-        return variant.build(variant.config)
+        return build()
 
 
 def _bytes_of(model: nn.Module) -> int:
