@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..load_report import LoadReport
 from ..tracing.third_party_errors import ThirdPartyError, third_party
 from ..weights.adapt import LARGEST_PATCH
-from ..weights.checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint, read_tensors
+from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint, read_tensors
+from ..weights.key_groups import NATIVE
 from ..weights.load import family_names, fit_tensors, full_keys
 
 Filter = Callable[..., Any]
@@ -72,19 +73,24 @@ def load(
 
 def conversions(model: nn.Module, weights: Weights, options: LoadOptions) -> Iterator[Conversion]:
     """The checkpoint converted by timm, by a layout of featx, and by the model's own reader of Flax files."""
-    source, state = read_tensors(weights, options)
+    source, contents = read_tensors(weights, options)
     known, inner = full_keys(model), replace(options, container=None)
-    families = () if options.layout in (None, NATIVE) else family_names(model)
-    plain = replace(open_checkpoint(state, known, families, inner), source=source)
-    if options.auto_mapping or plain.state.keys() <= known:
-        yield converted(model, plain)
-    else:
-        yield Conversion(plain)
+    others = dict.fromkeys(contents.others, "not a tensor")
+
+    def opened(families: tuple[str, ...]) -> Checkpoint:
+        checkpoint = open_checkpoint(contents.state, known, families, inner)
+        return replace(checkpoint, source=source, skipped={**others, **checkpoint.skipped})
+
+    plain = opened(() if options.layout in (None, NATIVE) else family_names(model))
     if not options.auto_mapping:
+        yield converted(model, plain) if plain.state.keys() <= known else Conversion(plain)
         return
-    described = open_checkpoint(state, known, family_names(model), inner)
+    yield converted(model, plain)
+    if plain.prefix:
+        yield converted(model, Checkpoint(contents.state, source, skipped=others))
+    described = opened(family_names(model))
     if described.layout is not None:
-        yield converted(model, replace(described, source=source))
+        yield converted(model, described)
     if source.endswith(FLAX) and (tensors := read_by_timm(model, source)) is not None:
         yield Conversion(Checkpoint(tensors, source), renamed=True)
 
@@ -148,8 +154,11 @@ class _Recorder:
 
 
 def _bound_to(recorder: _Recorder, function: FunctionType) -> FunctionType:
-    """A copy of a function, and of the functions of its module, with `recorder` in place of FACTORY."""
-    scope: dict[str, Any] = {**function.__globals__, FACTORY: recorder}
+    """A copy of a function, and of the functions of its module, with `recorder` in place of FACTORY.
+
+    The copies do not print, as timm's filter of DINOv3 does for each block.
+    """
+    scope: dict[str, Any] = {**function.__globals__, FACTORY: recorder, "print": _silent}
     for name, value in function.__globals__.items():
         if isfunction(value) and FACTORY in value.__globals__ and name != FACTORY:
             own = value.__globals__ is function.__globals__
@@ -161,6 +170,10 @@ def _rescoped(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
     copied = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copied.__kwdefaults__ = function.__kwdefaults__
     return copied
+
+
+def _silent(*_args: object) -> None:
+    pass
 
 
 def _unchanged(state: dict[str, Tensor], _model: nn.Module) -> dict[str, Tensor]:
