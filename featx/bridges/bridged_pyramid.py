@@ -47,7 +47,7 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
             self.data_config = measured.data_config
 
     @property
-    def load_report(self) -> LoadReport | None:
+    def load_report(self) -> LoadReport | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The report on loading the weights; None if a checkpoint was not loaded."""
         return getattr(innermost(self), "load_report", None)
 

@@ -4,6 +4,7 @@ timm converts a checkpoint by a function of its architecture, which also resampl
 the sizes of the model. A Flax file that no layout of featx describes is read by the model's own `load_pretrained`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -191,10 +192,12 @@ def read_by_timm(model: Any, path: str) -> dict[str, Tensor] | None:
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.fill_(torch.nan)
-    try:
-        third_party(copied.load_pretrained, path)
-    except ThirdPartyError:  # loading then reports the names and shapes
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # some of these methods leave the file open
+        try:
+            third_party(copied.load_pretrained, path)
+        except ThirdPartyError:  # loading then reports the names and shapes
+            return None
     return {name: tensor for name, tensor in copied.state_dict().items() if not tensor.isnan().any()}
 
 

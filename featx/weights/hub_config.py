@@ -26,6 +26,7 @@ from ..registry import Variant
 from ..tracing.meta_kernels import MetaKernels
 from .config_codec import is_plain
 
+TIMM_WRAPPER, HEADLESS = "timm_wrapper", "TimmWrapperModel"  # transformers' model type, and its class without classes
 LARGEST_FILE = 8 << 20  # bytes; the names and descriptions of 21,843 classes take three million
 DEEPEST = 32  # nested objects and lists
 LARGEST_SIDE = 4096  # pixels of an image
@@ -100,8 +101,19 @@ def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
     config = read_json(path, whose)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
+    if config.get("model_type") == TIMM_WRAPPER:
+        config = _in_timms_format(config)
     _require(_problems(config), f"{path}{whose}")
     return config
+
+
+def _in_timms_format(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of transformers' file of a timm model: null is a default, and TimmWrapperModel has no classifier."""
+    stated = {name: value for name, value in config.items() if value is not None}
+    if config.get("architectures") == [HEADLESS]:
+        stated = {**stated, "num_classes": 0}
+        stated.pop("label_names", None)
+    return stated
 
 
 def require_json_types(value: Any, types: Mapping[str, JsonType], where: str) -> None:
