@@ -14,8 +14,8 @@ from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
 from .backbone import Backbone
-from .bridge_registry import bridge_named, bridge_of
-from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
+from .bridge_registry import bridge_named, bridge_of, bridged_packages
+from .errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
 from .meta_init import init_empty_weights
@@ -23,8 +23,10 @@ from .preprocessing import DataConfig
 from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
 from .weights.download import HUB, config_of, is_address
-from .weights.hub_config import require_buildable
+from .weights.hub_config import plain_arguments, require_buildable
 from .weights.hub_format import (
+    CREATED,
+    Created,
     architecture_in,
     arguments_in,
     is_native,
@@ -156,7 +158,7 @@ def create_model(
         return _native(entry, published, given, levels, options)
     if isinstance(entry, ModuleType):
         return _bridged(entry, model_name, given, levels, options)
-    return _users(entry, given, levels, options)
+    return _users(entry, published, given, levels, options)
 
 
 def _signature() -> Signature:
@@ -238,6 +240,10 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
 
 def _described(published: Published) -> Variant[Any] | Creation | ModuleType:
     """The entry of the architecture that a `config.json` names; timm's bridge if its arguments are timm's alone."""
+    if package := published.config.get("featx", {}).get("package"):
+        if package not in bridged_packages():
+            raise CheckpointError(f"config.json of {published.where} names the unknown package {package!r}")
+        return bridge_named(package)
     try:
         entry = lookup(published.architecture)
     except UnknownModelError:
@@ -281,13 +287,25 @@ def _native(
 
 
 def _users(
-    create: Creation, given: dict[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
+    create: Creation,
+    published: Published,
+    given: dict[str, Any],
+    levels: Mapping[str, Any] | None,
+    options: LoadOptions,
 ) -> nn.Module:
     """What a user's creation function returns."""
     choice: dict[str, Any] = {}
+    saved: Mapping[str, Any] = published.config.get("featx", {})
     if levels is not None:
+        if levels["out_indices"] is None and levels["out_names"] is None:
+            levels = {**levels, "out_indices": saved.get("out_indices")}
         choice = {"features_only": True, **{k: value for k, value in levels.items() if value not in (None, "list")}}
-    return _loaded(_call(create, options.pretrained, given, choice), options)
+    given = {**plain_arguments(saved.get("arguments", {}), published.where), **given}
+    if saved and options.pretrained:
+        options = replace(options, pretrained=False, checkpoint_path=published.where)
+    model = _call(create, options.pretrained, given, choice)
+    setattr(innermost(source_of(model)), CREATED, Created(create.__name__, given))
+    return _loaded(model, options)
 
 
 def _bridged(

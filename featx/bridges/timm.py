@@ -14,12 +14,12 @@ from ..image_checks import Sides, image_sides
 from ..spelling import closest
 from ..tracing.third_party_errors import passed_on
 from ..weights.hub_config import require_limits
-from ..weights.hub_format import labels_in, lacking
+from ..weights.hub_format import labels_in, lacking, preprocessing_of, require_plain
 from .bridged_pyramid import BridgedPyramid
 from .timm_checkpoint import load as load
-from .timm_folder import described_by
+from .timm_folder import PRETRAINED_CFG, described_by
 from .timm_image_size import any_size, arguments_for, parameters_of
-from .timm_levels import measure
+from .timm_levels import input_size, measure
 from .timm_map_reader import TimmMapReader
 
 # Arguments of timm.create_model for what featx does itself.
@@ -124,6 +124,34 @@ def _checked(name: str, stated: Mapping[str, Any], cfg: Mapping[str, Any], where
     arguments = {**stated, **layers, "pretrained_cfg": {**defaults, **cfg, "architecture": name.partition(".")[0]}}
     require_limits(partial(create, name, arguments), partial(create, name, {}), where)
     return arguments
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """The `config.json` from which `restore` builds the model. ArgumentError if JSON cannot represent an argument."""
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if "architecture" not in cfg:
+        raise ArgumentError(f"{type(model).__name__} was not built by timm.create_model: save its state_dict() instead")
+    given: dict[str, Any] = dict(getattr(model, "_model_args", {}))
+    arguments = {key: _name_of(key, value) for key, value in given.items() if key != "num_classes"}
+    require_plain(arguments, f"timm/{cfg['architecture']}")
+    stated = {key: cfg[key] for key in PRETRAINED_CFG if cfg.get(key) is not None}
+    stated["input_size"] = input_size(model)
+    stated |= preprocessing_of(model).get("pretrained_cfg", {})
+    return {
+        "architecture": cfg["architecture"],
+        "num_classes": model.num_classes,
+        "model_args": arguments,
+        "featx": {"package": "timm"},
+        "pretrained_cfg": {**stated, "num_classes": model.num_classes},
+    }
+
+
+def _name_of(argument: str, value: Any) -> Any:
+    """The name of a layer that a `config.json` may contain; any other value itself."""
+    import timm
+
+    layers = {id(getattr(timm.layers, name)): name for name in MLPS} if argument == "mlp_layer" else {}
+    return layers.get(id(value), value)
 
 
 def create(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Module:

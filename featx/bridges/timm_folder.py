@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, shortened
 from ..preprocessing import DataConfig
-from ..weights.hub_config import CLASSES, PREPROCESSING, WORD, JsonType, brief, require_json_types
+from ..weights.hub_config import (
+    CLASSES,
+    LARGEST_NUMBER,
+    MOST_ITEMS,
+    PREPROCESSING,
+    WORD,
+    JsonType,
+    plain_arguments,
+    require_json_types,
+)
 from ..weights.hub_format import architecture_in, preprocessing_in
-
-LARGEST_NUMBER = 1 << 16  # of an argument
-MOST_ITEMS = 64  # of a list
 
 
 def _are_names(value: Any) -> bool:
@@ -48,12 +53,7 @@ def described_by(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, 
     Raises:
         CheckpointError: the file names no architecture, or an argument is not a plain value of the size of a network's.
     """
-    model_args: dict[str, Any] = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
-    if wrong := [f"{name}={brief(value)}" for name, value in model_args.items() if not _is_plain(value)]:
-        raise CheckpointError(
-            f"config.json of {where} has model_args that are not the numbers and words of a network: "
-            f"{', '.join(shortened(wrong))}"
-        )
+    model_args = plain_arguments(config.get("model_args", {}), where)
     return architecture_in(config, where), model_args, _pretrained_cfg(config, where)
 
 
@@ -67,12 +67,3 @@ def _pretrained_cfg(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         *channels, height, width = entries["input_size"]
         entries["input_size"] = (*(channels or [3]), height, width)
     return {**entries, **({"num_classes": config["num_classes"]} if "num_classes" in config else {})}
-
-
-def _is_plain(value: Any, deep: int = 2) -> bool:
-    """Whether the value is a flag, a word, a number of at most LARGEST_NUMBER, or a short list of these."""
-    if isinstance(value, list):
-        return deep > 0 and len(value) <= MOST_ITEMS and all(_is_plain(item, deep - 1) for item in value)
-    if isinstance(value, bool) or WORD.matches(value):
-        return True
-    return isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER  # false for NaN

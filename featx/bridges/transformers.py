@@ -123,6 +123,14 @@ def restore(config: Mapping[str, Any], where: str, **arch: Any) -> nn.Module:
     )
 
 
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Raises ArgumentError: the package saves its models itself."""
+    raise ArgumentError(
+        f"{type(model).__name__} is of transformers, which saves its models itself: save the model, not its extractor, "
+        "with model.save_pretrained(folder), and load it with create_model('transformers/<folder>')"
+    )
+
+
 def pyramid(model: nn.Module) -> BridgedPyramid:
     """A Pyramid of a model of transformers. ContractError if the model has no image backbone or encoder."""
     return as_pyramid(model)

@@ -32,6 +32,8 @@ DEEPEST = 32  # nested objects and lists
 LARGEST_SIDE = 4096  # pixels of an image
 MOST_CLASSES = 1 << 24
 LONGEST_WORD = 200  # characters
+LARGEST_NUMBER = 1 << 16  # of an argument of another package's model
+MOST_ITEMS = 64  # of a list
 MOST_MODULES = 20_000  # per network; the largest network of featx has four thousand
 ALWAYS_ALLOWED = 512 << 20  # bytes of tensors
 MOST_GROWTH = 4  # ratio of tensor bytes to those of the published variant
@@ -92,7 +94,7 @@ PREPROCESSING = {
     "crop_mode": WORD,
     "label_names": TEXTS,
 }
-FEATX = {"config": OBJECT, "data_config": OBJECT, "out_indices": LEVELS}
+FEATX = {"config": OBJECT, "data_config": OBJECT, "out_indices": LEVELS, "package": WORD, "arguments": OBJECT}
 DATA: dict[str, JsonType] = dict.fromkeys(("channel_order", "crop_rounding", "crop_mode"), WORD)
 
 
@@ -280,3 +282,27 @@ def _limited_modules() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def plain_arguments(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of another package's model in a `config.json`, without nulls.
+
+    Raises:
+        CheckpointError: an argument is not a flag, a word, a number of a network's size, or a short list of these.
+    """
+    arguments = {name: value for name, value in stated.items() if value is not None}
+    if wrong := [f"{name}={brief(value)}" for name, value in arguments.items() if not _is_argument(value)]:
+        raise CheckpointError(
+            f"config.json of {where} has model_args that are not the numbers and words of a network: "
+            f"{', '.join(shortened(wrong))}"
+        )
+    return arguments
+
+
+def _is_argument(value: Any, deep: int = 2) -> bool:
+    """Whether the value is a flag, a word, a number of at most LARGEST_NUMBER, or a short list of these."""
+    if isinstance(value, list):
+        return deep > 0 and len(value) <= MOST_ITEMS and all(_is_argument(item, deep - 1) for item in value)
+    if isinstance(value, bool) or WORD.matches(value):
+        return True
+    return isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER  # false for NaN

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, CheckpointError, names_in
+from ..errors import ArgumentError, CheckpointError, names_in, shortened
 from ..models.layers.transformer import GatedMlp, Mlp
 from ..models.vit import ViTConfig
 from ..preprocessing import TIMM_CROP_MODES, DataConfig, from_hub
@@ -194,3 +194,31 @@ def _beyond_timm(data: DataConfig) -> dict[str, Any]:
     """The preprocessing fields that timm's format lacks."""
     extra = {"channel_order": data.channel_order, "crop_rounding": data.crop_rounding}
     return extra if data.crop_mode in TIMM_CROP_MODES else {**extra, "crop_mode": data.crop_mode}
+
+
+CREATED = "created"  # attribute of a model: how create_model built it
+
+
+class Created(NamedTuple):
+    """The name of a registered function, and the arguments that it was called with."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def require_plain(arguments: Mapping[str, Any], name: str) -> None:
+    """Raise ArgumentError unless JSON can represent all arguments."""
+    if wrong := [f"{key}={value!r}" for key, value in arguments.items() if not is_plain(value)]:
+        raise ArgumentError(
+            f"{name} was created with arguments that a config.json cannot hold ({', '.join(shortened(wrong))}): save "
+            "its state_dict() instead"
+        )
+
+
+def preprocessing_of(model: Any) -> dict[str, Any]:
+    """`pretrained_cfg` of a model that is not native, with its preprocessing and labels; empty without a DataConfig."""
+    data, labels = getattr(model, "data_config", None), getattr(model, "label_names", ())
+    stated = {"label_names": list(labels)} if labels else {}
+    if isinstance(data, DataConfig):
+        stated |= preprocessing(data, len(data.mean))
+    return {"pretrained_cfg": stated} if stated else {}
