@@ -65,6 +65,11 @@ def bridge_of(name: str) -> tuple[ModuleType, str] | None:
     return (_bridges[package].load(), rest) if slash and package in _bridges else None
 
 
+def bridge_named(package: str) -> ModuleType:
+    """The bridge of a package; MissingPackageError if the package is not installed."""
+    return _bridges[package].load()
+
+
 def bridge_to(model: nn.Module) -> ModuleType | None:
     """The bridge for a model in hand, by the package its class is from; None if there is none."""
     kinds = type(model).__mro__

@@ -14,20 +14,30 @@ from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
 from .backbone import Backbone
-from .bridge_registry import bridge_of
-from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
+from .bridge_registry import bridge_named, bridge_of, bridged_packages
+from .errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
 from .meta_init import init_empty_weights
 from .preprocessing import DataConfig
 from .registry import Creation, Variant, lookup, suggestion
 from .weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
-from .weights.download import FOLDER, HUB, config_of
-from .weights.hub_config import require_buildable
-from .weights.hub_format import architecture_in, arguments_in, labels_in, levels_in, preprocessing_in
+from .weights.download import HUB, config_of, is_address
+from .weights.hub_config import plain_arguments, require_buildable
+from .weights.hub_format import (
+    CREATED,
+    Created,
+    architecture_in,
+    arguments_in,
+    is_native,
+    labels_in,
+    levels_in,
+    preprocessing_in,
+)
 from .weights.load import family_names, fill_model, full_keys, load, move_model
 from .wrappers import FeatureExtractWrapper
-from .wrappers.extractor import Output
+from .wrappers.extractor import Output, source_of
+from .wrappers.transparent import innermost
 
 
 @overload
@@ -146,7 +156,9 @@ def create_model(
     entry, published = find(model_name, options.cache_dir)
     if isinstance(entry, Variant):
         return _native(entry, published, given, levels, options)
-    return _users(entry, given, levels, options)
+    if isinstance(entry, ModuleType):
+        return _bridged(entry, model_name, given, levels, options)
+    return _users(entry, published, given, levels, options)
 
 
 def _signature() -> Signature:
@@ -207,15 +219,12 @@ class Published(NamedTuple):
     config: Mapping[str, Any]
 
 
-def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation, Published]:
-    """The entry of a name, and where its published weights are."""
-    if name.startswith((HUB, FOLDER)):
+def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] | Creation | ModuleType, Published]:
+    """The entry of a name, and where its published weights are. The entry of another package's model is its bridge."""
+    if is_address(name):
         config = config_of(name, cache_dir)
-        architecture = architecture_in(config, name)
-        try:
-            return lookup(architecture), Published(architecture, name, config)
-        except UnknownModelError as error:
-            raise UnknownModelError(f"config.json of {name} names a model that is not native here: {error}") from error
+        published = Published(architecture_in(config, name), name, config)
+        return _described(published), published
     base, _, tag = name.partition(".")
     if "/" in name or not base:
         raise UnknownModelError(f"no model is named {name!r}; {suggestion(name)}")
@@ -227,6 +236,21 @@ def find(name: str, cache_dir: str | Path | None = None) -> tuple[Variant[Any] |
     if isinstance(entry, Variant):
         entry = entry.tagged(base, tag)
     return entry, Published(base, f"{HUB}timm/{base}.{tag}" if tag else "", {})
+
+
+def _described(published: Published) -> Variant[Any] | Creation | ModuleType:
+    """The entry of the architecture that a `config.json` names; timm's bridge if its arguments are timm's alone."""
+    if package := published.config.get("featx", {}).get("package"):
+        if package not in bridged_packages():
+            raise CheckpointError(f"config.json of {published.where} names the unknown package {package!r}")
+        return bridge_named(package)
+    try:
+        entry = lookup(published.architecture)
+    except UnknownModelError:
+        entry = None
+    if entry is None or (isinstance(entry, Variant) and not is_native(published.config, entry.config)):
+        return bridge_named("timm")
+    return entry
 
 
 def _native(
@@ -242,7 +266,7 @@ def _native(
     if options.pretrained and not described:
         described = config_of(where, options.cache_dir)
     known = [field.name for field in fields(variant.config)]
-    stated = arguments_in(described, known, where)
+    stated = arguments_in(described, variant.config, where)
     # a family without a grid of positions is built alike for all sizes
     own = {field: value for field, value in given.items() if field in known or field != "image_size"}
     config = _configured(architecture, variant, {**stated, **own})
@@ -263,22 +287,44 @@ def _native(
 
 
 def _users(
-    create: Creation, given: dict[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
+    create: Creation,
+    published: Published,
+    given: dict[str, Any],
+    levels: Mapping[str, Any] | None,
+    options: LoadOptions,
 ) -> nn.Module:
     """What a user's creation function returns."""
     choice: dict[str, Any] = {}
+    saved: Mapping[str, Any] = published.config.get("featx", {})
     if levels is not None:
+        if levels["out_indices"] is None and levels["out_names"] is None:
+            levels = {**levels, "out_indices": saved.get("out_indices")}
         choice = {"features_only": True, **{k: value for k, value in levels.items() if value not in (None, "list")}}
-    return _loaded(_call(create, options.pretrained, given, choice), options)
+    given = {**plain_arguments(saved.get("arguments", {}), published.where), **given}
+    if saved and options.pretrained:
+        options = replace(options, pretrained=False, checkpoint_path=published.where)
+    model = _call(create, options.pretrained, given, choice)
+    setattr(innermost(source_of(model)), CREATED, Created(create.__name__, given))
+    return _loaded(model, options)
 
 
 def _bridged(
     package: ModuleType, name: str, given: Mapping[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
 ) -> nn.Module:
-    """A model of another package."""
+    """A model of another package. Its name may be an address of a `config.json` that describes it."""
     arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
-    model: nn.Module = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
-    return _loaded(model if levels is None else _extractor(package.pyramid(model), levels), options)
+    weights, saved = options.checkpoint_path, None
+    if is_address(name):
+        config = config_of(name, options.cache_dir)
+        model: nn.Module = package.restore(config, name, **arguments)
+        weights, saved = name if options.pretrained else weights, levels_in(config)
+    else:
+        model = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
+    target = model if levels is None else _extractor(package.pyramid(model), levels, saved)
+    move_model(target, options.device, options.dtype)
+    if weights is not None:
+        innermost(source_of(target)).load_report = package.load(model, target, weights, options, given)
+    return target
 
 
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:

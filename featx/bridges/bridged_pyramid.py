@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from ..backbone import Pyramid
 from ..errors import InputError, in_short
+from ..load_report import LoadReport
 from ..tracing.copies import structural_copy, twin_of
 from ..tracing.map_layout import Size
 from ..tracing.pruning import prune
 from ..tracing.size_rules import Rounding, SizeRule, acceptable, divisor_of, roundings
 from ..tracing.survey import Shapes, shapes_if_accepted
 from ..tracing.third_party_errors import ThirdPartyError, drop_hooks
-from ..wrappers.transparent import Transparent
+from ..wrappers.transparent import Transparent, innermost
 from .measurement import Measurement, images_for
 from .timm_map_reader import TimmMapReader
 from .transformers_map_reader import RecordingHook, TransformersMapReader
@@ -44,6 +45,11 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
         self.size_rule = SizeRule(self._roundings)
         if measured.data_config is not None:
             self.data_config = measured.data_config
+
+    @property
+    def load_report(self) -> LoadReport | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The report on loading the weights; None if a checkpoint was not loaded."""
+        return getattr(innermost(self), "load_report", None)
 
     @cached_property
     def size_divisor(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -6,7 +6,7 @@ Inception and SqueezeNet have convolutions without padding: their maps are a few
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,20 @@ from ..tracing.size_rules import SizeRule
 from ..tracing.survey import survey_model
 from ..tracing.third_party_errors import ThirdPartyError, passed_on, third_party
 from ..weights.adapt import TargetTensor, input_channels
+from ..weights.hub_config import plain_arguments, require_limits
+from ..weights.hub_format import (
+    CREATED,
+    Created,
+    architecture_in,
+    labels_in,
+    lacking,
+    preprocessing_in,
+    preprocessing_of,
+    require_plain,
+)
 from ..wrappers.chain import Chain
 from ..wrappers.hooked import HookedPyramid, measured_roundings
+from .plain_checkpoint import load as load
 
 # Arguments of builders that published weights need, by the prefix of the model's name, from the weights' metadata.
 OF_WEIGHTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -97,6 +109,9 @@ def build(
     if num_classes:
         arguments["num_classes"] = num_classes
     model: Any = _build(name, {**arguments, **arch})
+    chosen = {"in_chans": in_chans, "num_classes": num_classes, "output_stride": output_stride, **arch}
+    own = {key: value for key, value in arguments.items() if key in ("image_size", "input_size", "transform_input")}
+    setattr(model, CREATED, Created(name, {**own, **{k: v for k, v in chosen.items() if v is not None}}))
     if pretrained:
         _load(model, published, cache_dir)
     model.in_chans = 3 if in_chans is None else in_chans
@@ -107,6 +122,41 @@ def build(
         model.set_submodule(last, nn.Identity())
     model.data_config = _at_size(data_config(published) if published else UNTRAINED, model)
     return model
+
+
+def restore(config: Mapping[str, Any], where: str, **given: Any) -> nn.Module:
+    """The package's model that a `config.json` of `featx.save` describes, with random weights.
+
+    Args:
+        config: the parsed file.
+        where: the folder or repository of the file, for messages.
+        given: arguments of `build`, instead of those that the file states.
+
+    Raises:
+        UnknownModelError: the package has no such model.
+        CheckpointError: the file describes no model that can be built, or one far larger than the published one.
+    """
+    name = architecture_in(config, where)
+    if config.get("featx", {}).get("package") != "torchvision":
+        raise UnknownModelError(f"{where!r} does not describe a model of torchvision: ask for it alone")
+    stated = plain_arguments(config["featx"].get("arguments", {}), where)
+    if unknown := sorted({"pretrained", "cache_dir", "weights", "progress"} & stated.keys()):
+        raise CheckpointError(f"config.json of {where} has {lacking(unknown)}")
+    require_limits(partial(build, name, **stated), partial(build, name), where)
+    model: Any = build(name, **{**stated, **{key: value for key, value in given.items() if value is not None}})
+    model.data_config = preprocessing_in(config, model.data_config, where)
+    model.label_names = labels_in(config)
+    return model
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The `config.json` from which `restore` builds the model; ArgumentError if `build` did not build it."""
+    created: Created | None = vars(model).get(CREATED)
+    if created is None:
+        raise ArgumentError(f"{type(model).__name__} was not built by create_model: save its state_dict() instead")
+    require_plain(created.arguments, f"torchvision/{created.name}")
+    package = {"package": "torchvision", "arguments": created.arguments}
+    return {"architecture": created.name, "featx": package, **preprocessing_of(model)}
 
 
 def pyramid(model: nn.Module) -> Pyramid:

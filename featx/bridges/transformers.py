@@ -17,6 +17,7 @@ from ..errors import ArgumentError, UnknownModelError, WeightsNotFoundError
 from ..spelling import closest
 from ..tracing.third_party_errors import ThirdPartyError, third_party
 from .bridged_pyramid import BridgedPyramid
+from .plain_checkpoint import load as load
 from .transformers_levels import as_pyramid
 from .transformers_preprocessing import data_config
 
@@ -112,6 +113,22 @@ def build(
         )
     model.data_config = data_config(origin.where, config, cache_dir, origin.revision)
     return model
+
+
+def restore(config: Mapping[str, Any], where: str, **arch: Any) -> nn.Module:
+    """Raises UnknownModelError: a `config.json` in timm's format does not describe models of this package."""
+    del config, arch
+    raise UnknownModelError(
+        f"{where} is not a name of transformers: for a folder in timm's format, ask for {where!r} alone"
+    )
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Raises ArgumentError: the package saves its models itself."""
+    raise ArgumentError(
+        f"{type(model).__name__} is of transformers, which saves its models itself: save the model, not its extractor, "
+        "with model.save_pretrained(folder), and load it with create_model('transformers/<folder>')"
+    )
 
 
 def pyramid(model: nn.Module) -> BridgedPyramid:

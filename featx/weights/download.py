@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError, in_short
+from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError, in_short, names_in
 from .hub import INDEX, WEIGHT_FILES, checked_config, hub_config, hub_weights, local_shards, sha256_of
 from .readers import READERS, read_checkpoint
 
@@ -40,14 +40,35 @@ def locate(where: str | Path, cache_dir: str | Path | None = None) -> tuple[Path
         return (download_url(checked_url(text), cache_dir),)
     path = Path(text.removeprefix(FOLDER))
     if os.path.isdir(path):  # false for invalid file names, for which Path.is_dir raises
-        path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
+        path = _file_of_weights(path)
     if not os.path.isfile(path):
-        folder = os.path.isdir(path)
-        kinds = f"a folder with one of {WEIGHT_FILES}" if folder else "a file of weights or a folder with them"
-        raise WeightsNotFoundError(f"{path} is not {kinds}: check the path")
+        raise WeightsNotFoundError(f"{path} is not a file of weights or a folder with them: check the path")
     if path.name.endswith(INDEX):
         return local_shards(path)
     return (path,)
+
+
+def _file_of_weights(folder: Path) -> Path:
+    """The file of weights in a folder: one of WEIGHT_FILES, or the only file with the extension of a checkpoint."""
+    if known := [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]:
+        return known[0]
+    others = sorted(path for path in folder.iterdir() if path.suffix in READERS and path.is_file())
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise WeightsNotFoundError(
+            f"{folder} has several files of weights: pass one of them, [{names_in(path.name for path in others)}], as "
+            "checkpoint_path="
+        )
+    raise WeightsNotFoundError(
+        f"{folder} is not a folder with one of {WEIGHT_FILES} or another file of weights ({', '.join(READERS)}): check "
+        "the path"
+    )
+
+
+def is_address(name: str) -> bool:
+    """Whether a model's name is that of a folder ("local-dir:path") or a repository ("hf-hub:owner/repo")."""
+    return name.startswith((HUB, FOLDER))
 
 
 def config_of(where: str, cache_dir: str | Path | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from reprlib import Repr
@@ -19,18 +20,20 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..backbone import Backbone
 from ..errors import CheckpointError, FeatxError, in_short, names_in, shortened
 from ..meta_init import init_empty_weights
 from ..registry import Variant
 from ..tracing.meta_kernels import MetaKernels
 from .config_codec import is_plain
 
+TIMM_WRAPPER, HEADLESS = "timm_wrapper", "TimmWrapperModel"  # transformers' model type, and its class without classes
 LARGEST_FILE = 8 << 20  # bytes; the names and descriptions of 21,843 classes take three million
 DEEPEST = 32  # nested objects and lists
 LARGEST_SIDE = 4096  # pixels of an image
 MOST_CLASSES = 1 << 24
 LONGEST_WORD = 200  # characters
+LARGEST_NUMBER = 1 << 16  # of an argument of another package's model
+MOST_ITEMS = 64  # of a list
 MOST_MODULES = 20_000  # per network; the largest network of featx has four thousand
 ALWAYS_ALLOWED = 512 << 20  # bytes of tensors
 MOST_GROWTH = 4  # ratio of tensor bytes to those of the published variant
@@ -91,7 +94,7 @@ PREPROCESSING = {
     "crop_mode": WORD,
     "label_names": TEXTS,
 }
-FEATX = {"config": OBJECT, "data_config": OBJECT, "out_indices": LEVELS}
+FEATX = {"config": OBJECT, "data_config": OBJECT, "out_indices": LEVELS, "package": WORD, "arguments": OBJECT}
 DATA: dict[str, JsonType] = dict.fromkeys(("channel_order", "crop_rounding", "crop_mode"), WORD)
 
 
@@ -100,8 +103,19 @@ def checked_config(path: Path, whose: str = "") -> dict[str, Any]:
     config = read_json(path, whose)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}{whose}: expected a JSON object, got a {type(config).__name__}")
+    if config.get("model_type") == TIMM_WRAPPER:
+        config = _in_timms_format(config)
     _require(_problems(config), f"{path}{whose}")
     return config
+
+
+def _in_timms_format(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of transformers' file of a timm model: null is a default, and TimmWrapperModel has no classifier."""
+    stated = {name: value for name, value in config.items() if value is not None}
+    if config.get("architectures") == [HEADLESS]:
+        stated = {**stated, "num_classes": 0}
+        stated.pop("label_names", None)
+    return stated
 
 
 def require_json_types(value: Any, types: Mapping[str, JsonType], where: str) -> None:
@@ -187,14 +201,31 @@ def require_buildable(variant: Variant[Any], config: Any, where: str) -> None:
     changed = {name: getattr(config, name) for name in _changed(variant.config, config)}
     if not changed:
         return
-    try:
-        with warnings.catch_warnings(), init_empty_weights(), _limited_modules():
-            warnings.simplefilter("ignore")  # PyTorch warns of layers that are refused below
-            model = variant.build(config).eval()
-            _require_values(model)
+
+    def build() -> nn.Module:
+        model = variant.build(config).eval()
+        _require_values(model)
         if not all(map(is_plain, changed.values())):
             with torch.no_grad(), MetaKernels():
                 model(torch.empty(1, config.in_chans, *variant.data.size, device="meta"))
+        return model
+
+    require_limits(build, partial(variant.build, variant.config), where)
+
+
+def require_limits(build: Callable[[], nn.Module], published: Callable[[], nn.Module], where: str) -> None:
+    """Raise CheckpointError unless `build` succeeds on the meta device, with at most MOST_GROWTH times the bytes.
+
+    Args:
+        build: builds the model that a file describes, and may run it.
+        published: builds the published model of the same architecture.
+        where: the folder or repository of the file, for the message.
+    """
+    try:
+        with warnings.catch_warnings(), init_empty_weights(), _limited_modules():
+            warnings.simplefilter("ignore")  # PyTorch warns of layers that are refused below
+            model = build()
+            _require_values(model)
     except FeatxError as error:
         raise CheckpointError(f"config.json of {where} describes an invalid model: {error}") from error
     except BUILD_ERRORS as error:
@@ -202,7 +233,7 @@ def require_buildable(variant: Variant[Any], config: Any, where: str) -> None:
             f"config.json of {where} describes a model that cannot be built or run ({in_short(error)}): expected the "
             "fields of the family in model_args and featx.config"
         ) from error
-    if (size := _bytes_of(model)) > ALWAYS_ALLOWED and size > MOST_GROWTH * _bytes_of(_published(variant)):
+    if (size := _bytes_of(model)) > ALWAYS_ALLOWED and size > MOST_GROWTH * _bytes_of(_empty(published)):
         raise CheckpointError(
             f"config.json of {where} describes a model of {size} bytes, more than {MOST_GROWTH} times those of the "
             "published one: pass its fields to create_model yourself if you want it"
@@ -226,9 +257,9 @@ def _require_values(model: nn.Module) -> None:
         raise ValueError(f"it has layers without channels: {names_in(empty)}")
 
 
-def _published(variant: Variant[Any]) -> Backbone:
+def _empty(build: Callable[[], nn.Module]) -> nn.Module:
     with init_empty_weights():
-        return variant.build(variant.config)
+        return build()
 
 
 def _bytes_of(model: nn.Module) -> int:
@@ -251,3 +282,27 @@ def _limited_modules() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def plain_arguments(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of another package's model in a `config.json`, without nulls.
+
+    Raises:
+        CheckpointError: an argument is not a flag, a word, a number of a network's size, or a short list of these.
+    """
+    arguments = {name: value for name, value in stated.items() if value is not None}
+    if wrong := [f"{name}={brief(value)}" for name, value in arguments.items() if not _is_argument(value)]:
+        raise CheckpointError(
+            f"config.json of {where} has model_args that are not the numbers and words of a network: "
+            f"{', '.join(shortened(wrong))}"
+        )
+    return arguments
+
+
+def _is_argument(value: Any, deep: int = 2) -> bool:
+    """Whether the value is a flag, a word, a number of at most LARGEST_NUMBER, or a short list of these."""
+    if isinstance(value, list):
+        return deep > 0 and len(value) <= MOST_ITEMS and all(_is_argument(item, deep - 1) for item in value)
+    if isinstance(value, bool) or WORD.matches(value):
+        return True
+    return isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER  # false for NaN

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..bridge_registry import bridge_to
 from ..errors import ArgumentError, OutputError
 from ..meta_init import init_empty_weights
 from ..whole_files import alone, local, whole_file
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import source_of
-from .hub_format import config_json
+from ..wrappers.transparent import innermost
+from .hub_format import CREATED, Created, config_json, preprocessing_of, require_plain
 
 PATIENCE = 600.0  # seconds to wait for another process that saves to the same folder
 
@@ -79,16 +81,37 @@ def push_to_hub(
 
 def description(model: nn.Module) -> dict[str, Any]:
     """The `config.json` of a model or an extractor; ArgumentError if the model could not be rebuilt from it."""
-    backbone = source_of(model)
-    if not isinstance(backbone, Backbone):
-        raise ArgumentError(f"{type(backbone).__name__} was not built by create_model: save its state_dict() instead")
+    backbone = innermost(source_of(model))
+    config = _config_of(model, backbone)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ArgumentError(f"{backbone.architecture} is on the meta device, without values: load its weights first")
-    config = config_json(backbone)
-    _require_same_names(model, backbone, config["num_classes"])
+        name = config["architecture"]
+        raise ArgumentError(f"{name} is on the meta device, without values: load its weights first")
+    if isinstance(backbone, Backbone):
+        _require_same_names(model, backbone, config["num_classes"])
     if isinstance(model, FeatureExtractWrapper):
         config["featx"]["out_indices"] = list(model.feature_info.out_indices)
     return config
+
+
+def _config_of(model: nn.Module, backbone: nn.Module) -> dict[str, Any]:
+    """The `config.json` of a native model, of another package's, or of one that a registered function created."""
+    if isinstance(backbone, Backbone) and backbone.__class__.__module__.startswith("featx.models."):
+        return config_json(backbone)
+    if (bridge := bridge_to(backbone)) is not None:
+        return bridge.describe(backbone)
+    created: Created | None = vars(backbone).get(CREATED)
+    if created is None:
+        parts = " Models with necks or heads are built again by your own code." if hasattr(model, "backbone") else ""
+        raise ArgumentError(
+            f"{type(backbone).__name__} was not built by create_model: save its state_dict() instead, which "
+            f"featx.load_weights loads.{parts}"
+        )
+    require_plain(created.arguments, created.name)
+    return {
+        "architecture": created.name,
+        "featx": {"arguments": created.arguments},
+        **preprocessing_of(backbone),
+    }
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OWN_UV = ROOT / ".uv" / "bin" / "uv"
 UV = shutil.which("uv") or (str(OWN_UV) if OWN_UV.exists() else None)
-OPTIONAL = ("timm", "transformers", "matplotlib", "gradio", "pytest")
+OPTIONAL = ("transformers", "matplotlib", "gradio", "pytest")
 pytestmark = [pytest.mark.sweep, pytest.mark.skipif(UV is None, reason="needs uv: pip install uv")]
 
 # A user's file, of which every line is held to the types that the package states.
@@ -96,9 +96,9 @@ def test_it_runs_without_the_optional_packages(python, tmp_path):
 
 
 def test_what_needs_an_optional_package_names_it(python, tmp_path):
-    code = "import featx; featx.create_model('timm/resnet18')"
+    code = "import featx; featx.create_model('transformers/resnet')"
     ran = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "MissingPackageError: models of timm need the package: pip install 'featx[timm]'" in ran.stderr
+    assert "MissingPackageError: models of transformers need the package: pip install 'featx[transformers]'" in ran.stderr
 
 
 def test_its_types_are_seen_from_a_users_project(python, tmp_path):

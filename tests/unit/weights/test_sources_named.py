@@ -62,11 +62,10 @@ def test_a_repository_as_a_name_has_revisions(hub):
         assert model.classifier.out_features == {"main": 4, "v2": 5, "v3": 6}[revision]
 
 
-def test_an_architecture_that_is_not_native_is_named_with_its_repository(hub, monkeypatch):
-    monkeypatch.setattr("featx.registry.names_elsewhere", lambda: ["timm/swin_tiny_patch4_window7_224"])
-    hub.repositories[REPO] = Repository({"config.json": described(architecture="swin_tiny_patch4_window7_224")})
+def test_an_architecture_that_nobody_has_is_named_with_its_repository(hub):
+    hub.repositories[REPO] = Repository({"config.json": described(architecture="swim_tiny_patch4")})
     with pytest.raises(
-        UnknownModelError, match=rf"hf-hub:{REPO} .*not native.*ask for timm/swin_tiny_patch4_window7_224"
+        UnknownModelError, match=rf"hf-hub:{REPO} names a model that neither featx nor timm has: .*'swim_tiny_patch4'"
     ):
         featx.create_model(f"hf-hub:{REPO}")
 

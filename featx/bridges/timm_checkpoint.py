@@ -1,0 +1,222 @@
+"""Load checkpoints into timm's models: timm's own conversion of other programs' tensors, loaded as strictly as others.
+
+timm converts a checkpoint by a function of its architecture, which also resamples position embeddings and patches to
+the sizes of the model. A Flax file that no layout of featx describes is read by the model's own `load_pretrained`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from inspect import isfunction, signature
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..load_report import LoadReport
+from ..tracing.third_party_errors import ThirdPartyError, third_party
+from ..weights.adapt import LARGEST_PATCH
+from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint, read_tensors
+from ..weights.key_groups import NATIVE
+from ..weights.load import family_names, fit_tensors, full_keys
+
+Filter = Callable[..., Any]
+FACTORY = "build_model_with_cfg"  # the function of timm that architectures pass their filter to
+FLAX = ".npz"
+LEFT_OUT = "left out or merged by timm's conversion"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A checkpoint with the model's names, the change of each changed tensor, and whether timm renamed any."""
+
+    checkpoint: Checkpoint
+    changes: dict[str, str] = field(default_factory=dict)
+    renamed: bool = False
+
+    def misfits(self, needed: frozenset[str], known: frozenset[str]) -> int:
+        """The number of tensors that are missing or unexpected."""
+        return len(needed - self.checkpoint.state.keys()) + len(self.checkpoint.state.keys() - known)
+
+
+def load(
+    model: nn.Module, target: nn.Module, weights: Weights, options: LoadOptions, given: Mapping[str, Any]
+) -> LoadReport:
+    """Load a checkpoint into `target` in place, all of its tensors or none, and return the report.
+
+    Args:
+        model: timm's model.
+        target: the model itself, or its extractor.
+        weights: the checkpoint.
+        options: how to read it.
+        given: the arguments that the caller has chosen; with `num_classes`, a classifier of another size is skipped.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or does not fit.
+        WeightsNotFoundError: the weights were not found.
+    """
+    candidates = conversions(model, weights, options)
+    needed, known = frozenset(target.state_dict()), full_keys(model)
+    best = next(candidates)
+    while best.misfits(needed, known) and (other := next(candidates, None)) is not None:
+        best = min(best, other, key=lambda each: each.misfits(needed, known))
+    best = with_input_channels(model, best)
+    heads = tuple(f"{name}." for name in names_at(model, "classifier")) if "num_classes" in given else ()
+    tensors, report = fit_tensors(target, best.checkpoint, resized=heads)
+    target.load_state_dict(tensors, strict=False)  # skipped tensors are missing
+    changes = {name: how for name, how in best.changes.items() if name in tensors}
+    layout = "timm" if best.renamed else report.layout
+    return replace(report, adapted={**changes, **report.adapted}, layout=layout)
+
+
+def conversions(model: nn.Module, weights: Weights, options: LoadOptions) -> Iterator[Conversion]:
+    """The checkpoint converted by timm, by a layout of featx, and by the model's own reader of Flax files."""
+    source, contents = read_tensors(weights, options)
+    known, inner = full_keys(model), replace(options, container=None)
+    others = dict.fromkeys(contents.others, "not a tensor")
+
+    def opened(families: tuple[str, ...]) -> Checkpoint:
+        checkpoint = open_checkpoint(contents.state, known, families, inner)
+        return replace(checkpoint, source=source, skipped={**others, **checkpoint.skipped})
+
+    plain = opened(() if options.layout in (None, NATIVE) else family_names(model))
+    if not options.auto_mapping:
+        yield converted(model, plain) if plain.state.keys() <= known else Conversion(plain)
+        return
+    yield converted(model, plain)
+    if plain.prefix:
+        yield converted(model, Checkpoint(contents.state, source, skipped=others))
+    described = opened(family_names(model))
+    if described.layout is not None:
+        yield converted(model, described)
+    if source.endswith(FLAX) and (tensors := read_by_timm(model, source)) is not None:
+        yield Conversion(Checkpoint(tensors, source), renamed=True)
+
+
+def converted(model: nn.Module, checkpoint: Checkpoint) -> Conversion:
+    """The checkpoint as timm's filter of the architecture returns it; unchanged if the filter does not accept it."""
+    state = checkpoint.state
+    patches = (tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight"))
+    if any(tensor.ndim == 4 and max(tensor.shape[2:]) > LARGEST_PATCH for tensor in patches):
+        return Conversion(checkpoint)  # resampling needs memory proportional to the fourth power of the side
+    try:
+        function = filter_of(model)
+        arguments = (dict(state), model)[: len(signature(function).parameters)]  # some take the tensors alone
+        filtered = third_party(function, *arguments)
+    except ThirdPartyError:  # loading then reports the names and shapes
+        return Conversion(checkpoint)
+    if not isinstance(filtered, dict) or not all(isinstance(tensor, Tensor) for tensor in filtered.values()):
+        return Conversion(checkpoint)
+    held, kept = {id(tensor) for tensor in state.values()}, {id(tensor) for tensor in filtered.values()}
+    changes = {name: _change(state.get(name), tensor) for name, tensor in filtered.items() if id(tensor) not in held}
+    gone = [name for name, tensor in state.items() if name not in filtered and id(tensor) not in kept]
+    skipped = {**checkpoint.skipped, **dict.fromkeys(gone, LEFT_OUT)}
+    renamed = not filtered.keys() <= state.keys()
+    return Conversion(replace(checkpoint, state=filtered, skipped=skipped), changes, renamed)
+
+
+def _change(before: Tensor | None, after: Tensor) -> str:
+    if before is None or before.shape == after.shape:
+        return "computed by timm's conversion"
+    return f"{tuple(before.shape)} resampled to {tuple(after.shape)} by timm's conversion"
+
+
+def filter_of(model: Any) -> Filter:
+    """The function with which timm converts checkpoints of the model's architecture: (tensors, model) to tensors.
+
+    The architecture's function passes it to FACTORY, and timm keeps no reference to it. Therefore, a copy of that
+    function runs here in which FACTORY only records the filter.
+    """
+    from timm.models import is_model, model_entrypoint
+
+    name = model.pretrained_cfg.get("architecture")
+    recorder = _Recorder()
+    if is_model(name):
+        with suppress(RecordedFilter):
+            _bound_to(recorder, model_entrypoint(name))()
+    return recorder.filter or _unchanged
+
+
+class RecordedFilter(Exception):  # noqa: N818 (it is not an error)
+    """Ends the call of an architecture's function."""
+
+
+class _Recorder:
+    """Takes the place of FACTORY and records the filter that it is called with."""
+
+    filter: Filter | None = None
+
+    def __call__(self, *_args: Any, pretrained_filter_fn: Filter | None = None, **_arguments: Any) -> Any:
+        self.filter = pretrained_filter_fn
+        raise RecordedFilter
+
+
+def _bound_to(recorder: _Recorder, function: FunctionType) -> FunctionType:
+    """A copy of a function, and of the functions of its module, with `recorder` in place of FACTORY.
+
+    The copies do not print, as timm's filter of DINOv3 does for each block.
+    """
+    scope: dict[str, Any] = {**function.__globals__, FACTORY: recorder, "print": _silent}
+    for name, value in function.__globals__.items():
+        if isfunction(value) and FACTORY in value.__globals__ and name != FACTORY:
+            own = value.__globals__ is function.__globals__
+            scope[name] = _rescoped(value, scope if own else {**value.__globals__, FACTORY: recorder})
+    return _rescoped(function, scope)
+
+
+def _rescoped(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
+    copied = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+def _silent(*_args: object) -> None:
+    pass
+
+
+def _unchanged(state: dict[str, Tensor], _model: nn.Module) -> dict[str, Tensor]:
+    return state
+
+
+def read_by_timm(model: Any, path: str) -> dict[str, Tensor] | None:
+    """The tensors of a Flax file as the model's own `load_pretrained` reads them; None if it does not accept the file.
+
+    They are loaded into a copy of the model without values, so that tensors that the file lacks are known.
+    """
+    if not hasattr(model, "load_pretrained"):
+        return None
+    copied = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.fill_(torch.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # some of these methods leave the file open
+        try:
+            third_party(copied.load_pretrained, path)
+        except ThirdPartyError:  # loading then reports the names and shapes
+            return None
+    return {name: tensor for name, tensor in copied.state_dict().items() if not tensor.isnan().any()}
+
+
+def with_input_channels(model: nn.Module, conversion: Conversion) -> Conversion:
+    """The conversion with the first convolutions for the input channels of the model, as timm adapts them."""
+    from timm.models import adapt_input_conv
+
+    state, changes, wanted = dict(conversion.checkpoint.state), dict(conversion.changes), model.state_dict()
+    for name in (f"{conv}.weight" for conv in names_at(model, "first_conv")):
+        if name not in wanted or name not in state or wanted[name].ndim != 4 or state[name].ndim != 4:
+            continue
+        (chs, channels, *kernel), (own_chs, own_channels, *own_kernel) = wanted[name].shape, state[name].shape
+        if own_channels == 3 != channels and (chs, kernel) == (own_chs, own_kernel):
+            state[name] = adapt_input_conv(channels, state[name])
+            changes[name] = f"3 input channels converted to {channels} by timm's rule"
+    return replace(conversion, checkpoint=replace(conversion.checkpoint, state=state), changes=changes)
+
+
+def names_at(model: Any, entry: str) -> tuple[str, ...]:
+    """The names of modules under an entry of `pretrained_cfg`, which has one, several or none."""
+    names = model.pretrained_cfg.get(entry) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
