@@ -36,7 +36,7 @@ SMALL = [
         "mobilevit_xxs",
         "mobilevitv2_050",
     ),
-    *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224"),
+    *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224", "vit_tiny_patch16_dinov3_qkvb"),
 ]
 
 

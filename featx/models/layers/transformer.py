@@ -1,6 +1,8 @@
 """The blocks of a transformer that normalises before it mixes (https://arxiv.org/abs/2010.11929)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,7 @@ class TransformerStyle:
 
     Attributes:
         mlp_ratio: hidden channels of the MLP divided by the channels of a token; both halves of a GatedMlp count.
+        mlp: class of the MLP, built from the channels of a token and the style.
         layer_scale: initial value of a learned factor per channel of each residual branch; 0 omits the factor.
         eps: of the norms.
         drop: dropout rate after every linear layer except the first one of attention.
@@ -55,7 +58,7 @@ class TransformerStyle:
     """
 
     mlp_ratio: float = 4.0
-    mlp: type[Mlp | GatedMlp] = Mlp
+    mlp: Callable[[int, Any], nn.Module] = Mlp
     act: type[nn.Module] = nn.GELU
     qkv_bias: bool = True
     layer_scale: float = 0.0
