@@ -7,9 +7,10 @@ patches, and learned ones are interpolated to it. Positions are not scaled at ra
 Reference: timm's Eva with dynamic_img_size and dynamic_img_pad.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy as shallow_copy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.fx
@@ -21,7 +22,7 @@ from ..features import FeatureInfo, Levels
 from .layers.drop_path import rising_rates
 from .layers.pos_embed import resample_positions
 from .layers.rotary import Rope
-from .layers.rotary_block import LatentPool, RotaryBlock, RotaryStyle
+from .layers.rotary_block import KeylessBiasAttention, LatentPool, RotaryAttention, RotaryBlock, RotaryStyle
 from .layers.transformer import Mlp, TransformerStyle
 from .vit import POOLS, PatchEmbed, ViTConfig, format_of, layer_norm, norm_eps, position_grid, problems_of
 
@@ -48,6 +49,16 @@ class RotaryViTConfig(ViTConfig):
     positions: bool = field(default=True, kw_only=True)
     last_norm: bool = field(default=True, kw_only=True)
     pool_heads: int = field(default=8, kw_only=True)
+
+    def stated_by(self, names: Collection[str]) -> dict[str, Any]:
+        """Those of a ViT, and the `style` with the biases of queries and values that the checkpoint has."""
+        stated = ViTConfig.stated_by(self, names)
+        has_biases = "blocks.0.attn.q_bias" in names
+        if has_biases and self.style.attention is RotaryAttention:
+            stated["style"] = replace(self.style, attention=KeylessBiasAttention)
+        if not has_biases and self.style.attention is KeylessBiasAttention and "blocks.0.attn.qkv.weight" in names:
+            stated["style"] = replace(self.style, attention=RotaryAttention, qkv_bias="blocks.0.attn.qkv.bias" in names)
+        return stated
 
 
 class RotaryViT(Pyramid):

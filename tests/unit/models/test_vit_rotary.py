@@ -58,9 +58,6 @@ def reference(name: str) -> nn.Module:
 def pair(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """Our model and timm's, with the same weights, loaded strictly in both directions."""
     theirs = randomise(reference(name))
-    for module in theirs.modules():
-        if hasattr(module, "init_non_persistent_buffers"):  # frequencies, which are no weights
-            module.init_non_persistent_buffers()
     pool = {"pool_heads": 3} if "pe_core" in name else {}
     ours = featx.create_model(name, **NARROW, **pool, **kwargs).eval()
     ours.load_state_dict(theirs.state_dict())
