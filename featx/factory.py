@@ -13,7 +13,7 @@ from torch import nn
 from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
-from .backbone import Backbone
+from .backbone import Backbone, Pyramid
 from .bridge_registry import bridge_of
 from .errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
@@ -277,8 +277,24 @@ def _bridged(
 ) -> nn.Module:
     """A model of another package."""
     arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
+    norm_maps = arguments.pop("norm_maps", None)
+    if norm_maps is not None:
+        require_annotated(norm_maps, "norm_maps", bool)
+        if levels is None:
+            raise ArgumentError(
+                "norm_maps chooses among the maps of another package's model: pass features_only=True too"
+            )
     model: nn.Module = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
-    return _loaded(model if levels is None else _extractor(package.pyramid(model), levels), options)
+    if levels is None:
+        return _loaded(model, options)
+    return _loaded(_extractor(_with_norm(package.pyramid(model), norm_maps), levels), options)
+
+
+def _with_norm(pyramid: Pyramid, norm_maps: bool | None) -> Pyramid:
+    """The pyramid with maps after or before its last norm; None leaves them as they are."""
+    if norm_maps is None or norm_maps == pyramid.maps_are_normed:
+        return pyramid
+    return pyramid.normed() if norm_maps else pyramid.raw()
 
 
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:

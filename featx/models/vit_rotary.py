@@ -148,6 +148,12 @@ class RotaryViT(Pyramid):
         other.norm_maps = True
         return other
 
+    def raw(self) -> "RotaryViT":
+        """This model with `norm_maps=False`, with shared parameters."""
+        other = shallow_copy(self)
+        other.norm_maps = False
+        return other
+
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the last norm to prefix tokens and map; with `norm_maps` it is already applied."""
         if self.norm_maps:
