@@ -304,6 +304,16 @@ class Pyramid(Backbone, ABC):
         """
         raise ArgumentError("this model has no last norm of tokens to send its maps through")
 
+    def raw(self) -> "Pyramid":
+        """This model with maps and prefix tokens as they are before its last norm. Parameters are shared.
+
+        Raises:
+            ArgumentError: the model returns them after the norm only.
+        """
+        if self.maps_are_normed:
+            raise ArgumentError("this model returns its maps after its last norm only")
+        return self
+
     def cut(self, levels: Sequence[int]) -> "Pyramid":
         """This model, or a copy that ends at the last of the ascending `levels`, if removing modules is not enough.
 

@@ -13,7 +13,7 @@ from torch import nn
 from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
-from .backbone import Backbone
+from .backbone import Backbone, Pyramid
 from .bridge_registry import bridge_named, bridge_of, bridged_packages
 from .errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
@@ -312,6 +312,8 @@ def _bridged(
     package: ModuleType, name: str, given: Mapping[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
 ) -> nn.Module:
     """A model of another package. Its name may be an address of a `config.json` that describes it."""
+    norm_maps = _norm_choice(given, levels)
+    given = {name: value for name, value in given.items() if name != "norm_maps"}
     arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
     weights, saved = options.checkpoint_path, None
     if is_address(name):
@@ -320,11 +322,30 @@ def _bridged(
         weights, saved = name if options.pretrained else weights, levels_in(config)
     else:
         model = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
-    target = model if levels is None else _extractor(package.pyramid(model), levels, saved)
+    target = model if levels is None else _extractor(_with_norm(package.pyramid(model), norm_maps), levels, saved)
     move_model(target, options.device, options.dtype)
     if weights is not None:
         innermost(source_of(target)).load_report = package.load(model, target, weights, options, given)
     return target
+
+
+def _norm_choice(given: Mapping[str, Any], levels: Mapping[str, Any] | None) -> bool | None:
+    """`norm_maps` of another package's model; ArgumentError if it is no bool, or chooses among maps of a classifier."""
+    norm_maps = given.get("norm_maps")
+    if norm_maps is not None:
+        require_annotated(norm_maps, "norm_maps", bool)
+        if levels is None:
+            raise ArgumentError(
+                "norm_maps chooses among the maps of another package's model: pass features_only=True too"
+            )
+    return norm_maps
+
+
+def _with_norm(pyramid: Pyramid, norm_maps: bool | None) -> Pyramid:
+    """The pyramid with maps after or before its last norm; None leaves them as they are."""
+    if norm_maps is None or norm_maps == pyramid.maps_are_normed:
+        return pyramid
+    return pyramid.normed() if norm_maps else pyramid.raw()
 
 
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:

@@ -36,7 +36,7 @@ SMALL = [
         "mobilevit_xxs",
         "mobilevitv2_050",
     ),
-    *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224"),
+    *("vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224", "vit_tiny_patch16_dinov3_qkvb"),
 ]
 
 
@@ -61,11 +61,13 @@ IMAGES = (2, 3, 64, 96)
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random norm scales and statistics, biases and tokens, in place, so that nothing multiplies by one or adds zero.
 
-    So are tables and heads that start at zero. In eval mode.
+    So are tables and heads that start at zero; buffers that no checkpoint holds keep their values. In eval mode.
     """
     generator = torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    buffers = [(name, tensor) for name, tensor in model.named_buffers() if name in state]
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *buffers]:
             drawn = draw(name, tensor, generator)
             if not drawn and isinstance(tensor, nn.Parameter) and not tensor.is_meta and not tensor.any():
                 tensor.normal_(0, 0.3, generator=generator)

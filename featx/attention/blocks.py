@@ -85,6 +85,7 @@ TRANSFORMERS = {
     "vitpose_backbone": ("VitPoseBackboneSelfAttention",),
 }
 OTHERS = {
+    "featx.models.layers.rotary_block": ("RotaryAttention", "KeylessBiasAttention", "SplitAttention", "LatentPool"),
     "featx.models.layers.transformer": ("Attention",),
     "torchvision.models.swin_transformer": ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"),
 }

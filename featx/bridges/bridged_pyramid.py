@@ -41,7 +41,7 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
         self._reader, self._measured, self._kept = reader, measured, measured.levels.select(kept)
         self.feature_info, self.corrections, self.in_chans = measured.levels, measured.corrections, measured.in_chans
         self.fixed_size = measured.size if measured.fixed else None
-        self.maps_are_normed = isinstance(reader, TimmMapReader) and reader.normed
+        self.maps_are_normed = reader.is_normed(model)
         self.size_rule = SizeRule(self._roundings)
         if measured.data_config is not None:
             self.data_config = measured.data_config
@@ -83,10 +83,18 @@ class BridgedPyramid(Transparent[nn.Module], Pyramid):
         return self._run(self._reader.tokens, x, levels)
 
     def normed(self) -> Pyramid:
-        """A pyramid whose maps pass through the last norm: timm's `forward_intermediates(norm=True)`."""
-        if isinstance(self._reader, TransformersMapReader):
-            return super().normed()
-        return type(self)(self._inner, self._reader.with_norm(self._inner), self._measured, self._kept.out_indices)
+        """A pyramid whose maps pass through the last norm, as in timm's `forward_intermediates(norm=True)`."""
+        inner = self._to_change()
+        return type(self)(inner, self._reader.with_norm(inner), self._measured, self._kept.out_indices)
+
+    def raw(self) -> Pyramid:
+        """A pyramid whose maps are those before the last norm."""
+        inner = self._to_change()
+        return type(self)(inner, self._reader.without_norm(inner), self._measured, self._kept.out_indices)
+
+    def _to_change(self) -> nn.Module:
+        """The model, or a copy that shares its tensors if its configuration may change."""
+        return self._inner if isinstance(self._reader, TimmMapReader) else structural_copy(self._inner)
 
     def unused(self, levels: Sequence[int]) -> Sequence[str]:
         """No modules: the package's forward accesses modules by name, so that `cut` replaces them by placeholders."""

@@ -40,6 +40,16 @@ class TimmMapReader:
             raise ArgumentError(f"{type(model).__name__} of timm has no last norm of tokens that maps can pass through")
         return replace(self, normed=True)
 
+    def without_norm(self, model: Any) -> Self:
+        """A reader of maps as they are before the last norm."""
+        del model
+        return replace(self, normed=False)
+
+    def is_normed(self, model: Any) -> bool:
+        """Whether maps pass through the last norm."""
+        del model
+        return self.normed
+
     def rebuilding_hint(self, model: Any, size: Size) -> str:
         """The end of a sentence on how to build the architecture for images of that size; "" if that is impossible."""
         name = getattr(model, "pretrained_cfg", {}).get("architecture")

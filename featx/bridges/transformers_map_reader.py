@@ -16,9 +16,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import ContractError, InputError
+from ..errors import ArgumentError, ContractError, InputError
 from ..tracing.map_layout import MapLayout, Size
 from ..tracing.third_party_errors import third_party
+
+# The field of a backbone's configuration that sends its maps through the last norm, and the names of last norms.
+CHOICE = "apply_layernorm"
+LAST_NORMS = ("layernorm", "layer_norm", "norm", "post_layernorm", "ln_post")
 
 
 class RecordingHook:
@@ -99,6 +103,7 @@ class TransformersMapReader:
         names: the name of each level.
         layouts: the layout of each level's tensor.
         indices: the index of each remaining level's tensor in the entry.
+        norm: path of the last norm in the tower, if maps and prefix tokens pass through it here; "" otherwise.
     """
 
     tower: str
@@ -107,6 +112,7 @@ class TransformersMapReader:
     names: Sequence[str] = ()
     layouts: Sequence[MapLayout] = ()
     indices: Mapping[int, int] = field(default_factory=dict)
+    norm: str = ""
 
     def tower_of(self, model: nn.Module) -> Any:
         """The image tower of the model."""
@@ -129,7 +135,11 @@ class TransformersMapReader:
 
     def tokens(self, model: nn.Module, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         tensors, size = self.tensors(model, x), (x.shape[2], x.shape[3])
-        return [self.layouts[i].split(tensors[self.indices[i]], size, self.names[i]) for i in levels]
+        pairs = [self.layouts[i].split(tensors[self.indices[i]], size, self.names[i]) for i in levels]
+        if not self.norm:
+            return pairs
+        norm = self.tower_of(model).get_submodule(self.norm)
+        return [(norm(prefix), norm(map_.movedim(1, -1)).movedim(-1, 1).contiguous()) for prefix, map_ in pairs]
 
     def narrowed(self, model: nn.Module, levels: Sequence[int]) -> Self:
         """A reader of `levels` only. A backbone is set to return only these, in place."""
@@ -138,6 +148,44 @@ class TransformersMapReader:
         tower = self.tower_of(model)
         tower.config.out_features = [tower.out_features[self.indices[level]] for level in levels]
         return replace(self, indices={level: index for index, level in enumerate(levels)})
+
+    def with_norm(self, model: nn.Module) -> Self:
+        """A reader of maps that pass through the last norm; a backbone that has the choice is set to it, in place."""
+        config = self.tower_of(model).config
+        if hasattr(config, CHOICE):
+            config.apply_layernorm = True
+            return self
+        return replace(self, norm=self._last_norm(model))
+
+    def without_norm(self, model: nn.Module) -> Self:
+        """A reader of maps as they are before the last norm; a backbone that has the choice is set to it, in place."""
+        config = self.tower_of(model).config
+        if hasattr(config, CHOICE):
+            config.apply_layernorm = False
+        return replace(self, norm="")
+
+    def is_normed(self, model: nn.Module) -> bool:
+        """Whether maps pass through the last norm."""
+        return bool(self.norm) or bool(getattr(self.tower_of(model).config, CHOICE, False))
+
+    def _last_norm(self, model: nn.Module) -> str:
+        """Path in the tower of the norm after its blocks. ArgumentError if no norm fits the maps of all levels."""
+        tower, chs = self.tower_of(model), {layout.chs for layout in self.layouts}
+        found = [
+            path
+            for path, module in tower.named_modules()
+            if isinstance(module, nn.LayerNorm) and {module.normalized_shape[0]} == chs
+            if path.rpartition(".")[2] in LAST_NORMS and not any(part.isdigit() for part in path.split("."))
+        ]
+        name = type(tower).__name__
+        if len(found) != 1 or self.entry != "hidden_states":
+            raise ArgumentError(f"{name} of transformers has no last norm of tokens for its maps: leave norm_maps out")
+        if self.names[-1].endswith(found[0]):
+            raise ArgumentError(
+                f"{name} of transformers has no last norm for all maps: it applies {found[0]} itself, to the last one "
+                "only; leave norm_maps out"
+            )
+        return found[0]
 
     def check_size(self, model: nn.Module, size: Size) -> None:
         """Raise InputError for an image size at which cells would be misplaced."""

@@ -82,8 +82,10 @@ class ViTConfig(BackboneConfig):
     drop_path_rate: float = 0.0
 
     def stated_by(self, names: Collection[str]) -> dict[str, Any]:
-        """`fc_norm`, by the name of the last norm in the checkpoint."""
-        return {"fc_norm": "fc_norm.weight" in names} if {"norm.weight", "fc_norm.weight"} & set(names) else {}
+        """`fc_norm`, by the name of the last norm in the checkpoint; without a norm of tokens, `norm_maps` is False."""
+        if "fc_norm.weight" in names:
+            return {"fc_norm": True, "norm_maps": False}
+        return {"fc_norm": False} if "norm.weight" in names else {}
 
 
 class ViT(Pyramid):
@@ -162,6 +164,12 @@ class ViT(Pyramid):
             raise ArgumentError("this ViT normalizes after its pool (fc_norm=True), and its tokens not at all")
         other = shallow_copy(self)
         other.norm_maps = True
+        return other
+
+    def raw(self) -> "ViT":
+        """This model with `norm_maps=False`, with shared parameters."""
+        other = shallow_copy(self)
+        other.norm_maps = False
         return other
 
     def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,8 +274,14 @@ POOLS: dict[str, Callable[[int], nn.Module]] = {
 
 def check(cfg: ViTConfig, reduction: int) -> None:
     """ArgumentError that lists all conflicts in `cfg`, whose patches cover `reduction` pixels."""
+    if found := problems_of(cfg, reduction, [*POOLS]):
+        raise ArgumentError("; ".join(found))
+
+
+def problems_of(cfg: ViTConfig, reduction: int, pools: Sequence[str]) -> list[str]:
+    """All conflicts in `cfg`, whose patches cover `reduction` pixels, of a model with these pools."""
     problems = {
-        f"global_pool={cfg.global_pool!r}: choose one of {[*POOLS]}": cfg.global_pool not in POOLS,
+        f"global_pool={cfg.global_pool!r}: choose one of {pools}": cfg.global_pool not in pools,
         "global_pool='token' needs class_token=True; without it choose 'avg', 'max', 'avgmax' or ''": (
             cfg.global_pool == "token" and not cfg.class_token
         ),
@@ -277,9 +291,7 @@ def check(cfg: ViTConfig, reduction: int) -> None:
         "norm_maps=True has no norm to apply: this variant normalizes after its pool (fc_norm=True)": cfg.norm_maps
         and cfg.fc_norm,
     }
-    found = [problem for problem, holds in problems.items() if holds]
-    if found:
-        raise ArgumentError("; ".join(found))
+    return [problem for problem, holds in problems.items() if holds]
 
 
 def position_grid(cfg: ViTConfig, reduction: int) -> tuple[int, int]:

@@ -27,7 +27,9 @@ def deit3(size: Size, patch: int = 16, image: int = 224) -> ViTConfig:
 
 
 def dinov2(size: Size, registers: int = 0, style: TransformerStyle = DINO_STYLE) -> ViTConfig:
-    return ViTConfig(*size, 14, 518, style, registers=registers, prefix_positions=not registers, num_classes=0)
+    """Maps pass through the last norm, as in the evaluations of the authors."""
+    tokens = ViTConfig(*size, 14, 518, style, registers=registers, prefix_positions=not registers, num_classes=0)
+    return replace(tokens, norm_maps=True)
 
 
 def clip(size: Size, patch: int, image: int = 224, num_classes: int = 1000) -> ViTConfig:

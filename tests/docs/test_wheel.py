@@ -98,7 +98,8 @@ def test_it_runs_without_the_optional_packages(python, tmp_path):
 def test_what_needs_an_optional_package_names_it(python, tmp_path):
     code = "import featx; featx.create_model('transformers/resnet')"
     ran = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "MissingPackageError: models of transformers need the package: pip install 'featx[transformers]'" in ran.stderr
+    expected = "MissingPackageError: models of transformers need the package: pip install 'featx[transformers]'"
+    assert expected in ran.stderr
 
 
 def test_its_types_are_seen_from_a_users_project(python, tmp_path):

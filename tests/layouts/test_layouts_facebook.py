@@ -47,7 +47,7 @@ def convnext(name: str, depths: tuple[int, ...], *marks: str) -> Case:
 
 
 def vit(name: str, system: str, *marks: str, extra: tuple[str, ...] = (), **settings: Any) -> Case:
-    ours = {"dim": 48, "depth": 2, "heads": 2, "patch": 8, "image_size": 32}
+    ours = {"dim": 48, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "norm_maps": False}
     theirs = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32, "dynamic_img_size": True}
 
     def converter(state: State, model: nn.Module) -> State:

@@ -53,12 +53,16 @@ def timm_dilates(name: str) -> bool:
 def of_featx(name: str, **kwargs) -> nn.Module:
     if "output_stride" in kwargs and isinstance(lookup(name).config, MobileViTConfig):
         kwargs["local_dilation"] = True  # as timm; the default is the original's
+    if is_vit(name):
+        kwargs["norm_maps"] = False  # as timm; the default is that of the weights' authors
     return featx.create_model(name, **kwargs)
 
 
 def of_timm(name: str, **kwargs) -> nn.Module:
     """timm's classifier; its ViTs take images of any size when asked to, as ours always do."""
     options = {"dynamic_img_size": True, "dynamic_img_pad": True} if is_vit(name) else {}
+    theirs = {"dim": "embed_dim", "heads": "num_heads", "pool_heads": "attn_pool_num_heads", "norm_maps": ""}
+    kwargs = {theirs.get(key, key): value for key, value in kwargs.items() if theirs.get(key, key)}
     return timm.create_model(name, **kwargs, **options)
 
 
@@ -88,8 +92,12 @@ def adopt(model: nn.Module, state: dict[str, Tensor]) -> None:
     """
     flat = {key.replace(".", "_"): tensor for key, tensor in state.items()}
     own = {key: flat[key.replace(".", "_")] for key in model.state_dict()}
-    own |= {key: own[key].clone() for key, _ in model.named_buffers()}
+    own |= {key: own[key].clone() for key, _ in model.named_buffers() if key in own}
     model.load_state_dict(own, assign=True)
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):  # frequencies of timm's rotations, which are no weights
+            module._buffers = {key: torch.empty_like(b, device="cpu") for key, b in module._buffers.items()}
+            module.init_non_persistent_buffers()
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -17,6 +17,7 @@ TOLERANCE = 1e-5  # single precision, summed in another order; relative to the l
 CLASSES = 7
 DIM, DEPTH = 48, 2  # of the vision transformers
 VIT = {"dim": DIM, "depth": DEPTH, "heads": 3, "patch": 8, "image_size": 32}
+RAW = {**VIT, "norm_maps": False}  # as hidden states are
 
 HF_VIT = {
     "hidden_size": DIM,
@@ -155,7 +156,7 @@ CASES = {
     ),
     "dinov2": Case(
         "vit_small_patch14_dinov2",
-        VIT,
+        RAW,
         hf.Dinov2Config(**HF_VIT),
         (24, 40),
         range(DEPTH),
@@ -165,7 +166,7 @@ CASES = {
     ),
     "dinov2, gated": Case(
         "vit_giant_patch14_dinov2",
-        VIT,
+        RAW,
         hf.Dinov2Config(**HF_VIT, use_swiglu_ffn=True),
         (24, 40),
         range(DEPTH),
@@ -175,12 +176,44 @@ CASES = {
     ),
     "dinov2 with registers": Case(
         "vit_giant_patch14_reg4_dinov2",
-        VIT,
+        RAW,
         REGISTERS,
         (24, 40),
         range(DEPTH),
         patches(GRID, 5),
         "transformers-dinov2_with_registers",
+        classifies=False,
+    ),
+    "dinov3": Case(
+        "vit_tiny_patch16_dinov3_qkvb",
+        RAW,
+        hf.DINOv3ViTConfig(**HF_VIT, intermediate_size=4 * DIM, num_register_tokens=4),
+        (24, 40),
+        range(DEPTH),
+        patches(GRID, 5),
+        "transformers-dinov3_vit",
+        classifies=False,
+    ),
+    "dinov3, gated": Case(
+        "vit_small_plus_patch16_dinov3",
+        RAW,
+        hf.DINOv3ViTConfig(
+            **HF_VIT, intermediate_size=4 * DIM, num_register_tokens=4, use_gated_mlp=True, hidden_act="silu"
+        ),
+        (24, 40),
+        range(DEPTH),
+        patches(GRID, 5),
+        "transformers-dinov3_vit",
+        classifies=False,
+    ),
+    "dinov3 convnext": Case(
+        "convnext_tiny",
+        {**SHORT, "chs": WIDE},
+        convnext(hf.DINOv3ConvNextConfig, WIDE),
+        (70, 101),
+        range(4),
+        LAST_FOUR,
+        "transformers-dinov3_convnext",
         classifies=False,
     ),
     "blip": Case(

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+from timm.models.eva import Eva
 from timm.models.regnet import RegStage
 from torch import nn
 
@@ -10,6 +11,7 @@ from featx import create_model
 from featx.features import Levels
 from featx.meta_init import init_empty_weights
 from featx.models.regnet import RegNetConfig
+from featx.models.vit_rotary import RotaryViT, RotaryViTConfig
 from featx.registry import lookup
 
 # Millions of parameters beyond which a network takes too much memory even if it is shallow, and what makes a narrow one
@@ -17,9 +19,12 @@ from featx.registry import lookup
 LARGEST = 80
 NARROW: dict[type, dict[str, Any]] = {
     RegNetConfig: {"w0": 64, "wa": 64.0, "wm": 2.2, "depth": 8, "group_size": 16},
+    RotaryViTConfig: {"dim": 512, "heads": 4},
 }
 # What runs its children one after the other, whatever they are called.
 SEQUENCES = (nn.Sequential, RegStage)
+# What runs its list `blocks` one after the other.
+WITH_BLOCKS = (Eva, RotaryViT)
 INTERNALS = set(vars(nn.Module()))
 # What a layer does to sizes, whatever its channels.
 KERNELS = {"kernel_size", "stride", "padding", "dilation"}
@@ -78,20 +83,21 @@ def strides(module: nn.Module) -> bool:
     return any(set(step if isinstance(step, tuple) else (step,)) != {1} for step in steps)
 
 
-def leave_out_repeats(module: nn.Module, path: str = "") -> list[str]:
+def leave_out_repeats(module: nn.Module, path: str = "", in_order: bool = False) -> list[str]:
     """Take every block that is like the one before it out of its sequence, in place; returns where they were.
 
     A block that differs from the one before it in any number, flag or shape stays, and so does one with a stride; what
-    stays keeps its name. In lists of modules nothing is left out: there the position may mean something.
+    stays keeps its name. In lists of modules nothing is left out: there the position may mean something; `in_order`
+    says that it does not.
     """
     left_out = []
-    if isinstance(module, SEQUENCES):
+    if in_order or isinstance(module, SEQUENCES):
         repeats = [name for (_, a), (name, b) in pairwise(module.named_children()) if alike(a, b) and not strides(b)]
         for name in repeats:
             delattr(module, name)
         left_out = [f"{path}{name}" for name in repeats]
     for name, child in module.named_children():
-        left_out += leave_out_repeats(child, f"{path}{name}.")
+        left_out += leave_out_repeats(child, f"{path}{name}.", name == "blocks" and isinstance(module, WITH_BLOCKS))
     return left_out
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ class TransformerStyle:
 
     Attributes:
         mlp_ratio: hidden channels of the MLP divided by the channels of a token; both halves of a GatedMlp count.
+        mlp: class of the MLP, built from the channels of a token and the style.
         layer_scale: initial value of a learned factor per channel of each residual branch; 0 omits the factor.
         act: makes the activation of the MLPs.
         eps: of the norms.
@@ -58,7 +60,7 @@ class TransformerStyle:
     """
 
     mlp_ratio: float = 4.0
-    mlp: type[Mlp | GatedMlp] = Mlp
+    mlp: Callable[[int, Any], nn.Module] = Mlp
     act: Callable[[], nn.Module] = nn.GELU
     qkv_bias: bool = True
     layer_scale: float = 0.0

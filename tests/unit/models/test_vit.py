@@ -65,7 +65,7 @@ def tokens_of(map_: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", AWKWARD)
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_maps_equal_timms_at_any_aspect(name, size):
-    ours, theirs = pair(name)
+    ours, theirs = pair(name, norm_maps=False)
     x = images(1, 3, *size)
     assert relative_difference(ours(x), theirs(x)) <= 1e-5
     maps = FeatureExtractWrapper(ours)(x)
@@ -185,12 +185,28 @@ def test_prefix_tokens_and_normed_maps_are_timms(name, norm_maps):
 
 @torch.no_grad()
 def test_prefix_tokens_are_the_class_token_and_the_registers():
-    model = randomise(featx.create_model("vit_small_patch14_reg4_dinov2", **NARROW, registers=3))
+    model = randomise(featx.create_model("vit_small_patch14_reg4_dinov2", **NARROW, registers=3, norm_maps=False))
     tokens, map_ = model.forward_tokens(images(2, 3, 70, 99), [1])[0]
     assert tokens.shape == (2, 1 + 3, 96)
     assert map_.shape == (2, 96, 5, 8)
     every = model.forward_features(images(2, 3, 70, 99))
     assert torch.equal(every, model.norm(torch.cat([tokens, tokens_of(map_)], dim=1)))
+
+
+@torch.no_grad()
+def test_maps_of_dinov2_pass_through_the_last_norm_by_default():
+    model = randomise(featx.create_model("vit_small_patch14_dinov2", **NARROW))
+    raw = featx.create_model("vit_small_patch14_dinov2", **NARROW, norm_maps=False).eval()
+    raw.load_state_dict(model.state_dict())
+    x = images(1, 3, 70, 99)
+    for map_, before in zip(FeatureExtractWrapper(model)(x), FeatureExtractWrapper(raw)(x), strict=True):
+        assert torch.equal(map_, model.norm(before.movedim(1, -1)).movedim(-1, 1))
+
+
+def test_weights_with_a_norm_behind_the_pool_have_no_normed_maps():
+    fine_tuned = featx.create_model("vit_small_patch14_dinov2", **NARROW, fc_norm=True, norm_maps=False)
+    model = featx.create_model("vit_small_patch14_dinov2", **NARROW, checkpoint_path=fine_tuned.state_dict())
+    assert (model.config.fc_norm, model.config.norm_maps) == (True, False)
 
 
 @torch.no_grad()
