@@ -7,6 +7,7 @@ It supports the opcodes of torch.load: https://docs.python.org/3/library/picklet
 
 import pickle
 import struct
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
@@ -17,6 +18,7 @@ from ..errors import LONGEST, CheckpointError
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
 from .pickle_calls import (
     DICTIONARIES,
+    NAMESPACE,
     REBUILD_FROM_TYPE,
     STORAGE,
     TENSOR_CALLS,
@@ -33,9 +35,9 @@ MOST_OPCODES = 2_000_000  # opcodes, which torch.load runs in a second or two; a
 LONGEST_LINE, LONGEST_TEXT = 256, 16 << 20  # bytes
 LONGEST_KEY, MOST_IN_KEY = 1024, 100  # characters, and values in a tuple
 LARGEST_KEY = 2**61 - 2  # larger ints may have equal hashes
-# Upper bounds of the memory in bytes for an opcode, a byte of text, a container or tensor, and a tuple as a key, whose
-# hash takes time and may collide.
-OPCODE, TEXT, OBJECT, TUPLE_KEY = 32, 4, 400, 1 << 16
+# Upper bounds of the memory in bytes for an opcode, a byte of text, a container or tensor, a tuple as a key, whose hash
+# takes time and may collide, and an item of a container that a call copies.
+OPCODE, TEXT, OBJECT, TUPLE_KEY, COPIED_ITEM = 32, 4, 400, 1 << 16, 128
 
 INT, UINT, SHORT, FLOAT = (struct.Struct(code) for code in ("<i", "<I", "<H", ">d"))
 TAR = slice(257, 262)  # position of the magic bytes of a tar archive
@@ -43,14 +45,20 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 UNDERFLOW = "its pickle reads values that it does not have"
 
 
-def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None) -> None:
-    """Raise CheckpointError if a PyTorch file has pickles that torch.save does not write, or that need too much memory.
+def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None) -> bool:
+    """Check the pickles of a PyTorch file.
 
     Args:
         path: the file's path, for messages.
         file: the opened file; its position is reset to the start.
         records: size in bytes of each record of a zip archive (PyTorch 1.6 or later); None for the older format, a
             sequence of pickles and values.
+
+    Returns:
+        Whether the file holds an `argparse.Namespace`, which torch.load does not read by default.
+
+    Raises:
+        CheckpointError: torch.save does not write such pickles, or they need too much memory.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -62,10 +70,12 @@ def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None
             interpreter.require_storages()
             interpreter.require_records(records)
         else:
-            _check_legacy(PickleInterpreter(file, size, size))
+            interpreter = PickleInterpreter(file, size, size)
+            _check_legacy(interpreter)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error.__cause__
     file.seek(0)
+    return NAMESPACE in interpreter.globals
 
 
 def _record(file: IO[bytes]) -> bytes:
@@ -135,6 +145,8 @@ class PickleInterpreter:
         self.file, self.length, self.size = file, length, size
         self.budget, self.opcodes = max(MAX_EXPANSION * size, ALWAYS_ALLOWED), 0
         self.storages: dict[str, int] = {}
+        self.globals: set[str] = set()
+        self.longest_text = 0
         self.memo: dict[int, Any] = {}
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
@@ -208,6 +220,7 @@ class PickleInterpreter:
         if count > min(LONGEST_TEXT, self.length - self.file.tell()):
             raise _damaged(f"{count} bytes of text are declared")
         self.spend(TEXT * count)
+        self.longest_text = max(self.longest_text, count)
         return self.file.read(count)
 
     def number(self, layout: struct.Struct) -> Any:
@@ -267,21 +280,38 @@ class PickleInterpreter:
         target = find_global(module[:-1], name[:-1])
         if target is None:
             raise _unsupported(f"{module[:-1]}.{name[:-1]}".removeprefix("builtins."))
+        self.globals.add(target.name)
         self.push_object(target)
 
     def call(self) -> None:
         args, function = self.pop(), self.pop()
         if not is_allowed_call(function, args, self.check_keys):
             raise _unsupported(function.name if isinstance(function, Global) else "")
+        for arg in args:
+            self.spend_copy(arg)
         self.push_object(CallResult(args[0] if function.name == REBUILD_FROM_TYPE else function))
 
+    def spend_copy(self, value: Any) -> None:
+        """Deduct the memory of a copy of an argument or state, which pickles can repeat with an opcode each."""
+        if isinstance(value, dict | list | tuple):
+            self.spend(COPIED_ITEM * len(value))
+        elif isinstance(value, str) or is_result_of(value, "_codecs.encode"):
+            self.spend(len(value) if isinstance(value, str) else self.longest_text)
+
     def build(self) -> None:
-        """Check the state set on an object: attributes of an OrderedDict, or the values of a tensor in an old file."""
+        """Check the state set on an object: attributes, or the values of a tensor in an old file."""
         state, target = self.pop(), self.last()
-        is_tensor = is_result_of(target, *TENSOR_CALLS) and type(state) is tuple
-        is_dictionary = is_result_of(target, "collections.OrderedDict") and not overriding_attribute(state, OrderedDict)
-        if not (is_tensor or is_dictionary or (isinstance(target, CallResult) and target.by.from_user)):
+        self.spend_copy(state)
+        if not (self.has_attributes(target, state) or (isinstance(target, CallResult) and target.by.from_user)):
             raise _unsupported(target.by.name if isinstance(target, CallResult) else "")
+
+    def has_attributes(self, target: Any, state: Any) -> bool:
+        """Whether torch.save writes such a state of the object."""
+        if is_result_of(target, "collections.OrderedDict"):
+            return not overriding_attribute(state, OrderedDict)
+        if is_result_of(target, NAMESPACE):
+            return not overriding_attribute(state, Namespace)
+        return is_result_of(target, *TENSOR_CALLS) and type(state) is tuple
 
     def push_storage(self) -> None:
         """Push a storage, described by ("storage", class, key, device, length[, view, in old files])."""
