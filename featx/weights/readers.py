@@ -178,6 +178,12 @@ def _read_npz(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
     return read_npz(path, file)
 
 
+def _read_onnx(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .onnx_file import read_onnx
+
+    return read_onnx(path, file)
+
+
 def _read_safetensors(path: Path, file: BufferedReader, mapped: bool) -> StateDict:
     from .safetensors_file import read_safetensors
 
@@ -192,4 +198,5 @@ READERS: dict[str, Callable[[Path, BufferedReader, bool], Any]] = {
     ".bin": read_pytorch,
     ".ckpt": _read_ckpt,
     ".npz": _read_npz,
+    ".onnx": _read_onnx,
 }
