@@ -184,6 +184,13 @@ def _read_onnx(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
     return read_onnx(path, file)
 
 
+def _read_pkl(path: Path, file: BufferedReader, mapped: bool) -> Any:
+    """Read a pickle of NumPy arrays, such as Detectron2's; torch.save writes files of any extension."""
+    from .numpy_pickle import read_numpy_pickle
+
+    return read_pytorch(path, file, mapped) if starts_with(file, ZIP) else read_numpy_pickle(path, file)
+
+
 def _read_safetensors(path: Path, file: BufferedReader, mapped: bool) -> StateDict:
     from .safetensors_file import read_safetensors
 
@@ -198,5 +205,6 @@ READERS: dict[str, Callable[[Path, BufferedReader, bool], Any]] = {
     ".bin": read_pytorch,
     ".ckpt": _read_ckpt,
     ".npz": _read_npz,
+    ".pkl": _read_pkl,
     ".onnx": _read_onnx,
 }
