@@ -148,7 +148,7 @@ def read_npz(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
     """
     size = file.seek(0, 2)
     try:
-        with ZipFile(_BoundedFile(file, size)) as archive:  # pyright: ignore[reportArgumentType]
+        with ZipFile(BoundedFile(file, size)) as archive:  # pyright: ignore[reportArgumentType]
             _check_members(archive.infolist(), size)
             return dict(_arrays(archive))
     except CheckpointError as error:
@@ -157,7 +157,7 @@ def read_npz(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole .npz file ({error}): fetch or save it again") from error
 
 
-class _BoundedFile:
+class BoundedFile:
     """A file that refuses reads larger than the largest central directory.
 
     zipfile reads the central directory at once, in the length that the file declares; arrays are read in small chunks.

@@ -172,6 +172,18 @@ def _read_ckpt(path: Path, file: BufferedReader, mapped: bool) -> Any:
     return read_pytorch(path, file, mapped) if starts_with(file, ZIP) else read_mindspore(path, file)
 
 
+def _read_h5(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .keras_file import read_h5
+
+    return read_h5(path, file)
+
+
+def _read_keras(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .keras_file import read_keras
+
+    return read_keras(path, file)
+
+
 def _read_npz(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
     from .npz import read_npz
 
@@ -207,4 +219,7 @@ READERS: dict[str, Callable[[Path, BufferedReader, bool], Any]] = {
     ".npz": _read_npz,
     ".pkl": _read_pkl,
     ".onnx": _read_onnx,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".keras": _read_keras,
 }
