@@ -10,6 +10,7 @@ from .contract import verify as verify
 from .creation import build_model_with_cfg as build_model_with_cfg
 from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
+from .errors import CheckpointMismatchError as CheckpointMismatchError
 from .errors import ContractError as ContractError
 from .errors import FeatxError as FeatxError
 from .errors import ImageError as ImageError
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         preprocessing,
         registry,
         runtime,
+        tiling,
         training,
         viz,
         weights,
@@ -63,11 +65,13 @@ if TYPE_CHECKING:
     from .bulk import FeatureDataset, embed, extract
     from .heads import create_detector, create_segmenter
     from .runtime import export, load_exported, optimize
+    from .tiling import tiled
 
 __all__ = [
     "ArgumentError",
     "Backbone",
     "CheckpointError",
+    "CheckpointMismatchError",
     "ContractError",
     "DataConfig",
     "FeatureDataset",
@@ -119,6 +123,8 @@ __all__ = [
     "runtime",
     "save",
     "tap",
+    "tiled",
+    "tiling",
     "training",
     "transform",
     "transform_whole",
@@ -133,6 +139,7 @@ LAZY = {
     **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
     **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
+    "tiled": "tiling",
 }
 
 

@@ -1,7 +1,8 @@
 """Exceptions of featx, which subclass the built-in exceptions that they resemble, and escaping of text in messages."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 MOST_LISTED = 8
 LONGEST = 160  # characters of a third-party message
@@ -45,6 +46,22 @@ class InputError(FeatxError, ValueError):
 
 class CheckpointError(FeatxError, ValueError):
     """A checkpoint cannot be read or does not fit the model."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The tensors of a checkpoint are not those of the model; none was loaded.
+
+    Attributes:
+        differences: the kind of difference and its description, by name of the tensor. Kinds are "missing",
+            "unexpected", "misshaped", "mistyped", "no values" and "not finite".
+    """
+
+    def __init__(self, message: str, differences: Mapping[str, tuple[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.differences = dict(differences or {})
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, tuple[str, str]]]]:
+        return type(self), (self.args[0], self.differences)
 
 
 class WeightsNotFoundError(FeatxError, FileNotFoundError):

@@ -15,7 +15,7 @@ class LoadReport:
         layout: the program whose naming the checkpoint follows; "native" for the model's own.
         loaded: names of the tensors that were loaded.
         adapted: names of loaded tensors that were converted first, with a description of the conversion.
-        skipped: names of checkpoint tensors that were not loaded, with the reason.
+        skipped: names of checkpoint entries that were not loaded, with the reason.
         fresh: names of model tensors that were not loaded, because the caller skipped them or changed the classifier.
         notes: other changes that the layout's conversion made.
     """
@@ -35,6 +35,6 @@ class LoadReport:
         for reason, count in Counter(self.skipped.values()).items():
             names = [name for name, why in self.skipped.items() if why == reason]
             first = ", ".join(map(escaped, names[:3])) + ", …" * (count > 3)
-            lines.append(f"  skipped  {count} tensors, {reason}: {first}")
+            lines.append(f"  skipped  {count}, {reason}: {first}")
         lines += [f"  fresh    {name}" for name in shortened(self.fresh)]
         return "\n".join(lines)

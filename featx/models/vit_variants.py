@@ -6,13 +6,15 @@ from torch import nn
 
 from ..preprocessing import CLIP, CLIP_MEAN, CLIP_STD, HALF, IMAGENET, DataConfig
 from ..registry import Variant, register
-from .layers.transformer import GatedMlp, TransformerStyle
+from .layers.transformer import TANH_GELU, GatedMlp, TransformerStyle
 from .vit import ViT, ViTConfig
 
 TINY, SMALL, MEDIUM = (192, 12, 3), (384, 12, 6), (512, 12, 8)
 BASE, LARGE, HUGE, GIANT = (768, 12, 12), (1024, 24, 16), (1280, 32, 16), (1536, 40, 24)
+SO400M = (1152, 27, 16)
 Size = tuple[int, int, int]
 
+SIGLIP_STYLE = TransformerStyle(act=TANH_GELU)
 CLIP_STYLE = TransformerStyle(eps=1e-5)
 DINO_STYLE = TransformerStyle(layer_scale=1e-5)
 GIANT_STYLE = TransformerStyle(2.66667 * 2, GatedMlp, nn.SiLU, layer_scale=1e-5)
@@ -30,6 +32,13 @@ def dinov2(size: Size, registers: int = 0, style: TransformerStyle = DINO_STYLE)
 
 def clip(size: Size, patch: int, image: int = 224, num_classes: int = 1000) -> ViTConfig:
     return ViTConfig(*size, patch, image, CLIP_STYLE, pre_norm=True, num_classes=num_classes)
+
+
+def siglip(size: Size, patch: int, image: int, tanh: bool = False, mlp_ratio: float | None = None) -> ViTConfig:
+    """SigLIP (https://arxiv.org/abs/2303.15343) without its attention pool. tanh: the approximation of GELU."""
+    style = SIGLIP_STYLE if tanh else TransformerStyle()
+    tokens = ViTConfig(*size, patch, image, style, class_token=False, global_pool="avg", num_classes=0)
+    return replace(tokens, mlp_ratio=mlp_ratio)
 
 
 def hybrid(size: Size, stem: tuple[int, ...], image: int = 224, patch: int = 1, num_classes: int = 1000) -> ViTConfig:
@@ -73,6 +82,7 @@ FB = "fb_in1k fb_in22k_ft_in1k"
 LAION = "laion2b_ft_in12k_in1k"
 OPENAI = "openai openai_ft_in1k openai_ft_in12k openai_ft_in12k_in1k"
 LAION_TAGS = "laion2b laion2b_ft_in1k laion2b_ft_in12k"
+WEBLI = "v2_webli webli"
 SBB2 = "sbb2_e200_in12k_ft_in1k"
 # DataConfig fields of weights that differ from those of their variant's default weights, by tag.
 TAGS = {
@@ -186,6 +196,16 @@ VARIANTS = [
     ),
     ("vit_huge_patch14_clip_336", clip(HUGE, 14, 336), LAION, squashed(clip_data(336))),
     ("vit_huge_patch14_clip_378", clip(HUGE, 14, 378, 1024), "dfn5b metaclip2_worldwide", clip_data(378)),
+    ("vit_base_patch32_siglip_gap_256", siglip(BASE, 32, 256, tanh=True), "v2_webli", half(256)),
+    ("vit_base_patch16_siglip_gap_224", siglip(BASE, 16, 224), WEBLI, half()),
+    ("vit_base_patch16_siglip_gap_256", siglip(BASE, 16, 256), f"{WEBLI} webli_i18n", half(256)),
+    ("vit_base_patch16_siglip_gap_384", siglip(BASE, 16, 384), WEBLI, half(384)),
+    ("vit_base_patch16_siglip_gap_512", siglip(BASE, 16, 512), WEBLI, half(512)),
+    ("vit_large_patch16_siglip_gap_256", siglip(LARGE, 16, 256), WEBLI, half(256)),
+    ("vit_large_patch16_siglip_gap_384", siglip(LARGE, 16, 384), WEBLI, half(384)),
+    ("vit_large_patch16_siglip_gap_512", siglip(LARGE, 16, 512, tanh=True), "v2_webli", half(512)),
+    ("vit_so400m_patch14_siglip_gap_384", siglip(SO400M, 14, 384, True, 3.7362), "webli", half(384, 1.0)),
+    ("vit_so400m_patch16_siglip_gap_512", siglip(SO400M, 16, 512, True, 3.7362), "v2_webli", half(512)),
     ("vit_medium_patch16_gap_240", gap(MEDIUM, 240, 11821), "sw_in12k", half(240, 0.95)),
     ("vit_medium_patch16_gap_256", gap(MEDIUM, 256), "sw_in12k_ft_in1k", half(256, 0.95)),
     ("vit_medium_patch16_gap_384", gap(MEDIUM, 384), "sw_in12k_ft_in1k", squashed(half(384, 0.95))),

@@ -2,6 +2,8 @@
 
 from .base import Neck as Neck
 from .bifpn import BiFPN as BiFPN
+from .dpt import FeatureFusion as FeatureFusion
+from .dpt import Reassemble as Reassemble
 from .fpn import FPN as FPN
 from .fpn import PAFPN as PAFPN
 from .levels import ASPP as ASPP

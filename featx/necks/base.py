@@ -22,9 +22,11 @@ class Neck(nn.Module, ABC):
     Attributes:
         takes: the levels of the input maps.
         feature_info: the levels of the output maps. A name is the path of the module of this neck that returns the map.
+        takes_tokens: whether it takes pairs of prefix tokens and map, from an extractor with `output="tokens"`.
     """
 
     feature_info: Levels
+    takes_tokens: bool = False
 
     def __init__(self, takes: object) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Pipeline: an extractor followed by necks, with the interface of an extractor."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -57,7 +58,9 @@ class BackboneAndNecks(Pyramid):
         self.smallest = backbone._smallest  # necks compute their coarser maps for small images, too
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        maps = maps_in(self.backbone(x))
+        returned = self.backbone(x)
+        takes_tokens = any(cast(Neck, neck).takes_tokens for neck in self.necks)
+        maps = returned if takes_tokens else maps_in(returned)
         for neck in self.necks:
             maps = neck(maps)
         return [maps[level] for level in levels]
@@ -94,5 +97,10 @@ def _require_fit(extractor: object, necks: Sequence[Neck]) -> None:
             raise ContractError(
                 f"{type(neck).__name__} (neck {position}) was built for\n{neck.takes}\nbut would get\n{levels}\n"
                 "Build each neck from the feature_info of what comes before it"
+            )
+        if neck.takes_tokens and (position or extractor._output != "tokens"):
+            raise ContractError(
+                f"{type(neck).__name__} (neck {position}) takes prefix tokens and maps: put it first, after an "
+                'extractor with output="tokens"'
             )
         levels = neck.feature_info

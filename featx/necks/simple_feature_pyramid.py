@@ -34,8 +34,8 @@ class SimpleFeaturePyramid(Neck):
         self, feature_info: object, chs: int = 256, *, scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5)
     ) -> None:
         source = _single(feature_info)
-        _require_halving(scale_factors)
-        strides = _strides(source.reduction, scale_factors)
+        require_halving(scale_factors)
+        strides = strides_at(source.reduction, scale_factors)
         super().__init__([source])
         self.scale_factors = tuple(scale_factors)
         names = [f"simfp_{int(log2(stride))}" for stride in strides]
@@ -94,14 +94,16 @@ def _single(feature_info: object) -> FeatureInfo:
     return levels[0]
 
 
-def _require_halving(scales: Sequence[float]) -> None:
+def require_halving(scales: Sequence[float]) -> None:
+    """Raise ArgumentError unless each scale is a power of two and half of the previous one."""
     if not scales or any(scale <= 0 or log2(scale) % 1 or scale != scales[0] / 2**i for i, scale in enumerate(scales)):
         raise ArgumentError(
             f"scale_factors={tuple(scales)}: expected powers of two, each half of the one before, as (4, 2, 1, 0.5)"
         )
 
 
-def _strides(reduction: int, scales: Sequence[float]) -> list[int]:
+def strides_at(reduction: int, scales: Sequence[float]) -> list[int]:
+    """Pixels per cell of maps whose sides are scaled by these factors. ContractError unless they are whole numbers."""
     broken = [f"{reduction / scale:g}" for scale in scales if reduction / scale % 1]
     if broken:
         longer = (*scales, *(scales[-1] / 2**i for i in range(1, len(broken) + 1)))

@@ -55,6 +55,8 @@ def adapt_tensors(
             if tuple(state[name].shape) != target.shape and (changed := change(state[name], target)) is not None:
                 state[name] = changed[0]
                 descriptions.append(changed[1])
+        if not target.shape and state[name].numel() == 1:
+            state[name] = scalar(state[name], wanted[name])
         # grids of different sides can have the same number of positions
         if name == "pos_embed" and (changed := positions(state[name], target)) is not None:
             state[name] = changed[0]
@@ -62,6 +64,18 @@ def adapt_tensors(
         if descriptions:
             changes[name] = ", ".join(descriptions)
     return state, changes
+
+
+def scalar(tensor: Tensor, wanted: Tensor) -> Tensor:
+    """A single number, such as a counter of a batch norm, with the shape () and with an integer type if one is wanted.
+
+    Some programs write it with the shape (1,), or convert it to floating point with the weights. Fractions keep their
+    type, with which loading then fails.
+    """
+    number = tensor.reshape(()) if tensor.ndim == 1 else tensor
+    if number.ndim or number.is_meta or wanted.is_floating_point() or not number.is_floating_point():
+        return number
+    return number.to(wanted.dtype) if bool(number == number.round()) and bool(number.isfinite()) else number
 
 
 def input_channels(tensor: Tensor, target: TargetTensor) -> Change | None:
@@ -109,7 +123,8 @@ def positions(tensor: Tensor, target: TargetTensor) -> Change | None:
     if old == new or not count or old[0] * old[1] != count:
         return None
     resampled = resample_positions(tensor, new, grid=old, prefix=prefix, antialias=target.attribute("antialias"))
-    return resampled, f"grid of {old[0]}x{old[1]} positions interpolated to {new[0]}x{new[1]}"
+    assumed = "" if target.grid else " (assumed to be square)"
+    return resampled, f"grid of {old[0]}x{old[1]} positions{assumed} interpolated to {new[0]}x{new[1]}"
 
 
 def background(tensor: Tensor, target: TargetTensor) -> Change | None:

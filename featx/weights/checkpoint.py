@@ -10,20 +10,17 @@ import torch
 
 from ..errors import ArgumentError, CheckpointError, names_in
 from .download import HUB, locate
-from .layout import Layout, find_layout, recognize_layout
+from .key_groups import NATIVE, find_group
+from .layout import Layout
 from .readers import read_checkpoint, require_unchanged
-from .state_dict_keys import (
-    StateDict,
-    backbone_prefix,
-    extract_state_dict,
-    plain_tensors,
-    require_values,
-    strip_prefixes,
-    unflatten_keys,
-)
+from .state_dict_keys import WRAPPERS, Contents, StateDict, extract_state_dict, plain_tensors, require_values
 
 Weights = str | Path | Mapping[str, Any]
-NATIVE = "native"
+# Names beside those of a backbone that programs of self-supervised training add to it.
+TRAINING_HEADS = {
+    r"(projection_head|projector|prototypes|predictor|dino_head|ibot_head)\d*\.": "head of self-supervised training",
+    r"queue(_ptr)?$": "queue of contrastive training",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +68,14 @@ class Checkpoint:
     """Tensors of a checkpoint by native names.
 
     state: the tensors. source: path or address. layout: the layout they were converted from; None for native names.
-    skipped: checkpoint names that the family does not use, with the reason. borrowed: whether the caller owns the
-    tensors.
+    prefix: removed from the names. skipped: checkpoint names that the family does not use, with the reason. borrowed:
+    whether the caller owns the tensors.
     """
 
     state: StateDict
     source: str
     layout: Layout | None = None
+    prefix: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     borrowed: bool = False
 
@@ -100,63 +98,57 @@ def open_checkpoint(
     if not how.auto_mapping and how.layout not in (None, NATIVE):
         raise CheckpointError(f"auto_mapping=False takes the model's own names alone: leave layout={how.layout!r} out")
     borrowed = isinstance(weights, Mapping)
-    source, state = read_tensors(weights, how)
+    source, contents = read_tensors(weights, how)
+    skipped = dict.fromkeys(contents.others, "not a tensor")
     if not how.auto_mapping:
-        return Checkpoint(state, source, borrowed=borrowed)
-    state, layout = _strip_and_recognize(state, names, families, how.layout)
-    skipped: dict[str, str] = {}
-    if layout is None and (prefix := backbone_prefix(state, names)) is not None:
-        backbone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        inside, layout = _strip_and_recognize(backbone, names, families, how.layout)
-        if layout is not None or any(name in inside for name in names):
-            skipped = {name: f"outside {prefix.rstrip('.')}" for name in state if not name.startswith(prefix)}
-            state = inside
-    if layout is None:
-        return Checkpoint(unflatten_keys(state, names), source, None, skipped, borrowed)
-    kept, ignored = _without_ignored(state, layout.ignores)
-    return Checkpoint(layout.to_native(kept, names), source, layout, {**skipped, **ignored}, borrowed)
+        return Checkpoint(contents.state, source, skipped=skipped, borrowed=borrowed)
+    group = find_group(contents.state, names, families, how.layout)
+    if len(group.state) < len(contents.state):
+        outside = f"outside {group.prefix.rstrip('.')}"
+        names_inside = {name for name in contents.state if WRAPPERS.sub("", name).startswith(group.prefix)}
+        skipped |= {name: outside for name in contents.state if name not in names_inside}
+    ignores, wanted = (TRAINING_HEADS, names) if group.layout is None else (group.layout.ignores, ())
+    kept, ignored = _without_ignored(group.state, ignores, wanted)
+    state = kept if group.layout is None else group.layout.to_native(kept, names)
+    return Checkpoint(state, source, group.layout, group.prefix, {**skipped, **ignored}, borrowed)
 
 
-def read_tensors(weights: Weights, how: LoadOptions) -> tuple[str, StateDict]:
+def read_tensors(weights: Weights, how: LoadOptions) -> tuple[str, Contents]:
     """A description of the source, and the tensors of all its files."""
     if isinstance(weights, Mapping):
         return "the checkpoint", extract_state_dict(weights, how.container)
     paths, mapped, state = locate(weights, how.cache_dir), how.allows_mmap(weights), {}
     if len(paths) == 1:
-        return str(paths[0]), _read_state_dict(paths[0], how.container, mapped)
+        return str(paths[0]), _read_contents(paths[0], how.container, mapped)
+    others: tuple[str, ...] = ()
     with require_unchanged(paths, weights):
         for path in paths:
-            shard = _read_state_dict(path, how.container, mapped)
-            if repeated := sorted(state.keys() & shard.keys()):
+            shard = _read_contents(path, how.container, mapped)
+            if repeated := sorted(state.keys() & shard.state.keys()):
                 raise CheckpointError(f"{path} holds tensors that another shard holds too: [{names_in(repeated)}]")
-            state.update(shard)
-    return str(weights), state
+            state.update(shard.state)
+            others += shard.others
+    return str(weights), Contents(state, others)
 
 
-def _read_state_dict(path: Path, container: str | None, mapped: bool) -> StateDict:
+def _read_contents(path: Path, container: str | None, mapped: bool) -> Contents:
     held = read_checkpoint(path, mapped)
     try:
-        state = extract_state_dict(held, container)
-        require_values(state)
-        return plain_tensors(state)
+        contents = extract_state_dict(held, container)
+        require_values(contents.state)
+        return Contents(plain_tensors(contents.state), contents.others)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _strip_and_recognize(
-    state: StateDict, names: Collection[str], families: Collection[str], asked: str | None
-) -> tuple[StateDict, Layout | None]:
-    """The tensors without wrapper prefixes, and their layout; some layouts start with a prefix that looks like one."""
-    for bare in strip_prefixes(state, names):
-        state = bare
-        if asked is None and (layout := recognize_layout(bare, families)) is not None:
-            return bare, layout
-    return state, None if asked in (None, NATIVE) else find_layout(asked, families, state)
-
-
-def _without_ignored(state: StateDict, ignores: Mapping[str, str]) -> tuple[StateDict, dict[str, str]]:
-    """The tensors that no pattern of `ignores` matches, and the names of the others with the reason."""
+def _without_ignored(
+    state: StateDict, ignores: Mapping[str, str], wanted: Collection[str]
+) -> tuple[StateDict, dict[str, str]]:
+    """The tensors that no pattern of `ignores` matches or that are wanted, and the other names with the reason."""
     reasons = {
-        name: reason for name in state for pattern, reason in ignores.items() if re.match(pattern, name) is not None
+        name: reason
+        for name in state
+        for pattern, reason in ignores.items()
+        if re.match(pattern, name) is not None and name not in wanted
     }
     return {name: tensor for name, tensor in state.items() if name not in reasons}, reasons

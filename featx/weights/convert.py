@@ -8,10 +8,12 @@ from ..errors import ArgumentError, CheckpointError
 from ..load_report import LoadReport
 from ..meta_init import init_empty_weights
 from ..registry import Variant, lookup
-from .checkpoint import NATIVE, LoadOptions, Weights, open_checkpoint, read_tensors
+from .checkpoint import LoadOptions, Weights, open_checkpoint, read_tensors
+from .key_groups import NATIVE, recognized_layouts
 from .layout import all_layouts, find_layout
-from .load import all_finite, family_names, fit_tensors, full_keys
-from .state_dict_keys import StateDict, strip_prefixes
+from .load import family_names, fit_tensors, full_keys
+from .mismatch import all_finite
+from .state_dict_keys import StateDict
 
 NATIVE_NAMES = (NATIVE, "timm")  # native names are those of timm
 
@@ -31,13 +33,8 @@ class CheckpointSummary:
 
 def inspect(weights: Weights, container: str | None = None) -> CheckpointSummary:
     """Summarize a checkpoint without a model. Raises the errors of `load_weights`."""
-    _, state = read_tensors(weights, LoadOptions(container=container))
-    systems = {
-        layout.family: layout.system
-        for bare in strip_prefixes(state)
-        for layout in all_layouts()
-        if layout.recognizes(bare)
-    }
+    state = read_tensors(weights, LoadOptions(container=container))[1].state
+    systems = {layout.family: layout.system for layout in recognized_layouts(state)}
     return CheckpointSummary(
         len(state),
         sum(tensor.numel() for tensor in state.values()),

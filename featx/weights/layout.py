@@ -54,9 +54,10 @@ def recognize_layout(state: State, families: Collection[str]) -> Layout | None:
     """The layout of a state dict of one of these families; None if no layout recognizes it (native names)."""
     matches = [layout for layout in all_layouts() if layout.family in families and layout.recognizes(state)]
     if len(matches) > 1:
-        raise CheckpointError(
-            f"these tensors look like {[layout.system for layout in matches]}: say which with layout="
-        )
+        known = [
+            f"{layout.system!r} ({layout.notes[0]})" if layout.notes else repr(layout.system) for layout in matches
+        ]
+        raise CheckpointError(f"these tensors look like {' and like '.join(known)}: say which with layout=")
     return matches[0] if matches else None
 
 

@@ -1,7 +1,6 @@
 """Load tensors into a model, all or none of them; a model on the meta device gets them without a copy."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -10,18 +9,17 @@ from torch import Tensor, nn
 
 from ..arguments import require_strings
 from ..backbone import Backbone
-from ..errors import MOST_LISTED, CheckpointError, names_in, shortened
+from ..errors import CheckpointError, names_in
 from ..load_report import LoadReport
-from ..spelling import closest
 from ..wrappers import FeatureExtractWrapper
 from ..wrappers.extractor import source_of
 from ..wrappers.transparent import innermost
 from .adapt import adapt_tensors
-from .checkpoint import NATIVE, Checkpoint, LoadOptions, Weights, open_checkpoint
+from .checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint
 from .config_codec import same_value
-from .state_dict_keys import StateDict
-
-MOST_COMPARED = 100  # candidates for a spelling hint: comparing names is slow
+from .key_groups import COUNTER, NATIVE
+from .mismatch import all_finite, require_match
+from .state_dict_keys import State, StateDict
 
 # Classes of other packages with the state dict keys of one of our families, whose layouts they share.
 SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
@@ -123,15 +121,30 @@ def fit_tensors(
     skip += other_size
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(skip)}
     fresh = tuple(name for name in wanted if name.startswith(skip))
-    problems = list(_problems({n: t for n, t in wanted.items() if n not in fresh}, tensors, finite, dtype))
-    if problems:
-        raise CheckpointError(
-            f"{checkpoint.source} does not fit {type(model).__name__}; {len(problems)} tensors differ and none was "
-            "loaded:\n" + "\n".join(_shown(problems))
-        )
+    to_load = {name: tensor for name, tensor in wanted.items() if name not in fresh}
+    counters = _absent_counters(to_load, tensors)
+    require_match(checkpoint.source, source_of(model), to_load, {**tensors, **counters}, finite=finite, dtype=dtype)
     layout, notes = (checkpoint.layout.system, checkpoint.layout.notes) if checkpoint.layout else (NATIVE, ())
+    if checkpoint.prefix:
+        notes += (f"names are without their prefix {checkpoint.prefix}",)
+    if counters:
+        notes += (f"{len(counters)} counters of batch norms ({COUNTER}) are not in the checkpoint: they are zero",)
     changes = {name: how for name, how in changes.items() if name in tensors}
-    return tensors, LoadReport(checkpoint.source, layout, tuple(tensors), changes, skipped, fresh, notes)
+    report = LoadReport(checkpoint.source, layout, tuple(tensors), changes, skipped, fresh, notes)
+    return {**tensors, **counters}, report
+
+
+def _absent_counters(wanted: State, tensors: StateDict) -> StateDict:
+    """Zeros for the counters that a checkpoint lacks, as torch.nn.Module.load_state_dict sets them.
+
+    PyTorch had no counters before 0.4.1, and frozen batch norms have none.
+    """
+    absent = (name for name in wanted if name.endswith(f".{COUNTER}") and name not in tensors)
+    return {
+        name: torch.zeros((), dtype=torch.long)
+        for name in absent
+        if f"{name.removesuffix(COUNTER)}running_var" in tensors
+    }
 
 
 def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
@@ -145,56 +158,6 @@ def _unneeded(model: nn.Module, state: StateDict) -> list[str]:
 
 def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _problems(
-    wanted: Mapping[str, Tensor], tensors: StateDict, finite: bool, dtype: torch.dtype | None
-) -> Iterator[str]:
-    missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
-    for i, name in enumerate(name for name in wanted if name in missing):
-        hint = _closest(name, wanted, tensors, unexpected) if i < MOST_LISTED else ""
-        yield f"missing    {name} {tuple(wanted[name].shape)}{hint}"
-    for i, name in enumerate(name for name in tensors if name in unexpected):
-        hint = _closest(name, tensors, wanted, missing) if i < MOST_LISTED else ""
-        yield f"unexpected {name} {tuple(tensors[name].shape)}{hint}"
-    for name in (name for name in wanted if name in tensors):
-        tensor, expected = tensors[name], wanted[name]
-        if tensor.shape != expected.shape:
-            yield f"misshaped  {name}: {tuple(tensor.shape)}, the model needs {tuple(expected.shape)}"
-        elif tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
-            yield f"mistyped   {name}: {tensor.dtype}, the model needs {expected.dtype}"
-        elif tensor.is_meta:
-            yield f"no values  {name}: it is on the meta device"
-        elif finite and not all_finite(tensor, kind := dtype or expected.dtype):
-            what = f"values that overflow {kind}" if all_finite(tensor) else "infinite values or NaN"
-            yield f"not finite {name}: it holds {what}; load_weights(..., finite=False) takes them"
-
-
-def _shown(problems: Sequence[str]) -> list[str]:
-    """The first problems of each kind; the first eleven characters of a problem are its kind."""
-    kinds: dict[str, list[str]] = {}
-    for problem in problems:
-        kinds.setdefault(problem[:11], []).append(problem.removeprefix(problem[:11]))
-    each = len(problems) if len(problems) <= MOST_LISTED else max(1, MOST_LISTED // len(kinds) - 1)
-    return [f"  {kind}{line}" for kind, lines in kinds.items() for line in shortened(lines, each)]
-
-
-def _closest(name: str, tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], free: set[str]) -> str:
-    """A hint that lists tensors of the same shape with similar names; tensors are never matched by it."""
-    same_shape = (other for other in free if others[other].shape == tensors[name].shape)
-    close = closest(name, islice(same_shape, MOST_COMPARED), 2)
-    return f" (similar: {', '.join(close)})" if close else ""
-
-
-def all_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether all values are finite in a floating-point type, by default the tensor's own."""
-    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
-        return True
-    if dtype is not None and dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 types have no comparison
-        return bool(torch.stack(values.aminmax()).to(dtype).float().isfinite().all())
-    # a sum needs no mask; if it overflows although all values are finite, the second check decides
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def move_model(model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:

@@ -1,10 +1,13 @@
-"""State dict keys: extract a state dict from a checkpoint, strip wrapper prefixes, and rename keys by rules.
+"""State dict keys: extract a state dict from a checkpoint, remove wrapper modules, and rename keys by rules.
 
 Every function is pure and returns a new dictionary. A RenamePair gives a rule for each direction.
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,17 +24,11 @@ ModuleTable = dict[str, str]
 
 LONGEST_NAME = 1024
 CONTAINERS = ("state_dict", "model")
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "backbone.",
-    "model.",
-    "encoder.",
-    "visual_encoder.",
-    "body.",
-    "graph_module.",
-)
-MODEL_PARTS = ("backbone.", "encoder.", "visual_encoder.", "model.backbone.")
+DEEPEST_CONTAINER = 4
+# What a checkpoint may hold beside its tensors without being damaged, such as an epoch or the options of a run.
+METADATA = (str, bytes, bool, int, float, type(None), Mapping, list, tuple, Namespace)
+# Modules that FSDP, activation checkpointing and torch.compile put around any module of a network.
+WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 
 # A pattern and its replacement, as in re.sub.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -39,13 +36,21 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 RenamePair = tuple[str, str]
 
 
-def extract_state_dict(checkpoint: Any, container: str | None = None) -> StateDict:
-    """The state dict in a loaded checkpoint.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Named tensors in a checkpoint. others: names of its other entries beside them."""
+
+    state: StateDict
+    others: tuple[str, ...] = ()
+
+
+def extract_state_dict(checkpoint: Any, container: str | None = None) -> Contents:
+    """The named tensors in a loaded checkpoint. Names of tensors in nested dictionaries are joined with dots.
 
     Args:
         checkpoint: the object that the file stored.
-        container: key of the state dict, such as "model_ema" or "teacher", or first part of its keys. By default
-            the state dict is the checkpoint itself or its entry `state_dict` or `model`.
+        container: key of the state dict, such as "model_ema" or "teacher", or the first parts of its names, such as
+            "backbone.body". By default the state dict is the checkpoint itself or its entry `state_dict` or `model`.
 
     Raises:
         CheckpointError: it is not a dictionary of tensors with printable names, or has too many entries.
@@ -55,23 +60,21 @@ def extract_state_dict(checkpoint: Any, container: str | None = None) -> StateDi
         raise CheckpointError(f"expected named tensors, got a {type(entries).__name__}")
     if len(entries) > MAX_MEMBERS:
         raise CheckpointError(f"expected the tensors of a network, at most {MAX_MEMBERS}, got {len(entries)} entries")
-    others = [
-        f"{str(name)!r}: {type(value).__name__!r}" for name, value in entries.items() if not isinstance(value, Tensor)
-    ]
-    if others or not entries:
-        nested = [name for name, value in entries.items() if isinstance(value, Mapping)]
-        hint = f"; if they are under one of [{names_in(nested)}], say which with container=" if nested else ""
+    state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
+    unknown = others if not state else {name: v for name, v in others.items() if not isinstance(v, METADATA)}
+    if unknown or not state:
+        listed = (f"{name!r}: {type(value).__name__!r}" for name, value in unknown.items())
         raise CheckpointError(
             f"expected tensors by name, or a dictionary with them under one of {CONTAINERS}; got also "
-            f"{{{', '.join(shortened(others))}}}{hint}"
+            f"{{{', '.join(shortened(listed))}}}"
         )
-    state = {str(name): tensor for name, tensor in entries.items()}
     if invalid := [name for name in state if not name.isprintable() or len(name) > LONGEST_NAME]:
         raise CheckpointError(
             f"expected names of at most {LONGEST_NAME} characters that can be printed; these {len(invalid)} cannot be: "
             f"{names_in(invalid)}"
         )
-    return state
+    return Contents(state, tuple(others))
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> StateDict:
@@ -106,14 +109,14 @@ def require_values(state: Mapping[str, Tensor]) -> None:
 
 
 def _open_container(checkpoint: Any, container: str | None) -> Any:
-    """The content of the container, and of `state_dict` or `model` around or inside it."""
+    """The entries of the container, and of `state_dict` or `model` around or inside it."""
     if container is None:
-        return _unwrap(checkpoint)
+        return _joined(_unwrap(checkpoint))
     if not isinstance(container, str):
         raise wrong("container", container, "the name of an entry")
     for outer in (checkpoint, _unwrap(checkpoint)):
         if isinstance(outer, Mapping) and isinstance(outer.get(container), Mapping):
-            return _unwrap(outer[container])
+            return _joined(_unwrap(outer[container]))
     return _select_prefix(checkpoint, container)
 
 
@@ -124,39 +127,41 @@ def _unwrap(checkpoint: Any) -> Any:
     return checkpoint
 
 
+def _joined(entries: Any) -> Any:
+    """Entries in which those of nested dictionaries have names such as "teacher.fc.weight", at most MAX_MEMBERS + 1."""
+    return dict(islice(_items(entries), MAX_MEMBERS + 1)) if isinstance(entries, Mapping) else entries
+
+
+def _items(entries: Mapping[Any, Any], depth: int = DEEPEST_CONTAINER) -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        # the keys of an optimizer's state are numbers
+        if isinstance(value, Mapping) and value and depth and all(isinstance(key, str) for key in value):
+            yield from ((f"{name}.{key}", inner) for key, inner in _items(value, depth - 1))
+        else:
+            yield str(name), value
+
+
 def _select_prefix(checkpoint: Any, container: str) -> Any:
     """The tensors whose names start with the container's; CheckpointError if there are none."""
-    content = _unwrap(checkpoint)
-    entries = content if isinstance(content, Mapping) else {}
-    prefixed = {str(name): value for name, value in entries.items() if str(name).startswith(f"{container}.")}
-    if not prefixed:
-        outer = checkpoint if isinstance(checkpoint, Mapping) else {}
-        parts = sorted({str(name).partition(".")[0] for name in (*outer, *entries)})
-        raise CheckpointError(f"there is no container {container!r}; the checkpoint has [{names_in(parts)}]")
-    return {name.removeprefix(f"{container}."): value for name, value in prefixed.items()}
+    for entries in (_joined(_unwrap(checkpoint)), _joined(checkpoint)):
+        if isinstance(entries, Mapping):
+            for bare in (entries, {WRAPPERS.sub("", name): value for name, value in entries.items()}):
+                prefixed = {name: value for name, value in bare.items() if name.startswith(f"{container}.")}
+                if prefixed:
+                    return {name.removeprefix(f"{container}."): value for name, value in prefixed.items()}
+    holders = (outer for outer in (checkpoint, _unwrap(checkpoint)) if isinstance(outer, Mapping))
+    parts = sorted({str(name).partition(".")[0] for holder in holders for name in holder})
+    raise CheckpointError(f"there is no container {container!r}; the checkpoint has [{names_in(parts)}]")
 
 
-def strip_prefixes(state: StateDict, wanted: Collection[str] = ()) -> Iterator[StateDict]:
-    """Yield the tensors, then without each known prefix that all names share and no name in `wanted` starts with."""
-    yield state
-    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
-        if any(name.startswith(prefix) for name in wanted):
-            return
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        yield state
+def strip_wrappers(state: StateDict, wanted: Collection[str] = ()) -> StateDict:
+    """Remove modules of FSDP, activation checkpointing and torch.compile from the names, at any depth.
 
-
-def backbone_prefix(state: StateDict, wanted: Collection[str]) -> str | None:
-    """The first prefix in MODEL_PARTS of some names, those of the backbone in a larger model; None if there is none.
-
-    It is also None if the model has one of the names unchanged, or has names with that prefix itself.
+    They are kept if names in `wanted` have them.
     """
-    if any(name in state for name in wanted):
-        return None
-    for prefix in MODEL_PARTS:
-        if any(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in wanted):
-            return prefix
-    return None
+    if any(map(WRAPPERS.search, wanted)) or not any(map(WRAPPERS.search, state)):
+        return state
+    return rename_keys(state, [(WRAPPERS.pattern, "")])
 
 
 def unflatten_keys(state: StateDict, wanted: Collection[str]) -> StateDict:

@@ -68,7 +68,8 @@ def broken() -> dict[str, torch.Tensor]:
 
 
 def nested() -> dict[str, Any]:
-    return {"teacher": featx.create_model(NAME).state_dict(), "epoch": 3}
+    state = featx.create_model(NAME).state_dict()
+    return {"teacher": state, "student": state, "epoch": 3}
 
 
 def vit(**choice: Any) -> featx.FeatureExtractWrapper:
@@ -183,7 +184,7 @@ ROWS: dict[str, Row] = {
     ),
     "a checkpoint with several entries": (
         lambda: featx.load_weights(featx.create_model(NAME), nested()),
-        r"if they are under one of \['teacher'\], say which with container=",
+        r"its tensors are under one of \['teacher', 'student'\], say which with container=",
         lambda: featx.load_weights(featx.create_model(NAME), nested(), container="teacher"),
     ),
     "a layout that is not to be recognised": (

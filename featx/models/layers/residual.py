@@ -20,6 +20,7 @@ class Residual:
         avg_down: the shortcut averages before its 1x1 convolution, which then has no stride
             (https://arxiv.org/abs/1812.01187).
         norm: makes a norm for a number of channels.
+        stride_in_1x1: the stride of a Bottleneck is in its first 1x1 convolution, as in the original ResNets of Caffe.
         attn: makes the channel attention, applied before the shortcut is added, for a number of channels.
     """
 
@@ -28,6 +29,7 @@ class Residual:
     avg_down: bool = False
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d
     attn: Callable[[int], nn.Module] = nn.Identity
+    stride_in_1x1: bool = False
 
 
 class BasicBlock(nn.Module):
@@ -70,10 +72,11 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         width, out_chs = chs * style.group_width // 64 * style.groups, chs * self.expansion
-        self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
+        first, second = (step.stride, 1) if style.stride_in_1x1 else (1, step.stride)
+        self.conv1 = nn.Conv2d(in_chs, width, 1, first, bias=False)
         self.bn1 = style.norm(width)
         self.act1 = nn.ReLU(inplace=True)
-        self.conv2 = conv3x3(width, width, step.stride, step.entry, style.groups)
+        self.conv2 = conv3x3(width, width, second, step.entry, style.groups)
         self.bn2 = style.norm(width)
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)

@@ -1,6 +1,8 @@
 """The blocks of a transformer that normalises before it mixes (https://arxiv.org/abs/2010.11929)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,7 @@ class TransformerStyle:
     Attributes:
         mlp_ratio: hidden channels of the MLP divided by the channels of a token; both halves of a GatedMlp count.
         layer_scale: initial value of a learned factor per channel of each residual branch; 0 omits the factor.
+        act: makes the activation of the MLPs.
         eps: of the norms.
         drop: dropout rate after every linear layer except the first one of attention.
         attn_drop: dropout rate of attention weights.
@@ -56,12 +59,22 @@ class TransformerStyle:
 
     mlp_ratio: float = 4.0
     mlp: type[Mlp | GatedMlp] = Mlp
-    act: type[nn.Module] = nn.GELU
+    act: Callable[[], nn.Module] = nn.GELU
     qkv_bias: bool = True
     layer_scale: float = 0.0
     eps: float = 1e-6
     drop: float = 0.0
     attn_drop: float = 0.0
+
+
+TANH_GELU = partial(nn.GELU, approximate="tanh")
+
+
+class QuickGELU(nn.Module):
+    """The sigmoid approximation of GELU that OpenAI's CLIP computes (https://arxiv.org/abs/1606.08415)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class Attention(nn.Module):

@@ -124,7 +124,7 @@ def test_the_report_names_what_was_loaded_skipped_and_left_fresh():
     assert report.layout == "native"
     shown = str(report)
     assert f"{len(report.loaded)} tensors loaded" in shown
-    assert "skipped  2 tensors, of another size: classifier.weight, classifier.bias" in shown
+    assert "skipped  2, of another size: classifier.weight, classifier.bias" in shown
 
 
 def test_an_extractors_report_says_what_it_had_no_need_of():

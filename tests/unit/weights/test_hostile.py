@@ -82,9 +82,11 @@ def test_inspect_names_the_tensors_that_are_not_finite(tmp_path):
         ("a", torch.tensor([1, 2]), r"mistyped   a: torch.int64, the model needs torch.float32"),
         ("a", torch.tensor([True, False]), r"mistyped   a: torch.bool"),
         ("a", torch.tensor([1j, 2]), r"mistyped   a: torch.complex64"),
-        ("count", torch.tensor(5.0), r"mistyped   count: torch.float32, the model needs torch.int64"),
+        ("count", torch.tensor(5.5), r"mistyped   count: torch.float32, the model needs torch.int64"),
+        ("count", torch.tensor(torch.inf), r"mistyped   count: torch.float32, the model needs torch.int64"),
         ("a", torch.tensor(1.0), r"misshaped  a: \(\), the model needs \(2,\)"),
-        ("count", torch.tensor([1]), r"misshaped  count: \(1,\), the model needs \(\)"),
+        ("count", torch.tensor([1, 2]), r"misshaped  count: \(2,\), the model needs \(\)"),
+        ("count", torch.tensor([[1]]), r"misshaped  count: \(1, 1\), the model needs \(\)"),
         ("a", torch.zeros(2, device="meta"), "no values  a: it is on the meta device"),
         ("a", torch.zeros(0), r"misshaped  a: \(0,\)"),
         ("a", torch.zeros(2, 1), r"misshaped  a: \(2, 1\)"),
@@ -92,6 +94,15 @@ def test_inspect_names_the_tensors_that_are_not_finite(tmp_path):
 )
 def test_tensors_of_another_kind_are_refused(name, tensor, problem):
     refuse_tensors(problem, **{name: tensor})
+
+
+@pytest.mark.parametrize("count", [torch.tensor([5]), torch.tensor(5.0), torch.tensor([5], dtype=torch.int32)])
+def test_numbers_that_load_state_dict_accepts_are_loaded(count):
+    model, reference = Tiny(), Tiny()
+    reference.load_state_dict({"a": torch.ones(2), "count": count})
+    featx.load_weights(model, {"a": torch.ones(2), "count": count})
+    assert model.count.dtype == torch.int64
+    assert model.count.item() == reference.count.item() == 5
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("F8_E4M3", 1.0), ("F8_E5M2", 0.5), ("F8_E8M0", 2.0**-71)])

@@ -317,7 +317,7 @@ def test_tensors_are_plain_whatever_was_saved(tmp_path, legacy):
     marked.sharded = buffer.is_persistent = True
     negated = torch.tensor([1 + 2j]).conj().imag
     (tmp_path / "w.pt").write_bytes(saved({"a": marked, "count": buffer, "b": negated}, legacy))
-    _, read = read_tensors(tmp_path / "w.pt", LoadOptions())
+    read = read_tensors(tmp_path / "w.pt", LoadOptions())[1].state
     assert {type(tensor) for tensor in read.values()} == {torch.Tensor}
     assert not any(vars(tensor) for tensor in read.values())
     assert not any(tensor.is_neg() or tensor.requires_grad for tensor in read.values())

@@ -76,7 +76,7 @@ def use(folder: Path, program: bytes) -> None:
         (folder / "w.pt").write_bytes(kind(program))
         start, words = time.process_time(), ""
         try:
-            _, state = read_tensors(folder / "w.pt", LoadOptions())
+            state = read_tensors(folder / "w.pt", LoadOptions())[1].state
         except featx.CheckpointError as error:
             words = str(error)
         else:

@@ -231,7 +231,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(hub, tmp_path):
 
 def test_weights_with_missing_tensors_are_refused_with_a_list(hub):
     state = weights()
-    missing = list(state)[::3]
+    missing = [name for name in state if not name.endswith("num_batches_tracked")][::3]
     publish(hub, {name: tensor for name, tensor in state.items() if name not in missing})
     with pytest.raises(CheckpointError, match=f"{len(missing)} tensors differ and none was loaded") as caught:
         featx.create_model(NAME, pretrained=True)

@@ -1,5 +1,7 @@
 """Weights from folders and memory, and containers in training checkpoints."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save
@@ -105,12 +107,25 @@ def test_what_is_no_tensor_in_memory_is_named():
             "teacher",
         ),
         ({"model": {"teacher": tensors(), "student": tensors(2)}}, "teacher"),
+        ({"teacher": {f"backbone.{n}": t for n, t in tensors().items()}, "student": tensors(2)}, "teacher.backbone"),
+        (
+            {"net": tensors(), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1}]}},
+            None,
+        ),
+        ({"student": {"model_state": tensors()}, "epoch": 3}, None),
+        ({**tensors(), "epoch": 3, "arch": "tiny", "best": None}, None),
+        ({"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in tensors().items()}}, None),
     ],
 )
 def test_containers_are_opened(tmp_path, checkpoint, container):
     torch.save(checkpoint, tmp_path / "w.pt")
     assert values_from(tmp_path / "w.pt", container=container) == [1, 1]
     assert values_from(checkpoint, container=container) == [1, 1]
+
+
+def test_entries_beside_the_tensors_are_reported():
+    report = featx.load_weights(Tiny(), {**tensors(), "epoch": 3, "n_averaged": {}})
+    assert report.skipped == {"epoch": "not a tensor", "n_averaged": "not a tensor"}
 
 
 @pytest.mark.parametrize(
@@ -126,26 +141,62 @@ def test_a_container_that_is_missing_is_answered_with_those_there_are(checkpoint
         values_from(checkpoint, container="model_ema")
 
 
-def test_teacher_and_student_are_not_guessed():
-    with pytest.raises(CheckpointError, match=r"under one of \['teacher', 'student'\], say which with container="):
-        values_from({"teacher": tensors(), "student": tensors()})
-
-
 @pytest.mark.parametrize(
-    "prefix",
-    ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "visual_encoder.", "model.backbone.module._orig_mod."],
+    ("checkpoint", "containers"),
+    [
+        ({"teacher": tensors(), "student": tensors()}, ["teacher", "student"]),
+        (
+            {f"module.{part}.{n}": t for part in ("encoder_q", "encoder_k") for n, t in tensors().items()},
+            ["module.encoder_q", "module.encoder_k"],
+        ),
+        (
+            {f"{part}._fsdp_wrapped_module.net.{n}": t for part in ("ema", "raw") for n, t in tensors().items()},
+            ["ema.net", "raw.net"],
+        ),
+        (
+            {"model": {f"{part}.backbone.{n}": t for part in ("teacher", "student") for n, t in tensors().items()}},
+            ["teacher.backbone", "student.backbone"],
+        ),
+    ],
 )
-def test_prefixes_that_all_names_share_are_taken_off(prefix):
+def test_of_several_parts_that_fit_none_is_guessed_and_each_can_be_chosen(checkpoint, containers):
+    with pytest.raises(CheckpointError, match=r"under one of .*, say which with container=") as refused:
+        values_from(checkpoint)
+    listed = re.findall("'([^']+)'", str(refused.value))
+    assert listed == containers
+    assert [values_from(checkpoint, container=name) for name in listed] == [[1, 1]] * len(listed)
+
+
+PREFIXES = (
+    "module.", "_orig_mod.", "model.backbone.module._orig_mod.", "net.", "trunk.", "a.b.c.d.e.",
+    "model.feature_extractor.feature_extractor.", "_fsdp_wrapped_module.net._fsdp_wrapped_module.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_that_all_names_share_are_removed(prefix):
     assert values_from({f"{prefix}{name}": tensor for name, tensor in tensors().items()}) == [1, 1]
 
 
-@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "visual_encoder.", "model.backbone."])
-def test_a_backbone_inside_a_detector_is_found_and_the_rest_reported(prefix):
+@pytest.mark.parametrize(
+    "prefix", ["backbone.", "encoder.", "backbone.0.body.", "backbone.body.backbone.", "encoder.model."]
+)
+def test_a_backbone_in_a_detector_is_found_and_the_rest_reported(prefix):
     state = {f"{prefix}{name}": tensor for name, tensor in tensors().items()}
     others = {"head.weight": torch.zeros(4), "neck.bias": torch.zeros(4)}
     report = featx.load_weights(Tiny(), {**others, **state})
     assert report.loaded == ("a", "b")
     assert report.skipped == dict.fromkeys(others, f"outside {prefix[:-1]}")
+    assert report.notes == (f"names are without their prefix {prefix}",)
+
+
+def test_names_of_nested_dictionaries_are_bounded():
+    """Few bytes can describe a dictionary whose entries share dictionaries that do so again."""
+    shared = {"w": torch.ones(1)}
+    for _ in range(3):
+        shared = {str(i): shared for i in range(300)}
+    with pytest.raises(CheckpointError, match=r"at most 20000, got 20001 entries"):
+        values_from({"outer": shared})
 
 
 @pytest.mark.parametrize("where", ["", "none.pt", "local-dir:none", {}, {"a": 1}, "{hub}/w.pth"], ids=str)
