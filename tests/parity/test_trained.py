@@ -56,6 +56,7 @@ def separation(values: Tensor, is_object: Tensor) -> float:
 @torch.no_grad()
 def test_lite0_gives_the_classes_of_photographs_with_its_published_confidence():
     model = lite0()
+    assert model.load_report.layout == "lukemelas"
     expected = {
         "coffee": ("espresso", 967, 0.95),
         "chelsea": ("tiger cat", 282, 0.39),

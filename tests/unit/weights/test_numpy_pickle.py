@@ -10,12 +10,15 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 from support.fuzzing import damaged, in_time
 from support.pickle_builder import call, integer, named, text
 from support.untrusted_files import Runs, Tiny, refuse, saved
 
 import featx
 from featx import CheckpointError
+from featx.weights.layout import find_layout
+from featx.weights.load import family_names
 from featx.weights.readers import read_checkpoint
 
 STATE = {"a": np.array([3, 4], np.float32), "count": np.array(7)}
@@ -35,6 +38,20 @@ def test_a_file_of_a_model_zoo_is_loaded(tmp_path, protocol):
     report = featx.load_weights(model, write(tmp_path / "w.pkl", held, protocol))
     assert (model.a.tolist(), model.count.tolist()) == ([3, 4], 7)
     assert set(report.loaded) == {"a", "count"}
+
+
+def test_a_file_of_detectron2_fills_a_backbone(tmp_path):
+    reference = featx.create_model("resnet50", features_only=True, out_indices=[4])
+    randomise(reference)
+    layout = find_layout("detectron2", family_names(reference))
+    assert layout.from_native is not None
+    state = {name: t for name, t in reference.state_dict().items() if not name.endswith("num_batches_tracked")}
+    named = {f"backbone.bottom_up.{name}": tensor.numpy() for name, tensor in layout.from_native(state).items()}
+    path = write(tmp_path / "model_final.pkl", {"model": named, "__author__": "Detectron2 Model Zoo"}, 3)
+    how = {"checkpoint_path": path, "layout": "detectron2"}
+    model = featx.create_model("resnet50", features_only=True, out_indices=[4], **how)
+    read = model.state_dict()
+    assert [name for name, tensor in state.items() if not torch.equal(read[name], tensor)] == []
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
