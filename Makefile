@@ -12,7 +12,7 @@ THREADED := $(addprefix tests/unit/,bulk/test_extract.py wrappers/test_extractor
 # If bytecode is not written, every subprocess compiles all of its imports again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-threads sweep bridges check format lint types docs wheel bench clean constraints
+.PHONY: demo test test-threads sweep bridges trained check format lint types docs wheel bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,10 @@ sweep: $(READY)
 
 bridges: $(READY)
 	$(PYTEST) -m bridges
+
+# networks with trained weights, which make test runs too
+trained: $(READY)
+	$(PYTEST) -m trained
 
 check: format lint types test
 

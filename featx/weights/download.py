@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ArgumentError, CheckpointError, WeightsNotFoundError, in_short, names_in
 from .hub import INDEX, WEIGHT_FILES, checked_config, hub_config, hub_weights, local_shards, sha256_of
-from .readers import READERS, read_checkpoint
+from .readers import READERS, read_checkpoint, reader_suffix
 
 LONGEST_URL, LONGEST_NAME = 8192, 200  # characters, and bytes, which leaves room for temporary names
 MOST_DIGITS = 15  # digits of a Content-Length
@@ -109,7 +109,7 @@ def download_url(url: str, cache_dir: str | Path | None = None) -> Path:
     import torch
 
     name = Path(unquote(urlsplit(url).path)).name
-    if Path(name).suffix not in READERS or not name.isprintable():
+    if not reader_suffix(name) or not name.isprintable():
         raise ArgumentError(f"{url} names no file of weights: expected an address that ends in {', '.join(READERS)}")
     parent = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "checkpoints"
     path = parent / sha256(url.encode()).hexdigest()[:16] / name  # two URLs may end in the same name

@@ -58,7 +58,7 @@ class NpyHeader:
 def read_array(file: IO[bytes], size: int, name: str) -> "Tensor":
     """Read the array in the next `size` bytes into memory. name: its name in the messages of CheckpointError."""
     header = _header(file, name)
-    dtype, kind = _dtype(header.dtype, name)
+    dtype, kind = numeric_dtype(header.dtype, name)
     needed, available = prod(header.shape) * dtype.itemsize, size - header.length
     if len(header.shape) > MAX_DIMS or prod(max(side, 1) for side in header.shape) >= 1 << 60:
         raise CheckpointError(f"{name!r} says that its shape is {_abbreviated(header.shape)}: no tensor has it")
@@ -67,7 +67,7 @@ def read_array(file: IO[bytes], size: int, name: str) -> "Tensor":
             f"{name!r} says that it is {header.dtype} of shape {_abbreviated(header.shape)}, which takes {needed} "
             f"bytes, but {available} bytes are there"
         )
-    return _tensor(_data(file, needed, name).view(dtype), header, kind)
+    return as_tensor(_data(file, needed, name).view(dtype), header, kind)
 
 
 def _header(file: IO[bytes], name: str) -> NpyHeader:
@@ -88,7 +88,7 @@ def _header(file: IO[bytes], name: str) -> NpyHeader:
     return NpyHeader(dtype, match["fortran"] == b"True", sides, 8 + width + length)
 
 
-def _dtype(text: str, name: str) -> "tuple[np.dtype, str]":
+def numeric_dtype(text: str, name: str) -> "tuple[np.dtype, str]":
     """NumPy's dtype to read an array with, and its type code; CheckpointError unless the type is numeric."""
     import numpy as np
 
@@ -117,7 +117,8 @@ def _data(file: IO[bytes], size: int, name: str) -> "np.ndarray":
     return data
 
 
-def _tensor(data: "np.ndarray", header: NpyHeader, kind: str) -> "Tensor":
+def as_tensor(data: "np.ndarray", header: NpyHeader, kind: str) -> "Tensor":
+    """A tensor of the values, which it may share. kind: the type code that `numeric_dtype` returned."""
     import torch
 
     native = data.astype(data.dtype.newbyteorder("="), copy=False)
@@ -147,7 +148,7 @@ def read_npz(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
     """
     size = file.seek(0, 2)
     try:
-        with ZipFile(_BoundedFile(file, size)) as archive:  # pyright: ignore[reportArgumentType]
+        with ZipFile(BoundedFile(file, size)) as archive:  # pyright: ignore[reportArgumentType]
             _check_members(archive.infolist(), size)
             return dict(_arrays(archive))
     except CheckpointError as error:
@@ -156,7 +157,7 @@ def read_npz(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole .npz file ({error}): fetch or save it again") from error
 
 
-class _BoundedFile:
+class BoundedFile:
     """A file that refuses reads larger than the largest central directory.
 
     zipfile reads the central directory at once, in the length that the file declares; arrays are read in small chunks.

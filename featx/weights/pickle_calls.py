@@ -1,5 +1,6 @@
 """Allowlist of the classes and functions in pickles of state dicts, with the arguments that torch.save writes."""
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -64,10 +65,14 @@ def is_allowed_call(function: Any, args: Any, check_keys: KeyCheck) -> bool:
 
 
 def overriding_attribute(attributes: Any, of: type) -> str | None:
-    """The first key in a dictionary of attributes that would override an attribute of the class; None if none does."""
+    """The first key in a dictionary of attributes that would override an attribute of the class; None if none does.
+
+    A special name counts too: PyTorch and `copy` call `__setstate__` and `__deepcopy__` of the object where it has one.
+    """
     if not isinstance(attributes, dict):
         return repr(type(attributes))
-    return next((str(name) for name in attributes if not isinstance(name, str) or hasattr(of, name)), None)
+    own = (name for name in attributes if not isinstance(name, str) or name.startswith("__") or hasattr(of, name))
+    return next((str(name) for name in own), None)
 
 
 def is_result_of(value: Any, *names: str) -> bool:
@@ -175,8 +180,10 @@ TENSOR_CALLS: Mapping[str, Callable[[tuple[Any, ...], KeyCheck], bool]] = {
     # the first releases of PyTorch create an empty tensor and fill it; a size would leave its values unset
     **{f"{place}.{kind}Tensor": _no_arguments for place in PLACES for kind in (*STORAGES, "")},
 }
+NAMESPACE = f"{Namespace.__module__}.{Namespace.__qualname__}"
 CALLS: Mapping[str, Callable[[tuple[Any, ...], KeyCheck], bool]] = {
     **TENSOR_CALLS,
+    NAMESPACE: _no_arguments,
     "collections.OrderedDict": _is_ordered_dict,
     "collections.Counter": _is_counter,
     "builtins.set": _is_list,

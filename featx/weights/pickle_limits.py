@@ -7,6 +7,7 @@ It supports the opcodes of torch.load: https://docs.python.org/3/library/picklet
 
 import pickle
 import struct
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
@@ -17,6 +18,7 @@ from ..errors import LONGEST, CheckpointError
 from .npz import ALWAYS_ALLOWED, MAX_EXPANSION
 from .pickle_calls import (
     DICTIONARIES,
+    NAMESPACE,
     REBUILD_FROM_TYPE,
     STORAGE,
     TENSOR_CALLS,
@@ -33,9 +35,9 @@ MOST_OPCODES = 2_000_000  # opcodes, which torch.load runs in a second or two; a
 LONGEST_LINE, LONGEST_TEXT = 256, 16 << 20  # bytes
 LONGEST_KEY, MOST_IN_KEY = 1024, 100  # characters, and values in a tuple
 LARGEST_KEY = 2**61 - 2  # larger ints may have equal hashes
-# Upper bounds of the memory in bytes for an opcode, a byte of text, a container or tensor, and a tuple as a key, whose
-# hash takes time and may collide.
-OPCODE, TEXT, OBJECT, TUPLE_KEY = 32, 4, 400, 1 << 16
+# Upper bounds of the memory in bytes for an opcode, a byte of text, a container or tensor, a tuple as a key, whose hash
+# takes time and may collide, and an item of a container that a call copies.
+OPCODE, TEXT, OBJECT, TUPLE_KEY, COPIED_ITEM = 32, 4, 400, 1 << 16, 128
 
 INT, UINT, SHORT, FLOAT = (struct.Struct(code) for code in ("<i", "<I", "<H", ">d"))
 TAR = slice(257, 262)  # position of the magic bytes of a tar archive
@@ -43,14 +45,20 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 UNDERFLOW = "its pickle reads values that it does not have"
 
 
-def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None) -> None:
-    """Raise CheckpointError if a PyTorch file has pickles that torch.save does not write, or that need too much memory.
+def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None) -> bool:
+    """Check the pickles of a PyTorch file.
 
     Args:
         path: the file's path, for messages.
         file: the opened file; its position is reset to the start.
         records: size in bytes of each record of a zip archive (PyTorch 1.6 or later); None for the older format, a
             sequence of pickles and values.
+
+    Returns:
+        Whether the file holds an `argparse.Namespace`, which torch.load does not read by default.
+
+    Raises:
+        CheckpointError: torch.save does not write such pickles, or they need too much memory.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -62,10 +70,12 @@ def check_pickles(path: Path, file: IO[bytes], records: Mapping[str, int] | None
             interpreter.require_storages()
             interpreter.require_records(records)
         else:
-            _check_legacy(PickleInterpreter(file, size, size))
+            interpreter = PickleInterpreter(file, size, size)
+            _check_legacy(interpreter)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error.__cause__
     file.seek(0)
+    return NAMESPACE in interpreter.globals
 
 
 def _record(file: IO[bytes]) -> bytes:
@@ -131,26 +141,40 @@ class PickleInterpreter:
     file: a file at the first pickle. length: its size in bytes. size: size of the checkpoint in bytes.
     """
 
+    most_text: int = LONGEST_TEXT
+
     def __init__(self, file: IO[bytes], length: int, size: int) -> None:
         self.file, self.length, self.size = file, length, size
         self.budget, self.opcodes = max(MAX_EXPANSION * size, ALWAYS_ALLOWED), 0
         self.storages: dict[str, int] = {}
+        self.globals: set[str] = set()
+        self.longest_text = 0
         self.memo: dict[int, Any] = {}
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
 
+    def handlers(self) -> "Mapping[bytes, Callable[[Any], object]]":
+        """The method of each opcode."""
+        return OPCODES
+
+    def damaged(self, how: str) -> CheckpointError:
+        return _damaged(how)
+
+    def unsupported(self, what: str = "") -> CheckpointError:
+        return _unsupported(what)
+
     def run(self) -> Any:
         """Interpret one pickle and return its value, in which only plain values are real."""
         self.memo, self.stack, self.metastack = {}, [], []
-        read = self.file.read
+        read, handlers = self.file.read, self.handlers()
         while (opcode := read(1)) != pickle.STOP:
-            if opcode not in OPCODES:
-                raise _unsupported() if opcode else _damaged("it ends too early")
+            if opcode not in handlers:
+                raise self.unsupported() if opcode else self.damaged("it ends too early")
             self.opcodes += 1
             self.budget -= OPCODE
             if self.opcodes > MOST_OPCODES or self.budget < 0:
                 self.spend(0)
-            OPCODES[opcode](self)
+            handlers[opcode](self)
         return self.pop()
 
     def spend(self, cost: int) -> None:
@@ -166,23 +190,23 @@ class PickleInterpreter:
         """Raise CheckpointError if storages exceed the file, or lack values. filled: keys of storages with values."""
         total = sum(self.storages.values())
         if total > self.size:
-            raise _damaged(f"its values would take {total} bytes of {self.size}")
+            raise self.damaged(f"its values would take {total} bytes of {self.size}")
         if filled is not None and not self.storages.keys() <= filled:
-            raise _damaged("it has no values for some of its tensors")
+            raise self.damaged("it has no values for some of its tensors")
 
     def require_records(self, records: Mapping[str, int]) -> None:
         """Raise CheckpointError if a record is shorter than its storage: older PyTorch reads past the end of it."""
         if short := [key for key, size in self.storages.items() if records.get(f"data/{key}", 0) < size]:
-            raise _damaged(f"its records {short[:3]} are shorter than their tensors")
+            raise self.damaged(f"its records {short[:3]} are shorter than their tensors")
 
     def pop(self) -> Any:
         if not self.stack:
-            raise _damaged(UNDERFLOW)
+            raise self.damaged(UNDERFLOW)
         return self.stack.pop()
 
     def last(self) -> Any:
         if not self.stack:
-            raise _damaged(UNDERFLOW)
+            raise self.damaged(UNDERFLOW)
         return self.stack[-1]
 
     def push(self, value: Any) -> None:
@@ -200,26 +224,27 @@ class PickleInterpreter:
     def marked(self) -> list[Any]:
         """Pop the items pushed since the last mark."""
         if not self.metastack:
-            raise _damaged(UNDERFLOW)
+            raise self.damaged(UNDERFLOW)
         items, self.stack = self.stack, self.metastack.pop()
         return items
 
     def bytes(self, count: int) -> bytes:
-        if count > min(LONGEST_TEXT, self.length - self.file.tell()):
-            raise _damaged(f"{count} bytes of text are declared")
+        if count > min(self.most_text, self.length - self.file.tell()):
+            raise self.damaged(f"{count} bytes of text are declared")
         self.spend(TEXT * count)
+        self.longest_text = max(self.longest_text, count)
         return self.file.read(count)
 
     def number(self, layout: struct.Struct) -> Any:
         data = self.file.read(layout.size)
         if len(data) < layout.size:
-            raise _damaged("it ends too early")
+            raise self.damaged("it ends too early")
         return layout.unpack(data)[0]
 
     def byte(self) -> int:
         data = self.file.read(1)
         if not data:
-            raise _damaged("it ends too early")
+            raise self.damaged("it ends too early")
         return data[0]
 
     def text(self, count: int) -> None:
@@ -231,7 +256,7 @@ class PickleInterpreter:
 
     def recall(self, number: int) -> None:
         if number not in self.memo:
-            raise _damaged(UNDERFLOW)
+            raise self.damaged(UNDERFLOW)
         self.push(self.memo[number])
 
     def pack(self, count: int) -> None:
@@ -239,13 +264,13 @@ class PickleInterpreter:
 
     def extend(self, items: list[Any]) -> None:
         if type(target := self.last()) is not list:
-            raise _unsupported()
+            raise self.unsupported()
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         keys, values, target = items[::2], items[1::2], self.last()
         if len(keys) != len(values) or not (type(target) is dict or is_result_of(target, *DICTIONARIES)):
-            raise _unsupported()
+            raise self.unsupported()
         self.check_keys(keys)
         if type(target) is dict:
             target.update(zip(keys, values, strict=True))
@@ -263,35 +288,59 @@ class PickleInterpreter:
     def push_global(self) -> None:
         module, name = (self.file.readline(LONGEST_LINE).decode("utf-8", "replace") for _ in range(2))
         if not (module.endswith("\n") and name.endswith("\n")):
-            raise _damaged("it names no class")
-        target = find_global(module[:-1], name[:-1])
+            raise self.damaged("it names no class")
+        self.push_named(module[:-1], name[:-1])
+
+    def find(self, module: str, name: str) -> Global | None:
+        """The class or function of that name; None if such files must not use it."""
+        return find_global(module, name)
+
+    def push_named(self, module: str, name: str) -> None:
+        target = self.find(module, name)
         if target is None:
-            raise _unsupported(f"{module[:-1]}.{name[:-1]}".removeprefix("builtins."))
+            raise self.unsupported(f"{module}.{name}".removeprefix("builtins."))
+        self.globals.add(target.name)
         self.push_object(target)
 
     def call(self) -> None:
         args, function = self.pop(), self.pop()
         if not is_allowed_call(function, args, self.check_keys):
-            raise _unsupported(function.name if isinstance(function, Global) else "")
+            raise self.unsupported(function.name if isinstance(function, Global) else "")
+        for arg in args:
+            self.spend_copy(arg)
         self.push_object(CallResult(args[0] if function.name == REBUILD_FROM_TYPE else function))
 
+    def spend_copy(self, value: Any) -> None:
+        """Deduct the memory of a copy of an argument or state, which pickles can repeat with an opcode each."""
+        if isinstance(value, dict | list | tuple):
+            self.spend(COPIED_ITEM * len(value))
+        elif isinstance(value, str) or is_result_of(value, "_codecs.encode"):
+            self.spend(len(value) if isinstance(value, str) else self.longest_text)
+
     def build(self) -> None:
-        """Check the state set on an object: attributes of an OrderedDict, or the values of a tensor in an old file."""
+        """Check the state set on an object: attributes, or the values of a tensor in an old file."""
         state, target = self.pop(), self.last()
-        is_tensor = is_result_of(target, *TENSOR_CALLS) and type(state) is tuple
-        is_dictionary = is_result_of(target, "collections.OrderedDict") and not overriding_attribute(state, OrderedDict)
-        if not (is_tensor or is_dictionary or (isinstance(target, CallResult) and target.by.from_user)):
-            raise _unsupported(target.by.name if isinstance(target, CallResult) else "")
+        self.spend_copy(state)
+        if not (self.has_attributes(target, state) or (isinstance(target, CallResult) and target.by.from_user)):
+            raise self.unsupported(target.by.name if isinstance(target, CallResult) else "")
+
+    def has_attributes(self, target: Any, state: Any) -> bool:
+        """Whether torch.save writes such a state of the object."""
+        if is_result_of(target, "collections.OrderedDict"):
+            return not overriding_attribute(state, OrderedDict)
+        if is_result_of(target, NAMESPACE):
+            return not overriding_attribute(state, Namespace)
+        return is_result_of(target, *TENSOR_CALLS) and type(state) is tuple
 
     def push_storage(self) -> None:
         """Push a storage, described by ("storage", class, key, device, length[, view, in old files])."""
         description = self.pop()
         if type(description) is not tuple or len(description) not in (5, 6) or description[0] != "storage":
-            raise _unsupported()
+            raise self.unsupported()
         _, kind, key, _, count, *_ = description
         size = item_size(kind)
         if size is None or type(count) is not int or count < 0 or not isinstance(key, str):
-            raise _damaged("it describes invalid values")
+            raise self.damaged("it describes invalid values")
         self.storages[key] = max(self.storages.get(key, 0), count * size)
         self.push_object(STORAGE)
 

@@ -9,7 +9,8 @@ from io import BufferedReader, BytesIO
 
 from ..errors import CheckpointError
 
-VARINT, BYTES = 0, 2  # the wire types that checkpoints use
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+FIXED = {FIXED64: 8, FIXED32: 4}  # bytes of a value
 LONGEST_TEXT = 4096
 
 Span = tuple[int, int]
@@ -40,19 +41,28 @@ class ByteReader:
 
 def fields(data: ByteReader, message: Span, known: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, Span]]:
     """Number and span of each field of a message. known: the allowed wire types of each field number."""
+    for number, _, span in all_fields(data, message, known):
+        yield number, span
+
+
+def all_fields(
+    data: ByteReader, message: Span, known: Mapping[int, tuple[int, ...]] | None = None
+) -> Iterator[tuple[int, int, Span]]:
+    """Number, wire type and span of each field of a message. known: as in `fields`; None allows every field."""
     position, end = message
     while position < end:
         start = position
         key, position = varint(data, position, end)
         number, wire_type = key >> 3, key & 7
-        if wire_type not in known.get(number, ()):
+        allowed = (VARINT, BYTES, *FIXED) if known is None else known.get(number, ())
+        if wire_type not in allowed:
             raise damaged(f"a field {number} of kind {wire_type} at byte {start} is unknown")
-        value, after = varint(data, position, end)
+        value, after = (0, position + FIXED[wire_type]) if wire_type in FIXED else varint(data, position, end)
         if wire_type == BYTES:
             position, after = after, after + value
         if after > end:
-            raise damaged(f"{value} bytes are declared at byte {start}, {end - position} are left")
-        yield number, (position, after)
+            raise damaged(f"{after - position} bytes are declared at byte {start}, {end - position} are left")
+        yield number, wire_type, (position, after)
         position = after
 
 

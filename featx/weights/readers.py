@@ -1,13 +1,15 @@
-"""Checkpoint readers by file extension. Only tensors and plain containers are ever unpickled."""
+"""Checkpoint readers by file extension. Only tensors, plain containers and argparse's namespaces are ever unpickled."""
 
 import os
 import struct
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BufferedReader
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
@@ -20,6 +22,8 @@ ZIP = b"PK\x03\x04"
 # Exceptions of torch.load for damaged files, depending on where they are damaged.
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 DAMAGED += (ArithmeticError, MemoryError, ImportError, struct.error, BadZipFile)
+# PyTorch keeps its list of allowed classes per process: one file at a time may extend it.
+ALLOWING_NAMESPACES = Lock()
 WEB_PAGE = "is a web page, not a file of weights: fetch it again from an address that gives the file itself"
 # First bytes of files that are often found in place of weights, and what they are.
 NOT_WEIGHTS = {
@@ -66,9 +70,9 @@ def read_pytorch(path: Path, file: BufferedReader, mapped: bool) -> Any:
     import torch
 
     zipped = starts_with(file, ZIP)
-    check_pickles(path, file, _records(path, file) if zipped else None)
+    has_namespaces = check_pickles(path, file, _records(path, file) if zipped else None)
     try:
-        with warnings.catch_warnings():
+        with _namespaces_allowed() if has_namespaces else nullcontext(), warnings.catch_warnings():
             # torch warns of pickles that it did not write itself; those that it cannot read raise an error
             warnings.simplefilter("ignore", UserWarning)
             source = path if zipped and mapped else file
@@ -77,6 +81,19 @@ def read_pytorch(path: Path, file: BufferedReader, mapped: bool) -> Any:
         raise CheckpointError(f"{path} {more_than_tensors()} ({in_short(error)})") from error
     except DAMAGED as error:
         raise damaged(path, error) from error
+
+
+@contextmanager
+def _namespaces_allowed() -> Iterator[None]:
+    """Let torch.load build `argparse.Namespace`, in which scripts save their arguments: a class without any code."""
+    from torch.serialization import get_safe_globals, safe_globals
+
+    with ALLOWING_NAMESPACES:
+        if Namespace in get_safe_globals():  # leaving safe_globals would withdraw what the user allowed
+            yield
+            return
+        with safe_globals([Namespace]):
+            yield
 
 
 def starts_with(file: BufferedReader, magic: bytes) -> bool:
@@ -131,7 +148,8 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"{path} is not a file: expected a checkpoint ({', '.join(READERS)})")
-    if path.suffix not in READERS:
+    reader = READERS.get(reader_suffix(path.name))
+    if reader is None:
         raise CheckpointError(f"{path}: cannot tell what kind of file this is; expected {', '.join(READERS)}")
     with path.open("rb") as file, require_unchanged([file.fileno()], path):
         if not file.read(1):
@@ -139,7 +157,12 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> Any:
         for beginning, problem in NOT_WEIGHTS.items():
             if starts_with(file, beginning):
                 raise CheckpointError(f"{path} {problem}")
-        return READERS[path.suffix](path, file, mapped)
+        return reader(path, file, mapped)
+
+
+def reader_suffix(name: str) -> str:
+    """The extension of a file name that selects its reader; "" if there is none."""
+    return next((suffix for suffix in READERS if name.endswith(suffix) and name != suffix), "")
 
 
 def _read_ckpt(path: Path, file: BufferedReader, mapped: bool) -> Any:
@@ -149,10 +172,35 @@ def _read_ckpt(path: Path, file: BufferedReader, mapped: bool) -> Any:
     return read_pytorch(path, file, mapped) if starts_with(file, ZIP) else read_mindspore(path, file)
 
 
+def _read_h5(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .keras_file import read_h5
+
+    return read_h5(path, file)
+
+
+def _read_keras(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .keras_file import read_keras
+
+    return read_keras(path, file)
+
+
 def _read_npz(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
     from .npz import read_npz
 
     return read_npz(path, file)
+
+
+def _read_onnx(path: Path, file: BufferedReader, _mapped: bool) -> StateDict:
+    from .onnx_file import read_onnx
+
+    return read_onnx(path, file)
+
+
+def _read_pkl(path: Path, file: BufferedReader, mapped: bool) -> Any:
+    """Read a pickle of NumPy arrays, such as Detectron2's; torch.save writes files of any extension."""
+    from .numpy_pickle import read_numpy_pickle
+
+    return read_pytorch(path, file, mapped) if starts_with(file, ZIP) else read_numpy_pickle(path, file)
 
 
 def _read_safetensors(path: Path, file: BufferedReader, mapped: bool) -> StateDict:
@@ -165,7 +213,13 @@ READERS: dict[str, Callable[[Path, BufferedReader, bool], Any]] = {
     ".safetensors": _read_safetensors,
     ".pt": read_pytorch,
     ".pth": read_pytorch,
+    ".pth.tar": read_pytorch,
     ".bin": read_pytorch,
     ".ckpt": _read_ckpt,
     ".npz": _read_npz,
+    ".pkl": _read_pkl,
+    ".onnx": _read_onnx,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".keras": _read_keras,
 }

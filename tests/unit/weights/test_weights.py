@@ -163,9 +163,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "w.onnx").write_bytes(b"?")
+    (tmp_path / "w.tflite").write_bytes(b"?")
     with pytest.raises(CheckpointError, match="cannot tell what kind of file"):
-        featx.create_model(NAME, checkpoint_path=tmp_path / "w.onnx")
+        featx.create_model(NAME, checkpoint_path=tmp_path / "w.tflite")
 
 
 @pytest.mark.parametrize(
