@@ -20,7 +20,10 @@ NATIVE_NAMES = (NATIVE, "timm")  # native names are those of timm
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
-    """Contents of a checkpoint. systems: the recognized program by family; empty for native names."""
+    """Contents of a checkpoint.
+
+    systems: the recognized program by family, or "a or b" if names do not tell; empty for native names.
+    """
 
     tensors: int
     values: int
@@ -34,7 +37,9 @@ class CheckpointSummary:
 def inspect(weights: Weights, container: str | None = None) -> CheckpointSummary:
     """Summarize a checkpoint without a model. Raises the errors of `load_weights`."""
     state = read_tensors(weights, LoadOptions(container=container))[1].state
-    systems = {layout.family: layout.system for layout in recognized_layouts(state)}
+    systems: dict[str, str] = {}
+    for family, system in dict.fromkeys((layout.family, layout.system) for layout in recognized_layouts(state)):
+        systems[family] = f"{systems[family]} or {system}" if family in systems else system
     return CheckpointSummary(
         len(state),
         sum(tensor.numel() for tensor in state.values()),

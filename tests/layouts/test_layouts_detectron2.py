@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import featx
 from featx import CheckpointError
+from featx.weights.convert import inspect
 from featx.weights.layout import all_layouts, find_layout
 
 State = dict[str, Tensor]
@@ -99,6 +100,7 @@ def test_both_layouts_recognize_bottlenecks_and_loading_asks():
     assert {other.system for other in all_layouts() if other.recognizes(theirs)} == {*LAYOUTS}
     with pytest.raises(CheckpointError, match=r"3x3 convolution\) and like 'detectron2-msra' \(.*first 1x1.*layout="):
         featx.create_model("resnet26", features_only=True, checkpoint_path=theirs)
+    assert inspect(theirs).systems == {"ResNet": "detectron2 or detectron2-msra"}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])

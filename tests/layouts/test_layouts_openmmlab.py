@@ -147,7 +147,7 @@ def test_attention_of_mmsegmentation_is_read():
 @pytest.mark.parametrize(
     ("name", "family", "problem"),
     [
-        ("resnet26t", "ResNet", "twice as many channels .* 24 and then 64"),
+        ("resnet26t", "ResNet", "twice as wide as the first: .* 24 channels"),
         ("seresnet18", "ResNet", r"no place for .*'layer1.0.se.fc1.weight'"),
         ("convnext_atto_ols", "ConvNeXt", "one convolution in its stem"),
         ("convnext_tiny_hnf", "ConvNeXt", r"no place for .*'norm_pre.weight'"),

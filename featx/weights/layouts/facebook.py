@@ -3,9 +3,9 @@
 The encoder of ConvNeXt V2's masked pretraining (FCMAE) uses MinkowskiEngine, which wraps layers and flattens kernels.
 DINOv3 and EUPE store their last norm twice, or include the projectors of distillation.
 
-The published ViTs of DeiT, DINO and MAE have native names. DINOv2 may group blocks in chunks. With registers, DINOv2
-has a position for the class token and none for the registers; that position is added to the class token. DeiT III uses
-other names for layer scale.
+The published ViTs of DeiT, DINO and MAE have native names, and so have SwAV's ResNets, with two heads beside them.
+DINOv2 may group blocks in chunks. With registers, DINOv2 has a position for the class token and none for the registers;
+that position is added to the class token. DeiT III uses other names for layer scale.
 """
 
 import re
@@ -135,7 +135,7 @@ def deit3_from_native(state: State) -> StateDict:
     return rename_keys(state, [(r"\.ls([12])\.gamma$", r".gamma_\1")])
 
 
-def mae_to_native(state: State, _names: Collection[str]) -> StateDict:
+def unchanged(state: State, _names: Collection[str]) -> StateDict:
     return dict(state)
 
 
@@ -212,8 +212,21 @@ LAYOUTS = (
         "mae",
         "ViT",
         has_keys(r"cls_token$", r"decoder_embed\.weight$", r"decoder_pred\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
-        mae_to_native,
+        unchanged,
         ignores={r"mask_token$|decoder_": "decoder of masked pretraining"},
+        data=IMAGENET,
+    ),
+    Layout(
+        "swav",
+        "ResNet",
+        has_keys(
+            r"conv1\.weight$",
+            r"layer4\.0\.conv2\.weight$",
+            r"projection_head\.",
+            r"prototypes\.(prototypes0\.)?weight$",
+        ),
+        unchanged,
+        ignores={r"(projection_head|prototypes)\.": "head of self-supervised training"},
         data=IMAGENET,
     ),
 )

@@ -81,11 +81,11 @@ def resnet_from_native(state: State) -> StateDict:
     """Convert to MMPretrain's names; CheckpointError for a ResNet that it lacks."""
     pooled = "layer1.0.downsample.2.weight" in state
     new = {shifted(name, ("layer1.0.downsample",) if pooled else (), -1): tensor for name, tensor in state.items()}
-    deep = state.get("conv1.0.weight")
-    if deep is not None and state["conv1.6.weight"].shape[0] != 2 * deep.shape[0]:
+    deep, last = (state.get(f"conv1.{number}.weight") for number in (0, 6))
+    if deep is not None and (last is None or last.shape[0] != 2 * deep.shape[0]):
         raise CheckpointError(
-            f"OpenMMLab's ResNet has twice as many channels at the end of its stem as at the start, this model "
-            f"{deep.shape[0]} and then {state['conv1.6.weight'].shape[0]}, so that it cannot hold this model"
+            "OpenMMLab's ResNet has three convolutions in its stem, the last one twice as wide as the first: it cannot "
+            f"hold this model, whose first has {deep.shape[0]} channels"
         )
     rules = () if deep is None else TO_DEEP
     return to_openmmlab(new, (*rules, (r"^fc\.", "head.fc.")), RESNET_NAMES, "ResNet")

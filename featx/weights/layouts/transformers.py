@@ -127,7 +127,7 @@ LINEAR_FROM, NORM_FIRST = 96, "norm_pre.weight"
 
 def convnext_to_native(state: State, names: Collection[str]) -> StateDict:
     new = rename_keys(state, CONVNEXT)
-    pointwise = NORM_FIRST in names or new["stem.0.weight"].shape[0] < LINEAR_FROM
+    pointwise = NORM_FIRST in names or new["stem.0.weight"].shape[:1] < (LINEAR_FROM,)
     for name, tensor in new.items():
         if re.search(r"\.mlp\.grn\.", name):
             new[name] = tensor.flatten()

@@ -81,3 +81,11 @@ def test_other_shapes_under_a_programs_names_are_errors_that_list_them(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_many_other_shapes_under_a_programs_names_are_errors_that_list_them(name):
     refuse(name, seed=1, times=6)
+
+
+def test_a_first_convolution_without_axes_is_an_error_that_names_it():
+    name = "convnextv2_atto"
+    state = next(s for system, s in written(name).items() if system.startswith("transformers "))
+    first = next(key for key in state if key.endswith("embeddings.patch_embeddings.weight"))
+    with pytest.raises(featx.CheckpointError, match=r"stem.0.weight: \(\), the model needs"):
+        featx.create_model(name, checkpoint_path={**state, first: torch.tensor(1.0)})
