@@ -45,8 +45,9 @@ class Case:
         return self.folder / self.manifest["checkpoint"]["file"]
 
     def classes(self, output: str) -> int:
-        """Channels of an output, from its shape in the first file."""
-        return next(iter(self.manifest["outputs"].values()))[output]["shape"][-1]
+        """Channels of an output, from its shape in the first file; 0 if the case does not have it."""
+        outputs = next(iter(self.manifest["outputs"].values()))
+        return outputs[output]["shape"][-1] if output in outputs else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,25 +136,31 @@ def output_of(model: nn.Module, path: str, x: Tensor) -> Tensor:
 
 def vit(case: Case, **arch: Any) -> Run:
     config = case.config
+    if "mlp_ratio" in config:
+        arch["mlp_ratio"] = config["mlp_ratio"]
     model = featx.create_model(
         f"vit_tiny_patch{config['patch_size']}_224",
         dim=config["embed_dim"],
         depth=config["depth"],
         heads=config["num_heads"],
-        image_size=config["img_size_of_checkpoint"],
+        image_size=config.get("img_size_of_model", config["img_size_of_checkpoint"]),
         checkpoint_path=case.checkpoint,
         **arch,
     ).eval()
     block = re.search(r"blocks\[(\d+)\]", case.manifest["notes"])
     number = int(block[1]) if block else 0
+    loss = re.search(r"loss = (\w+)(?:\[:, *0\])?\.sum\(\)", case.manifest["notes"])
 
     def run(x: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad(), featx.capture_attention(model, [number], gradients=True) as attention:
             tokens = model.forward_features(x)
-            tokens.sum().backward()
+            outputs = {"tokens": tokens, "pos_embed_after_load": model.pos_embed}
+            outputs |= {"head_logits": model.forward_head(tokens)} if arch["num_classes"] else {}
+            outputs["output"] = tokens  # what the notes call what the model returns
+            summed = outputs[loss[1]] if loss else tokens
+            (summed[:, 0] if loss and "[" in loss[0] else summed).sum().backward()
         (map_,), (gradients,) = attention.maps.values(), attention.gradients.values()
-        outputs = {"tokens": tokens, "attention_map": map_, "attn_gradients": gradients}
-        return {**outputs, "head_logits": model(x)} if arch["num_classes"] else outputs
+        return {**outputs, "attention_map": map_, "attn_gradients": gradients}
 
     return run
 

@@ -28,6 +28,17 @@ SWIN = {
 SEG = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]}
 SAM = {**VIT, "window_size": 2, "global_attn_indexes": [1], "output_channels": 8, "mlp_dim": 32, "num_pos_feats": 4}
 
+HIERA_DET = {
+    "hidden_size": 12,
+    "num_attention_heads": 1,
+    "blocks_per_stage": [1, 1, 2, 1],
+    "embed_dim_per_stage": [12, 24, 48, 96],
+    "num_attention_heads_per_stage": [1, 2, 4, 8],
+    "window_size_per_stage": [8, 4, 4, 4],
+    "image_size": [128, 128],
+    "global_attention_blocks": [3],
+}
+
 # A small configuration of every type, and the size of its images.
 BACKBONES = {
     "beit": ({**VIT, "intermediate_size": 32}, 32),
@@ -88,11 +99,11 @@ ENCODERS = {
     "mobilevitv2": ({"width_multiplier": 0.25, "image_size": 64}, 64),
     "poolformer": ({"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}, 64),
     "pvt": ({**SEG, "image_size": 64}, 64),
+    "qianfan_ocr_vision": ({**CLIP, "image_size": [32, 32], "patch_size": [8, 8]}, 32),
+    "radio": ({**VIT, "num_cls_tokens": 2, "num_registers": 2, "max_img_size": 64}, 32),
     "regnet": ({"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "groups_width": 8}, 64),
-    "sam2_hiera_det_model": ({"hidden_size": 12, "num_attention_heads": 1, "blocks_per_stage": [1, 1, 2, 1],
-                              "embed_dim_per_stage": [12, 24, 48, 96], "num_attention_heads_per_stage": [1, 2, 4, 8],
-                              "window_size_per_stage": [8, 4, 4, 4], "image_size": [128, 128],
-                              "global_attention_blocks": [3]}, 128),
+    "sam2_hiera_det_model": (HIERA_DET, 128),
+    "sam3_vit_model": ({**CLIP, "window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 32}, 32),
     "sam_hq_vision_model": (SAM, 32),
     "sam_vision_model": (SAM, 32),
     "segformer": (SEG, 64),

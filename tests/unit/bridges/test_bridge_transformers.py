@@ -34,6 +34,7 @@ ONE_SIZE = (
     "pvt",
     "sam_vision_model",
     "sam_hq_vision_model",
+    "sam3_vit_model",
     "vitpose_backbone",
 )
 
