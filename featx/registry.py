@@ -128,7 +128,11 @@ def list_models(
 
 
 # timm's files, and the files of `featx.models` that define the same models.
-TIMM_MODULES = {"vision_transformer": ("vit",), "byobnet": ("repvgg", "mobilevit", "mobilevitv2")}
+TIMM_MODULES = {
+    "vision_transformer": ("vit",),
+    "eva": ("vit_rotary",),
+    "byobnet": ("repvgg", "mobilevit", "mobilevitv2"),
+}
 
 
 def _bridged(pattern: str) -> Iterable[str]:
