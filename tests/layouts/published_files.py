@@ -315,7 +315,7 @@ IMAGE_TEXT = {
     "transformers SigLIP": PublishedFile("vit_base_patch16_224", hf_siglip, SMALL),
     "transformers ViT": PublishedFile("vit_base_patch16_224", hf_vit, SMALL),
     "transformers DINOv2 with registers": PublishedFile(
-        "vit_small_patch14_reg4_dinov2", hf_registers, {**SMALL, "patch": 16}
+        "vit_small_patch14_reg4_dinov2", hf_registers, {**SMALL, "patch": 16, "norm_maps": False}
     ),
 }
 
