@@ -15,6 +15,7 @@ from featx import FeatureExtractWrapper
 from featx.meta_init import init_empty_weights
 from featx.models.mobilevit import MobileViTConfig
 from featx.models.vit import ViTConfig
+from featx.models.vit_rotary import RotaryViTConfig
 from featx.registry import lookup
 
 
@@ -62,6 +63,8 @@ def of_timm(name: str, **kwargs) -> nn.Module:
     """timm's classifier; its ViTs take images of any size when asked to, as ours always do."""
     options = {"dynamic_img_size": True, "dynamic_img_pad": True} if is_vit(name) else {}
     theirs = {"dim": "embed_dim", "heads": "num_heads", "pool_heads": "attn_pool_num_heads", "norm_maps": ""}
+    if isinstance(lookup(name).config, RotaryViTConfig):
+        theirs["fc_norm"] = "use_fc_norm"
     kwargs = {theirs.get(key, key): value for key, value in kwargs.items() if theirs.get(key, key)}
     return timm.create_model(name, **kwargs, **options)
 

@@ -23,7 +23,7 @@ MEANT = {
     "dencenet121": "timm/densenet121",
     "vgg16bn": "timm/vgg16_bn",
     "maxvitt": "torchvision/maxvit_t",
-    "vit_small_dinov3": "timm/vit_small_patch16_dinov3",
+    "vit_small_dinov3": "vit_small_patch16_dinov3",
     "timm/swin_tiny_patch4_window7_22": "swin_tiny_patch4_window7_224",
     "torchvision/resnet19": "resnet18",
     "transformers/dinov22": "dinov2",

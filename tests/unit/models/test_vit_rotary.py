@@ -14,6 +14,7 @@ from torch import nn
 
 import featx
 from featx import FeatureExtractWrapper
+from featx.attention import capture_attention
 from featx.meta_init import init_empty_weights
 from featx.registry import lookup
 
@@ -187,6 +188,19 @@ def test_normed_maps_are_refused_without_a_norm_behind_the_blocks(name):
         featx.create_model(name, norm_maps=True)
     with pytest.raises(featx.ArgumentError, match="no norm after its blocks"):
         featx.create_model(name, **NARROW).normed()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*QUICK, "eva02_base_patch14_448"])
+def test_captured_attention_is_timms(name):
+    ours, theirs = pair(name)
+    x = images(2, 3, 64, 96)
+    with capture_attention(ours) as seen, capture_attention(theirs) as expected:
+        ours(x)
+        theirs(x)
+    assert list(seen.maps) == list(expected.maps)
+    for block, map_ in seen.maps.items():
+        assert relative_difference(map_, expected.maps[block]) <= 1e-5
 
 
 @torch.no_grad()
