@@ -22,7 +22,7 @@ from .mismatch import all_finite, require_match
 from .state_dict_keys import State, StateDict
 
 # Classes of other packages with the state dict keys of one of our families, whose layouts they share.
-SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT"}
+SAME_NAMES = {"timm.models.vision_transformer.VisionTransformer": "ViT", "timm.models.eva.Eva": "RotaryViT"}
 
 
 def load_weights(
