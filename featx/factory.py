@@ -13,8 +13,9 @@ from torch import nn
 from . import bridges as bridges  # registers them
 from .argument_advice import refuse_unknown
 from .arguments import require_annotated, require_device_dtype, require_number
-from .backbone import Backbone, Pyramid
+from .backbone import Backbone
 from .bridge_registry import bridge_named, bridge_of, bridged_packages
+from .bridged_factory import bridged_model, chosen_extractor
 from .errors import ArgumentError, CheckpointError, ContractError, UnknownModelError, WeightsNotFoundError
 from .features import OutIndices
 from .image_checks import Sides, image_sides
@@ -152,12 +153,12 @@ def create_model(
         if argument in given:
             require_number(given[argument], argument, least)
     if (bridge := bridge_of(model_name)) is not None:
-        return _bridged(*bridge, given, levels, options)
+        return bridged_model(*bridge, given, levels, options)
     entry, published = find(model_name, options.cache_dir)
     if isinstance(entry, Variant):
         return _native(entry, published, given, levels, options)
     if isinstance(entry, ModuleType):
-        return _bridged(entry, model_name, given, levels, options)
+        return bridged_model(entry, model_name, given, levels, options)
     return _users(entry, published, given, levels, options)
 
 
@@ -277,7 +278,7 @@ def _native(
     whole.data_config, whole.label_names = preprocessing_in(described, whole.data_config, where), labels_in(described)
     if "image_size" in given:
         whole.data_config = replace(whole.data_config, size=image_sides(given["image_size"]))
-    model = whole if levels is None else _extractor(whole, levels, levels_in(described))
+    model = whole if levels is None else chosen_extractor(whole, levels, levels_in(described))
     if checkpoint is None:
         return model.to(options.device, options.dtype)
     resized = (f"{whole.last_linear}.",) if "num_classes" in given else ()
@@ -308,61 +309,12 @@ def _users(
     return _loaded(model, options)
 
 
-def _bridged(
-    package: ModuleType, name: str, given: Mapping[str, Any], levels: Mapping[str, Any] | None, options: LoadOptions
-) -> nn.Module:
-    """A model of another package. Its name may be an address of a `config.json` that describes it."""
-    norm_maps = _norm_choice(given, levels)
-    given = {name: value for name, value in given.items() if name != "norm_maps"}
-    arguments = {"in_chans": None, "num_classes": None, "output_stride": None, **given}
-    weights, saved = options.checkpoint_path, None
-    if is_address(name):
-        config = config_of(name, options.cache_dir)
-        model: nn.Module = package.restore(config, name, **arguments)
-        weights, saved = name if options.pretrained else weights, levels_in(config)
-    else:
-        model = package.build(name, pretrained=options.pretrained, cache_dir=options.cache_dir, **arguments)
-    target = model if levels is None else _extractor(_with_norm(package.pyramid(model), norm_maps), levels, saved)
-    move_model(target, options.device, options.dtype)
-    if weights is not None:
-        innermost(source_of(target)).load_report = package.load(model, target, weights, options, given)
-    return target
-
-
-def _norm_choice(given: Mapping[str, Any], levels: Mapping[str, Any] | None) -> bool | None:
-    """`norm_maps` of another package's model; ArgumentError if it is no bool, or chooses among maps of a classifier."""
-    norm_maps = given.get("norm_maps")
-    if norm_maps is not None:
-        require_annotated(norm_maps, "norm_maps", bool)
-        if levels is None:
-            raise ArgumentError(
-                "norm_maps chooses among the maps of another package's model: pass features_only=True too"
-            )
-    return norm_maps
-
-
-def _with_norm(pyramid: Pyramid, norm_maps: bool | None) -> Pyramid:
-    """The pyramid with maps after or before its last norm; None leaves them as they are."""
-    if norm_maps is None or norm_maps == pyramid.maps_are_normed:
-        return pyramid
-    return pyramid.normed() if norm_maps else pyramid.raw()
-
-
 def _loaded(model: nn.Module, options: LoadOptions) -> nn.Module:
     """The model itself, in its place, with the tensors of the checkpoint if there is one."""
     move_model(model, options.device, options.dtype)
     if options.checkpoint_path is not None:
         load(model, options.checkpoint_path, options)
     return model
-
-
-def _extractor(
-    model: nn.Module, levels: Mapping[str, Any], saved: Sequence[int] | None = None
-) -> FeatureExtractWrapper:
-    """The extractor of these levels, or of those that were `saved` if none are chosen."""
-    if levels["out_indices"] is None and levels["out_names"] is None:
-        levels = {**levels, "out_indices": saved}
-    return FeatureExtractWrapper(model, **levels)
 
 
 RESIZING = {"image_size", "patch"}  # fields with which a grid of positions is not that of the weights
