@@ -63,7 +63,8 @@ def assert_equal(folder: str, theirs: nn.Module, x: torch.Tensor) -> nn.Module:
     extractor = featx.create_model(folder, pretrained=True, features_only=True, out_indices=[1, 0]).eval()
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
-        wanted = theirs.forward_intermediates(x, [0, 1], intermediates_only=True, output_fmt="NCHW")
+        normed = getattr(extractor.source, "maps_are_normed", False)
+        wanted = theirs.forward_intermediates(x, [0, 1], norm=normed, intermediates_only=True, output_fmt="NCHW")
         assert all(map(torch.equal, extractor(x), reversed(wanted)))
     assert set(extractor.load_report.loaded) == set(extractor.state_dict())
     return ours
@@ -77,7 +78,9 @@ def test_published_pathology_models_are_built_as_their_config_says(name, tmp_pat
     config = {"architecture": architecture, "num_classes": 0, "model_args": {**model_args, **SMALL}}
     folder = placed(tmp_path / "model", config, theirs)
     size = theirs.patch_embed.img_size
-    assert package(assert_equal(folder, theirs, images(1, 3, *size))) == where
+    model = assert_equal(folder, theirs, images(1, 3, *size))
+    assert package(model) == where
+    assert getattr(model, "maps_are_normed", False) == ("dinov2" in architecture)
 
 
 @pytest.mark.parametrize(
