@@ -67,7 +67,9 @@ def layout_rows() -> list[str]:
         ]
         families = ", ".join(dict.fromkeys(layout.family for layout in layouts))
         written = "yes" if any(layout.from_native for layout in layouts) else ""
-        rows.append(f"| `{system}` | {families} | {written} | {', '.join(f'`{name}`' for name in named or [FALLBACK])} |\n")
+        rows.append(
+            f"| `{system}` | {families} | {written} | {', '.join(f'`{name}`' for name in named or [FALLBACK])} |\n"
+        )
     return rows
 
 

@@ -58,7 +58,7 @@ VARIANTS, SMALL_VARIANTS = swept(featx.list_models()), swept(SMALL)
 IMAGES = (2, 3, 64, 96)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random norm scales and statistics, biases and tokens, in place, so that nothing multiplies by one or adds zero.
 
     So are tables and heads that start at zero; buffers that no checkpoint holds keep their values. In eval mode.
@@ -75,9 +75,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_extractor(name: str, **choice: object) -> FeatureExtractWrapper:
-    """The same at every call: its weights are drawn from one seed, its norms are those of `randomise`."""
+    """The same at every call: its weights are drawn from one seed, its norms are those of `randomize`."""
     torch.manual_seed(0)
-    return randomise(featx.create_model(name, features_only=True, **choice))
+    return randomize(featx.create_model(name, features_only=True, **choice))
 
 
 def draw(name: str, tensor: Tensor, generator: torch.Generator) -> bool:
@@ -165,7 +165,7 @@ def hooked_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.fixture(scope="module", params=SMALL_VARIANTS)
 def built(request: pytest.FixtureRequest) -> nn.Module:
-    return randomise(featx.create_model(request.param))
+    return randomize(featx.create_model(request.param))
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ class Session:
             for fraction, full_side, side in zip(self.point, self.photograph.size, part.size, strict=True)
         )
         if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise ArgumentError("the model sees the centre of this photograph alone: click a point nearer to it")
+            raise ArgumentError("the model sees the center of this photograph alone: click a point nearer to it")
         return x, y
 
 

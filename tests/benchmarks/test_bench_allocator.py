@@ -39,7 +39,7 @@ def test_a_process_that_keeps_freed_memory_does_not_wait_for_it_again():
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_elsewhere_than_on_glibc_nothing_is_done_and_nothing_is_told(platform, monkeypatch):
+def test_elsewhere_than_on_glibc_nothing_is_done_and_nothing_is_reported(platform, monkeypatch):
     monkeypatch.setattr(allocator.sys, "platform", platform)
     assert allocator.keep_freed_memory() is None
     allocator.return_freed_memory()

@@ -51,6 +51,6 @@ def test_a_section_of_another_title_is_kept_behind_the_others(report, monkeypatc
     assert list(report.sections_of(report.PAGE)) == ["First", "Second", "Second elsewhere"]
 
 
-def test_a_name_that_no_script_has_is_told(report, monkeypatch):
+def test_a_name_that_no_script_has_is_reported(report, monkeypatch):
     with pytest.raises(SystemExit, match="no benchmark is named three; choose among one, two"):
         run(report, monkeypatch, "three")

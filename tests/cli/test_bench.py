@@ -50,14 +50,14 @@ def test_every_runtime_is_measured_against_the_model_as_it_comes():
     assert told == [f"{NAME}, batch 2: {what} …" for what in ("making eager", "making onnxruntime", "measuring")]
 
 
-def test_in_a_lower_precision_the_similarity_of_maps_is_told_instead_of_their_difference():
+def test_in_a_lower_precision_the_similarity_of_maps_is_reported_instead_of_their_difference():
     plain, half = measure(small(dtype=torch.bfloat16), ["eager"], lambda _: None)
     assert (plain.dtype, half.dtype) == ("float32", "bfloat16")
     assert half.difference is None
     assert 0.99 < half.cosine < 1
 
 
-def test_a_model_that_a_runtime_refuses_is_told_and_the_others_are_measured(monkeypatch):
+def test_a_model_that_a_runtime_refuses_is_reported_and_the_others_are_measured(monkeypatch):
     optimize = featx.optimize
 
     def refusing(model, *, runtime, **options):
@@ -144,13 +144,13 @@ def test_where_nothing_is_gained_or_can_be_used_the_model_is_used_as_it_comes(ch
         (["--device", "meta"], "--device meta: choose cpu, or cuda where PyTorch sees a GPU"),
     ],
 )
-def test_mistakes_are_told(run, words, message):
+def test_mistakes_are_reported(run, words, message):
     ran = run("bench", NAME, *words)
     assert ran.status == 2
     assert message in ran.err
 
 
-def test_a_name_that_no_model_has_is_told(run):
+def test_a_name_that_no_model_has_is_reported(run):
     ran = run("bench", "resnet188")
     assert ran.status == 2
     assert "did you mean resnet18" in ran.err

@@ -134,7 +134,7 @@ def test_foreign_words_in_mistakes_are_shown_and_not_obeyed(run, words, problem)
     assert "error: " in ran.err
 
 
-def test_a_missing_option_is_told_with_the_usage(run):
+def test_a_missing_option_is_reported_with_the_usage(run):
     ran = run("info")
     assert ran.status == 2
     assert ran.err.splitlines()[0].startswith("Usage: ")
@@ -243,7 +243,7 @@ def test_show_in_a_format_that_does_not_exist_is_an_error(run, tmp_path, photogr
 @pytest.mark.parametrize(
     ("name", "reason"), [("cut.jpg", "{}: image file is truncated"), ("lost.jpg", "no such file or folder: {}")]
 )
-def test_show_of_what_is_no_image_is_an_error_that_names_it(run, mixed, name, reason):
+def test_show_of_what_is_not_an_image_is_an_error_that_names_it(run, mixed, name, reason):
     ran = run("show", mixed / name, *SMALL, "--out", mixed / "maps.png")
     assert ran.status == 2
     assert ran.err.startswith(f"error: {reason.format(mixed / name)}")

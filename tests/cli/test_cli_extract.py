@@ -69,7 +69,7 @@ def test_a_mistake_is_one_message_and_status_2(run, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_a_file_name_that_is_no_text_can_be_named(run, tmp_path):
+def test_a_file_name_that_is_not_text_can_be_named(run, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Path(path).touch()
     ran = run("extract", path, *SMALL, "--out", tmp_path / "out")

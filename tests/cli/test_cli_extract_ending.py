@@ -16,9 +16,9 @@ from featx.bulk import pipeline
 
 
 @pytest.fixture
-def colours(tmp_path) -> Path:
-    """Nine images of one colour each."""
-    folder = tmp_path / "colours"
+def colors(tmp_path) -> Path:
+    """Nine images of one color each."""
+    folder = tmp_path / "colors"
     folder.mkdir()
     for number in range(9):
         Image.new("RGB", (40, 40), (25 * number, 255 - 25 * number, 99)).save(folder / f"{number}.png")
@@ -41,10 +41,10 @@ def signalled(monkeypatch, times: int, number: int = signal.SIGINT) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_the_file_in_work_be_finished_and_says_how_to_go_on(
-    run, tmp_path, colours, monkeypatch, number, status
+    run, tmp_path, colors, monkeypatch, number, status
 ):
     before = signal.getsignal(number)
-    words = ("extract", colours, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "2", "--streams", "1")
+    words = ("extract", colors, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "2", "--streams", "1")
     signalled(monkeypatch, 1, number)
     ran = run(*words)
     assert ran.status == status
@@ -60,8 +60,8 @@ def test_a_signal_lets_the_file_in_work_be_finished_and_says_how_to_go_on(
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_at_once_and_loses_nothing_that_was_written(run, tmp_path, colours, monkeypatch):
-    words = ("extract", colours, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "2")
+def test_a_second_signal_ends_at_once_and_loses_nothing_that_was_written(run, tmp_path, colors, monkeypatch):
+    words = ("extract", colors, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "2")
     signalled(monkeypatch, 2)
     ran = run(*words)
     assert ran.status == 130
@@ -71,9 +71,9 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_that_was_written(run, tm
     assert len(index(tmp_path / "out")) == 9
 
 
-def test_the_log_for_machines_is_a_line_per_file_and_one_of_the_sum(run, tmp_path, colours):
-    (colours / "4.png").write_text("no image")
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "4", "--log", "json")
+def test_the_log_for_machines_is_a_line_per_file_and_one_of_the_sum(run, tmp_path, colors):
+    (colors / "4.png").write_text("no image")
+    ran = run("extract", colors, *SMALL, "--out", tmp_path / "out", "--rows-per-shard", "4", "--log", "json")
     lines = [json.loads(line) for line in ran.out.splitlines()]
     assert [line["event"] for line in lines] == ["shard"] * 3 + ["summary"]
     assert [line["written"] for line in lines] == [4, 3, 1, 8]
@@ -85,23 +85,23 @@ def test_the_log_for_machines_is_a_line_per_file_and_one_of_the_sum(run, tmp_pat
     assert (ran.status, ran.err) == (1, "")
 
 
-def test_a_run_that_extracts_nothing_exits_as_one_that_could_do_nothing(run, tmp_path, colours):
-    for path in colours.iterdir():
+def test_a_run_that_extracts_nothing_exits_as_one_that_could_do_nothing(run, tmp_path, colors):
+    for path in colors.iterdir():
         path.write_text("no image")
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out")
+    ran = run("extract", colors, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 2
     assert "9 images could not be extracted (--retry-failed tries again):" in ran.out
 
 
-def test_a_folder_made_with_other_options_is_refused_with_the_difference(run, tmp_path, colours):
-    run("extract", colours, *SMALL, "--out", tmp_path / "out")
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out", "--dtype", "bfloat16", "--pooling", "mean")
+def test_a_folder_made_with_other_options_is_refused_with_the_difference(run, tmp_path, colors):
+    run("extract", colors, *SMALL, "--out", tmp_path / "out")
+    ran = run("extract", colors, *SMALL, "--out", tmp_path / "out", "--dtype", "bfloat16", "--pooling", "mean")
     assert ran.status == 2
     assert 'dtype: "float32" there, "bfloat16" now' in ran.err
 
 
-def test_the_index_is_made_anew_by_a_command(run, tmp_path, colours):
-    run("extract", colours, *SMALL, "--out", tmp_path / "out")
+def test_the_index_is_made_anew_by_a_command(run, tmp_path, colors):
+    run("extract", colors, *SMALL, "--out", tmp_path / "out")
     (tmp_path / "out/index.parquet").unlink()
     ran = run("index", tmp_path / "out")
     assert (ran.status, ran.out) == (0, f"{tmp_path}/out/index.parquet: 9 images\n")
@@ -109,8 +109,8 @@ def test_the_index_is_made_anew_by_a_command(run, tmp_path, colours):
 
 
 @pytest.mark.parametrize("given", ["auto", "3"])
-def test_the_batch_size_is_measured_or_given_and_recorded(run, tmp_path, colours, given):
-    assert run("extract", colours, *SMALL, "--out", tmp_path / "out", "--batch-size", given).status == 0
+def test_the_batch_size_is_measured_or_given_and_recorded(run, tmp_path, colors, given):
+    assert run("extract", colors, *SMALL, "--out", tmp_path / "out", "--batch-size", given).status == 0
     recorded = json.loads((tmp_path / "out/meta.json").read_text())["recorded"]
     assert recorded["batch_size"] in ([1, 2, 4, 8, 16, 32, 64, 128, 256] if given == "auto" else [3])
 
@@ -131,16 +131,16 @@ def test_the_batch_size_is_measured_or_given_and_recorded(run, tmp_path, colours
         ("--max-errors", "-1", "--max-errors"),
     ],
 )
-def test_a_value_that_is_none_is_told_and_nothing_is_written(run, tmp_path, colours, option, value, problem):
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out", option, value)
+def test_a_value_that_is_none_is_reported_and_nothing_is_written(run, tmp_path, colors, option, value, problem):
+    ran = run("extract", colors, *SMALL, "--out", tmp_path / "out", option, value)
     assert ran.status == 2
     assert problem in ran.err
     assert not (tmp_path / "out").exists()
 
 
-def test_without_pyarrow_extract_names_what_to_install(run, tmp_path, colours, monkeypatch):
+def test_without_pyarrow_extract_names_what_to_install(run, tmp_path, colors, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    ran = run("extract", colours, *SMALL, "--out", tmp_path / "out")
+    ran = run("extract", colors, *SMALL, "--out", tmp_path / "out")
     assert ran.status == 2
     assert "pip install 'featx[extract]'" in ran.err
     assert not (tmp_path / "out").exists()

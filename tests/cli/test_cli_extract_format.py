@@ -51,7 +51,7 @@ def test_a_folder_that_is_done_is_written_in_another_format(tmp_path, images):
         ("npy", "maps.npy exists: name a new one, or remove it"),
     ],
 )
-def test_what_would_stop_it_at_the_end_is_told_before_anything_is_done(tmp_path, images, words, told):
+def test_what_would_stop_it_at_the_end_is_reported_before_anything_is_done(tmp_path, images, words, told):
     (tmp_path / "maps.npy").touch()
     done = invoke(images, tmp_path / "maps", "--format", *words.split())
     assert isinstance(done.exception, FeatxError)

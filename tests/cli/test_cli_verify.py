@@ -14,7 +14,7 @@ def test_models_that_hold_are_listed_with_their_levels(run):
     assert ran.out.count("  changes of the image are in their place at 64x64, 64x96, 96x64") == 2
 
 
-def test_false_declarations_of_a_package_and_sizes_it_refuses_are_told(run):
+def test_false_declarations_of_a_package_and_sizes_it_refuses_are_reported(run):
     ran = run("verify", "timm/tresnet_m")
     assert ran.status == 0
     assert "level 0: timm declares reduction=2, measured 4" in ran.out
@@ -45,7 +45,7 @@ def test_a_model_that_breaks_the_contract_is_named_and_the_others_go_on(run, mon
         ([], "name models, or pass --all"),
     ],
 )
-def test_what_is_no_model_is_an_error_that_helps(run, words, told):
+def test_what_is_not_a_model_is_an_error_that_helps(run, words, told):
     ran = run("verify", *words)
     assert ran.status == 2
     assert told in ran.err

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import randomise
+from conftest import randomize
 from support.cli import runner
 from support.hub_server import Repository
 from support.saved_model import NAME
@@ -88,7 +88,7 @@ def test_inspect_takes_a_repository(run, hub):
     ("name", "theirs"), [("resnet18", "resnet18"), ("mobilenetv3_small_100", "mobilenet_v3_small")]
 )
 def test_convert_to_torchvision_and_back_changes_nothing(run, tmp_path, name, theirs, suffix):
-    state = randomise(featx.create_model(name)).state_dict()
+    state = randomize(featx.create_model(name)).state_dict()
     path, there, back = (tmp_path / f"{stem}{suffix}" for stem in ("native", "there", "back"))
     write(state, path)
     ran = run("convert", path, there, "--model", name, "--to", "torchvision")

@@ -125,7 +125,7 @@ def fixed_size(monkeypatch):
     monkeypatch.setattr(featx.backbone.Pyramid, "fixed_size", (64, 64))
 
 
-def test_a_photograph_is_cut_for_a_model_of_one_size_and_it_is_said(run, cat, figures, fixed_size):
+def test_a_photograph_is_cut_for_a_model_of_one_size_and_it_is_reported(run, cat, figures, fixed_size):
     ran = run(cat, *RESNET[:4], "--compare", "vit_tiny_patch16_224", "--out-indices", "-1", "--out", "a.png")
     assert ran.out.splitlines()[1] == f"{cat}: cut to 100×100 pixels, because a model does not take every size"
     pictures = [axis.get_images()[0].get_array().shape for axis in figures[0].axes if axis.get_images()]
@@ -145,7 +145,7 @@ def test_a_report_holds_all_photographs(run, tmp_path, cat, cup):
     assert "<p>weights: random, seed 0</p>" in page
 
 
-def test_the_maps_of_a_report_share_their_colours(run, cat, cup, monkeypatch, tmp_path):
+def test_the_maps_of_a_report_share_their_colors(run, cat, cup, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(show_figures, "maps_grid", lambda *_, basis, **__: drawn.append(basis))
     monkeypatch.setattr(featx.viz.html_report, "png_of", lambda figure: b"")
@@ -206,7 +206,7 @@ def test_a_report_of_one_photograph_has_a_picture_per_level(run, tmp_path, cat):
     ],
     ids=lambda value: " ".join(value[6:]) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told(run, cat, tmp_path, words, message):
+def test_a_mistake_is_reported(run, cat, tmp_path, words, message):
     ran = run(cat, *words, "--out", tmp_path / "a.png")
     assert ran.status == 2
     assert ran.err.startswith("error: ")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_VARIANTS, images, random_extractor, randomise, relative_difference
+from conftest import SMALL, SMALL_VARIANTS, images, random_extractor, randomize, relative_difference
 from support.export_cases import TOLERANCE
 from support.truncation import make_shallow
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def classifier(name: str, **fields: Any) -> nn.Module:
     torch.manual_seed(0)
     model = featx.create_model(name, **fields, **few_blocks(name))
     make_shallow(model)
-    return randomise(model)
+    return randomize(model)
 
 
 def extractor(name: str) -> nn.Module:

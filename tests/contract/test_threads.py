@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import COPIES, VARIANTS, assert_same, images, one_per_family, random_extractor, randomise
+from conftest import COPIES, VARIANTS, assert_same, images, one_per_family, random_extractor, randomize
 from support.tap_models import Branches, Tokens
 from support.torchvision_transformers import narrow_swin, narrow_vit
 from torch import Tensor, nn
@@ -74,15 +74,15 @@ def assert_every_call_gets_its_own(model: Callable[[Tensor], Any], inputs: list[
 def test_native_extractors_and_classifiers(name):
     extractor = random_extractor(name)
     assert_every_call_gets_its_own(extractor, batches())
-    assert_every_call_gets_its_own(randomise(featx.create_model(name, num_classes=7)), batches())
+    assert_every_call_gets_its_own(randomize(featx.create_model(name, num_classes=7)), batches())
 
 
 def tapped() -> FeatureExtractWrapper:
-    return featx.tap(randomise(Branches()), ["deep", "stem", "down"])
+    return featx.tap(randomize(Branches()), ["deep", "stem", "down"])
 
 
 def tokens() -> FeatureExtractWrapper:
-    return featx.tap(randomise(Tokens()), [Tap("layers.0", key=0), Tap("layers.2", key=0)], output="tokens")
+    return featx.tap(randomize(Tokens()), [Tap("layers.0", key=0), Tap("layers.2", key=0)], output="tokens")
 
 
 @pytest.mark.parametrize("made", [tapped, tokens])
@@ -95,7 +95,7 @@ def test_tapped_modules(made, copied):
 @pytest.mark.parametrize("breaks", [False, True])
 def test_tapped_modules_under_torch_compile(breaks):
     torch._dynamo.reset()
-    model = randomise(Branches())
+    model = randomize(Branches())
     if breaks:  # code of Python runs between two graphs
         model.right.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     extractor = featx.tap(model, ["deep", "stem"])
@@ -108,7 +108,7 @@ def test_tapped_modules_under_torch_export():
 
 
 def test_a_forward_inside_a_forward_of_the_same_extractor_takes_nothing_from_it():
-    model, inner = randomise(Branches()), []
+    model, inner = randomize(Branches()), []
     extractor = featx.tap(model, ["deep", "stem"])
 
     def nested(*_: Any) -> None:
@@ -153,7 +153,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], type, tuple[int, int]]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_models_of_torchvision_run_without_hooks_where_their_order_is_proven(name):
     made, kind, size = KINDS[name]
-    extractor = FeatureExtractWrapper(randomise(made()), [-1, 0])
+    extractor = FeatureExtractWrapper(randomize(made()), [-1, 0])
     assert type(extractor._inner) is kind
     hooks = sum(len(module._forward_hooks) for module in extractor.modules())
     assert (hooks > 0) == (kind is HookedPyramid)
@@ -172,7 +172,7 @@ def test_models_of_torchvision_run_without_hooks_where_their_order_is_proven(nam
     ],
 )
 def test_models_of_timm(name):
-    extractor = randomise(featx.create_model(f"timm/{name}", features_only=True))
+    extractor = randomize(featx.create_model(f"timm/{name}", features_only=True))
     assert_every_call_gets_its_own(extractor, batches(extractor.data_config.size))
 
 
@@ -186,7 +186,7 @@ TINY = {
 
 @pytest.mark.parametrize("name", TINY)
 def test_models_of_transformers(name):
-    extractor = randomise(featx.create_model(f"transformers/{name}", features_only=True, **TINY[name]))
+    extractor = randomize(featx.create_model(f"transformers/{name}", features_only=True, **TINY[name]))
     side = TINY[name].get("image_size", 64)
     assert_every_call_gets_its_own(extractor, batches((side, side)))
 
@@ -213,7 +213,7 @@ def test_optimized_extractors(runtime):
 )
 def test_a_thread_that_captures_attention_and_others_keep_to_their_own_images(name, gradients):
     of_vit = name.startswith("torchvision/")
-    model = FeatureExtractWrapper(randomise(narrow_vit())) if of_vit else random_extractor(name)
+    model = FeatureExtractWrapper(randomize(narrow_vit())) if of_vit else random_extractor(name)
     inputs = batches((32, 32) if of_vit else (64, 96))
     own, stop = images(*inputs[0].shape, seed=99), threading.Event()
 
@@ -246,7 +246,7 @@ def test_a_thread_that_captures_attention_and_others_keep_to_their_own_images(na
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
 def test_extractors_are_made_and_verified_while_other_threads_run_the_model(name):
-    model = randomise(featx.create_model(name))
+    model = randomize(featx.create_model(name))
     extractor, stop = FeatureExtractWrapper(model), threading.Event()
 
     def keep_making() -> int:

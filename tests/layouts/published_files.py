@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torchvision
 import transformers
-from conftest import randomise
+from conftest import randomize
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
@@ -46,7 +46,7 @@ def seeded(make: Callable[[], nn.Module]) -> Any:
     """A module with random weights and norm statistics, equal at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomise(make())
+        return randomize(make())
 
 
 def ours(

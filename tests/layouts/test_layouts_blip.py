@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from check_golden import check
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 
 import featx
 from featx import CheckpointError
@@ -40,7 +40,7 @@ TO_TRANSFORMERS = [
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise(featx.create_model(NAME, num_classes=0, **TINY))
+    return randomize(featx.create_model(NAME, num_classes=0, **TINY))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,6 @@ def test_what_no_layout_knows_is_named(foreign):
         featx.load_weights(model, {**foreign, "visual_projector": torch.zeros(1)})
 
 
-def test_no_other_layout_recognises_these_names_nor_this_one_native_names(model, foreign):
+def test_no_other_layout_recognizes_these_names_nor_this_one_native_names(model, foreign):
     assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]
     assert not LAYOUT.recognizes(model.state_dict())

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from timm.layers import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ TEXT = {
 def native(num_classes: int = 0, **fields: object) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = randomise(featx.create_model(NAME, num_classes=num_classes, **FIELDS, **fields))
+        model = randomize(featx.create_model(NAME, num_classes=num_classes, **FIELDS, **fields))
     if num_classes:
         nn.init.zeros_(model.head.bias)
     return model
@@ -119,7 +119,7 @@ def hf_clip(act: str, kind: type[nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = transformers.CLIPVisionConfig(**WIDTHS, **SIZES, hidden_act=act, projection_dim=24)
-        return randomise(kind(config))
+        return randomize(kind(config))
 
 
 @pytest.mark.parametrize(("act", "suffix"), [("gelu", ""), ("quick_gelu", "-quickgelu")])
@@ -145,7 +145,7 @@ def test_text_beside_the_image_tower_is_left_out():
     vision = transformers.CLIPVisionConfig(**WIDTHS, **SIZES)
     text = transformers.CLIPTextConfig(vocab_size=11, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
-    reference = randomise(transformers.CLIPModel(config))
+    reference = randomize(transformers.CLIPModel(config))
     old = {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
     model = loaded({**reference.state_dict(), **old}, num_classes=24, layout="transformers-clip-quickgelu")
     assert any(name.startswith("text_model.") for name in model.load_report.skipped)
@@ -160,7 +160,7 @@ def test_text_beside_the_image_tower_is_left_out():
 def test_maps_are_those_of_siglip(size, prefix):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        reference = randomise(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**WIDTHS, **SIZES)))
+        reference = randomize(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**WIDTHS, **SIZES)))
     theirs = {f"{prefix}{name}": tensor for name, tensor in reference.state_dict().items()}
     theirs |= {"logit_scale": torch.zeros(1), "logit_bias": torch.zeros(1)} if prefix else {}
     extractor = featx.create_model(
@@ -184,7 +184,7 @@ def test_maps_are_those_of_siglip(size, prefix):
     ],
 )
 def test_what_clip_has_no_place_for_is_refused(system, name, choice, problem):
-    model = randomise(featx.create_model(name, **{**choice, "depth": 1}))
+    model = randomize(featx.create_model(name, **{**choice, "depth": 1}))
     with pytest.raises(CheckpointError, match=problem):
         written(system, model.state_dict())
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from support.mindspore_names import both, conv_norm
 
 import featx
@@ -108,7 +108,7 @@ def save(state, path):
 @pytest.fixture(scope="module", params=CASES, ids=["v1", "v2"])
 def case(request):
     layout, name = request.param
-    model = randomise(featx.create_model(name, num_classes=7))
+    model = randomize(featx.create_model(name, num_classes=7))
     return layout, name, model
 
 
@@ -224,7 +224,7 @@ def test_learnt_augmentation_is_left_out(case):
 
 
 def test_an_encoder_without_expansion_says_so():
-    model = randomise(featx.create_model("mobilevit_xxs"))
+    model = randomize(featx.create_model("mobilevit_xxs"))
     encoder = encoder_of(V1.from_native(model.state_dict()))
     with pytest.raises(CheckpointError, match=r"missing    final_conv\.conv\.weight"):
         featx.load_weights(featx.create_model("mobilevit_xxs", features_only=True), encoder)
@@ -254,13 +254,13 @@ def test_a_cut_model_goes_there_and_back(case, levels):
 
 
 def test_images_of_other_than_three_channels_are_not_turned_round():
-    model = randomise(featx.create_model("mobilevit_xxs", in_chans=4))
+    model = randomize(featx.create_model("mobilevit_xxs", in_chans=4))
     foreign = V1.from_native(model.state_dict())
     assert torch.equal(foreign["conv_1.block.conv.weight"], model.stem.conv.weight)
 
 
 @pytest.mark.parametrize(("name", "other"), [("mobilevit_xxs", V2), ("mobilevitv2_050", V1)])
-def test_the_other_version_native_names_and_transformers_names_are_not_recognised(name, other):
+def test_the_other_version_native_names_and_transformers_names_are_not_recognized(name, other):
     with torch.device("meta"):
         native = featx.create_model(name).state_dict()
     own = find_layout("cvnets", [family(name)])
@@ -270,7 +270,7 @@ def test_the_other_version_native_names_and_transformers_names_are_not_recognise
     assert not own.recognizes(to_transformers(foreign, "mobilevit"))
 
 
-def test_no_other_layout_recognises_these_names(case):
+def test_no_other_layout_recognizes_these_names(case):
     layout, _, model = case
     foreign = layout.from_native(model.state_dict())
     assert [other for other in all_layouts() if other.recognizes(foreign)] == [layout]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from torch import Tensor, nn
 
 import featx
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 def detectron2(stride_in_1x1: bool) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomise(ResNet(stride_in_1x1))
+        return randomize(ResNet(stride_in_1x1))
 
 
 def with_counters(state: State) -> State:
@@ -107,7 +107,7 @@ def test_both_layouts_recognize_bottlenecks_and_loading_asks():
 def test_blocks_that_msra_has_not_are_certain(name):
     from_native = find_layout("detectron2", ["ResNet"]).from_native
     assert from_native is not None
-    native = randomise(featx.create_model(name, num_classes=7)).state_dict()
+    native = randomize(featx.create_model(name, num_classes=7)).state_dict()
     theirs = from_native(native)
     assert [other.system for other in all_layouts() if other.recognizes(theirs)] == ["detectron2"]
     loaded = featx.create_model(name, num_classes=7, checkpoint_path=theirs)

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ def of_meta(model: nn.Module, *, biased: bool, gated: bool) -> dict[str, Tensor]
 
 
 def reference(name: str) -> nn.Module:
-    return randomise(timm.create_model(name, embed_dim=48, depth=2, num_heads=3))
+    return randomize(timm.create_model(name, embed_dim=48, depth=2, num_heads=3))
 
 
 @torch.no_grad()

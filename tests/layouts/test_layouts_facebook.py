@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference, same_state, to_native
+from conftest import images, randomize, relative_difference, same_state, to_native
 from timm.models.convnext import checkpoint_filter_fn as timm_convnext
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_vit
 from torch import Tensor, nn
@@ -87,14 +87,14 @@ def case(request: pytest.FixtureRequest) -> Case:
 def native(case: Case) -> State:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomised(featx.create_model(case.name, num_classes=7, **case.fields)).state_dict()
+        return randomized(featx.create_model(case.name, num_classes=7, **case.fields)).state_dict()
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """With positions that matter, too."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, tensor in randomise(model, seed=4).named_parameters():
+        for name, tensor in randomize(model, seed=4).named_parameters():
             if name.endswith("pos_embed"):
                 tensor.normal_(generator=generator)
     return model
@@ -172,7 +172,7 @@ def test_blocks_that_dinov2_grouped_for_training_are_found(shape):
 
 def test_positions_are_resized_as_dinov2_resizes_them():
     fields = {**CASES["dinov2"].fields, "antialias": False, "num_classes": 7}
-    model = randomised(featx.create_model("vit_small_patch14_dinov2", position_excess=0.1, **fields))
+    model = randomized(featx.create_model("vit_small_patch14_dinov2", position_excess=0.1, **fields))
     larger = featx.create_model("vit_small_patch14_dinov2", **{**fields, "image_size": 48}).eval()
     state = model.state_dict()
     grid = state["pos_embed"][:, 1:].reshape(1, 4, 4, 48).permute(0, 3, 1, 2)
@@ -240,7 +240,7 @@ def test_norms_and_projectors_of_distilled_convnexts_are_left_out():
 
 
 def test_the_decoder_of_a_masked_autoencoder_is_left_out():
-    ours = randomise(featx.create_model("vit_tiny_patch16_224", depth=2)).state_dict()
+    ours = randomize(featx.create_model("vit_tiny_patch16_224", depth=2)).state_dict()
     decoder = {f"decoder_{name}.weight": torch.zeros(2, 2) for name in ("embed", "norm", "pred", "blocks.0.norm1")}
     theirs = {**ours, **decoder, "mask_token": torch.zeros(1, 1, 2), "decoder_pos_embed": torch.zeros(1, 5, 2)}
     assert same_state(to_native(theirs, ours.keys(), ["ViT"]), ours)

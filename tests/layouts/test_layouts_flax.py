@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from check_golden import check
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from timm.models.vision_transformer import VisionTransformer
 
 import featx
@@ -29,7 +29,7 @@ def saved(state, path, prefix=""):
 
 
 def build(name, arch, **more):
-    return randomise(featx.create_model(name, **arch, **more))
+    return randomize(featx.create_model(name, **arch, **more))
 
 
 def test_tokens_attention_gradients_and_logits_are_those_of_the_reference():
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_a_value_layer_says_so():
         featx.load_weights(featx.create_model(PLAIN[0], num_classes=7, **PLAIN[1]), state)
 
 
-def test_no_other_layout_recognises_these_names_nor_this_one_native_names():
+def test_no_other_layout_recognizes_these_names_nor_this_one_native_names():
     native = build(*PLAIN, num_classes=7).state_dict()
     foreign = LAYOUT.from_native(native)
     assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]

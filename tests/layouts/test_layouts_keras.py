@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomise, same_state
+from conftest import randomize, same_state
 from support.keras_files import images, values, write_h5
 
 import featx
@@ -53,7 +53,7 @@ def test_logits_are_those_that_keras_computed(tmp_path, name):
 @pytest.mark.parametrize("name", EVERY)
 def test_one_layout_recognizes_a_network_and_gives_its_names_back(name):
     model = featx.create_model(NETWORKS[name]["model"], num_classes=10)
-    randomise(model)
+    randomize(model)
     state = {n: t for n, t in tensors(name).items() if not n.startswith("normalization")}
     layout = recognize_layout(state, family_names(model))
     assert layout in LAYOUTS

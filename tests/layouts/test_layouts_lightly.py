@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from torch import nn
 
 import featx
@@ -16,7 +16,7 @@ LAYOUT = find_layout("lightly", ["ResNet"])
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_the_last_map_is_that_of_the_children_of_torchvisions_resnet(prefix):
-    backbone = nn.Sequential(*list(randomise(torchvision.models.resnet18(weights=None)).children())[:-1]).eval()
+    backbone = nn.Sequential(*list(randomize(torchvision.models.resnet18(weights=None)).children())[:-1]).eval()
     theirs = {f"{prefix}{name}": tensor for name, tensor in backbone.state_dict().items()}
     if prefix:
         theirs["projection_head.layers.0.weight"] = torch.zeros(3, 3)

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from torch import Tensor
 
 import featx
@@ -54,7 +54,7 @@ def lukemelas(state: State) -> State:
 def reference(request):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = randomise(timm.create_model(request.param, num_classes=7))
+        model = randomize(timm.create_model(request.param, num_classes=7))
     model.name = request.param
     return model
 
@@ -124,7 +124,7 @@ def tonylins(state: State, *, older: bool) -> State:
 
 @pytest.mark.parametrize("older", [False, True])
 def test_logits_of_tonylins_names_are_those_of_timm(older):
-    reference = randomise(timm.create_model("mobilenetv2_035", num_classes=7))
+    reference = randomize(timm.create_model("mobilenetv2_035", num_classes=7))
     theirs = tonylins(reference.state_dict(), older=older)
     last = "features.18.0.weight" if older else "conv.0.weight"
     assert {"features.1.conv.3.weight", "features.2.conv.7.running_var", last} <= theirs.keys()
@@ -136,7 +136,7 @@ def test_logits_of_tonylins_names_are_those_of_timm(older):
 
 
 def test_tonylins_names_are_written():
-    native = randomise(featx.create_model("mobilenetv2_035")).state_dict()
+    native = randomize(featx.create_model("mobilenetv2_035")).state_dict()
     from_native = find_layout("tonylins", ["EfficientNet"]).from_native
     assert from_native is not None
     assert same_state(from_native(native), tonylins(native, older=False))

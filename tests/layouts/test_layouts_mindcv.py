@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from check_golden_mindcv import check_mindcv, mobilenetv3
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from support.mindspore_writer import checkpoint
 from torch import nn
 
@@ -89,7 +89,7 @@ def tiny(request):
     kind, name, fields = TINY[request.param]
     layout = layout_of(kind, name)
     fields = {"num_classes": 7, **fields, **layout.settings}
-    model = randomise(featx.create_model(name, **fields), seed=3)
+    model = randomize(featx.create_model(name, **fields), seed=3)
     return layout, (name, fields), model, layout.from_native(model.state_dict())
 
 
@@ -182,7 +182,7 @@ def test_a_classifier_of_another_size_is_left_fresh(tiny, saved):
     assert torch.equal(three.state_dict()[first], model.state_dict()[first])
 
 
-def test_the_flattened_spelling_is_recognised(tiny):
+def test_the_flattened_spelling_is_recognized(tiny):
     layout, _, model, theirs = tiny
     flat = {
         tag.replace("features.", "features_", 1).replace("feature.", "feature_", 1)
@@ -217,16 +217,16 @@ def test_moving_averages_are_taken_where_they_are_asked_for(tiny):
     assert torch.equal(loaded.state_dict()[last], model.state_dict()[last] + 1)
 
 
-def test_our_own_names_are_not_recognised(tiny):
+def test_our_own_names_are_not_recognized(tiny):
     layout, _, model, _ = tiny
     assert not layout.recognizes(model.state_dict())
 
 
-def test_networks_of_one_class_are_told_apart():
-    recognised = {
+def test_networks_of_one_class_are_distinguished():
+    recognized = {
         name: [LAYOUTS.index(layout) for layout in LAYOUTS if layout.recognizes(of_names(name))] for name in NAMES
     }
-    for name, layouts in recognised.items():
+    for name, layouts in recognized.items():
         by_family = [LAYOUTS[index].family for index in layouts]
         assert len(set(by_family)) == len(by_family), name
 
@@ -267,7 +267,7 @@ def test_patches_that_are_partly_covered_count():
 
 def test_a_layer_that_hrnet_has_no_bias_in_gets_one_of_zero():
     name, fields = "hrnet_w18_small", {"num_classes": 2}
-    model = randomise(featx.create_model(name, **fields))
+    model = randomize(featx.create_model(name, **fields))
     (layout,) = (layout for layout in LAYOUTS if layout.family == "HRNet")
     native = layout.to_native(layout.from_native(model.state_dict()), list(model.state_dict()))
     biases = [tag for tag in native if tag.startswith(("downsamp", "final")) and tag.endswith(".0.bias")]

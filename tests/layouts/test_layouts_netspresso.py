@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from safetensors.torch import save_file
 from support.mindspore_names import both, conv_norm
 
@@ -62,7 +62,7 @@ TO_TRANSFORMERS = [
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise(featx.create_model(NAME, num_classes=7))
+    return randomize(featx.create_model(NAME, num_classes=7))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_cut_model_goes_there_and_back(model, levels):
     assert same_state(LAYOUT.to_native(foreign, native), native)
 
 
-def test_no_other_layout_recognises_these_names_nor_this_one_native_names(model, foreign):
+def test_no_other_layout_recognizes_these_names_nor_this_one_native_names(model, foreign):
     assert [other for other in all_layouts() if other.recognizes(foreign)] == [LAYOUT]
     assert not LAYOUT.recognizes(model.state_dict())
     assert not LAYOUT.recognizes(find_layout("cvnets", ["MobileViT"]).from_native(model.state_dict()))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from torch import Tensor
 
 import featx
@@ -18,7 +18,7 @@ TOLERANCE = 1e-6  # the same operations on the same tensors
 def model(name: str, **fields: object):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomise(featx.create_model(name, num_classes=7, **fields))
+        return randomize(featx.create_model(name, num_classes=7, **fields))
 
 
 def written(name: str, family: str, **fields: object) -> State:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state, to_native
+from conftest import images, randomize, relative_difference, same_state, to_native
 from torch import Tensor
 
 import featx
@@ -15,7 +15,7 @@ FIELDS = {"depths": (2, 1, 1, 1), "widths": (0.25, 0.25, 0.25, 0.25), "num_class
 def native(name: str, *, fused: bool = False) -> dict[str, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = randomise(featx.create_model(name, **FIELDS))
+        model = randomize(featx.create_model(name, **FIELDS))
     if fused:
         reparameterize(model)
     return model.state_dict()

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import SMALL_VARIANTS, images, randomise, relative_difference, to_native
+from conftest import SMALL_VARIANTS, images, randomize, relative_difference, to_native
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
@@ -34,7 +34,7 @@ VIT = {"dim": 24, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_cla
 @pytest.mark.parametrize(("name", "wrapper"), FEATURE_NETS)
 def test_a_feature_nets_checkpoint_fills_an_extractor(name, wrapper, tmp_path):
     options = {"feature_cls": wrapper} if wrapper else {}
-    theirs = randomise(timm.create_model(name, features_only=True, **options))
+    theirs = randomize(timm.create_model(name, features_only=True, **options))
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     extractor = featx.create_model(name, features_only=True, checkpoint_path=tmp_path / "w.pth")
     given = theirs.state_dict()
@@ -49,7 +49,7 @@ def flat(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["convnext_atto", "rexnet_100", "vit_tiny_patch16_224", "hrnet_w18_small"])
 def test_maps_are_those_of_the_feature_net(name, tmp_path):
-    theirs = randomise(timm.create_model(name, features_only=True))
+    theirs = randomize(timm.create_model(name, features_only=True))
     torch.save({f"module.{key}": tensor for key, tensor in theirs.state_dict().items()}, tmp_path / "w.pth")
     levels = theirs.feature_info.out_indices if name.startswith("vit") else None
     extractor = featx.create_model(
@@ -63,7 +63,7 @@ def test_maps_are_those_of_the_feature_net(name, tmp_path):
 
 def old_vit(*, representation: bool) -> nn.Module:
     fields = {**VIT, "dim": 192, "representation": 192} if representation else VIT
-    return randomise(featx.create_model("vit_tiny_patch16_224", **fields))
+    return randomize(featx.create_model("vit_tiny_patch16_224", **fields))
 
 
 def test_patches_by_a_linear_layer_become_a_convolution():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, to_native
+from conftest import images, randomize, relative_difference, to_native
 from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models import convnext, efficientnet, regnet
@@ -110,7 +110,7 @@ HAS_LAYOUT = [name for name in CASES if not name.startswith("resne")]
 
 
 def foreign(case: Case, num_classes: int = 7) -> nn.Module:
-    return randomise(case.build(num_classes=num_classes), seed=3)
+    return randomize(case.build(num_classes=num_classes), seed=3)
 
 
 def layout_of(case: Case, state: dict[str, Tensor]) -> Layout:
@@ -179,7 +179,7 @@ def test_the_maps_of_a_vit_are_torchvisions(tmp_path):
 @pytest.mark.parametrize("name", HAS_LAYOUT)
 def test_there_and_back_again_nothing_has_changed(name):
     case = CASES[name]
-    native = randomise(featx.create_model(case.name, num_classes=7, **case.fields)).state_dict()
+    native = randomize(featx.create_model(case.name, num_classes=7, **case.fields)).state_dict()
     before = {name: tensor.clone() for name, tensor in native.items()}
     from_native = find_layout("torchvision", [case.family]).from_native
     assert from_native is not None
@@ -268,7 +268,7 @@ def test_every_published_model_has_the_epsilon_of_its_norms(theirs):
     assert ours == expected
 
 
-def test_perceptrons_of_old_vits_are_recognised():
+def test_perceptrons_of_old_vits_are_recognized():
     """torchvision named their layers linear_1 and linear_2 when the files that it publishes were written."""
     reference = foreign(CASES["vit"]).state_dict()
     old = {

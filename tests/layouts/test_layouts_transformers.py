@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, same_state
+from conftest import images, randomize, same_state
 from safetensors.torch import load_file, save_file
 from support.transformers_cases import CASES, CLASSES, Case, built, close, outputs, saved
 from support.transformers_cases import case as case
@@ -58,7 +58,7 @@ def test_every_norm_adds_to_the_variance_what_transformers_adds(case):
 
 
 def native(case: Case) -> dict[str, Tensor]:
-    return randomise(case.model(num_classes=case.num_classes)).state_dict()
+    return randomize(case.model(num_classes=case.num_classes)).state_dict()
 
 
 def test_there_and_back_nothing_changes(case):
@@ -84,7 +84,7 @@ def test_transformers_loads_what_is_written_for_it_and_writes_the_same(case, tmp
 
 
 def test_a_model_without_classifier_is_written_as_the_backbone_alone(case):
-    state = randomise(case.model(num_classes=0)).state_dict()
+    state = randomize(case.model(num_classes=0)).state_dict()
     with torch.device("meta"):
         theirs = case.backbone()
     in_file = {name.removeprefix("model.") for name in theirs.state_dict() if not name.startswith("pooler.")}
@@ -103,7 +103,7 @@ def test_a_model_of_ours_is_not_taken_for_one_of_transformers():
         assert recognize_layout(model.state_dict(), [type(model).__name__]) is None, name
 
 
-def test_one_layout_recognises_a_model_of_transformers(case, tmp_path):
+def test_one_layout_recognizes_a_model_of_transformers(case, tmp_path):
     theirs = built(case.theirs())
     for state in (theirs.state_dict(), load_file(saved(theirs, tmp_path))):
         assert [layout for layout in all_layouts() if layout.recognizes(state)] == [case.layout]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from conftest import images, randomise, same_state
+from conftest import images, randomize, same_state
 from support.transformers_cases import CASES, DIM, HF_VIT, built, close, outputs, saved
 from support.transformers_cases import case as case
 
@@ -37,7 +37,7 @@ TOKENS = {"bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id
 )
 def test_the_image_encoder_is_taken_from_every_blip(kind, tmp_path):
     case = CASES["blip"]
-    theirs = randomise(kind(hf.BlipConfig(vision_config=VISION, text_config={**TEXT, **TOKENS})))
+    theirs = randomize(kind(hf.BlipConfig(vision_config=VISION, text_config={**TEXT, **TOKENS})))
     ours = case.loaded(saved(theirs, tmp_path), num_classes=0)
     expected = case.layout.to_native(theirs.vision_model.state_dict(), ())
     assert same_state(ours.state_dict(), expected)
@@ -60,7 +60,7 @@ def encoder_of(model, case):
 @pytest.mark.parametrize("kind", [hf.ViTModel, hf.ViTForMaskedImageModeling, hf.ViTMAEForPreTraining])
 def test_what_pretraining_leaves_in_a_vit_is_left_out(kind, tmp_path):
     config = hf.ViTMAEConfig if kind is hf.ViTMAEForPreTraining else hf.ViTConfig
-    theirs, case = randomise(kind(config(**VISION))), CASES["vit"]
+    theirs, case = randomize(kind(config(**VISION))), CASES["vit"]
     ours = case.loaded(saved(theirs, tmp_path), num_classes=0)
     assert same_state(ours.state_dict(), encoder_of(theirs, case))
 
@@ -68,12 +68,12 @@ def test_what_pretraining_leaves_in_a_vit_is_left_out(kind, tmp_path):
 @pytest.mark.parametrize("kind", [hf.Dinov2ForImageClassification, hf.Dinov2Backbone])
 def test_every_dinov2_gives_its_encoder(kind, tmp_path):
     case = CASES["dinov2"]
-    theirs = randomise(kind(case.config))
+    theirs = randomize(kind(case.config))
     ours = case.loaded(saved(theirs, tmp_path), num_classes=0)
     assert same_state(ours.state_dict(), encoder_of(theirs, case))
 
 
-def test_maps_of_dinov2s_backbone_class_are_our_normalised_ones(tmp_path):
+def test_maps_of_dinov2s_backbone_class_are_our_normalized_ones(tmp_path):
     case = CASES["dinov2 with registers"]
     config = hf.Dinov2WithRegistersConfig(**HF_VIT, use_swiglu_ffn=True, out_features=["stage1", "stage2"])
     theirs, x = built(hf.Dinov2WithRegistersBackbone(config)), images(2, 3, *case.size)

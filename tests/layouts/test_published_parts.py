@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import detection, segmentation
@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 def state_of(name: str = NAME, seed: int = 0) -> State:
     torch.manual_seed(seed)
-    return randomise(featx.create_model(name)).state_dict()
+    return randomize(featx.create_model(name)).state_dict()
 
 
 def prefixed(prefix: str, state: State) -> State:
@@ -166,7 +166,7 @@ def test_checkpoints_of_training_programs_load(program, tmp_path):
 def test_backbones_of_torchvisions_networks_load(build):
     """Detectors have frozen batch norms, without counters; the FCN dilates its backbone, which has the same tensors."""
     network = build(weights=None, weights_backbone=None)
-    randomise(network)
+    randomize(network)
     state = network.state_dict()
     prefix = "backbone.body." if "backbone.body.conv1.weight" in state else "backbone."
     backbone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -180,7 +180,7 @@ def test_the_detector_of_the_readme_gives_its_backbone_back():
     extractor = featx.create_model(NAME, features_only=True, out_indices=[2, 3, 4])
     source = Pipeline(extractor, FPN(extractor.feature_info, 32))
     arguments = detector_arguments(detection.RetinaNet, source)
-    detector = randomise(detection.RetinaNet(detection_backbone(source), num_classes=3, **arguments))
+    detector = randomize(detection.RetinaNet(detection_backbone(source), num_classes=3, **arguments))
     state = detector.state_dict()
     prefix = "backbone.body.backbone."
     backbone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -191,7 +191,7 @@ def test_the_detector_of_the_readme_gives_its_backbone_back():
 @pytest.mark.parametrize(("encoder", "name"), [("resnet18", "resnet18"), ("tu-convnext_atto", "convnext_atto")])
 def test_encoders_of_segmentation_models_pytorch_load(encoder, name):
     """Those of timm have a prefix more, and flattened names."""
-    network = randomise(smp.Unet(encoder, encoder_weights=None))
+    network = randomize(smp.Unet(encoder, encoder_weights=None))
     prefix = "encoder." if encoder == name else "encoder.model."
     state = network.state_dict()
     inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from torch import Tensor, nn
 
 import featx
@@ -61,7 +61,7 @@ def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def reference_v2(**config: Any) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileViTV2Config(num_labels=5, **config)
-    return randomise(transformers.MobileViTV2ForImageClassification(config))
+    return randomize(transformers.MobileViTV2ForImageClassification(config))
 
 
 V1 = {
@@ -74,7 +74,7 @@ V1 = {
 def reference_v1(size: str = "xxs", **config: Any) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileViTConfig(num_labels=5, **V1[size], **config)
-    return randomise(transformers.MobileViTForImageClassification(config))
+    return randomize(transformers.MobileViTForImageClassification(config))
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def test_v1_equals_transformers_when_dilated(output_stride):
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_v1_with_local_dilation_equals_timm_when_dilated(output_stride):
-    reference = randomise(timm.create_model("mobilevit_xxs", output_stride=output_stride))
+    reference = randomize(timm.create_model("mobilevit_xxs", output_stride=output_stride))
     ours = featx.create_model("mobilevit_xxs", output_stride=output_stride, local_dilation=True).eval()
     plain = featx.create_model("mobilevit_xxs", output_stride=output_stride).eval()
     for model in (ours, plain):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from torch import Tensor, nn
 
 import featx
@@ -14,7 +14,7 @@ def same_weights_every_time():
 
 
 def tiny_vit(**arch):
-    return randomise(featx.create_model("vit_tiny_patch16_224", **{"dim": 48, "depth": 3, "image_size": 64, **arch}))
+    return randomize(featx.create_model("vit_tiny_patch16_224", **{"dim": 48, "depth": 3, "image_size": 64, **arch}))
 
 
 def inputs_of(model: nn.Module, path: str, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from torch import nn
 
 import featx
@@ -34,7 +34,7 @@ class Small(nn.Module):
 
 def small(**arguments):
     torch.manual_seed(0)
-    return FeatureExtractWrapper(randomise(Small()), **arguments)
+    return FeatureExtractWrapper(randomize(Small()), **arguments)
 
 
 @pytest.fixture(scope="session")

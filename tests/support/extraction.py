@@ -28,7 +28,7 @@ PREPARE = create_transform(
 )
 # Convolutions of one image and of a batch may add in another order.
 CLOSE = 1e-5
-COLOURS = ["red", "lime", "blue", "white", "orange", "black", "purple"]
+COLORS = ["red", "lime", "blue", "white", "orange", "black", "purple"]
 
 
 class Stopped:
@@ -98,8 +98,8 @@ def noises(folder: Path, count: int) -> Path:
 
 def paint(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
     folder.mkdir()
-    for number, colour in enumerate(COLOURS[:count]):
-        Image.new("RGB", size, colour).save(folder / f"{number}.png")
+    for number, color in enumerate(COLORS[:count]):
+        Image.new("RGB", size, color).save(folder / f"{number}.png")
     return folder
 
 
@@ -114,8 +114,8 @@ def small_extractor() -> FeatureExtractWrapper:
     return random_extractor("mobilenetv3_small_050", out_indices=[1, 4])
 
 
-def ten_colours(folder: Path) -> Path:
-    """Ten images of one colour each, so that every map tells whose it is; the fifth is none."""
+def ten_colors(folder: Path) -> Path:
+    """Ten images of one color each, so that every map tells whose it is; the fifth is none."""
     folder.mkdir()
     for number in range(10):
         Image.new("RGB", (40, 40), (25 * number, 255 - 25 * number, 99)).save(folder / f"{number}.png")

@@ -47,10 +47,10 @@ def components(map_: Tensor) -> np.ndarray:
     return ((parts - low) / (high - low)).clip(0, 1).reshape(*map_.shape[1:], -1)
 
 
-def assert_colours(colours: Tensor, expected: np.ndarray) -> None:
+def assert_colors(colors: Tensor, expected: np.ndarray) -> None:
     for channel in range(expected.shape[-1]):
         # 1e-5: single precision, and a percentile divides by a difference
-        assert np.abs(colours[..., channel].numpy() - expected[..., channel]).max() < 1e-5
+        assert np.abs(colors[..., channel].numpy() - expected[..., channel]).max() < 1e-5
 
 
 def drawn(figure: Figure, panel: int) -> np.ndarray:
@@ -59,5 +59,5 @@ def drawn(figure: Figure, panel: int) -> np.ndarray:
 
 
 def panels(figure: Figure) -> list:
-    """The axes with pictures; colour bars stand in axes of their own, within these."""
+    """The axes with pictures; color bars stand in axes of their own, within these."""
     return [axis for axis in figure.axes if axis.get_images()]

@@ -8,8 +8,8 @@ from PIL import Image, ImageCms
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 65536, (32, 48), dtype=np.uint16)
-COLOURS = RNG.integers(0, 65536, (32, 48, 3), dtype=np.uint16)
-PHOTOGRAPH = Image.fromarray((COLOURS[:8, :12] >> 8).astype(np.uint8)).resize((120, 80), Image.Resampling.BICUBIC)
+COLORS = RNG.integers(0, 65536, (32, 48, 3), dtype=np.uint16)
+PHOTOGRAPH = Image.fromarray((COLORS[:8, :12] >> 8).astype(np.uint8)).resize((120, 80), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -47,9 +47,9 @@ ADOBE = profile(ADOBE_RGB, 563 / 256)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def to_srgb(colours: np.ndarray) -> np.ndarray:
+def to_srgb(colors: np.ndarray) -> np.ndarray:
     """AdobeRGB to sRGB by their definitions: 8 bits, linear light, the primaries' matrices, and back."""
-    linear = (colours / 255) ** (563 / 256)
+    linear = (colors / 255) ** (563 / 256)
     matrix = np.array([ADOBE_RGB[name] for name in "rgb"]).T
     srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
     light = np.clip(linear @ (np.linalg.inv(srgb) @ matrix).T, 0, 1)

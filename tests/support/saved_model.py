@@ -1,7 +1,7 @@
 """A model to save."""
 
 import pytest
-from conftest import randomise
+from conftest import randomize
 from torch import nn
 
 import featx
@@ -11,4 +11,4 @@ NAME = "mobilenetv3_small_050"
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    return randomise(featx.create_model(NAME, num_classes=3), seed=2)
+    return randomize(featx.create_model(NAME, num_classes=3), seed=2)

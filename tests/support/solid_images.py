@@ -1,4 +1,4 @@
-"""What tests of inputs share: images of one colour each, so that what is read tells which image it is."""
+"""What tests of inputs share: images of one color each, so that what is read tells which image it is."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import featx
 from featx.bulk import Items
 
-COLOURS = {"a.png": "red", "b/c.jpg": "lime", "b/d.png": "blue"}
+COLORS = {"a.png": "red", "b/c.jpg": "lime", "b/d.png": "blue"}
 RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ALL = {"a.png": RED, "b/c.jpg": LIME, "b/d.png": BLUE}
 
@@ -30,21 +30,21 @@ class Mean(nn.Module):
 
 
 def mean_of_pixels() -> featx.FeatureExtractWrapper:
-    """Its maps tell the colour of an image."""
+    """Its maps tell the color of an image."""
     return featx.FeatureExtractWrapper(Mean()).eval()
 
 
-def png(colour: str | tuple[int, ...]) -> bytes:
+def png(color: str | tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    Image.new("RGB", (8, 8), color).save(file, "PNG")
     return file.getvalue()
 
 
 def save_photos(folder: Path) -> Path:
     """Three images, and a file that nobody would take for one."""
     (folder / "b").mkdir(parents=True)
-    for name, colour in COLOURS.items():
-        (folder / name).write_bytes(png(colour))
+    for name, color in COLORS.items():
+        (folder / name).write_bytes(png(color))
     (folder / "notes.txt").write_text("a.png")
     return folder
 
@@ -58,8 +58,8 @@ def save_tar(path: Path) -> Path:
     return path
 
 
-def colours(items: Items) -> dict[str, tuple[int, ...]]:
-    """The colour of every image by its id, after the trip that items make to other processes."""
+def colors(items: Items) -> dict[str, tuple[int, ...]]:
+    """The color of every image by its id, after the trip that items make to other processes."""
     there = pickle.loads(pickle.dumps(items))
     return {id_: pixel_of(there.read(i)) for i, id_ in enumerate(there.ids)}
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomise
+from conftest import randomize
 from torch import Tensor, nn
 
 
@@ -90,7 +90,7 @@ def run(extractor: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.fixture
 def branches() -> nn.Module:
-    return randomise(Branches())
+    return randomize(Branches())
 
 
 class Reads(nn.Module):

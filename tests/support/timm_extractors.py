@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 
 from featx import FeatureExtractWrapper
 from featx.bridges import timm as bridge
@@ -14,7 +14,7 @@ KINDS += [pytest.param(name, marks=pytest.mark.bridges) for name in ("hrnet_w18_
 
 def built(name, **arguments):
     torch.manual_seed(0)
-    return randomise(bridge.build(name, **arguments))
+    return randomize(bridge.build(name, **arguments))
 
 
 def on_meta(name, **arguments):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from torch import Tensor, nn
 
 import featx
@@ -240,7 +240,7 @@ def built(model: Any) -> Any:
 
     Batch norms have the statistics of images, so that what enters the model is not lost on the way.
     """
-    randomise(model)
+    randomize(model)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.named_parameters():
         if "token" in name or "position_embedding" in name or "class_embedding" in name:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 
 from featx import FeatureExtractWrapper
 from featx.bridges import transformers as bridge
@@ -119,7 +119,7 @@ EVERY = {**BACKBONES, **ENCODERS}
 
 @cache
 def model_of(kind):
-    return randomise(bridge.build(kind, **EVERY[kind][0]))
+    return randomize(bridge.build(kind, **EVERY[kind][0]))
 
 
 @cache

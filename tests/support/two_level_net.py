@@ -1,7 +1,7 @@
 """A rewritten model with two levels."""
 
 import torch
-from conftest import randomise
+from conftest import randomize
 from torch import nn
 
 import featx
@@ -28,4 +28,4 @@ class Net(nn.Module):
 
 def net(**arguments) -> FeatureExtractWrapper:
     torch.manual_seed(0)
-    return FeatureExtractWrapper(randomise(Net()), **arguments)
+    return FeatureExtractWrapper(randomize(Net()), **arguments)

@@ -187,7 +187,7 @@ ROWS: dict[str, Row] = {
         r"its tensors are under one of \['teacher', 'student'\], say which with container=",
         lambda: featx.load_weights(featx.create_model(NAME), nested(), container="teacher"),
     ),
-    "a layout that is not to be recognised": (
+    "a layout that is not to be recognized": (
         lambda: featx.load_weights(featx.create_model(NAME), broken(), auto_mapping=False, layout="torchvision"),
         r"leave layout='torchvision' out",
         lambda: featx.load_weights(featx.create_model(NAME), broken(), auto_mapping=False, finite=False),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 
 import featx
 from featx.cvnets import endpoints, model_conf_dict
@@ -10,7 +10,7 @@ from featx.cvnets import endpoints, model_conf_dict
 
 @pytest.fixture(scope="module")
 def mobilevit():
-    return randomise(featx.create_model("mobilevit_xxs"))
+    return randomize(featx.create_model("mobilevit_xxs"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_VARIANTS, images, randomise, relative_difference
+from conftest import SMALL_VARIANTS, images, randomize, relative_difference
 from safetensors.torch import load_file
 from support.attention_models import same_weights_every_time as same_weights_every_time
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def test_rollout_multiplies_the_blocks(query):
         for map_ in maps.values():
             mean = sum(map_[n, head] for head in range(3)) / 3
             step = 0.5 * mean + 0.5 * torch.eye(8, dtype=torch.float64)
-            rows = (step / step.sum(-1, keepdim=True)) @ rows  # the paper's normalisation
+            rows = (step / step.sum(-1, keepdim=True)) @ rows  # the paper's normalization
         rolled = torch.cat([rolled[:n], rows[None], rolled[n + 1 :]])
     row = rolled[:, 2:].mean(1) if query is None else rolled[:, query]
     got = attention_rollout(maps, (2, 3), query)
@@ -96,7 +96,7 @@ def test_gradcam_on_attention_takes_grids_of_any_aspect():
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("target", ["one", "each", "function"])
 def test_gradcam_weighs_channels_by_their_mean_gradient(target, frozen):
-    model, x = randomise(featx.create_model("resnet18")).double(), images(2, 3, 64, 96).double()
+    model, x = randomize(featx.create_model("resnet18")).double(), images(2, 3, 64, 96).double()
     kept: list[Tensor] = []
     handle = model.layer3.register_forward_hook(lambda _, __, output: kept.append(output))
     logits = model(x)
@@ -132,7 +132,7 @@ def torchvision_vit() -> nn.Module:
 
 @pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_gradcam_takes_every_level_of_a_variant(name):
-    model = randomise(featx.create_model(name))
+    model = randomize(featx.create_model(name))
     assert_every_level_is_taken(
         model, images(2, 3, *(featx.FeatureExtractWrapper(model)._inner.fixed_size or (64, 96)))
     )
@@ -156,7 +156,7 @@ def test_gradcam_takes_every_level_of_a_variant(name):
 )
 def test_gradcam_takes_every_level_of_a_model_of_another_package(name, choice, size):
     model = featx.create_model(name, **choice) if isinstance(name, str) else name()
-    assert_every_level_is_taken(randomise(model), images(2, 3, *size))
+    assert_every_level_is_taken(randomize(model), images(2, 3, *size))
 
 
 def assert_every_level_is_taken(model: nn.Module, x: Tensor) -> None:
@@ -190,7 +190,7 @@ def assert_every_level_is_taken(model: nn.Module, x: Tensor) -> None:
     ],
 )
 def test_gradcam_of_other_axes_is_that_of_the_definition(make, level, to_map):
-    model, x = randomise(make()).double(), images(2, 3, 64, 96).double()
+    model, x = randomize(make()).double(), images(2, 3, 64, 96).double()
     kept: list[Tensor] = []
     handle = model.get_submodule(level).register_forward_hook(lambda _, __, output: kept.append(output))
     logits = model(x)
@@ -203,7 +203,7 @@ def test_gradcam_of_other_axes_is_that_of_the_definition(make, level, to_map):
 
 
 def test_gradcam_tells_axes_apart_where_channels_are_as_many_as_cells():
-    resnet, channels_last = randomise(featx.create_model("timm/test_resnet")), randomise(swin())
+    resnet, channels_last = randomize(featx.create_model("timm/test_resnet")), randomize(swin())
     for made, side in ((resnet, 2 * 32), (channels_last, 4 * 8)):
         level = featx.FeatureExtractWrapper(made).feature_info[0]
         x = images(1, 3, side, side)
@@ -217,7 +217,7 @@ def test_gradcam_tells_axes_apart_where_channels_are_as_many_as_cells():
 
 
 def test_gradcam_leaves_the_model_alone_while_other_threads_call_it():
-    model, x = randomise(featx.create_model("resnet18")), images(2, 3, 64, 64)
+    model, x = randomize(featx.create_model("resnet18")), images(2, 3, 64, 64)
     with torch.no_grad():
         expected, explained = model(x), gradcam(model, x, "layer4", 1)
     seen: list[int] = []
@@ -268,12 +268,12 @@ class Both(nn.Module):
 
 @pytest.mark.parametrize(("key", "inner"), [(0, "both.fine"), (1, "both.coarse")])
 def test_gradcam_takes_one_of_several_maps_of_a_module(key, inner):
-    model, x = randomise(Branching()), images(2, 3, 16, 24)
+    model, x = randomize(Branching()), images(2, 3, 16, 24)
     assert torch.equal(gradcam(model, x, f"both[{key}]", 2), gradcam(model, x, inner, 2))
 
 
 def test_gradcam_under_inference_mode():
-    model = randomise(featx.create_model("resnet18"))
+    model = randomize(featx.create_model("resnet18"))
     with torch.inference_mode():
         x = images(1, 3, 64, 64)
         got = gradcam(model, x, "layer4", 1)
@@ -282,7 +282,7 @@ def test_gradcam_under_inference_mode():
 
 def test_gradcam_takes_models_of_other_packages():
     x = images(1, 3, 64, 64)
-    ours, theirs = featx.create_model("resnet18").eval(), randomise(featx.create_model("timm/resnet18"))
+    ours, theirs = featx.create_model("resnet18").eval(), randomize(featx.create_model("timm/resnet18"))
     ours.load_state_dict(theirs.state_dict())
     expected = gradcam(ours, x, "layer3", lambda logits: logits.square().sum(1))
     assert relative_difference(gradcam(theirs, x, "layer3", lambda logits: logits.square().sum(1)), expected) <= 1e-4

@@ -134,7 +134,7 @@ def test_images_that_do_not_fit_are_refused(shape, problem):
             featx.create_model(name, features_only=True)(torch.zeros(shape))
 
 
-def test_what_is_no_tensor_is_refused():
+def test_what_is_not_a_tensor_is_refused():
     with pytest.raises(featx.InputError, match=r"got list: see featx.transform"):
         featx.create_model("resnet18", features_only=True)([1])
 

@@ -55,7 +55,7 @@ def test_out_indices_choose_levels_in_their_order(asked, positions):
         (-1, "asks for the last -1 levels"),
     ],
 )
-def test_what_is_no_choice_is_refused_with_the_table_of_levels(asked, problem):
+def test_what_is_not_a_choice_is_refused_with_the_table_of_levels(asked, problem):
     with pytest.raises(OutIndicesError, match=problem) as refused:
         LEVELS.select(asked)
     for row in ROWS:
@@ -155,7 +155,7 @@ def test_every_wrong_row_is_named_at_once():
 
 
 @pytest.mark.parametrize("rows", [None, [], "abc", 3])
-def test_what_is_no_list_of_levels_is_refused(rows):
+def test_what_is_not_a_list_of_levels_is_refused(rows):
     with pytest.raises(ContractError, match="expected a list with one row per level"):
         as_levels(rows, "Net")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,7 +25,7 @@ CASES = [
 
 def with_value(value: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A checkpoint of that type, with the value somewhere in it."""
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     state[WEIGHT].view(-1)[5] = value
     return state

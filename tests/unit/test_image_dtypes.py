@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGES, SMALL_VARIANTS, images, randomise
+from conftest import IMAGES, SMALL_VARIANTS, images, randomize
 from support.export_cases import small
 from torch import nn
 
@@ -72,7 +72,7 @@ def test_autocast_takes_what_it_converts():
 
 
 @torch.no_grad()
-def test_an_optimised_extractor_takes_images_more_precise_than_itself():
+def test_an_optimized_extractor_takes_images_more_precise_than_itself():
     made = featx.optimize(built(features_only=True), runtime="eager", dtype=torch.bfloat16)
     assert made(images())[0].dtype == torch.bfloat16
 
@@ -82,7 +82,7 @@ def test_a_users_own_model_may_convert_images_itself():
         def forward_features(self, x):
             return super().forward_features(x.float() / 255)
 
-    extractor = FeatureExtractWrapper(randomise(Scaling()))
+    extractor = FeatureExtractWrapper(randomize(Scaling()))
     x = torch.randint(255, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(extractor(x)[0], extractor(x.float())[0])
 
@@ -147,7 +147,7 @@ def with_adapters(name: str, *targets: str) -> nn.Module:
         layer = model.get_submodule(path)
         if not isinstance(layer, nn.Conv2d) or layer.groups == 1:
             model.set_submodule(path, Adapter(layer))
-    return randomise(model)
+    return randomize(model)
 
 
 @pytest.mark.parametrize(

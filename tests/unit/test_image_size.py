@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from timm.layers import resample_abs_pos_embed
 
 import featx
@@ -29,7 +29,7 @@ def test_images_of_that_size_are_expected(name, image_size, sides):
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
 def test_a_vit_of_that_size_equals_timms_also_at_other_sizes(size):
     sized = {"img_size": size, "dynamic_img_size": True, "embed_dim": 48, "depth": 1, "num_heads": 3}
-    theirs = randomise(timm.create_model(NAME, **sized))
+    theirs = randomize(timm.create_model(NAME, **sized))
     ours = featx.create_model(NAME, image_size=size, checkpoint_path=theirs.state_dict(), **TINY).eval()
     for other in (size, (96, 96), (48, 128)):
         assert relative_difference(ours(images(1, 3, *other)), theirs(images(1, 3, *other))) <= 1e-5
@@ -38,7 +38,7 @@ def test_a_vit_of_that_size_equals_timms_also_at_other_sizes(size):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (64, 144), (96, 96)])
 def test_positions_of_published_weights_are_interpolated_to_its_grid(size, tmp_path):
-    saved = randomise(featx.create_model(NAME, image_size=(96, 96), **TINY))
+    saved = randomize(featx.create_model(NAME, image_size=(96, 96), **TINY))
     featx.save(saved, tmp_path)
     ours = featx.create_model(f"local-dir:{tmp_path}", pretrained=True, image_size=size)
     grid = size[0] // 16, size[1] // 16
@@ -48,7 +48,7 @@ def test_positions_of_published_weights_are_interpolated_to_its_grid(size, tmp_p
 
 
 def test_a_model_of_another_size_is_saved_with_it(tmp_path):
-    model = randomise(featx.create_model(NAME, image_size=(64, 144), **TINY))
+    model = randomize(featx.create_model(NAME, image_size=(64, 144), **TINY))
     featx.save(model, tmp_path)
     again = featx.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert (again.grid, again.data_config.size) == ((4, 9), (64, 144))
@@ -60,7 +60,7 @@ def test_a_model_of_another_size_is_saved_with_it(tmp_path):
 
 @pytest.mark.parametrize("image_size", [0, -32, 2.5, "224", (64,), (64, 96, 3), (64, -96), (64, 2.0), True])
 @pytest.mark.parametrize("name", ["resnet18", NAME])
-def test_what_is_no_size_is_refused(name, image_size):
+def test_what_is_not_a_size_is_refused(name, image_size):
     with pytest.raises(ArgumentError, match=r"image_size=.*: expected .height, width. or one side, in pixels"):
         featx.create_model(name, image_size=image_size)
 

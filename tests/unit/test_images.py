@@ -31,15 +31,15 @@ def gray(height: int = 6, width: int = 5) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 65536, (height, width), dtype=np.uint16)
 
 
-def write_png_of_16_bits(path: Path, colours: np.ndarray) -> None:
+def write_png_of_16_bits(path: Path, colors: np.ndarray) -> None:
     """(height, width, 3) of uint16 as a PNG file, which Pillow cannot write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    height, width, _ = colours.shape
+    height, width, _ = colors.shape
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in colours)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in colors)
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
@@ -61,7 +61,7 @@ def test_endings_are_known_in_capitals_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "jpg", ".png", "a.jpg.bak", "paper.pdf", "maps.h5", "film.mpg"])
-def test_a_file_that_is_no_image_by_its_ending_is_ignored_in_a_folder(tmp_path, name):
+def test_a_file_that_is_not_image_by_its_ending_is_ignored_in_a_folder(tmp_path, name):
     touch(tmp_path, name, "a.png")
     assert find_images([tmp_path]) == [tmp_path / "a.png"]
 
@@ -166,10 +166,10 @@ def test_gray_of_16_bits_with_the_high_byte_first_is_divided_by_257(tmp_path):
     assert np.array_equal(pixels(open_image(tmp_path / "a.tiff"))[..., 0], np.rint(gray() / 257))
 
 
-def test_colours_of_16_bits_are_divided_by_257(tmp_path):
-    colours = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), dtype=np.uint16)
-    write_png_of_16_bits(tmp_path / "a.png", colours)
-    difference = pixels(open_image(tmp_path / "a.png")) - colours / 257
+def test_colors_of_16_bits_are_divided_by_257(tmp_path):
+    colors = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), dtype=np.uint16)
+    write_png_of_16_bits(tmp_path / "a.png", colors)
+    difference = pixels(open_image(tmp_path / "a.png")) - colors / 257
     assert np.abs(difference).max() < 1  # Pillow keeps the high byte of each
 
 
@@ -179,13 +179,13 @@ def test_floating_point_pixels_are_refused(tmp_path):
         open_image(tmp_path / "a.tiff")
 
 
-def test_a_cmyk_jpeg_has_the_colours_it_was_made_from(tmp_path, photograph):
+def test_a_cmyk_jpeg_has_the_colors_it_was_made_from(tmp_path, photograph):
     photograph.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     difference = pixels(open_image(tmp_path / "a.jpg")) - pixels(photograph)
-    assert np.abs(difference).mean() < 4  # what the compression loses; inverted colours differ by 100
+    assert np.abs(difference).mean() < 4  # what the compression loses; inverted colors differ by 100
 
 
-def test_transparent_colours_are_laid_over_white(tmp_path, photograph):
+def test_transparent_colors_are_laid_over_white(tmp_path, photograph):
     share = np.linspace(0, 255, photograph.width).astype(np.uint8)
     alpha = np.broadcast_to(share, (photograph.height, photograph.width))
     Image.fromarray(np.dstack([np.asarray(photograph), alpha])).save(tmp_path / "a.png")
@@ -199,14 +199,14 @@ def test_transparent_gray_is_laid_over_white(tmp_path):
     assert np.abs(pixels(open_image(tmp_path / "a.png")) - (100 * 0.2 + 255 * 0.8)).max() <= 1  # rounding
 
 
-def test_the_transparent_colour_of_a_palette_is_white(tmp_path):
+def test_the_transparent_color_of_a_palette_is_white(tmp_path):
     image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(tmp_path / "a.png", transparency=1)
     assert pixels(open_image(tmp_path / "a.png")).tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
 
 
-def test_half_transparent_colours_of_a_palette_are_laid_over_white(tmp_path):
+def test_half_transparent_colors_of_a_palette_are_laid_over_white(tmp_path):
     image = Image.new("P", (2, 2), 0)
     image.putpalette([0, 100, 200])
     image.save(tmp_path / "a.png", transparency=bytes([51]))
@@ -214,7 +214,7 @@ def test_half_transparent_colours_of_a_palette_are_laid_over_white(tmp_path):
     assert np.abs(pixels(open_image(tmp_path / "a.png")) - expected).max() <= 1  # rounding
 
 
-def test_the_transparent_colour_of_a_true_colour_file_is_white(tmp_path):
+def test_the_transparent_color_of_a_true_color_file_is_white(tmp_path):
     Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)).save(tmp_path / "a.png", transparency=(1, 2, 3))
     assert pixels(open_image(tmp_path / "a.png")).tolist() == [[[255, 255, 255], [4, 5, 6]]]
 
@@ -230,7 +230,7 @@ def test_a_picture_taken_with_the_camera_on_its_side_is_upright(tmp_path, photog
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 3

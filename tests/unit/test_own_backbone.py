@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,7 +24,7 @@ def example(own_registry):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_built_by_name_with_maps_in_order(name):
-    backbone = randomise(featx.create_model(name, features_only=True, out_indices=[1, 0]))
+    backbone = randomize(featx.create_model(name, features_only=True, out_indices=[1, 0]))
     deeper, shallower = backbone(images())
     for feature_map, level in zip((deeper, shallower), backbone.feature_info, strict=True):
         assert feature_map.shape == (2, level.chs, 64 // level.reduction, 96 // level.reduction)
@@ -38,7 +38,7 @@ def test_three_levels_are_asked_for_as_the_guide_does():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_are_those_of_the_plain_network(name, example):
-    extractor = randomise(featx.create_model(name, features_only=True))
+    extractor = randomize(featx.create_model(name, features_only=True))
     plain = featx.create_model(name).eval()
     assert not plain.load_state_dict(extractor.state_dict(), strict=False).unexpected_keys
     names = [level.name for level in extractor.feature_info]
@@ -91,7 +91,7 @@ def test_a_function_that_ignores_features_only_is_found_out():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_of_the_full_network_and_of_the_extractor_load_into_either(name, tmp_path):
-    full = randomise(featx.create_model(name))
+    full = randomize(featx.create_model(name))
     save_file(full.state_dict(), tmp_path / "full.safetensors")
     if name != "dummynet50":  # its rewritten class has the head too
         extractor = featx.create_model(name, features_only=True, checkpoint_path=tmp_path / "full.safetensors").eval()

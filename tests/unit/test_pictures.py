@@ -1,4 +1,4 @@
-"""Files that no photograph of a camera is like: other depths, colours and containers, damaged metadata, programs."""
+"""Files that no photograph of a camera is like: other depths, colors and containers, damaged metadata, programs."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
-from support.photographs import ADOBE, COLOURS, GRAY, PHOTOGRAPH, SRGB, encoded, to_srgb
+from support.photographs import ADOBE, COLORS, GRAY, PHOTOGRAPH, SRGB, encoded, to_srgb
 
 from featx import ImageError
 from featx.images import Opening, image_suffixes, open_image, open_sized, stated_size
@@ -85,9 +85,9 @@ def test_gray_of_16_bits_is_the_same_in_tiles_and_in_any_order_of_bytes(order, t
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_colours_in_tiles_and_planes_are_those_that_were_written_or_refused(bits, planes, compression, tile):
+def test_colors_in_tiles_and_planes_are_those_that_were_written_or_refused(bits, planes, compression, tile):
     """The expected pixels are those that tifffile was given."""
-    pixels = COLOURS if bits == 16 else (COLOURS >> 8).astype(np.uint8)
+    pixels = COLORS if bits == 16 else (COLORS >> 8).astype(np.uint8)
     options = {"photometric": "rgb", "tile": tile, "compression": compression}
     given = np.ascontiguousarray(pixels.transpose(2, 0, 1)) if planes else pixels
     content = tiff(given, planarconfig="separate" if planes else "contig", **options)
@@ -95,7 +95,7 @@ def test_colours_in_tiles_and_planes_are_those_that_were_written_or_refused(bits
         with pytest.raises(ImageError, match="planes of 16 bits without compression cannot be decoded: store pixels"):
             opened(content)
     else:
-        assert np.abs(opened(content) - (COLOURS >> 8)).max() == 0
+        assert np.abs(opened(content) - (COLORS >> 8)).max() == 0
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.uint32])
@@ -119,7 +119,7 @@ def test_gray_of_a_netpbm_file_of_any_range_fills_the_range():
     assert np.abs(opened(content)[..., 0] - (GRAY % 1001) / 1000 * 255).max() <= 0.51  # rounded twice
 
 
-# transparent colours of PNG
+# transparent colors of PNG
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -138,19 +138,19 @@ def test_the_transparent_gray_of_a_png_is_white_at_every_depth(bits):
     assert np.array_equal(opened(content)[..., 0], expected)
 
 
-def test_the_transparent_colour_of_a_png_of_16_bits_is_compared_in_all_bits():
-    """Two colours that differ in their low bytes alone: only one of them is transparent."""
-    colours = np.array([[[500, 600, 700], [501, 600, 700], [60000, 5, 30000]]], dtype=np.uint16)
-    lines = b"\0" + colours.astype(">u2").tobytes()
+def test_the_transparent_color_of_a_png_of_16_bits_is_compared_in_all_bits():
+    """Two colors that differ in their low bytes alone: only one of them is transparent."""
+    colors = np.array([[[500, 600, 700], [501, 600, 700], [60000, 5, 30000]]], dtype=np.uint16)
+    lines = b"\0" + colors.astype(">u2").tobytes()
     content = png(lines, (3, 1), 16, 2, chunk(b"tRNS", struct.pack(">HHH", 500, 600, 700)))
     assert opened(content).tolist() == [[[255, 255, 255], [1, 2, 2], [234, 0, 117]]]
 
 
-# colours
+# colors
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF", "JPEG"])
-def test_colours_of_a_profile_are_converted_to_srgb(kind):
+def test_colors_of_a_profile_are_converted_to_srgb(kind):
     options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}, "JPEG": {"quality": 100, "subsampling": 0}}
     content = encoded(PHOTOGRAPH, kind, icc_profile=ADOBE, **options.get(kind, {}))
     expected = to_srgb(np.asarray(PHOTOGRAPH))
@@ -160,7 +160,7 @@ def test_colours_of_a_profile_are_converted_to_srgb(kind):
     assert np.array_equal(opened(content, Opening("none")), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
-def test_transparency_stays_where_colours_are_converted():
+def test_transparency_stays_where_colors_are_converted():
     alpha = Image.fromarray(np.where(np.arange(120)[None] < 60, 255, 0).astype(np.uint8).repeat(80, 0))
     clear = PHOTOGRAPH.copy()
     clear.putalpha(alpha)
@@ -169,7 +169,7 @@ def test_transparency_stays_where_colours_are_converted():
     assert (found[:, 60:] == 255).all()
 
 
-def test_the_colours_of_a_palette_are_converted():
+def test_the_colors_of_a_palette_are_converted():
     palette = PHOTOGRAPH.quantize(16)
     expected = to_srgb(np.asarray(palette.convert("RGB")))
     assert np.abs(opened(encoded(palette, "PNG", icc_profile=ADOBE)) - expected).mean() < 0.6
@@ -191,7 +191,7 @@ def test_a_profile_of_other_channels_than_the_picture_is_not_applied():
     assert np.array_equal(opened(content)[..., 0], np.asarray(PHOTOGRAPH.convert("L")))
 
 
-def test_lab_is_shown_in_the_colours_that_it_measures():
+def test_lab_is_shown_in_the_colors_that_it_measures():
     lab = ImageCms.profileToProfile(
         PHOTOGRAPH, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )

@@ -88,7 +88,7 @@ def test_channels_come_in_the_order_that_the_model_takes(make):
 
 
 def test_a_crop_between_two_pixels_starts_at_the_even_one_or_the_next_one_down():
-    """Of 67 columns, 64 from the centre leave one and a half at the left."""
+    """Of 67 columns, 64 from the center leave one and a half at the left."""
     columns = np.arange(67, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     starts = {}
     for rounding in ("nearest", "down"):
@@ -184,7 +184,7 @@ def test_an_upright_image_keeps_its_aspect():
     assert featx.transform_whole(model(DataConfig()), size=96)(upright).shape == (3, 144, 96)
 
 
-def test_a_whole_image_is_resized_and_normalised_but_not_cropped():
+def test_a_whole_image_is_resized_and_normalized_but_not_cropped():
     photograph = PHOTOGRAPHS["coffee"]
     whole = featx.transform_whole(model(DataConfig(crop=0.5)), size=96)(photograph)
     resized = np.asarray(photograph.resize((144, 96), Image.Resampling.BICUBIC)) / 255

@@ -1,4 +1,4 @@
-"""Preprocessing that is not lost on any way: saved, read by timm, extracted, wrapped, optimised."""
+"""Preprocessing that is not lost on any way: saved, read by timm, extracted, wrapped, optimized."""
 
 import json
 from dataclasses import asdict, replace
@@ -92,7 +92,7 @@ def test_a_folder_whose_preprocessing_means_nothing_is_refused(folder, stated, m
         featx.create_model(f"local-dir:{folder}")
 
 
-def test_pipelines_and_optimised_extractors_keep_the_preprocessing():
+def test_pipelines_and_optimized_extractors_keep_the_preprocessing():
     extractor = expecting(BGR)
     assert Pipeline(extractor, ChannelMapper(extractor.feature_info, 8)).data_config == BGR
     assert featx.optimize(extractor, runtime="eager").data_config == BGR
@@ -171,7 +171,7 @@ def test_a_picture_of_an_extraction_shows_what_the_model_saw(config, tmp_path):
         assert (seen[0, 0] == [round(255 * mean) for mean in config.mean]).all()
 
 
-def test_what_normalises_images_itself_refuses_a_backbone_for_bgr():
+def test_what_normalizes_images_itself_refuses_a_backbone_for_bgr():
     extractor = expecting(BGR)
     with pytest.raises(ArgumentError, match=r"in the order BGR, and would be given RGB: .*mobilevit_s"):
         statistics(extractor)

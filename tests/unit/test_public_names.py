@@ -66,7 +66,7 @@ def test_every_function_and_class_of_the_package_is_listed():
     assert sorted((own | featx.LAZY.keys()) - {*featx.__all__}) == []
 
 
-def test_an_unknown_name_is_no_attribute():
+def test_an_unknown_name_is_not_an_attribute():
     for package in (featx, featx.adapters, featx.models):
         with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'resnet_50'"):
             package.resnet_50  # noqa: B018

@@ -28,7 +28,7 @@ def reference(image, size, crop, interpolation):
 
 @settings(deadline=None, max_examples=300)
 @given(SIDES, SIDES, SIDES, SIDES, SIDES, SIDES, st.sampled_from(["bicubic", "bilinear", "lanczos", "nearest"]))
-def test_the_centre_of_a_resized_image_has_torchvisions_pixels(
+def test_the_center_of_a_resized_image_has_torchvisions_pixels(
     width, height, across, down, right, lower, interpolation
 ):
     image, size, crop = noise(width, height), (across, down), (right, lower)
@@ -38,7 +38,7 @@ def test_the_centre_of_a_resized_image_has_torchvisions_pixels(
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize("down", [40, 384])
-def test_the_centre_of_a_very_tall_image_has_torchvisions_pixels(interpolation, down):
+def test_the_center_of_a_very_tall_image_has_torchvisions_pixels(interpolation, down):
     for across, crop in ((1, (1, 1)), (3, (2, 30)), (2, (2, 200))):
         found = resized_center(noise(2, 363), (across, down), crop, interpolation)
         expected = reference(noise(2, 363), [across, down], list(crop), interpolation)
@@ -48,7 +48,7 @@ def test_the_centre_of_a_very_tall_image_has_torchvisions_pixels(interpolation, 
 @pytest.mark.parametrize(
     ("pixels", "size"), [((1920, 1080), (455, 256)), ((500, 375), (341, 256)), ((4032, 3024), (341, 256))]
 )
-def test_the_centre_of_a_large_photograph_has_torchvisions_pixels(pixels, size):
+def test_the_center_of_a_large_photograph_has_torchvisions_pixels(pixels, size):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*pixels[::-1], 3), np.uint8))
     found = resized_center(image, size, (224, 224), "bicubic")
     assert np.array_equal(np.asarray(found), np.asarray(reference(image, list(size), [224, 224], "bicubic")))

@@ -55,7 +55,7 @@ def test_the_first_suggestion_is_what_was_meant(name):
         ("TorchVision/resnet18", "ask for torchvision/resnet18"),
     ],
 )
-def test_what_is_no_misspelling_is_answered_with_what_to_ask_for(name, words):
+def test_what_is_not_a_misspelling_is_answered_with_what_to_ask_for(name, words):
     with pytest.raises(featx.UnknownModelError, match=words):
         featx.create_model(name)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_same, images, randomise
+from conftest import assert_same, images, randomize
 from support.tap_models import Reads, Tokens, conv, outputs, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,7 +50,7 @@ def tokens_of(model: nn.Module, x: Tensor, key: int, prefix: int) -> tuple[Tenso
 @pytest.mark.parametrize("prefix", [0, 1, 5, 12])
 @pytest.mark.parametrize("size", [(64, 96), (40, 56)])
 def test_tokens_become_grids_and_the_number_of_prefix_tokens_is_found(prefix, size):
-    model, x = randomise(Tokens(prefix)), images(2, 3, *size)
+    model, x = randomize(Tokens(prefix)), images(2, 3, *size)
     extractor = tap(model, [Tap("layers.1", key=2)], output="tokens")
     ((ahead, map_),) = run(extractor, x)
     expected = tokens_of(model, x, 2, prefix)
@@ -62,13 +62,13 @@ def test_tokens_become_grids_and_the_number_of_prefix_tokens_is_found(prefix, si
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_few_prefix_tokens_are_found_where_one_size_is_all_a_model_takes(prefix):
-    model, x = randomise(Tokens(prefix, size=64)), images(2, 3, 64, 64)
+    model, x = randomize(Tokens(prefix, size=64)), images(2, 3, 64, 64)
     (map_,) = run(tap(model, [Tap("layers.1", 0)], example=x), x)
     assert torch.equal(map_, tokens_of(model, x, 0, prefix)[1])
 
 
 def test_many_prefix_tokens_can_be_stated_where_one_size_is_all_a_model_takes():
-    model, x = randomise(Tokens(20, size=64)), images(2, 3, 64, 64)
+    model, x = randomize(Tokens(20, size=64)), images(2, 3, 64, 64)
     with pytest.raises(ContractError, match="not a map"):
         tap(model, [Tap("layers.1", 0)], example=x)
     (map_,) = run(tap(model, [Tap("layers.1", 0, prefix=20)], example=x), x)
@@ -76,7 +76,7 @@ def test_many_prefix_tokens_can_be_stated_where_one_size_is_all_a_model_takes():
 
 
 def test_channels_last_maps_come_out_with_channels_first_and_entries_of_dictionaries_by_key():
-    model, x = randomise(Last()), images()
+    model, x = randomize(Last()), images()
     fine, coarse = run(tap(model, [Tap("both", "fine"), Tap("both", "coarse")]), x)
     stage, both = outputs(model, ["stage", "both"], x)
     assert_same([fine, coarse], [both["fine"].permute(0, 3, 1, 2), both["coarse"]])
@@ -175,7 +175,7 @@ def test_a_model_that_needs_values_runs_on_the_example():
             x = x * 2 if x.mean().item() > 5 else x
             return self.head(self.conv(x).mean((2, 3)))
 
-    model, x = randomise(Needy()), images(2, 3, 32, 48)
+    model, x = randomize(Needy()), images(2, 3, 32, 48)
     with pytest.raises(ContractError, match="pass example="):
         tap(model, ["conv"])
     before = copy.deepcopy(model.state_dict())
@@ -206,7 +206,7 @@ def test_a_module_that_is_not_called_for_some_images_is_named():
 
 
 def test_parameters_that_are_read_without_need_are_left_out():
-    model, x = randomise(Reads()), images()
+    model, x = randomize(Reads()), images()
     extractor = tap(model, ["stem"])
     assert extractor.excess == ()
     assert {name for name, _ in extractor.named_parameters()} == {
@@ -217,7 +217,7 @@ def test_parameters_that_are_read_without_need_are_left_out():
 
 @pytest.mark.usefixtures("one_process", "tolerant_of_torch")
 def test_what_is_left_out_does_not_keep_a_model_from_ddp():
-    parallel = DistributedDataParallel(tap(randomise(Reads()), ["stem"]).train())
+    parallel = DistributedDataParallel(tap(randomize(Reads()), ["stem"]).train())
     for _ in range(2):  # a second step fails if the first left a parameter without a gradient
         parallel(images())[0].mean().backward()
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_left_out_is_named_in_excess():
             parameters = dict(self.head.named_parameters())
             return F.linear(self.stem(x).mean((2, 3)), parameters["weight"], parameters["bias"])
 
-    model, x = randomise(Insists()), images()
+    model, x = randomize(Insists()), images()
     extractor = tap(model, ["stem"])
     assert extractor.excess == ("head.weight", "head.bias")
     assert set(extractor.excess) == {name for name in extractor.state_dict() if name.startswith("head")}
@@ -274,7 +274,7 @@ class Shaped(nn.Module):
 
 @pytest.mark.parametrize("kind", [Checks, Shaped])
 def test_what_is_left_out_is_missed_at_no_size(kind):
-    model = randomise(kind())
+    model = randomize(kind())
     extractor = tap(model, ["stem"])
     assert extractor.excess == ()
     assert all(name.startswith("stem") for name, _ in extractor.named_parameters())

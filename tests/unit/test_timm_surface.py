@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SMALL, images, randomise, relative_difference, same_state
+from conftest import SMALL, images, randomize, relative_difference, same_state
 from support.timm_parity import is_vit, of_timm
 from timm.models import get_pretrained_cfg
 
@@ -28,7 +28,7 @@ X = (1, 3, 64, 96)
 
 def pair(name, **kwargs):
     """Our model and timm's with the same random weights, ViTs of two blocks."""
-    theirs = randomise(of_timm(name, **kwargs, **({"depth": 2, "fc_norm": False} if is_vit(name) else {})))
+    theirs = randomize(of_timm(name, **kwargs, **({"depth": 2, "fc_norm": False} if is_vit(name) else {})))
     ours = featx.create_model(name, **kwargs, **({"depth": 2, "fc_norm": False} if is_vit(name) else {})).eval()
     own = ours.state_dict()
     # timm's classifier of cells is a convolution
@@ -71,7 +71,7 @@ def test_pools_are_those_that_timm_has(name, pool):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["regnety_002", "mobilenetv3_small_050", "convnext_atto"])
 def test_without_a_pool_the_classifier_reads_every_cell(name):
-    pooled = randomise(featx.create_model(name, num_classes=5))
+    pooled = randomize(featx.create_model(name, num_classes=5))
     cells = featx.create_model(name, num_classes=5, global_pool="", checkpoint_path=pooled.state_dict()).eval()
     features = cells.forward_features(images(*X))
     for row in range(2):
@@ -85,7 +85,7 @@ def test_without_a_pool_the_classifier_reads_every_cell(name):
 @pytest.mark.parametrize("name", POOLED)
 def test_a_reset_classifier_equals_one_that_was_built_so(name, pool):
     vit = {"depth": 2} if is_vit(name) else {}
-    model = randomise(featx.create_model(name, num_classes=3, **vit)).half()
+    model = randomize(featx.create_model(name, num_classes=3, **vit)).half()
     kind = {} if pool is None else {"global_pool": pool}
     try:
         built = featx.create_model(name, num_classes=4, **kind, **vit).eval()
@@ -174,7 +174,7 @@ def test_every_parameter_gets_a_gradient(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", HEADED)
 def test_intermediates_are_the_extractors_maps_beside_the_features(name):
-    model = randomise(featx.create_model(name, **({"depth": 3} if is_vit(name) else {})))
+    model = randomize(featx.create_model(name, **({"depth": 3} if is_vit(name) else {})))
     x, asked = images(*X), [1, -1, 0]
     features, maps = model.forward_intermediates(x, indices=asked)
     assert torch.equal(features, model.forward_features(x))
@@ -275,7 +275,7 @@ def test_models_are_listed_by_the_file_of_their_class():
 
 @torch.no_grad()
 def test_saved_heads_are_built_again_here_and_by_timm(tmp_path):
-    model = randomise(featx.create_model("vit_tiny_patch16_224", depth=1, num_classes=3))
+    model = randomize(featx.create_model("vit_tiny_patch16_224", depth=1, num_classes=3))
     model.reset_classifier(4, "avg")
     featx.save(model, tmp_path)
     again = featx.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -286,7 +286,7 @@ def test_saved_heads_are_built_again_here_and_by_timm(tmp_path):
 
 @torch.no_grad()
 def test_the_last_norm_of_a_vit_is_where_the_weights_have_it():
-    theirs = randomise(of_timm("vit_tiny_patch16_224", depth=1, global_pool="avg"))
+    theirs = randomize(of_timm("vit_tiny_patch16_224", depth=1, global_pool="avg"))
     ours = featx.create_model(
         "vit_tiny_patch16_224", depth=1, global_pool="avg", checkpoint_path=theirs.state_dict()
     ).eval()
@@ -294,7 +294,7 @@ def test_the_last_norm_of_a_vit_is_where_the_weights_have_it():
 
 
 def test_files_of_flax_fill_timms_vits(tmp_path):
-    native = randomise(featx.create_model("vit_tiny_patch16_224", depth=1)).state_dict()
+    native = randomize(featx.create_model("vit_tiny_patch16_224", depth=1)).state_dict()
     np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in to_flax(native, 3).items()})
     model = featx.create_model("timm/vit_tiny_patch16_224", depth=1, checkpoint_path=tmp_path / "w.npz")
     assert same_state(model.state_dict(), native)

@@ -65,7 +65,7 @@ def test_maps_that_depend_on_the_mode_are_found_and_modes_are_kept():
     assert [module.training for module in (model, model.a, model.b)] == [False, True, False]
 
 
-def test_sizes_that_are_refused_are_told_from_those_proven():
+def test_sizes_that_are_refused_are_distinguished_from_those_proven():
     proof = featx.verify(Net(Even()), [(64, 64), (64, 68), (64, 72)])
     assert list(proof.sizes) == [(64, 64), (64, 72)]
     assert proof.refused == {(64, 68): "odd sides"}

@@ -37,7 +37,7 @@ def test_a_walk_gives_all_files_and_follows_no_link_to_a_folder(tree):
     assert told == {f"{tree}/b/up": KNOWN, f"{tree}/out": LINKED}
 
 
-def test_a_folder_that_cannot_be_read_is_told_with_the_reason_and_stops_nothing(tree, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported_with_the_reason_and_stops_nothing(tree, monkeypatch):
     lock(monkeypatch, "d")
     told = {}
     assert sorted(walked(str(tree / "b"), told.setdefault)) == ["c.jpg"]
@@ -121,7 +121,7 @@ def test_links_in_circles_end(tmp_path):
     assert set(told.values()) == {KNOWN}
 
 
-def test_a_pattern_that_is_no_path_matches_nothing():
+def test_a_pattern_that_is_not_a_path_matches_nothing():
     assert matching("a\0/*", lambda *_: None) == []
 
 

@@ -23,14 +23,14 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("kind", [str, Path])
-def test_an_address_is_no_place_for_results(address, kind):
+def test_an_address_is_not_a_place_for_results(address, kind):
     with pytest.raises(
         OutputError, match=f"^{address} is an address, and results are written to paths of this machine"
     ):
         local(kind(address))
 
 
-def test_an_address_of_this_machine_is_told_as_the_path_to_name():
+def test_an_address_of_this_machine_is_reported_as_the_path_to_name():
     with pytest.raises(
         OutputError, match="file:///tmp/maps is an address, and results are written to paths: name /tmp"
     ):
@@ -51,7 +51,7 @@ def test_a_name_with_a_colon_is_a_name(name, tmp_path, monkeypatch):
     assert local(name) == Path(name)
 
 
-def test_a_name_with_nul_is_no_path():
+def test_a_name_with_nul_is_not_a_path():
     with pytest.raises(OutputError, match=r"'a\\x00b' is not a path"):
         local("a\0b")
 

@@ -1,4 +1,4 @@
-"""The blocks of a transformer that normalises before it mixes (https://arxiv.org/abs/2010.11929)."""
+"""The blocks of a transformer that normalizes before it mixes (https://arxiv.org/abs/2010.11929)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

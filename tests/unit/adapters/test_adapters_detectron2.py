@@ -140,7 +140,7 @@ def test_the_padding_makes_maps_double_that_are_enlarged_or_of_other_patches(sou
     assert len(model(padded(images(1, 3, 97, 161), backbone))) == 3
 
 
-def test_shapes_are_told_by_name():
+def test_shapes_are_reported_by_name():
     backbone = adapter.backbone(random_extractor("resnet18", out_indices=[4, 2]), ("deep", "fine"))
     assert backbone.output_shape() == {"deep": ShapeSpec(512, stride=32), "fine": ShapeSpec(128, stride=8)}
     assert {name: map_.shape[1] for name, map_ in backbone(images(1, 3, 64, 64)).items()} == {"deep": 512, "fine": 128}

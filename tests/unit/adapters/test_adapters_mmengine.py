@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import Registry
 from support.adapters import BACKBONES, assert_close, assert_trains, reloaded, side
@@ -63,7 +63,7 @@ def test_norms_in_eval_keep_their_statistics_and_train_their_scales(registry):
 
 
 def test_pretrained_is_loaded_by_featx_under_any_prefix(registry, tmp_path):
-    plain = randomise(featx.create_model("resnet18"))
+    plain = randomize(featx.create_model("resnet18"))
     state = {f"backbone.{name}": value for name, value in plain.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "detector.pth")
     init = {"type": "Pretrained", "checkpoint": str(tmp_path / "detector.pth")}
@@ -77,7 +77,7 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_and_not_a_line_in_a_log(regi
         build(registry, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "other.pth")})
 
 
-def test_initialising_a_whole_model_leaves_the_backbones_values(registry):
+def test_initializing_a_whole_model_leaves_the_backbones_values(registry):
     class Model(BaseModel):
         def __init__(self, backbone):
             super().__init__()
@@ -86,14 +86,14 @@ def test_initialising_a_whole_model_leaves_the_backbones_values(registry):
         def forward(self, inputs):
             return self.backbone(inputs)
 
-    backbone = randomise(build(registry))
+    backbone = randomize(build(registry))
     before = copy.deepcopy(backbone.state_dict())
     Model(backbone).init_weights()
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("init", [{"type": "Kaiming", "layer": "Conv2d"}, {"type": "Pretrained"}])
-def test_other_initialisations_are_refused(registry, init):
+def test_other_initializations_are_refused(registry, init):
     with pytest.raises(featx.ArgumentError, match="expected dict"):
         build(registry, init_cfg=init)
 

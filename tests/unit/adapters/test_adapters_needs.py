@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import images, randomise
+from conftest import images, randomize
 from support.adapters import MASK2FORMER, assert_close
 
 import featx
@@ -159,7 +159,7 @@ def own_resnet(stages):
 def test_numbers_are_those_of_the_model_on_the_packages_own_resnet(build, stages):
     theirs = build(own_resnet(stages))
     ours = build(resnet())
-    randomise(theirs)
+    randomize(theirs)
     (path,) = (name for name, module in ours.named_modules() if isinstance(module, Backbone))
     state = theirs.state_dict()
     inside = {n.removeprefix(f"{path}."): t for n, t in state.items() if n.startswith(f"{path}.")}

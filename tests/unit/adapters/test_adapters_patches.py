@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import images, random_extractor, randomise
+from conftest import images, random_extractor, randomize
 from support.adapters import assert_close
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
@@ -39,8 +39,8 @@ def pyramid(scales=(2.0, 1.0, 0.5, 0.25)):
 def test_each_new_cell_is_interpolated_at_its_own_place():
     """Of a map that holds the place of each cell in pixels, the new cells are at their own places."""
     neck = Resample([{"chs": 2, "reduction": 14, "name": "blocks.0"}], 16)
-    centres = torch.meshgrid(14 * torch.arange(20.0) + 7, 14 * torch.arange(23.0) + 7, indexing="ij")
-    (moved,) = neck([torch.stack(centres)[None]])
+    centers = torch.meshgrid(14 * torch.arange(20.0) + 7, 14 * torch.arange(23.0) + 7, indexing="ij")
+    (moved,) = neck([torch.stack(centers)[None]])
     wanted = torch.meshgrid(16 * torch.arange(17.0) + 8, 16 * torch.arange(20.0) + 8, indexing="ij")
     torch.testing.assert_close(moved[0], torch.stack(wanted))
     assert [neck.cells([cells]) for cells in (20, 23)] == [[17], [20]]
@@ -100,7 +100,7 @@ def test_dpt_of_patches_of_16_is_the_packages_own():
     """Its DPT on timm's transformer, whose tokens are ours."""
     chosen = {"decoder_intermediate_channels": (8,) * 4, "decoder_fusion_channels": 8, "classes": 2}
     encoder = {"encoder_weights": None, "encoder_depth": 4, "encoder_output_indices": [0, 1, 2, 3]}
-    theirs = randomise(smp.DPT("tu-test_vit", **encoder, **chosen))
+    theirs = randomize(smp.DPT("tu-test_vit", **encoder, **chosen))
     source = featx.FeatureExtractWrapper(theirs.encoder.model, [0, 1, 2, 3], output="tokens")
     ours = smp_dpt.dpt(source, 2, intermediate_channels=(8,) * 4, fusion_channels=8).eval()
     for part in ("decoder", "segmentation_head"):
@@ -149,10 +149,10 @@ def test_boxes_are_pooled_at_the_strides_of_the_maps():
     for side in (40.0, 120.0, 250.0):
         box = torch.tensor([[100.0, 150.0, 100.0 + side, 150.0 + side]])
         (cells,) = pooler(maps, [box], [(448, 448)])
-        centres = side * (torch.arange(7) + 0.5) / 7
+        centers = side * (torch.arange(7) + 0.5) / 7
         rows, columns = cells[0, :, 0], cells[1, 0]
-        torch.testing.assert_close(rows, 150 + centres, rtol=0, atol=0.01)
-        torch.testing.assert_close(columns, 100 + centres, rtol=0, atol=0.01)
+        torch.testing.assert_close(rows, 150 + centers, rtol=0, atol=0.01)
+        torch.testing.assert_close(columns, 100 + centers, rtol=0, atol=0.01)
 
 
 def test_strides_of_powers_of_two_are_pooled_as_torchvision_does():
@@ -228,7 +228,7 @@ def test_depth_is_that_of_the_packages_own_dinov2_at_any_size(build, size):
         out_indices=[1, 2, 3, 4],
         reshape_hidden_states=False,
     )
-    theirs = randomise(build(own))
+    theirs = randomize(build(own))
     arguments = {**SMALL, "image_size": 112, "norm_maps": True, "antialias": False}
     ours = build(Config(backbone=PATCH_14, arguments=arguments, return_tokens=True)).eval()
     state = theirs.state_dict()

@@ -53,7 +53,7 @@ def test_detectors_train_and_keep_their_numbers_through_a_file(kind, name):
                 assert_close(ours[key], theirs[key])
 
 
-def test_images_are_normalised_once_with_the_statistics_of_the_weights():
+def test_images_are_normalized_once_with_the_statistics_of_the_weights():
     source = pyramid("mobilenetv3_small_050")
     model = detector(FasterRCNN, "mobilenetv3_small_050").eval()
     photo = torch.rand(3, 96, 96)
@@ -109,7 +109,7 @@ def test_maps_are_named_by_numbers():
     assert [map_.shape[1] for map_ in maps.values()] == [8] * 4
 
 
-def test_ssd_is_told_the_channels_of_each_map():
+def test_ssd_is_reported_the_channels_of_each_map():
     assert adapter.ssd_backbone(random_extractor("resnet18", out_indices=[2, 3])).out_channels == [128, 256]
 
 
@@ -134,14 +134,14 @@ def test_other_detectors_are_refused():
         adapter.detector_arguments(nn.Linear, pyramid("resnet18"))
 
 
-def test_a_source_that_does_not_state_its_normalisation_is_refused():
+def test_a_source_that_does_not_state_its_normalization_is_refused():
     source = random_extractor("resnet18", in_chans=4)
     with pytest.raises(featx.ArgumentError, match=r"4 channels.*3 means"):
         adapter.detector_arguments(SSD, source)
 
 
 @pytest.mark.parametrize("wrong", [nn.Conv2d(3, 8, 1), featx.create_model("resnet18")], ids=["module", "classifier"])
-def test_what_is_no_source_is_refused(wrong):
+def test_what_is_not_a_source_is_refused(wrong):
     with pytest.raises(featx.ArgumentError, match="features_only=True"):
         adapter.detection_backbone(wrong)
 

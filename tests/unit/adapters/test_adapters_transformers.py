@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import images, randomise
+from conftest import images, randomize
 from support.adapters import MASK2FORMER, assert_close, is_vit, matrix, side
 from torch import nn
 from transformers import AutoBackbone, AutoConfig
@@ -137,7 +137,7 @@ def test_models_of_depth_get_tokens(build, tmp_path):
 
 def test_tokens_are_the_class_token_and_the_grid_row_by_row():
     config = Config(backbone=TINY, out_indices=[3], return_tokens=True)
-    backbone = randomise(Backbone(config))
+    backbone = randomize(Backbone(config))
     x = images(2, 3, 32, 48)
     ((prefix, map_),) = backbone.body(x)
     (tokens,) = backbone(x).feature_maps
@@ -164,7 +164,7 @@ def test_maps_are_channels_first_where_the_package_of_the_model_has_them_last():
     assert [map_.shape for map_ in maps] == [(1, 96, 56, 56), (1, 192, 28, 28)]
 
 
-def test_channels_are_told_for_every_stage_and_for_those_asked_for():
+def test_channels_are_reported_for_every_stage_and_for_those_asked_for():
     backbone = Backbone(Config(backbone="resnet18", out_features=["layer1", "layer3"]))
     assert backbone.stage_names == ["act1", "layer1", "layer2", "layer3", "layer4"]
     assert backbone.num_features == [64, 64, 128, 256, 512]
@@ -215,7 +215,7 @@ def test_a_subclass_of_the_configuration_keeps_its_fields(tmp_path):
 @pytest.mark.parametrize("name", ["timm/swin_tiny_patch4_window7_224"])
 def test_buffers_that_no_checkpoint_has_are_right_after_loading(name, tmp_path):
     config = Config(backbone=name, out_indices=[0], arguments={"img_size": 56})
-    backbone = randomise(Backbone(config))
+    backbone = randomize(Backbone(config))
     unsaved = {key for key, _ in backbone.named_buffers()} - set(backbone.state_dict())
     assert unsaved
     again = reloaded(backbone, tmp_path)
@@ -223,7 +223,7 @@ def test_buffers_that_no_checkpoint_has_are_right_after_loading(name, tmp_path):
     assert_close(again(images(1, 3, 56, 56)).feature_maps[0], backbone(images(1, 3, 56, 56)).feature_maps[0])
 
 
-def test_what_a_checkpoint_lacks_is_initialised_as_the_family_does(tmp_path):
+def test_what_a_checkpoint_lacks_is_initialized_as_the_family_does(tmp_path):
     backbone = Backbone(Config(backbone="resnet18"))
     state = backbone.state_dict()
     kept = {key: value for key, value in state.items() if not key.startswith(("body.layer4", "body.bn1"))}

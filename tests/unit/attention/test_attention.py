@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, images, randomise, relative_difference
+from conftest import SMALL, images, randomize, relative_difference
 from support.attention_models import inputs_of, tiny_vit
 from support.attention_models import same_weights_every_time as same_weights_every_time
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def test_maps_are_those_of_the_definition(arch):
 
 
 def test_maps_of_mobilevit_stand_per_pixel_of_a_patch():
-    model, x = randomise(featx.create_model("mobilevit_xxs")).double(), images(2, 3, 128, 96).double()
+    model, x = randomize(featx.create_model("mobilevit_xxs")).double(), images(2, 3, 128, 96).double()
     block = "stages.3.1.transformer.0"
     with torch.no_grad(), capture_attention(model, [block]) as seen:
         model(x)
@@ -53,7 +53,7 @@ def test_maps_of_mobilevit_stand_per_pixel_of_a_patch():
 
 
 def test_maps_of_mobilevit_come_as_a_grid_of_pixels():
-    model, x = randomise(featx.create_model("mobilevit_xxs")), images(2, 3, 128, 96)
+    model, x = randomize(featx.create_model("mobilevit_xxs")), images(2, 3, 128, 96)
     block = "stages.3.1.transformer.0"
     with torch.no_grad(), capture_attention(model, [block]) as seen:
         model(x)
@@ -66,7 +66,7 @@ def test_maps_of_mobilevit_come_as_a_grid_of_pixels():
 
 
 def test_scores_of_mobilevitv2_are_one_per_patch_and_pixel():
-    model, x = randomise(featx.create_model("mobilevitv2_050")).double(), images(2, 3, 128, 96).double()
+    model, x = randomize(featx.create_model("mobilevitv2_050")).double(), images(2, 3, 128, 96).double()
     block = "stages.3.1.transformer.1"
     with torch.no_grad(), capture_attention(model) as seen:
         model(x)
@@ -93,7 +93,7 @@ def test_a_grid_leaves_prefix_tokens_out_of_the_keys():
 @pytest.mark.parametrize("name", WITH)
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_numbers_of_the_forward_stay_the_same_bit_for_bit(name, gradients):
-    model, x = randomise(featx.create_model(name)), images(1, 3, 64, 96)
+    model, x = randomize(featx.create_model(name)), images(1, 3, 64, 96)
     expected = model(x)
     with capture_attention(model, gradients=gradients) as seen:
         assert torch.equal(model(x), expected)

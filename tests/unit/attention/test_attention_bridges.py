@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from support.attention_models import same_weights_every_time as same_weights_every_time
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ TINY["vit_pe_spatial_tiny_patch16_512"] |= {"img_size": 64}
 
 
 def timm_model(name: str) -> nn.Module:
-    return randomise(featx.create_model(f"timm/{name}", **TINY.get(name, {}))).double()
+    return randomize(featx.create_model(f"timm/{name}", **TINY.get(name, {}))).double()
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
@@ -126,7 +126,7 @@ TRANSFORMERS = {
 
 
 def transformers_model(name: str, implementation: str) -> nn.Module:
-    model = randomise(featx.create_model(f"transformers/{name}", **TRANSFORMERS[name])).double()
+    model = randomize(featx.create_model(f"transformers/{name}", **TRANSFORMERS[name])).double()
     if name != "mobilevit":  # which has one implementation
         model.set_attn_implementation(implementation)
     return model
@@ -220,7 +220,7 @@ def test_bridged_extractors_are_captured(name):
 def test_maps_of_torchvision_are_those_that_pytorch_tells(dtype):
     from torchvision.models import VisionTransformer
 
-    model = randomise(VisionTransformer(64, 16, 2, 3, 48, 96)).to(dtype)
+    model = randomize(VisionTransformer(64, 16, 2, 3, 48, 96)).to(dtype)
     x = images(2, 3, 64, 64).to(dtype)
     with torch.no_grad():
         expected = model(x)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, images, random_extractor, randomise
+from conftest import assert_same, images, random_extractor, randomize
 from support.attention_models import tiny_vit
 from support.torchvision_transformers import narrow_vit
 from torch import nn
@@ -29,7 +29,7 @@ MODELS = {
     "native": lambda: FeatureExtractWrapper(tiny_vit()).eval(),
     "separable": lambda: random_extractor("mobilevitv2_050", out_indices=[4]),
     "timm": lambda: random_extractor("timm/vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3),
-    "torchvision": lambda: FeatureExtractWrapper(randomise(narrow_vit())),
+    "torchvision": lambda: FeatureExtractWrapper(randomize(narrow_vit())),
 }
 
 

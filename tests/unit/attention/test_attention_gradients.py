@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from support.attention_models import same_weights_every_time as same_weights_every_time
 from support.attention_models import tiny_vit
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class StepByStep(TorchFunctionMode):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilevit_xxs", "mobilevitv2_050"])
 def test_gradients_are_those_of_autograd(name, frozen):
     arch = {"dim": 48, "depth": 3, "image_size": 64} if name.startswith("vit") else {}
-    model, x = randomise(featx.create_model(name, **arch)).double(), images(2, 3, 64, 80).double()
+    model, x = randomize(featx.create_model(name, **arch)).double(), images(2, 3, 64, 80).double()
     model.requires_grad_(not frozen)
     with capture_attention(model, gradients=True) as seen:
         model(x)[:, 3].square().sum().backward()

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import transformers as hf
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 
 import featx
 from featx import FeatureExtractWrapper
@@ -22,7 +22,7 @@ SIZES = [(64, 64), (32, 96), (96, 32)]
 @pytest.mark.parametrize("norm_maps", [True, False])
 @pytest.mark.parametrize("name", TIMM)
 def test_maps_of_timm_are_those_of_forward_intermediates(name, norm_maps, size):
-    theirs = randomise(timm.create_model(name, dynamic_img_size=True, **TIMM[name]))
+    theirs = randomize(timm.create_model(name, dynamic_img_size=True, **TIMM[name]))
     ours = featx.create_model(f"timm/{name}", features_only=True, norm_maps=norm_maps, **TIMM[name]).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     x = images(1, 3, *size)
@@ -37,7 +37,7 @@ def test_maps_of_timm_are_those_of_forward_intermediates(name, norm_maps, size):
 def test_maps_of_transformers_backbones_follow_their_own_option(kind, norm_maps):
     chosen = {} if norm_maps is None else {"norm_maps": norm_maps}
     ours = featx.create_model(f"transformers/{kind}", features_only=True, **chosen, **HF).eval()
-    randomise(ours)
+    randomize(ours)
     config = {"dinov2": hf.Dinov2Config, "dinov3_vit": hf.DINOv3ViTConfig}[kind](
         **HF, out_features=["stem", "stage1", "stage2"], apply_layernorm=norm_maps is not False
     )
@@ -53,7 +53,7 @@ def test_maps_of_transformers_backbones_follow_their_own_option(kind, norm_maps)
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "norm"), [("vit", "layernorm"), ("clip_vision_model", "post_layernorm")])
 def test_hidden_states_of_transformers_pass_through_the_last_norm(kind, norm):
-    model = randomise(featx.create_model(f"transformers/{kind}", **HF, intermediate_size=96))
+    model = randomize(featx.create_model(f"transformers/{kind}", **HF, intermediate_size=96))
     x = images(1, 3, 32, 32)
     raw = FeatureExtractWrapper(model)
     name = f"transformers/{kind}"

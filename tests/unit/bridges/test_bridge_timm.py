@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_same, images, randomise
+from conftest import assert_same, images, randomize
 from support.timm_extractors import KINDS, batch, built, extractor, maps_of, on_meta
 
 import featx
@@ -134,7 +134,7 @@ def test_levels_that_are_none_or_twice_are_refused(name, wrong):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_fine_tuned_weights_load_both_ways(name):
-    plain, tuned = built(name), randomise(bridge.build(name), seed=1)
+    plain, tuned = built(name), randomize(bridge.build(name), seed=1)
     taken, x = extractor(tuned, [1]), batch(bridge.pyramid(plain))
     expected = maps_of(taken, x)
     assert not plain.load_state_dict(taken.state_dict(), strict=False).unexpected_keys
@@ -199,7 +199,7 @@ def test_levels_that_timm_names_after_no_module_get_the_name_of_the_one_that_mak
     assert pyramid.feature_info.names() == ["act1", *(f"incre_modules.{i}" for i in range(4))]
 
 
-def test_levels_that_one_module_makes_are_told_apart_by_their_position():
+def test_levels_that_one_module_makes_are_distinguished_by_their_position():
     names = bridge.pyramid(on_meta("crossvit_tiny_240")).feature_info.names()
     assert names == [f"blocks.{block}[{branch}]" for branch in range(2) for block in range(3)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from torch import Tensor
 
 import featx
@@ -27,7 +27,7 @@ ARCHITECTURES = {
 
 def reference(name: str, **arguments):
     model, values = (timm.create_model(name, **{**ARCHITECTURES[name], **arguments}) for _ in range(2))
-    model.load_state_dict(randomise(values).state_dict())  # without values of rotary tables, which no file holds
+    model.load_state_dict(randomize(values).state_dict())  # without values of rotary tables, which no file holds
     return model.eval()
 
 
@@ -242,7 +242,7 @@ def bit_arrays(resnet) -> dict[str, np.ndarray]:
 
 def test_flax_files_that_only_timm_knows_load(tmp_path):
     given = {"channels": (128, 128, 128, 128)}
-    theirs, x = randomise(timm.create_model("resnetv2_50x1_bit", **given)), images(1, 3, 64, 64)
+    theirs, x = randomize(timm.create_model("resnetv2_50x1_bit", **given)), images(1, 3, 64, 64)
     np.savez(tmp_path / "w.npz", **bit_arrays(theirs))
     ours = featx.create_model("timm/resnetv2_50x1_bit", checkpoint_path=tmp_path / "w.npz", **given).eval()
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_flax_files_that_only_timm_knows_load(tmp_path):
 
 def test_a_flax_file_without_some_tensors_is_refused(tmp_path):
     given = {"channels": (128, 128, 128, 128)}
-    arrays = bit_arrays(randomise(timm.create_model("resnetv2_50x1_bit", **given)))
+    arrays = bit_arrays(randomize(timm.create_model("resnetv2_50x1_bit", **given)))
     np.savez(tmp_path / "w.npz", **{name: array for name, array in arrays.items() if "block4" not in name})
     with pytest.raises(CheckpointError, match="tensors differ and none was loaded"):
         featx.create_model("timm/resnetv2_50x1_bit", checkpoint_path=tmp_path / "w.npz", **given)

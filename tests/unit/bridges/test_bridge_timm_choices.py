@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import assert_same, images, randomise
+from conftest import assert_same, images, randomize
 from support.timm_extractors import extractor, maps_of, on_meta
 from torch import nn
 
@@ -76,7 +76,7 @@ def test_weights_that_cannot_be_fetched_are_missed(monkeypatch):
 
 
 def test_weights_are_loaded_as_timm_loads_them(monkeypatch):
-    tuned = randomise(bridge.build("test_vit"), seed=3)
+    tuned = randomize(bridge.build("test_vit"), seed=3)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *a, **k: dict(tuned.state_dict()))
     model = bridge.build("test_vit.r160_in1k", pretrained=True).eval()
     assert_same(maps_of(extractor(model), images(1, 3, 160, 160)), maps_of(extractor(tuned), images(1, 3, 160, 160)))

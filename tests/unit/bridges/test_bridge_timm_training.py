@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import COPIES, assert_same, images, randomise
+from conftest import COPIES, assert_same, images, randomize
 from support.timm_extractors import KINDS, batch, built, extractor, maps_of
 
 import featx
@@ -42,7 +42,7 @@ def test_a_copy_of_an_extractor_is_independent(name, copied):
 def test_a_model_that_keeps_computed_values_is_wrapped_without_them():
     model = built("levit_128s")
     model(images(1, 3, 224, 224))  # in eval mode it keeps biases, with their graph, which nothing can copy
-    tuned = randomise(bridge.build("levit_128s"), seed=1)
+    tuned = randomize(bridge.build("levit_128s"), seed=1)
     taken = extractor(model, [0])
     featx.load_weights(taken, tuned.state_dict())
     assert_same(maps_of(taken, images(1, 3, 224, 224)), maps_of(extractor(tuned, [0]), images(1, 3, 224, 224)))

@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import COPIES, assert_same, images, randomise
+from conftest import COPIES, assert_same, images, randomize
 from PIL import Image
 from skimage import data
 from support.torchvision_transformers import narrow_swin, narrow_vit
@@ -56,7 +56,7 @@ NARROW = {"narrow_swin": narrow_swin, "narrow_vit": narrow_vit}
 
 
 def small(name: str) -> nn.Module:
-    return randomise(NARROW[name]() if name in NARROW else bridge.build(name, **SMALL[name][0]))
+    return randomize(NARROW[name]() if name in NARROW else bridge.build(name, **SMALL[name][0]))
 
 
 def hooked(model: nn.Module, levels: featx.Levels, maps: list[Tensor], x: Tensor) -> list[Tensor]:
@@ -146,7 +146,7 @@ def test_each_level_alone_holds_and_runs_what_it_needs(name):
         alone.train()(x)[0].mean().backward()
         assert [name for name, parameter in alone.named_parameters() if parameter.grad is None] == []
         model.zero_grad()
-        randomise(model)
+        randomize(model)
     assert ran == sorted(set(ran))
     assert held == sorted(set(held))
 
@@ -196,7 +196,7 @@ def test_compiles_whole_and_exports_with_the_names_of_the_model(name):
 
 
 def test_a_vit_gives_its_class_token_beside_the_map():
-    model = randomise(narrow_vit())
+    model = randomize(narrow_vit())
     x = images(2, 3, 32, 32)
     extractor = FeatureExtractWrapper(model, output="tokens")
     assert extractor.feature_info.names() == [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
@@ -210,7 +210,7 @@ def test_a_vit_gives_its_class_token_beside_the_map():
 
 
 def test_models_of_one_size_say_so():
-    extractor = FeatureExtractWrapper(randomise(narrow_vit()))
+    extractor = FeatureExtractWrapper(randomize(narrow_vit()))
     with pytest.raises(InputError, match="expected images of 32x32 pixels, got 48x64"):
         extractor(images(1, 3, 48, 64))
 
@@ -229,7 +229,7 @@ def test_output_stride_keeps_the_resolution_of_resnets(output_stride, reductions
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
 def test_output_stride_of_mobilenetv3_is_the_packages_dilated(name):
-    ours = randomise(bridge.build(name, output_stride=16))
+    ours = randomize(bridge.build(name, output_stride=16))
     theirs = getattr(models, name)(dilated=True)
     theirs.load_state_dict(ours.state_dict())
     x = images(1, 3, 64, 96)
@@ -362,7 +362,7 @@ def published(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_published_weights_are_loaded(published, tmp_path):
-    state = randomise(models.resnet18()).state_dict()
+    state = randomize(models.resnet18()).state_dict()
     asked = published(state)
     model = bridge.build("resnet18.IMAGENET1K_V1", pretrained=True, cache_dir=tmp_path)
     assert asked[0]["which"] is models.ResNet18_Weights.IMAGENET1K_V1
@@ -372,7 +372,7 @@ def test_published_weights_are_loaded(published, tmp_path):
 
 
 def test_a_classifier_of_other_classes_stays_random(published):
-    state = randomise(models.googlenet(init_weights=False)).state_dict()
+    state = randomize(models.googlenet(init_weights=False)).state_dict()
     published(state)
     model = bridge.build("googlenet", pretrained=True, num_classes=7)
     assert model.transform_input
@@ -385,7 +385,7 @@ def test_a_classifier_of_other_classes_stays_random(published):
 
 
 def test_published_densenets_are_loaded_under_their_old_names(published):
-    state = randomise(models.densenet121()).state_dict()
+    state = randomize(models.densenet121()).state_dict()
     old = {name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): t for name, t in state.items()}
     assert old.keys() != state.keys()
     published(old)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from support.transformers_types import CLIP, CONVS, EVERY, assert_same, extracted, model_of, pyramid_of, transformers
 
 from featx import FeatureExtractWrapper
@@ -23,7 +23,7 @@ def test_a_model_in_hand_stays_as_it_is():
 
 
 def test_a_classifier_in_hand_gives_maps_under_its_own_names():
-    model = randomise(bridge.build("convnext", num_classes=5, **CONVS))
+    model = randomize(bridge.build("convnext", num_classes=5, **CONVS))
     extractor = FeatureExtractWrapper(bridge.pyramid(model), [-1, -2])
     assert {name.split(".")[0] for name in extractor.state_dict()} == {"convnext"}
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_weights_of_a_folder_are_loaded(tmp_path):
 
 
 def test_weights_of_a_classifier_fill_the_backbone_without_its_fresh_norms(tmp_path):
-    classifier = randomise(bridge.build("convnext", num_classes=5, **CONVS))
+    classifier = randomize(bridge.build("convnext", num_classes=5, **CONVS))
     backbone = bridge.build(saved(tmp_path, classifier), pretrained=True)
     for name, tensor in backbone.state_dict().items():
         if "hidden_states_norms" not in name:

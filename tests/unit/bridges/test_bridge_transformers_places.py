@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from support.transformers_types import EVERY, VIT, assert_same, bridge, extracted, model_of, pyramid_of, transformers
 
 import featx
@@ -41,7 +41,7 @@ def test_cells_of_every_type_lie_as_the_pixels_do(kind, settings):
 def test_a_backbone_of_hiera_gives_the_maps_of_the_model_it_is_made_of():
     assert "scrambled" in featx.verify(model_of("hiera")).corrections[-1]
     model, x = transformers.HieraForImageClassification(model_of("hiera").config), images(2, 3, 64, 64)
-    randomise(model)
+    randomize(model)
     with torch.no_grad():
         states = model(x, output_hidden_states=True).reshaped_hidden_states
     assert_same(extracted(model, x), [state.permute(0, 3, 1, 2) for state in states[1:]])
@@ -56,7 +56,7 @@ def test_images_whose_last_cells_mobilevitv2_would_lose_are_refused():
 
 
 def test_images_that_are_not_square_are_refused_by_rf_detr_with_windows():
-    model = randomise(bridge.build("rf_detr_dinov2", **VIT, num_windows=2))
+    model = randomize(bridge.build("rf_detr_dinov2", **VIT, num_windows=2))
     with pytest.raises(InputError, match=r"takes no images of 32x64 pixels: .* choose square images, or num_windows=1"):
         extracted(model, images(1, 3, 32, 64))
     assert extracted(model, images(1, 3, 64, 64))[0].shape == (1, 16, 8, 8)

@@ -35,8 +35,8 @@ def images(tmp_path) -> Path:
     return folder
 
 
-def paint(path: Path, colour: tuple[int, int, int]) -> None:
-    Image.new("RGB", (32, 32), colour).save(path)
+def paint(path: Path, color: tuple[int, int, int]) -> None:
+    Image.new("RGB", (32, 32), color).save(path)
 
 
 def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options) -> Summary:
@@ -49,7 +49,7 @@ def spoil(images: Path) -> None:
     (images / "2.png").unlink()
 
 
-def test_files_that_changed_or_vanished_are_told(tmp_path, images, extractor):
+def test_files_that_changed_or_vanished_are_reported(tmp_path, images, extractor):
     run(images, extractor, tmp_path / "out")
     assert check_sources(tmp_path / "out").same == 4
     spoil(images)
@@ -105,7 +105,7 @@ def test_what_is_behind_an_address_is_not_known(tmp_path, images, extractor):
 
 
 @pytest.mark.parametrize("name", ["nothing", "pipe", "\0"])
-def test_what_is_no_file_has_no_stamp(tmp_path, name):
+def test_what_is_not_a_file_has_no_stamp(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
     assert stamp_of(f"{tmp_path}/{name}") is None
 

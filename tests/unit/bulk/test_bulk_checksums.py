@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.extraction import extract_threes, run_stats, small_extractor, ten_colours
+from support.extraction import extract_threes, run_stats, small_extractor, ten_colors
 
 from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import check_files
@@ -21,7 +21,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def folder(tmp_path, extractor) -> Path:
-    extract_threes(ten_colours(tmp_path / "in"), extractor, tmp_path / "out")
+    extract_threes(ten_colors(tmp_path / "in"), extractor, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -35,7 +35,7 @@ OPTIONS = [{}, {"dtype": "bfloat16"}, {"pooling": "mean", "dtype": "float16"}, {
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_files_as_they_were_written_are_sound(tmp_path, extractor, options):
-    extract_threes(ten_colours(tmp_path / "in"), extractor, tmp_path / "out", **options)
+    extract_threes(ten_colors(tmp_path / "in"), extractor, tmp_path / "out", **options)
     found = check_files(tmp_path / "out")
     assert (found.sound, found.damaged, found.unknown) == (4, {}, 0)
 
@@ -50,7 +50,7 @@ def test_the_digest_is_that_of_the_header_and_the_bytes_after_it(folder):
 
 
 @pytest.mark.parametrize("place", ["first number", "last number", "an id", "a size", "the digest"])
-def test_a_bit_that_flipped_is_told_with_its_file(folder, place):
+def test_a_bit_that_flipped_is_reported_with_its_file(folder, place):
     file = folder / "maps-000001.safetensors"
     content = bytearray(file.read_bytes())
     end = 8 + int.from_bytes(content[:8], "little")
@@ -69,7 +69,7 @@ def test_a_bit_that_flipped_is_told_with_its_file(folder, place):
     assert found.damaged[str(file)] == f"{file} holds other bytes than were written: its checksum differs"
 
 
-def test_a_file_that_is_cut_is_told_beside_the_others(folder):
+def test_a_file_that_is_cut_is_reported_beside_the_others(folder):
     file = folder / "maps-000002.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert "it is cut short" in check_files(folder).damaged[str(file)]
@@ -85,7 +85,7 @@ def test_files_of_earlier_versions_are_read_and_counted_as_without_a_checksum(fo
     assert len(FeatureDataset(folder)) == 9
 
 
-def test_progress_is_told_of_every_file(folder):
+def test_progress_is_reported_of_every_file(folder):
     seen: list[tuple[int, int]] = []
     check_files(folder, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
-from support.extraction import extract_threes, index, small_extractor, ten_colours
+from support.extraction import extract_threes, index, small_extractor, ten_colors
 from support.filesystem_limits import file_size_limit, mounted
 from support.fork_server import Killer, fork_server
 
@@ -31,7 +31,7 @@ FORMATS = get_args(Format)
 def maps(tmp_path_factory) -> Path:
     """Vectors of nine images, and one that failed."""
     folder = tmp_path_factory.mktemp("vectors")
-    extract_threes(ten_colours(folder / "in"), small_extractor(), folder / "maps", pooling="mean")
+    extract_threes(ten_colors(folder / "in"), small_extractor(), folder / "maps", pooling="mean")
     return folder / "maps"
 
 
@@ -77,7 +77,7 @@ def test_of_two_conversions_at_once_one_is_whole_and_the_other_is_refused(maps, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
-def test_a_conversion_that_is_being_written_is_told_with_its_process(maps, tmp_path):
+def test_a_conversion_that_is_being_written_is_reported_with_its_process(maps, tmp_path):
     with (
         alone(tmp_path / "out"),
         pytest.raises(OutputError, match=r"another process is writing .*out \(\.out\.lock is held by process \d+ on "),
@@ -108,7 +108,7 @@ def test_names_with_colons_are_written_like_any(maps, tmp_path, format, monkeypa
 
 
 @pytest.mark.parametrize("place", ["file", "file/out"])
-def test_a_file_is_no_folder_for_a_conversion(maps, tmp_path, place):
+def test_a_file_is_not_a_folder_for_a_conversion(maps, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"file exists: name a new one|cannot write .*file/out: "):
         convert(maps, tmp_path / place, "npy")
@@ -129,7 +129,7 @@ def test_arrays_are_not_mapped(maps, tmp_path, monkeypatch):
 def test_a_conversion_killed_at_any_moment_is_whole_or_not_there(tmp_path, format):
     """It is done again by the same command, which leaves nothing of the one that was killed."""
     images = tmp_path / "in"
-    extract_threes(ten_colours(images), small_extractor(), tmp_path / "maps", pooling="mean")
+    extract_threes(ten_colors(images), small_extractor(), tmp_path / "maps", pooling="mean")
     killed = 0
     with fork_server(__name__, "pyarrow.parquet", "webdataset", "zarr") as context:
 
@@ -153,7 +153,7 @@ def test_a_conversion_killed_at_any_moment_is_whole_or_not_there(tmp_path, forma
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_names_that_are_no_unicode_are_written_by_every_format_and_the_index(tmp_path, format):
-    images = ten_colours(tmp_path / "in")
+    images = ten_colors(tmp_path / "in")
     os.rename(os.fsencode(images / "3.png"), os.fsencode(images) + b"/\xff.png")
     extract_threes(images, small_extractor(), tmp_path / "maps", pooling="mean")
     assert FeatureDataset(tmp_path / "maps").by_id(r"\xff.png").size == (40, 40)

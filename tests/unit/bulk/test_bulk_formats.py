@@ -30,7 +30,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Five images of one colour each, one wider than high; the third is none."""
+    """Five images of one color each, one wider than high; the third is none."""
     folder = tmp_path / "in"
     (folder / "a.b").mkdir(parents=True)
     for number in range(5):

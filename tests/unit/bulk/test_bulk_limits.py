@@ -47,7 +47,7 @@ def test_a_file_that_would_say_too_much_is_not_written(tmp_path, monkeypatch, li
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tensor_of_no_level_is_told(tmp_path):
+def test_a_tensor_of_no_level_is_reported(tmp_path):
     path = write(tmp_path, levels=["b"])
     with pytest.raises(OutputError, match=r"it has no 'a/0'"):
         read_header(path, PLAN)
@@ -86,20 +86,20 @@ def test_maps_that_are_not_as_described_are_refused_before(tmp_path):
         extract(images, model, tmp_path / "out", size=32)
 
 
-def test_memory_that_there_is_not_is_told(tmp_path):
+def test_memory_that_there_is_not_is_reported(tmp_path):
     path = write(tmp_path)
     with pytest.raises(OutputError, match=r"there is no memory for \d+ bytes of it"):
         ShardFile(path).read(0, 2**62)
 
 
-def test_bytes_that_are_missing_at_an_address_are_told(tmp_path):
+def test_bytes_that_are_missing_at_an_address_are_reported(tmp_path):
     with pytest.raises(OutputError, match="was overwritten, replaced or removed while"):
         ShardFile(f"file://{write(tmp_path)}").read(0, 2**20)
 
 
 @pytest.mark.parametrize("name", [".lock", ".lock-0-of-1"])
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_is_in_the_place_of_a_lock_is_told_or_taken(tmp_path, name, kind):
+def test_what_is_in_the_place_of_a_lock_is_reported_or_taken(tmp_path, name, kind):
     images, out = paint(tmp_path / "in", 1), tmp_path / "out"
     out.mkdir()
     (out / name).mkdir() if kind == "folder" else os.mkfifo(out / name)
@@ -153,7 +153,7 @@ def test_names_of_levels_can_be_shown(tmp_path, name):
         (Value.flag, "x" * 10**6, "it is 'xxxxxxxxxxxx...xxxxxxxxxxxxx', expected"),
     ],
 )
-def test_values_of_another_kind_are_told(check, held, expected):
+def test_values_of_another_kind_are_reported(check, held, expected):
     with pytest.raises(JsonError) as refused:
         check(Value(held))
     assert expected in str(refused.value)
@@ -161,7 +161,7 @@ def test_values_of_another_kind_are_told(check, held, expected):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "1" * 5000, b"\xff\xfe\xff", "\ufeff{}", "{} {}"])
-def test_what_is_no_json_is_told(text):
+def test_what_is_not_json_is_reported(text):
     with pytest.raises(JsonError, match="it is not valid JSON"):
         parsed(text)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from PIL import Image
-from support.extraction import contents, extract_threes, small_extractor, ten_colours
+from support.extraction import contents, extract_threes, small_extractor, ten_colors
 from typer.testing import CliRunner
 
 import featx
@@ -25,7 +25,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    return ten_colours(tmp_path / "in")
+    return ten_colors(tmp_path / "in")
 
 
 def run(images: Path, extractor: FeatureExtractWrapper, out: Path, **options) -> Path:
@@ -87,7 +87,7 @@ def test_files_are_copied_where_no_links_can_be_made(tmp_path, images, extractor
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-def test_missing_shards_are_told_and_may_come_later(tmp_path, images, extractor):
+def test_missing_shards_are_reported_and_may_come_later(tmp_path, images, extractor):
     whole = run(images, extractor, tmp_path / "whole")
     folders = jobs(images, extractor, tmp_path, 4)
     first = merge([folders[1], folders[3]], tmp_path / "out", partial=True)
@@ -97,7 +97,7 @@ def test_missing_shards_are_told_and_may_come_later(tmp_path, images, extractor)
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_an_extraction_goes_on_in_a_merged_folder(tmp_path, images, extractor):
+def test_an_extraction_resumes_in_a_merged_folder(tmp_path, images, extractor):
     whole = run(images, extractor, tmp_path / "whole")
     merge(jobs(images, extractor, tmp_path, 3)[:2], tmp_path / "out", partial=True)
     run(images, extractor, tmp_path / "out")
@@ -146,7 +146,7 @@ def test_merging_again_changes_nothing(tmp_path, images, extractor):
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
-def test_shards_that_two_folders_have_are_told_and_taken_once(tmp_path, images, extractor):
+def test_shards_that_two_folders_have_are_reported_and_taken_once(tmp_path, images, extractor):
     whole, other = run(images, extractor, tmp_path / "whole"), jobs(images, extractor, tmp_path, 2)[1]
     merged = merge([whole, other], tmp_path / "out")
     assert merged.doubled == {1: (whole, other), 3: (whole, other)}
@@ -229,7 +229,7 @@ def test_a_target_that_is_being_written_to_is_refused(tmp_path, images, extracto
 @pytest.mark.parametrize(
     ("numbers", "text"), [([], ""), ([4], "4"), ([0, 1, 2], "0-2"), ([0, 3, 4, 5, 9], "0, 3-5, 9")]
 )
-def test_numbers_are_told_as_ranges(numbers, text):
+def test_numbers_are_reported_as_ranges(numbers, text):
     assert as_ranges(numbers) == text
 
 

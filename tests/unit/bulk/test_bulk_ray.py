@@ -46,7 +46,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Images of one colour each, so that every map tells whose it is; the fifth is none."""
+    """Images of one color each, so that every map tells whose it is; the fifth is none."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(IMAGES):
@@ -146,7 +146,7 @@ def test_a_cluster_that_does_not_start_is_an_error_that_says_what_to_do():
         raise AssertionError("unreachable")
 
 
-def test_what_is_missing_without_ray_is_told(tmp_path, images, extractor, monkeypatch):
+def test_what_is_missing_without_ray_is_reported(tmp_path, images, extractor, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"extracting on a Ray cluster needs Ray: pip install 'featx\[ray\]'"):
         run(images, extractor, tmp_path / "out", runner=OnRay())
@@ -313,7 +313,7 @@ def test_a_folder_grows_on_a_cluster(tmp_path, images, extractor, cluster):
 
 
 @on_ray
-def test_a_run_that_was_stopped_goes_on_on_a_cluster_and_back(tmp_path, images, extractor, cluster):
+def test_a_run_that_was_stopped_resumes_on_a_cluster_and_back(tmp_path, images, extractor, cluster):
     run(images, extractor, tmp_path / "local")
     stops = iter([False, False, True])
     first = run(images, extractor, tmp_path / "out", stopped=lambda: next(stops, True))
@@ -358,7 +358,7 @@ def test_errors_of_actors_and_of_the_run_end_it_as_they_do_without_a_cluster(tmp
 
 
 @on_ray
-def test_a_driver_that_is_killed_goes_on_when_run_again(tmp_path, images):
+def test_a_driver_that_is_killed_resumes_when_run_again(tmp_path, images):
     command = [sys.executable, "-m", "featx", "extract", str(images), *OPTIONS, "--log", "json"]
     ray = [*command, "--runner", "ray", "--cpus", "1", "--out", str(tmp_path / "out")]
     subprocess.run([*command, "--out", str(tmp_path / "local")], check=False, capture_output=True, timeout=120)

@@ -31,7 +31,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Seven images of one colour each, two of them wider than high; the third and the fifth are none."""
+    """Seven images of one color each, two of them wider than high; the third and the fifth are none."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(7):
@@ -172,9 +172,9 @@ def test_a_picture_shows_images_as_the_model_saw_them(tmp_path, images, extracto
     with Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "all.png") as every:
         assert few.width == every.width
         assert few.height * 5 == every.height * 2
-        colours = {colour for _, colour in few.convert("RGB").getcolors(2**24) or []}
-    assert (0, 255, 99) in colours  # of the first image
-    assert (210, 45, 99) in colours  # and of the last
+        colors = {color for _, color in few.convert("RGB").getcolors(2**24) or []}
+    assert (0, 255, 99) in colors  # of the first image
+    assert (210, 45, 99) in colors  # and of the last
 
 
 @pytest.mark.parametrize("keep_aspect", [False, True])
@@ -184,8 +184,8 @@ def test_a_picture_is_made_without_the_images_too(tmp_path, images, extractor, k
         path.unlink()
     save_picture(out, tmp_path / "out.png", 1)
     with Image.open(tmp_path / "out.png") as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24) or []}
-    assert (128, 128, 128) in colours
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**24) or []}
+    assert (128, 128, 128) in colors
 
 
 def test_a_picture_of_vectors_is_refused(tmp_path, images, extractor):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from support.extraction import extract_threes, plan_of, run_stats, small_extractor, ten_colours
+from support.extraction import extract_threes, plan_of, run_stats, small_extractor, ten_colors
 from typer.testing import CliRunner
 
 from featx import OutputError
@@ -34,7 +34,7 @@ TOLD = (
 def half(tmp_path_factory) -> Path:
     """The first and third of four files."""
     folder = tmp_path_factory.mktemp("half")
-    extract_threes(ten_colours(folder / "in"), small_extractor(), folder / "out", shard="0/2")
+    extract_threes(ten_colors(folder / "in"), small_extractor(), folder / "out", shard="0/2")
     extract_threes(folder / "in", small_extractor(), folder / "vectors", shard="0/2", pooling="mean")
     return folder / "out"
 
@@ -83,8 +83,8 @@ def test_what_is_missing_is_known_from_names():
     assert missing_shards(grown, [shard_name(1), shard_name(2), shard_name(3)]) == [0, 4]
 
 
-def test_many_that_are_missing_are_told_in_short(tmp_path):
-    extract_threes(ten_colours(tmp_path / "in"), small_extractor(), tmp_path / "out", rows_per_shard=1)
+def test_many_that_are_missing_are_reported_in_short(tmp_path):
+    extract_threes(ten_colors(tmp_path / "in"), small_extractor(), tmp_path / "out", rows_per_shard=1)
     for number in range(0, 10, 2):
         (tmp_path / "out" / shard_name(number)).unlink()
     with pytest.raises(OutputError, match=r"5 of 10 files are missing \(0, 2, 4, 6, 8\)"):

@@ -128,7 +128,7 @@ META_FAULTS = [
 
 
 @pytest.mark.parametrize(("path", "value", "message"), META_FAULTS, ids=[".".join(path) for path, *_ in META_FAULTS])
-def test_values_that_meta_cannot_have_are_told(folder, path, value, message):
+def test_values_that_meta_cannot_have_are_reported(folder, path, value, message):
     change_meta(folder, set_at(*path, value=value))
     for call in (FeatureDataset, stats, write_index, lambda folder: merge([folder], folder.parent / "out")):
         with pytest.raises(OutputError) as refused:
@@ -137,13 +137,13 @@ def test_values_that_meta_cannot_have_are_told(folder, path, value, message):
         assert "does not describe an extraction that featx knows" in str(refused.value)
 
 
-def test_a_missing_entry_is_told(folder):
+def test_a_missing_entry_is_reported(folder):
     change_meta(folder, lambda facts: facts.pop("decided"))
     with pytest.raises(OutputError, match="it has no 'decided'"):
         FeatureDataset(folder)
 
 
-def test_a_meta_that_was_edited_is_told(folder):
+def test_a_meta_that_was_edited_is_reported(folder):
     change_meta(folder, set_at("decided", "model", value="another"), signed=False)
     with pytest.raises(OutputError, match="its fingerprint does not match its content: it was changed after"):
         FeatureDataset(folder)
@@ -180,7 +180,7 @@ SHARD_FAULTS = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), SHARD_FAULTS, ids=str)
-def test_values_that_a_header_cannot_have_are_told(folder, key, value, message):
+def test_values_that_a_header_cannot_have_are_reported(folder, key, value, message):
     change_header(folder / SHARDS[0], set_at(key, value=value))
     with pytest.raises(OutputError, match=f"is not a complete shard of maps: .*{message}"):
         FeatureDataset(folder)
@@ -200,7 +200,7 @@ def test_values_that_a_header_cannot_have_are_told(folder, key, value, message):
     ],
     ids=str,
 )
-def test_tensors_that_do_not_fill_a_file_are_told(folder, change, message):
+def test_tensors_that_do_not_fill_a_file_are_reported(folder, change, message):
     path = folder / SHARDS[0]
     header = header_of(path.read_bytes())
     header["a.0"].update(change)
@@ -222,7 +222,7 @@ def test_a_copied_shard_is_not_counted_twice(folder, images, extractor, truth):
 
 @pytest.mark.parametrize("name", ["meta.json", SHARDS[1], "index.parquet"])
 @pytest.mark.parametrize("seed", range(8))
-def test_what_is_no_file_is_never_waited_for(folder, name, seed, images, extractor):
+def test_what_is_not_a_file_is_never_waited_for(folder, name, seed, images, extractor):
     replaced(folder / name, Random(seed))
     for call in calls(folder, images, extractor):
         answered(call)
@@ -261,7 +261,7 @@ def rename(folder: Path, level: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["overwritten", "cut short", "replaced before it was opened", "removed before"])
-def test_a_file_that_changes_under_an_open_folder_is_told(folder, how, truth):
+def test_a_file_that_changes_under_an_open_folder_is_reported(folder, how, truth):
     dataset, path = FeatureDataset(folder), folder / SHARDS[0]
     if "before" not in how:
         assert dataset[0].id in truth

@@ -147,7 +147,7 @@ def test_a_vector_in_hand_finds_its_own_image_too(tmp_path, vectors, kind):
     assert {one.similarity for one in found} == {1.0}
 
 
-def test_more_neighbours_than_images_are_all_images(tmp_path, vectors):
+def test_more_neighbors_than_images_are_all_images(tmp_path, vectors):
     assert len(FeatureDataset(written(tmp_path / "maps", vectors, 4)).nearest("0.png", 100)) == 42
 
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_searched_for_is_refused(tmp_path, vectors, query, option
         dataset.nearest(query, **options)
 
 
-def test_an_id_without_a_row_is_told_why(tmp_path, vectors):
+def test_an_id_without_a_row_is_reported_why(tmp_path, vectors):
     dataset = FeatureDataset(written(tmp_path / "maps", vectors, 4, failed=(7,)))
     with pytest.raises(KeyError, match=r"7\.png: bad"):
         dataset.nearest("7.png")

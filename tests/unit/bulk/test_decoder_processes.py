@@ -56,7 +56,7 @@ def test_processes_that_decode_for_ever_are_ended_when_the_run_is(tmp_path):
 
 
 @pytest.mark.sweep
-def test_an_error_that_is_no_images_is_raised_where_the_image_is_needed():
+def test_an_error_that_is_not_images_is_raised_where_the_image_is_needed():
     processes = DecoderProcesses(decoder_of(Raising()), 1)
     try:
         with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -76,7 +76,7 @@ def test_outside_of_such_an_import_nothing_ends():
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("guard", [False, True])
-def test_a_script_needs_a_guard_and_is_told_so_before_anything_is_stored(tmp_path, guard):
+def test_a_script_needs_a_guard_and_is_reported_before_anything_is_stored(tmp_path, guard):
     noises(tmp_path / "in", 4)
     called = 'if __name__ == "__main__":\n    run()\n' if guard else "run()\n"
     (tmp_path / "script.py").write_text(SCRIPT + called)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_extractor, randomise
+from conftest import random_extractor, randomize
 from PIL import Image
 
 import featx
@@ -27,7 +27,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier():
-    return randomise(featx.create_model("test_efficientnet"))
+    return randomize(featx.create_model("test_efficientnet"))
 
 
 def loaded(path: Path) -> Image.Image:
@@ -49,7 +49,7 @@ def test_vectors_are_those_that_extract_stores(tmp_path, images, classifier, poo
 
 def test_class_tokens_are_those_that_the_classifier_sees(images):
     torch.manual_seed(0)
-    model = randomise(featx.create_model("vit_tiny_patch16_224", depth=2))
+    model = randomize(featx.create_model("vit_tiny_patch16_224", depth=2))
     made = embed(images / "3.png", model, "cls", size=SIZE)
     x = featx.transform(model, size=SIZE)(loaded(images / "3.png"))[None]
     with torch.inference_mode():

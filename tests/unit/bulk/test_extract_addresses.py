@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from support.solid_images import ALL, BLUE, COLOURS, LIME, RED, colours, pixel_of, png, save_photos, save_tar
+from support.solid_images import ALL, BLUE, COLORS, LIME, RED, colors, pixel_of, png, save_photos, save_tar
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items
@@ -24,8 +24,8 @@ def tar(tmp_path) -> Path:
 @pytest.fixture
 def memory():
     system = fsspec.filesystem("memory")
-    for name, colour in COLOURS.items():
-        system.pipe(f"/photos/{name}", png(colour))
+    for name, color in COLORS.items():
+        system.pipe(f"/photos/{name}", png(color))
     system.pipe("/photos/notes.txt", b"a.png\nmemory://photos/b/d.png\n")
     yield system
     system.rm("/photos", recursive=True)
@@ -33,7 +33,7 @@ def memory():
 
 def test_an_address_of_a_folder_gives_its_images(memory):
     items = find_items("memory://photos")
-    assert colours(items) == ALL
+    assert colors(items) == ALL
     assert items.where(0) == "memory:///photos/a.png"
 
 
@@ -53,12 +53,12 @@ def test_ids_of_several_addresses_begin_with_them(photos):
     ],
 )
 def test_addresses_of_files_patterns_and_lists_are_read(memory, address, expected):
-    assert colours(find_items(address)) == expected
+    assert colors(find_items(address)) == expected
 
 
 def test_an_address_of_a_tar_gives_the_images_in_it(memory, tar):
     memory.pipe("/photos/000.tar", tar.read_bytes())
-    assert colours(find_items("memory://photos/000.tar")) == {"x.png": RED, "sub/y.png": BLUE}
+    assert colors(find_items("memory://photos/000.tar")) == {"x.png": RED, "sub/y.png": BLUE}
 
 
 def test_an_address_of_a_pattern_of_tars_gives_the_images_in_them(memory, tar):
@@ -67,7 +67,7 @@ def test_an_address_of_a_pattern_of_tars_gives_the_images_in_them(memory, tar):
     items = find_items("memory://photos/*.tar")
     assert items.ids == [f"{name}.tar/{member}" for name in ("000", "001") for member in ("x.png", "sub/y.png")]
     assert items.where(3) == "memory:///photos/001.tar/sub/y.png"
-    assert set(colours(items).values()) == {RED, BLUE}
+    assert set(colors(items).values()) == {RED, BLUE}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.solid_images import BLUE, RED, colours, pixel_of, png, save_photos, save_tar
+from support.solid_images import BLUE, RED, colors, pixel_of, png, save_photos, save_tar
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items
@@ -37,7 +37,7 @@ def kinds(items) -> dict[str, int]:
 def test_a_zip_gives_its_images_under_their_names(tmp_path, how):
     path = save_zip(tmp_path / "a.zip", how=how)
     items = find_items(path)
-    assert colours(items) == {"x.png": RED, "sub/y.png": BLUE}
+    assert colors(items) == {"x.png": RED, "sub/y.png": BLUE}
     assert items.where(1) == f"{path}/sub/y.png"
     assert kinds(items) == {".txt": 1, "sidecars of macOS or Windows": 1}
 
@@ -45,7 +45,7 @@ def test_a_zip_gives_its_images_under_their_names(tmp_path, how):
 def test_zips_are_read_in_folders_and_patterns_without_other_images(tmp_path):
     save_zip(tmp_path / "0.zip", "x.png")
     save_zip(tmp_path / "1.ZIP", "y.png")
-    assert colours(find_items(tmp_path)) == {"0.zip/x.png": RED, "1.ZIP/y.png": BLUE}
+    assert colors(find_items(tmp_path)) == {"0.zip/x.png": RED, "1.ZIP/y.png": BLUE}
     assert find_items(f"{tmp_path}/*").ids == ["0.zip/x.png", "1.ZIP/y.png"]
     assert find_items(f"{tmp_path}/*.zip").ids == ["x.png"]
     save_tar(tmp_path / "2.tar")
@@ -58,8 +58,8 @@ def test_a_zip_at_an_address_is_read(tmp_path):
     system = fsspec.filesystem("memory")
     system.pipe("/archives/a.zip", save_zip(tmp_path / "a.zip").read_bytes())
     try:
-        assert colours(find_items("memory://archives/a.zip")) == {"x.png": RED, "sub/y.png": BLUE}
-        assert colours(find_items("memory://archives")) == {"x.png": RED, "sub/y.png": BLUE}
+        assert colors(find_items("memory://archives/a.zip")) == {"x.png": RED, "sub/y.png": BLUE}
+        assert colors(find_items("memory://archives")) == {"x.png": RED, "sub/y.png": BLUE}
     finally:
         system.rm("/archives", recursive=True)
 
@@ -124,20 +124,20 @@ def test_a_member_of_a_zip_that_cannot_be_read_fails_alone(tmp_path, spoil, prob
     assert pixel_of(items.read(1)) == BLUE
 
 
-def test_of_members_of_one_name_the_last_counts_and_it_is_told(tmp_path):
+def test_of_members_of_one_name_the_last_counts_and_it_is_reported(tmp_path):
     tar = save_tar(tmp_path / "0.tar")
     with tarfile.open(tar, "a") as file:
         member = tarfile.TarInfo("x.png")
         member.size = len(png("blue"))
         file.addfile(member, io.BytesIO(png("blue")))
     with zipfile.ZipFile(tmp_path / "0.zip", "w") as file:
-        for name, colour in (("x.png", "red"), ("sub/y.png", "blue")):
-            file.writestr(name, png(colour))
+        for name, color in (("x.png", "red"), ("sub/y.png", "blue")):
+            file.writestr(name, png(color))
         with pytest.warns(UserWarning, match="Duplicate name"):
             file.writestr("x.png", png("blue"))
     for path in (tar, tmp_path / "0.zip"):
         items = find_items(path)
-        assert colours(items) == {"sub/y.png": BLUE, "x.png": BLUE}
+        assert colors(items) == {"sub/y.png": BLUE, "x.png": BLUE}
         told = "is there several times: the last one counts, as in unpacking"
         assert dict(items.left_out.remarks) == {f"{path}/x.png": told}
 
@@ -243,19 +243,19 @@ def test_a_tar_that_is_damaged_has_the_members_before_that(tmp_path, spoil, ids)
         items.read(1)
 
 
-def test_a_tar_without_a_mark_of_its_end_is_read_and_told(tmp_path):
+def test_a_tar_without_a_mark_of_its_end_is_read_and_reported(tmp_path):
     tar = save_tar(tmp_path / "0.tar")
     cut_between(tar)
     items = find_items(tar)
-    assert colours(items) == {"x.png": RED}
+    assert colors(items) == {"x.png": RED}
     assert items.left_out.remarks[str(tar)].startswith("has no mark of its end")
 
 
-def test_a_tar_with_more_behind_its_end_is_told(tmp_path):
+def test_a_tar_with_more_behind_its_end_is_reported(tmp_path):
     tar = save_tar(tmp_path / "0.tar")
     tar.write_bytes(tar.read_bytes() * 2)
     items = find_items(tar)
-    assert colours(items) == {"x.png": RED, "sub/y.png": BLUE}
+    assert colors(items) == {"x.png": RED, "sub/y.png": BLUE}
     assert items.left_out.remarks[str(tar)].startswith("holds more behind its end")
     assert not find_items(save_tar(tmp_path / "1.tar")).left_out.remarks
 
@@ -288,7 +288,7 @@ def test_many_files_of_damaged_bytes_are_read_as_far_as_they_go_or_refused(tmp_p
 
 
 def save_table(path: Path) -> Path:
-    rows = [{"bytes": png(colour), "path": colour} for colour in ("red", "blue")]
+    rows = [{"bytes": png(color), "path": color} for color in ("red", "blue")]
     pq.write_table(pa.table({"image": rows, "id": ["1", "2"]}), path)
     return path
 
@@ -351,7 +351,7 @@ def test_the_tars_of_img2dataset_are_read_and_what_is_beside_them_is_not(tmp_pat
     assert find_items(one).ids == ["000000000.jpg", "000000001.jpg"]
 
 
-def test_a_table_of_metadata_that_is_cut_is_told_and_loses_nothing(tmp_path):
+def test_a_table_of_metadata_that_is_cut_is_reported_and_loses_nothing(tmp_path):
     folder = save_img2dataset(tmp_path / "set")
     cut(folder / "00001.parquet")
     items = find_items(folder)
@@ -363,7 +363,7 @@ def test_tables_without_images_beside_others_are_counted_and_alone_refused(tmp_p
     pq.write_table(pa.table({"image": [png("red")]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"label": [1]}), tmp_path / "b.parquet")
     items = find_items(tmp_path)
-    assert colours(items) == {"0": RED}
+    assert colors(items) == {"0": RED}
     assert kinds(items) == {"tables without images": 1}
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(ArgumentError, match=r"b\.parquet has the columns label: expected one named path"):

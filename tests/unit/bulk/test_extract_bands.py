@@ -36,7 +36,7 @@ def tiff(pixels: np.ndarray, **options: object) -> bytes:
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """(1, chs, h, w) of (h, w, chs) from 0 to 1, by PyTorch's own filter, normalised."""
+    """(1, chs, h, w) of (h, w, chs) from 0 to 1, by PyTorch's own filter, normalized."""
     images = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
     count = images.shape[1]
@@ -61,7 +61,7 @@ def test_bands_are_read_from_0_to_1_however_they_are_stored(content, values):
     assert np.abs(bands(content, 5, None) / 255 - values).max() < 1e-5
 
 
-def test_maps_are_those_of_the_bands_resized_and_normalised(tmp_path):
+def test_maps_are_those_of_the_bands_resized_and_normalized(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff(PIXELS, planarconfig="contig"))
     net = extractor(crop_mode="squash")
     summary = featx.extract(tmp_path / "a.tif", net, tmp_path / "out", batch_size=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.solid_images import BLUE, LIME, RED, colours, pixel_of, png, save_photos
+from support.solid_images import BLUE, LIME, RED, colors, pixel_of, png, save_photos
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items
@@ -15,7 +15,7 @@ from featx.bulk.parquet_reader import column_content
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 THREE = [png("red"), png("lime"), png("blue")]
 PATHS = ["a.png", "b/c.jpg", "b/d.png"]
-COLOURS = [RED, LIME, BLUE]
+COLORS = [RED, LIME, BLUE]
 
 
 class Encoded(pa.ExtensionType):
@@ -101,7 +101,7 @@ def test_image_files_are_read_from_every_type_of_bytes(photos, request, kind, co
     if known:
         request.getfixturevalue("registered")
     path = save(photos, picture=BYTES[kind](), label=[1, 2, 3])
-    assert colours(find_items(path, column)) == dict(zip("012", COLOURS, strict=True))
+    assert colors(find_items(path, column)) == dict(zip("012", COLORS, strict=True))
 
 
 @pytest.mark.parametrize("kind", LISTS)
@@ -111,13 +111,13 @@ def test_every_image_of_a_list_is_one(photos, kind):
         cells = [THREE[:2], None, [], [THREE[2]]]
     items = find_items(save(photos, picture=pa.array(cells, LISTS[kind])))
     ids = ["0/0", "1/0", "2/0"] if "fixed" in kind else ["0/0", "0/1", "3/0"]
-    assert colours(items) == dict(zip(ids, COLOURS, strict=True))
+    assert colors(items) == dict(zip(ids, COLORS, strict=True))
 
 
 def test_images_of_a_list_are_called_by_their_row_and_their_position(photos):
     struct = [{"bytes": one, "path": "a.png"} for one in THREE]
     cells = pa.array([struct[:1], struct[1:]], pa.list_(STRUCT))
-    assert colours(find_items(save(photos, picture=cells, id=["x", "y"]))) == {"x/0": RED, "y/0": LIME, "y/1": BLUE}
+    assert colors(find_items(save(photos, picture=cells, id=["x", "y"]))) == {"x/0": RED, "y/0": LIME, "y/1": BLUE}
     assert find_items(save(photos, picture=cells, id=["x", "x"])).ids == ["0/0", "1/0", "1/1"]
 
 
@@ -137,14 +137,14 @@ def test_paths_are_read_from_every_type_of_text(photos, request, kind, name, kno
     if known:
         request.getfixturevalue("registered")
     path = save(photos, **{name: TEXTS[kind](PATHS)}, label=[1, 2, 3])
-    assert colours(find_items(path, None if name == "path" else name)) == dict(zip(PATHS, COLOURS, strict=True))
+    assert colors(find_items(path, None if name == "path" else name)) == dict(zip(PATHS, COLORS, strict=True))
 
 
 def test_every_path_of_a_list_is_an_image(photos):
     path = save(photos, path=[PATHS[:2], None, PATHS[2:]], id=["x", "y", "z"])
-    assert colours(find_items(path)) == {"x/0": RED, "x/1": LIME, "z/0": BLUE}
+    assert colors(find_items(path)) == {"x/0": RED, "x/1": LIME, "z/0": BLUE}
     path = save(photos, path=[PATHS[:2], [], PATHS[2:]])
-    assert colours(find_items(path)) == dict(zip(PATHS, COLOURS, strict=True))
+    assert colors(find_items(path)) == dict(zip(PATHS, COLORS, strict=True))
 
 
 NAMES = [uuid.UUID(int=number) for number in range(3)]
@@ -203,7 +203,7 @@ def test_a_column_that_holds_neither_is_refused_with_its_type(photos, column, ki
 
 def test_a_column_of_usual_bytes_comes_before_others(photos):
     others = {"hash": pa.array([b"1234"] * 3, pa.binary(4)), "thumbnails": pa.array([[THREE[0]]] * 3)}
-    assert colours(find_items(save(photos, picture=THREE, **others))) == dict(zip("012", COLOURS, strict=True))
+    assert colors(find_items(save(photos, picture=THREE, **others))) == dict(zip("012", COLORS, strict=True))
     with pytest.raises(ArgumentError, match="several columns that may say what the images are, hash, thumbnails: name"):
         find_items(save(photos, **others))
     assert find_items(save(photos, path=PATHS, **others)).ids == PATHS

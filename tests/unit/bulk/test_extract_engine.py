@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_extractor, randomise, relative_difference
+from conftest import random_extractor, randomize, relative_difference
 from PIL import Image
 from skimage import data
 from support.tap_models import Branches
@@ -85,7 +85,7 @@ def test_the_class_token_is_the_first_of_the_prefix_tokens(tmp_path, images, vit
 
 
 def test_models_of_other_packages_are_extracted(tmp_path, images):
-    model = randomise(featx.create_model("timm/resnet18", features_only=True, out_indices=[2]))
+    model = randomize(featx.create_model("timm/resnet18", features_only=True, out_indices=[2]))
     extract(images, model, tmp_path, size=SIZE)
     for id_, (map_,) in stored(tmp_path).items():
         assert relative_difference(map_, direct(model, images / id_)[0][0]) < CLOSE
@@ -100,13 +100,13 @@ def test_a_single_image_has_the_bits_of_a_direct_call(tmp_path, images, extracto
 
 
 def tapped() -> FeatureExtractWrapper:
-    model = randomise(Branches())
+    model = randomize(Branches())
     model.data_config = featx.DataConfig()
     return featx.tap(model, ["deep", "stem"])
 
 
 def created(name: str, **arch: object) -> FeatureExtractWrapper:
-    return randomise(featx.create_model(name, features_only=True, out_indices=[0, 2], **arch))
+    return randomize(featx.create_model(name, features_only=True, out_indices=[0, 2], **arch))
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_whole_images_keep_their_aspect(tmp_path, images, extractor, runtime, to
 
 def test_whole_images_have_sides_that_the_model_takes(tmp_path, images):
     arch = {"features_only": True, "out_indices": [0], "dynamic_img_size": False}
-    model = randomise(featx.create_model("timm/vit_tiny_patch16_224", **arch))
+    model = randomize(featx.create_model("timm/vit_tiny_patch16_224", **arch))
     with pytest.raises(ArgumentError, match="keep_aspect: this model takes images of 224x224 pixels alone"):
         extract(images, model, tmp_path / "out", keep_aspect=True)
 
 
 def test_whole_images_are_refused_where_a_runtime_takes_one_size(tmp_path, images):
-    model = randomise(featx.create_model("mobilevit_xxs", features_only=True, out_indices=[0, 3]))
+    model = randomize(featx.create_model("mobilevit_xxs", features_only=True, out_indices=[0, 3]))
     with pytest.raises(
         ArgumentError, match="keep_aspect: runtime='onnxruntime' runs this model on images of one size alone"
     ):

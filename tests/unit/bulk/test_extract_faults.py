@@ -187,7 +187,7 @@ def test_a_file_that_cannot_grow_ends_the_run_and_leaves_no_part_of_it(tmp_path,
     assert extract(images, net, tmp_path / "out").written == 200
 
 
-def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(tmp_path, net):
+def test_a_full_disk_ends_the_run_which_resumes_when_there_is_room(tmp_path, net):
     images = noises(tmp_path / "in", 200)
     with mounted(tmp_path / "disk", "size=48k") as libc:
         with pytest.raises(OutputError, match=r"cannot write .*maps-00000\d\.safetensors: .*No space left on device"):
@@ -217,14 +217,14 @@ def test_a_folder_without_permission_is_refused(tmp_path, net):
 
 
 @pytest.mark.parametrize("out", ["file", "file/out"])
-def test_a_file_is_no_folder_for_maps(tmp_path, net, out):
+def test_a_file_is_not_a_folder_for_maps(tmp_path, net, out):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=rf"cannot write to .*{out}: "):
         extract(noises(tmp_path / "in", 2), net, tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_disk_that_fills_up_while_the_index_is_written_is_told(tmp_path, net, monkeypatch):
+def test_a_disk_that_fills_up_while_the_index_is_written_is_reported(tmp_path, net, monkeypatch):
     import pyarrow.parquet
 
     def refuse(*_, **__):
@@ -288,7 +288,7 @@ def started() -> Iterator[Callable[[Path, Path], ForkServerProcess]]:
 
 
 @pytest.mark.sweep
-def test_runs_killed_at_any_moment_go_on_to_the_same_files(tmp_path, started):
+def test_runs_killed_at_any_moment_resume_to_the_same_files(tmp_path, started):
     images = noises(tmp_path / "in", 120)
     kill = Killer(lambda number: started(images, tmp_path / f"whole-{number}"))
     whole = {path.name: path.read_bytes() for path in sorted((tmp_path / "whole-0").glob("maps-*"))}

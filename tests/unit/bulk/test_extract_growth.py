@@ -40,7 +40,7 @@ def extractor() -> FeatureExtractWrapper:
 
 
 def add(folder: Path, *numbers: int) -> Path:
-    """Images of one colour each, named after their numbers."""
+    """Images of one color each, named after their numbers."""
     folder.mkdir(exist_ok=True)
     for number in numbers:
         Image.new("RGB", (40, 40), (number, 255 - number, 5 * number % 256)).save(folder / name(number))
@@ -187,7 +187,7 @@ def test_a_folder_grown_ten_times_has_the_rows_of_one_extraction(tmp_path, extra
 
 
 @pytest.mark.parametrize("keep_aspect", [False, True])
-def test_arrays_and_neighbours_are_of_the_rows_that_count(tmp_path, extractor, keep_aspect):
+def test_arrays_and_neighbors_are_of_the_rows_that_count(tmp_path, extractor, keep_aspect):
     """Rows between others that were removed, in files that hold maps of one shape or of several."""
     images, out = add(tmp_path / "in", *range(9)), tmp_path / "out"
     Image.new("RGB", (80, 40), "teal").save(images / name(1))
@@ -229,7 +229,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", range(12))
-def test_a_growth_that_ends_at_any_write_leaves_one_generation_and_goes_on(tmp_path, extractor, monkeypatch, moment):
+def test_a_growth_that_ends_at_any_write_leaves_one_generation_and_resumes(tmp_path, extractor, monkeypatch, moment):
     images, out = add(tmp_path / "in", *range(5)), tmp_path / "out"
     extract_threes(images, extractor, out)
     before = maps(out)
@@ -283,7 +283,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[Path], ForkServerProcess]]:
 
 
 @pytest.mark.sweep
-def test_growths_killed_after_any_file_leave_one_generation_and_go_on(tmp_path, started):
+def test_growths_killed_after_any_file_leave_one_generation_and_resume(tmp_path, started):
     images, counts = add(tmp_path / "in", *range(12)), (0, 1, 4, 9, 10, 10)
     started(tmp_path / "first").join()
     before = FeatureDataset(tmp_path / "first").ids
@@ -362,7 +362,7 @@ def test_a_file_that_was_damaged_is_extracted_again_when_the_folder_grows(tmp_pa
     assert stats(out).sound
 
 
-def test_a_grown_folder_without_one_of_its_files_is_told(tmp_path, extractor):
+def test_a_grown_folder_without_one_of_its_files_is_reported(tmp_path, extractor):
     images, out = add(tmp_path / "in", *range(4)), tmp_path / "out"
     extract_threes(images, extractor, out)
     add(images, 80)

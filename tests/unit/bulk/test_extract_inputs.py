@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.solid_images import ALL, BLUE, COLOURS, LIME, RED, colours, pixel_of, png, save_photos, save_tar
+from support.solid_images import ALL, BLUE, COLORS, LIME, RED, colors, pixel_of, png, save_photos, save_tar
 
 from featx import ArgumentError, ImageError, MissingPackageError
 from featx.bulk import find_items
@@ -29,8 +29,8 @@ def tar(tmp_path) -> Path:
 
 
 def test_a_folder_gives_its_images_under_paths_relative_to_it(photos):
-    assert colours(find_items(photos)) == ALL
-    assert colours(find_items([f"{photos}/"])) == ALL
+    assert colors(find_items(photos)) == ALL
+    assert colors(find_items([f"{photos}/"])) == ALL
 
 
 def test_ids_do_not_depend_on_where_the_folder_is_named_from(photos, monkeypatch):
@@ -47,12 +47,12 @@ def test_images_come_in_the_order_of_their_folders_parts(tmp_path):
 
 def test_the_place_of_an_image_is_its_path(photos):
     items = find_items(photos)
-    assert [items.where(i) for i in range(3)] == [f"{photos}/{name}" for name in COLOURS]
+    assert [items.where(i) for i in range(3)] == [f"{photos}/{name}" for name in COLORS]
 
 
 def test_a_single_file_is_known_by_its_name_whatever_its_ending(photos):
     (photos / "a.png").rename(photos / "a.dat")
-    assert colours(find_items(photos / "a.dat")) == {"a.dat": RED}
+    assert colors(find_items(photos / "a.dat")) == {"a.dat": RED}
 
 
 def test_with_several_inputs_ids_begin_with_them(photos, tar, monkeypatch):
@@ -71,9 +71,9 @@ def test_an_image_that_two_inputs_name_is_there_once(photos):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_a_name_that_is_no_text_is_read_and_its_id_is_text(tmp_path):
+def test_a_name_that_is_not_text_is_read_and_its_id_is_text(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(png("red"))
-    assert colours(find_items(tmp_path)) == {r"\xff.png": RED}
+    assert colors(find_items(tmp_path)) == {r"\xff.png": RED}
 
 
 def test_inputs_that_do_not_exist_are_all_named(photos):
@@ -118,7 +118,7 @@ def test_a_pattern_gives_what_matches_relative_to_its_fixed_part(photos, monkeyp
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(photos):
     (photos / "a.png").rename(photos / "a[1].png")
-    assert colours(find_items(photos / "a[1].png")) == {"a[1].png": RED}
+    assert colors(find_items(photos / "a[1].png")) == {"a[1].png": RED}
 
 
 def test_a_pattern_of_tars_gives_the_images_in_them(tar):
@@ -127,7 +127,7 @@ def test_a_pattern_of_tars_gives_the_images_in_them(tar):
     assert items.where(0) == f"{tar}/x.png"
     assert find_items(tar.parent).ids == items.ids  # a folder without image files
     assert items.ids == [f"{name}.tar/{member}" for name in ("000", "001") for member in ("x.png", "sub/y.png")]
-    assert set(colours(items).values()) == {RED, BLUE}
+    assert set(colors(items).values()) == {RED, BLUE}
 
 
 # lists
@@ -135,12 +135,12 @@ def test_a_pattern_of_tars_gives_the_images_in_them(tar):
 
 def test_a_text_names_an_image_a_line_relative_to_itself(photos):
     (photos / "list.txt").write_text(f"b/c.jpg\n\n{photos}/a.png\n")
-    assert colours(find_items(photos / "list.txt")) == {"b/c.jpg": LIME, f"{photos}/a.png": RED}
+    assert colors(find_items(photos / "list.txt")) == {"b/c.jpg": LIME, f"{photos}/a.png": RED}
 
 
 def test_a_column_of_paths_may_have_any_name(photos):
     (photos / "list.csv").write_text("file,path\na.png,b/d.png\n")
-    assert colours(find_items(photos / "list.csv", column="file")) == {"a.png": RED}
+    assert colors(find_items(photos / "list.csv", column="file")) == {"a.png": RED}
     with pytest.raises(ArgumentError, match="has the columns file, path: expected one named picture"):
         find_items(photos / "list.csv", column="picture")
 
@@ -153,13 +153,13 @@ def test_a_column_where_nothing_has_columns_is_refused(photos, tar):
 @pytest.mark.parametrize("column", ["path", "source"])
 def test_a_csv_names_images_in_a_column_and_ids_in_another(photos, column):
     (photos / "list.csv").write_text(f'id,label,{column}\n7,"a, b",a.png\n8,,b/d.png\n')
-    assert colours(find_items(photos / "list.csv")) == {"7": RED, "8": BLUE}
+    assert colors(find_items(photos / "list.csv")) == {"7": RED, "8": BLUE}
 
 
 def test_a_parquet_table_names_images_and_ids(photos):
     table = pa.table({"id": [7, 8], "path": ["a.png", "b/d.png"]})
     pq.write_table(table, photos / "list.parquet")
-    assert colours(find_items(photos / "list.parquet")) == {"7": RED, "8": BLUE}
+    assert colors(find_items(photos / "list.parquet")) == {"7": RED, "8": BLUE}
     pq.write_table(table.select(["path"]), photos / "list.parquet")
     assert find_items(photos / "list.parquet").ids == ["a.png", "b/d.png"]
 
@@ -197,7 +197,7 @@ def test_without_pyarrow_a_parquet_list_names_what_to_install(photos, monkeypatc
 
 
 def test_a_tar_gives_its_images_under_their_names(tar):
-    assert colours(find_items(tar)) == {"x.png": RED, "sub/y.png": BLUE}
+    assert colors(find_items(tar)) == {"x.png": RED, "sub/y.png": BLUE}
 
 
 def test_a_tar_that_ends_within_an_image_fails_that_image(tar):
@@ -256,7 +256,7 @@ def test_a_saved_dataset_of_several_splits_gives_all_of_them(tmp_path, dataset):
 
     splits = datasets.DatasetDict({"train": dataset.select([0]), "test": dataset.select([1])})
     splits.save_to_disk(tmp_path / "saved")
-    assert colours(find_items(tmp_path / "saved")) == {"train/0": RED, "test/0": BLUE}
+    assert colors(find_items(tmp_path / "saved")) == {"train/0": RED, "test/0": BLUE}
 
 
 def test_a_saved_dataset_of_several_columns_of_images_takes_the_one_named(tmp_path, dataset):
@@ -264,7 +264,7 @@ def test_a_saved_dataset_of_several_columns_of_images_takes_the_one_named(tmp_pa
     two.save_to_disk(tmp_path / "saved")
     with pytest.raises(ArgumentError, match=r"it has \['depth', 'picture'\]: name one \(--column, or column= of"):
         find_items(tmp_path / "saved")
-    assert colours(find_items(tmp_path / "saved", column="picture")) == {"0": RED}
+    assert colors(find_items(tmp_path / "saved", column="picture")) == {"0": RED}
     with pytest.raises(ArgumentError, match=r"column label holds no images, those that do are \['depth', 'picture'\]"):
         find_items(tmp_path / "saved", column="label")
 
@@ -275,7 +275,7 @@ def test_a_saved_dataset_without_images_is_refused(tmp_path, dataset):
         find_items(tmp_path / "saved")
 
 
-def test_what_is_no_regular_file_is_not_waited_for(photos):
+def test_what_is_not_a_regular_file_is_not_waited_for(photos):
     os.mkfifo(photos / "pipe.png")
     items = find_items(photos)
     with pytest.raises(ImageError, match="not a file"):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.cli import SMALL
 from support.cli import run as run
-from support.solid_images import ALL, BLUE, RED, colours, mean_of_pixels, png, save_photos, save_tar
+from support.solid_images import ALL, BLUE, RED, colors, mean_of_pixels, png, save_photos, save_tar
 
 import featx
 from featx import ArgumentError, ImageError
@@ -69,7 +69,7 @@ def test_maps_written_into_an_input_are_none(tmp_path, net, kind, formats):
     assert extract(folder, net, folder / "maps", pooling="mean").made == 0
 
 
-def test_a_folder_for_maps_is_no_input_before_it_holds_any(photos):
+def test_a_folder_for_maps_is_not_a_input_before_it_holds_any(photos):
     (photos / "out").mkdir()
     (photos / "out/maps.png").touch()
     assert find_items(photos, out=photos / "out").ids == [*ALL]
@@ -77,7 +77,7 @@ def test_a_folder_for_maps_is_no_input_before_it_holds_any(photos):
     assert find_items(photos).ids == [*ALL, "out/maps.png"]
 
 
-def test_what_a_writer_left_unfinished_beside_maps_is_no_input(photos, net):
+def test_what_a_writer_left_unfinished_beside_maps_is_not_a_input(photos, net):
     extract(photos, net, photos / "maps", pooling="mean")
     (photos / ".maps.webdataset.part").mkdir()
     (photos / ".maps.webdataset.part/a.png").touch()
@@ -106,7 +106,7 @@ def test_a_folder_of_maps_given_for_images_is_refused(photos, net):
         find_items(photos / "maps")
     with pytest.raises(ArgumentError, match=r"index\.parquet is written by this run: name another folder for the maps"):
         find_items(photos / "maps/index.parquet", out=photos / "maps")
-    assert sorted(colours(find_items(photos / "maps/index.parquet"))) == [*ALL]
+    assert sorted(colors(find_items(photos / "maps/index.parquet"))) == [*ALL]
 
 
 def test_maps_at_an_address_are_no_input(tmp_path, net):
@@ -156,7 +156,7 @@ def test_without_an_image_the_error_says_what_was_there(tmp_path):
         find_items(tmp_path)
 
 
-def test_what_a_pattern_matches_and_is_no_image_is_counted(photos):
+def test_what_a_pattern_matches_and_is_not_an_image_is_counted(photos):
     os.mkfifo(photos / "pipe.png")
     items = find_items(f"{photos}/*")
     assert items.ids == ["a.png"]
@@ -164,7 +164,7 @@ def test_what_a_pattern_matches_and_is_no_image_is_counted(photos):
     assert items.left_out.remarks == {f"{photos}/pipe.png": "matches the pattern but is not a file"}
 
 
-def test_a_folder_that_cannot_be_read_and_a_link_to_one_are_told(tmp_path, photos, monkeypatch):
+def test_a_folder_that_cannot_be_read_and_a_link_to_one_are_reported(tmp_path, photos, monkeypatch):
     (photos / "link").symlink_to(tmp_path)
     (photos / "lost+found").mkdir()
     scandir = os.scandir
@@ -259,10 +259,10 @@ def test_what_is_excluded_is_left_out_of_folders_and_patterns(photos, exclude, i
 
 def test_what_is_excluded_is_left_out_of_lists_and_archives(photos, tmp_path):
     (photos / "list.csv").write_text("id,path\n1,a.png\n2,b/d.png\n")
-    assert colours(find_items(photos / "list.csv", exclude="b")) == {"1": RED}
+    assert colors(find_items(photos / "list.csv", exclude="b")) == {"1": RED}
     tar = save_tar(tmp_path / "0.tar")
-    assert colours(find_items(tar, exclude="sub/*")) == {"x.png": RED}
-    assert colours(find_items([tar, photos], exclude=["x.png", "*.jpg", "photos/*"])) == {
+    assert colors(find_items(tar, exclude="sub/*")) == {"x.png": RED}
+    assert colors(find_items([tar, photos], exclude=["x.png", "*.jpg", "photos/*"])) == {
         f"{tar}/sub/y.png": BLUE,
         f"{photos}/a.png": RED,
         f"{photos}/b/d.png": BLUE,
@@ -326,10 +326,10 @@ def test_a_tar_named_twice_is_there_once(tmp_path, monkeypatch):
 def test_a_line_that_is_there_twice_is_one_image(photos):
     (photos / "list.txt").write_text(f"a.png\n./a.png\nb//d.png\n{photos}/b/d.png\n")
     items = find_items(photos / "list.txt")
-    assert colours(items) == {"a.png": RED, "b//d.png": BLUE}
+    assert colors(items) == {"a.png": RED, "b//d.png": BLUE}
     assert kinds(items) == {"named twice": 2}
     (photos / "list.csv").write_text("id,path\n1,a.png\n2,a.png\n")
-    assert colours(find_items(photos / "list.csv")) == {"1": RED, "2": RED}
+    assert colors(find_items(photos / "list.csv")) == {"1": RED, "2": RED}
 
 
 # lists on standard input
@@ -339,7 +339,7 @@ def test_a_list_may_come_from_standard_input(photos, monkeypatch, tmp_path, run)
     monkeypatch.chdir(photos)
     given = io.TextIOWrapper(io.BytesIO(b"b/d.png\r\n\na.png\n./a.png\n"))
     monkeypatch.setattr(sys, "stdin", given)
-    assert colours(find_items("-")) == {"b/d.png": BLUE, "a.png": RED}
+    assert colors(find_items("-")) == {"b/d.png": BLUE, "a.png": RED}
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b/d.png\n")))
     done = run("extract", "-", *SMALL, "--out", tmp_path / "out")
     assert (done.status, done.out.splitlines()[0][:16]) == (0, "maps of 1 image,")

@@ -33,8 +33,8 @@ def odd(tmp_path_factory, extractor) -> Path:
 
 
 def write_good(folder: Path) -> None:
-    colours = data.astronaut()[:80, 200:300]
-    photograph = Image.fromarray(colours)
+    colors = data.astronaut()[:80, 200:300]
+    photograph = Image.fromarray(colors)
     exif = Image.Exif()
     exif[0x0112] = 6
     photograph.save(folder / "upright.png")
@@ -42,7 +42,7 @@ def write_good(folder: Path) -> None:
     photograph.convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(data.camera()[:64, :64].astype(np.uint16) * 257).save(folder / "gray16.png")
     Image.fromarray(data.camera()[:64, :64]).save(folder / "gray.png")
-    clear = Image.fromarray(np.dstack([colours, np.where(colours[..., 0] > 128, 255, 0).astype(np.uint8)]))
+    clear = Image.fromarray(np.dstack([colors, np.where(colors[..., 0] > 128, 255, 0).astype(np.uint8)]))
     clear.save(folder / "rgba.png")
     clear.convert("LA").save(folder / "la.png")
     palette = photograph.quantize(16)
@@ -134,14 +134,14 @@ def test_a_photograph_so_large_that_pillow_warns_of_it_is_extracted(tmp_path, ex
     assert_maps_are_of(extractor, stored(tmp_path / "out")["a.jpg"], Image.new("RGB", (80, 80), (128, 128, 128)))
 
 
-def test_a_file_that_is_no_image_by_its_ending_is_tried_when_named(tmp_path, extractor):
+def test_a_file_that_is_not_image_by_its_ending_is_tried_when_named(tmp_path, extractor):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "scan.dat", format="PNG")
     extract([tmp_path / "scan.dat"], extractor, tmp_path / "out", size=SIZE)
     assert_maps_are_of(extractor, stored(tmp_path / "out")["scan.dat"], Image.new("RGB", (64, 64), "red"))
 
 
 def test_an_image_whose_maps_exceed_float16_has_failed_and_the_others_have_not(tmp_path, extractor):
-    calm = Image.new("RGB", (64, 64), (124, 116, 104))  # the mean of the normalisation, so that its input is near zero
+    calm = Image.new("RGB", (64, 64), (124, 116, 104))  # the mean of the normalization, so that its input is near zero
     loud = copy.deepcopy(extractor)
     with torch.no_grad():
         loud.get_submodule("conv_stem").weight *= 2e5

@@ -1,4 +1,4 @@
-"""What options of an extraction make of pictures: decoded at a fraction, in other colours, cut short, very large."""
+"""What options of an extraction make of pictures: decoded at a fraction, in other colors, cut short, very large."""
 
 import io
 import json
@@ -68,11 +68,11 @@ def test_pixels_asked_for_one_by_one_are_not_decoded_at_a_fraction(extractor, tm
     assert decoder(extractor, tmp_path, scaled_decode=True).opening.shorter is not None
 
 
-# colours
+# colors
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-def test_colours_are_converted_as_if_before_the_picture_is_resized(tmp_path, crop_mode):
+def test_colors_are_converted_as_if_before_the_picture_is_resized(tmp_path, crop_mode):
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     converted = np.rint(to_srgb(np.asarray(PHOTOGRAPH))).astype(np.uint8)
     extractor = small_extractor()
@@ -85,7 +85,7 @@ def test_colours_are_converted_as_if_before_the_picture_is_resized(tmp_path, cro
     assert np.array_equal(ignored, given.pixels(PHOTOGRAPH))
 
 
-def test_gray_models_see_the_gray_of_the_converted_colours(tmp_path):
+def test_gray_models_see_the_gray_of_the_converted_colors(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     gray = featx.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1], in_chans=1).eval()
     gray.source.data_config = featx.DataConfig((64, 64), (0.5,), (0.5,))
@@ -94,7 +94,7 @@ def test_gray_models_see_the_gray_of_the_converted_colours(tmp_path):
     assert np.abs(pixels(given)[0] - given.pixels(converted)).mean() < 1
 
 
-def test_going_on_in_other_colours_is_refused(tmp_path, extractor):
+def test_resuming_in_other_colors_is_refused(tmp_path, extractor):
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))
     featx.extract(tmp_path / "a.png", extractor, tmp_path / "out", size=64, color_management="none")
     with pytest.raises(OutputError, match='color_management: "none" there, "srgb" now'):
@@ -109,12 +109,12 @@ def test_what_a_folder_of_before_these_options_says_is_what_they_say_if_they_are
     assert result_identity(extractor, "a", Recipe(allow_truncated=True))["allow_truncated"] is True
 
 
-def test_only_known_ways_to_treat_colours_are_taken():
+def test_only_known_ways_to_treat_colors_are_taken():
     with pytest.raises(ArgumentError, match=r"color_management='cmyk': choose one of \('srgb', 'none'\)"):
         Recipe(color_management="cmyk")
 
 
-def test_a_picture_of_a_folder_is_in_the_colours_that_the_model_saw(tmp_path, extractor):
+def test_a_picture_of_a_folder_is_in_the_colors_that_the_model_saw(tmp_path, extractor):
     from featx.bulk.preview import _model_view
 
     (tmp_path / "a.png").write_bytes(encoded(PHOTOGRAPH, "PNG", icc_profile=ADOBE))

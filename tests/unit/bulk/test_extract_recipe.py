@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomise, relative_difference
+from conftest import randomize, relative_difference
 from PIL import Image
 from support.extraction import CLOSE, paint
 from torch import Tensor, nn
@@ -37,18 +37,18 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier() -> nn.Module:
-    return randomise(featx.create_model("test_efficientnet"))
+    return randomize(featx.create_model("test_efficientnet"))
 
 
 @pytest.fixture(scope="module")
 def vit() -> nn.Module:
     torch.manual_seed(0)
-    return randomise(featx.create_model("vit_tiny_patch16_224", depth=2))
+    return randomize(featx.create_model("vit_tiny_patch16_224", depth=2))
 
 
 def timms(name: str, **arguments: object) -> nn.Module:
     torch.manual_seed(0)
-    return randomise(timm.create_model(name, **arguments))
+    return randomize(timm.create_model(name, **arguments))
 
 
 def seen(model: nn.Module, images: Path) -> Tensor:
@@ -87,7 +87,7 @@ def test_a_module_that_gives_no_maps_is_refused_with_what_to_do(tmp_path, images
         extract(images, nn.Linear(2, 2).eval(), tmp_path / "out")
 
 
-def test_what_is_no_model_is_refused(tmp_path, images):
+def test_what_is_not_a_model_is_refused(tmp_path, images):
     with pytest.raises(
         ArgumentError, match=r"model=3: expected the name of a model, an extractor, .*features_only=True"
     ):
@@ -186,13 +186,13 @@ def test_maps_and_class_tokens_are_normed_as_timms_are(tmp_path, images):
         assert decided(tmp_path / f"{number}-cls")["norm"] is True
 
 
-def test_folders_made_before_norms_and_colours_could_be_chosen_are_gone_on_with(tmp_path, images, classifier):
+def test_folders_made_before_norms_and_colors_could_be_chosen_are_resumed(tmp_path, images, classifier):
     extract(images, classifier, tmp_path, size=SIZE, color_management="none")
     known = {"model", "weights", "levels", "dtype", "size", "keep_aspect", "scaled_decode", "runtime", "preprocessing"}
     assert set(decided(tmp_path)) == known
 
 
-def test_a_class_token_of_before_the_norm_is_not_gone_on_with_as_one_of_behind_it(tmp_path, images, vit):
+def test_a_class_token_of_before_the_norm_is_not_resumed_as_one_of_behind_it(tmp_path, images, vit):
     extract(images, vit, tmp_path, size=SIZE, pooling="cls", norm=False)
     with pytest.raises(featx.OutputError, match="norm: null there, true now"):
         extract(images, vit, tmp_path, size=SIZE, pooling="cls")
@@ -208,7 +208,7 @@ def test_an_extractor_that_has_left_out_what_is_needed_is_refused(tmp_path, imag
 
 def test_an_extractor_whose_maps_are_normed_is_taken(tmp_path, images):
     torch.manual_seed(0)
-    model = randomise(featx.create_model("vit_tiny_patch16_224", depth=2, norm_maps=True))
+    model = randomize(featx.create_model("vit_tiny_patch16_224", depth=2, norm_maps=True))
     extract(images, FeatureExtractWrapper(model, [-1], output="tokens"), tmp_path, size=SIZE, pooling="cls")
     with torch.inference_mode():
         assert (
@@ -242,7 +242,7 @@ def test_the_model_itself_is_left_without_normed_maps(vit):
 def test_pre_logits_are_those_of_forward_head(tmp_path, images, name, runtime):
     torch.manual_seed(0)
     small = {"depth": 2} if name.startswith("vit") else {"image_size": SIZE} if name == "timm/test_vit" else {}
-    model = randomise(featx.create_model(name, **small))
+    model = randomize(featx.create_model(name, **small))
     extract(images, model, tmp_path, size=SIZE, pooling="pre_logits", runtime=runtime)
     with torch.inference_mode():
         x = seen(model, images)

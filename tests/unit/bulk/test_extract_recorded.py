@@ -109,7 +109,7 @@ def test_the_summary_counts_images_files_and_bytes(tmp_path, extractor):
     assert summary.nbytes == sum(os.path.getsize(shard) for shard in summary.shards)
 
 
-def test_progress_is_told_after_every_batch_and_every_file(tmp_path, extractor):
+def test_progress_is_reported_after_every_batch_and_every_file(tmp_path, extractor):
     paint(tmp_path / "in", 4)
     (tmp_path / "in/9.png").write_text("no image")
     told = []

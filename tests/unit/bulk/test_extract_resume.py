@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.extraction import Stopped, plan_of, small_extractor, ten_colours
+from support.extraction import Stopped, plan_of, small_extractor, ten_colors
 from support.extraction import extract_threes as run
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def extractor() -> FeatureExtractWrapper:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    return ten_colours(tmp_path / "in")
+    return ten_colors(tmp_path / "in")
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -41,7 +41,7 @@ def maps(out: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_files(tmp_path, images, extractor, shards):
+def test_a_stopped_run_resumes_where_it_ended_and_gives_the_same_files(tmp_path, images, extractor, shards):
     whole = run(images, extractor, tmp_path / "whole")
     first = run(images, extractor, tmp_path / "out", stopped=Stopped(shards))
     assert (first.made, first.left, len(first.shards)) == (shards, 4 - shards, shards)
@@ -166,7 +166,7 @@ def test_images_that_failed_stay_failed_unless_they_are_to_be_tried_again(tmp_pa
     assert sorted(maps(tmp_path / "out")) == [f"{number}.png" for number in range(10)]
 
 
-def test_too_many_failures_stop_a_run_that_can_go_on(tmp_path, images, extractor):
+def test_too_many_failures_stop_a_run_that_can_be_resumed(tmp_path, images, extractor):
     with pytest.raises(featx.ImageError, match="1 images failed, more than the 0 allowed: finished files are kept"):
         run(images, extractor, tmp_path / "out", max_errors=0)
     assert 0 < len(contents(tmp_path / "out")) < 4
@@ -281,7 +281,7 @@ def test_a_share_that_is_none_is_refused(tmp_path, images, extractor, shard):
         run(images, extractor, tmp_path / "out", shard=shard)
 
 
-def test_the_rows_of_a_folder_are_told_apart_by_their_values(tmp_path, images, extractor):
+def test_the_rows_of_a_folder_are_distinguished_by_their_values(tmp_path, images, extractor):
     run(images, extractor, tmp_path / "out")
     stored = maps(tmp_path / "out")
     assert len(stored) == 9

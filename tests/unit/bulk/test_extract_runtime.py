@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import relative_difference
-from support.extraction import ten_colours
+from support.extraction import ten_colors
 from support.fake_ray import Asked
 from support.two_level_net import net
 
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    return ten_colours(tmp_path / "in")
+    return ten_colors(tmp_path / "in")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_runtime_that_was_chosen_is_recorded_and_used(tmp_path, images, fast
             assert relative_difference(map_, plain.maps[level]) < 1e-4
 
 
-def test_a_run_on_another_machine_goes_on_with_the_runtime_of_the_folder(tmp_path, images, fastest):
+def test_a_run_on_another_machine_resumes_with_the_runtime_of_the_folder(tmp_path, images, fastest):
     fastest("onnxruntime")
     run(images, tmp_path / "out", stopped=lambda: True)
     assert len([*(tmp_path / "out").glob("*.safetensors")]) == 1
@@ -147,7 +147,7 @@ def test_jobs_that_begin_at_once_on_other_machines_use_one_runtime(tmp_path, ima
     assert len(FeatureDataset(tmp_path / "out")) == 9  # and one that is no image
 
 
-def test_workers_of_other_processes_are_told_the_runtime(tmp_path, images, fastest):
+def test_workers_of_other_processes_receive_the_runtime(tmp_path, images, fastest):
     fastest("openvino")
     resources = Resources(4, streams=2).settled()
     job = plan_job(tmp_path / "out", find_items(images), net(), "net", Recipe(size=32, runtime="auto"), resources)

@@ -77,11 +77,11 @@ def net() -> featx.FeatureExtractWrapper:
 
 
 def read(items) -> list[tuple[int, ...] | None]:
-    """The colour of every image; None for one that fails with a reason."""
-    return [_colour(items, row) for row in range(len(items))]
+    """The color of every image; None for one that fails with a reason."""
+    return [_color(items, row) for row in range(len(items))]
 
 
-def _colour(items, row: int) -> tuple[int, ...] | None:
+def _color(items, row: int) -> tuple[int, ...] | None:
     assert items.ids[row].encode()
     assert items.where(row).encode()
     stamp_of(items.where(row))
@@ -101,8 +101,8 @@ def between(texts: list[str]) -> list[str]:
 def check_text_list(photos: Path, texts: list[str]) -> None:
     lines = [text.replace("\n", "") for text in between(texts)]
     (photos / "list.txt").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-    colours = read(find_items(photos / "list.txt"))
-    assert (colours[0], colours[-1]) == (RED, BLUE)
+    colors = read(find_items(photos / "list.txt"))
+    assert (colors[0], colors[-1]) == (RED, BLUE)
 
 
 def check_csv(photos: Path, texts: list[str]) -> None:
@@ -112,8 +112,8 @@ def check_csv(photos: Path, texts: list[str]) -> None:
     (photos / "list.csv").write_bytes(written.getvalue().encode("utf-8", "surrogatepass"))
     items = find_items(photos / "list.csv")
     assert items.ids == [str(row) for row in range(len(rows))]
-    colours = read(items)
-    assert (colours[0], colours[-1]) == (RED, BLUE)
+    colors = read(items)
+    assert (colors[0], colors[-1]) == (RED, BLUE)
 
 
 def as_bytes(text: str) -> bytes:
@@ -125,12 +125,12 @@ def check_tables(photos: Path, texts: list[str]) -> None:
     rows = [as_bytes(text) for text in between(texts)]
     column = pa.array(rows).view(pa.string())
     pq.write_table(pa.table({"path": column}), photos / "t.parquet")
-    colours = read(find_items(photos / "t.parquet"))
-    assert (colours[0], colours[-1]) == (RED, BLUE)
+    colors = read(find_items(photos / "t.parquet"))
+    assert (colors[0], colors[-1]) == (RED, BLUE)
     struct = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), column], ["bytes", "path"])
     pq.write_table(pa.table({"image": struct}), photos / "t.parquet")
-    colours = read(find_items(photos / "t.parquet"))
-    assert (colours[0], colours[-1]) == (RED, BLUE)
+    colors = read(find_items(photos / "t.parquet"))
+    assert (colors[0], colors[-1]) == (RED, BLUE)
     pq.write_table(pa.table({"id": column, "image": [png("red")] * len(rows)}), photos / "t.parquet")
     try:
         assert set(read(find_items(photos / "t.parquet"))) == {RED}

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.solid_images import colours, pixel_of, png
+from support.solid_images import colors, pixel_of, png
 
 from featx import ArgumentError, ImageError
 from featx.bulk import find_items, parquet_reader
@@ -36,7 +36,7 @@ def save(where: Path, images: pa.Array | None = None, rows_per_group: int = 2, *
 
 def numbers(items: Items) -> dict[str, int]:
     """The number of every image by its id."""
-    return {id_: red for id_, (red, _, _) in colours(items).items()}
+    return {id_: red for id_, (red, _, _) in colors(items).items()}
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from safetensors.torch import save_file
 from support.mindspore_names import both, conv_norm
 
@@ -36,7 +36,7 @@ def anchors_of(model, height, width):
 @pytest.fixture(scope="module")
 def published():
     """The model that CVNets published for COCO, without its weights."""
-    return randomise(featx.create_detector("ssd", "mobilevitv2_100", num_classes=81))
+    return randomize(featx.create_detector("ssd", "mobilevitv2_100", num_classes=81))
 
 
 def test_the_published_model_has_as_many_parameters(published):
@@ -67,9 +67,9 @@ def test_boxes_are_coded_with_the_variances_of_the_paper(published):
     boxes = torch.rand(len(anchors), 4, generator=torch.Generator().manual_seed(0)) * 100
     boxes[:, 2:] += boxes[:, :2] + 5
     codes = published.box_coder.encode_single(boxes, anchors)
-    centre, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
+    center, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
     middle, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    by_hand = torch.cat(((middle - centre) / side / 0.1, (extent / side).log() / 0.2), 1)
+    by_hand = torch.cat(((middle - center) / side / 0.1, (extent / side).log() / 0.2), 1)
     torch.testing.assert_close(codes, by_hand, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(published.box_coder.decode_single(codes, anchors), boxes, rtol=1e-4, atol=1e-2)
 
@@ -83,7 +83,7 @@ def test_an_anchor_learns_what_it_overlaps_by_half_or_best():
 
 
 def test_predictions_come_map_by_map_and_cell_by_cell():
-    head = randomise(SSDHead(Levels([FeatureInfo(24, 16, "a"), FeatureInfo(32, 32, "b")]), 4))
+    head = randomize(SSDHead(Levels([FeatureInfo(24, 16, "a"), FeatureInfo(32, 32, "b")]), 4))
     maps = [images(2, 24, 6, 8), images(2, 32, 3, 4)]
     out = head(maps)
     cells = [6 * 8, 3 * 4, 2 * 2, 1, 1, 1]
@@ -107,7 +107,7 @@ def test_a_map_that_is_as_wide_as_asked_is_not_projected():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilevit_xxs", "mobilevitv2_050"])
 def test_detections_are_what_torchvision_gives(backbone):
-    model = randomise(detector(backbone))
+    model = randomize(detector(backbone))
     with torch.no_grad():
         found = model([torch.rand(3, 60, 200), torch.rand(3, 96, 128)])
     assert len(found) == 2
@@ -129,7 +129,7 @@ def test_overlapping_boxes_of_one_class_are_suppressed():
     def overlaps(nms_thresh):
         """The largest within each class."""
         torch.manual_seed(0)
-        model = randomise(detector(head=replace(SMALL, nms_thresh=nms_thresh)))
+        model = randomize(detector(head=replace(SMALL, nms_thresh=nms_thresh)))
         with torch.no_grad():
             (found,) = model(images(1, 3, 96, 128))
         boxes = [found["boxes"][found["labels"] == label] for label in (1, 2, 3)]
@@ -139,7 +139,7 @@ def test_overlapping_boxes_of_one_class_are_suppressed():
     assert 0 < max(overlaps(0.5)) <= 0.5
 
 
-def test_images_are_normalised_by_the_backbones_mean_and_std():
+def test_images_are_normalized_by_the_backbones_mean_and_std():
     model = detector("resnet18")
     batch, _ = model.transform([torch.full((3, 96, 128), 0.5)])
     data = model.backbone.data_config
@@ -150,7 +150,7 @@ def test_images_are_normalised_by_the_backbones_mean_and_std():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilevit_xxs", "mobilevitv2_050"])
 def test_a_step_of_training_reaches_every_parameter(backbone):
-    model = randomise(detector(backbone)).train()  # residual branches start with a scale of zero
+    model = randomize(detector(backbone)).train()  # residual branches start with a scale of zero
     losses = model(torch.rand(2, 3, 96, 128), [target(), target([[0.0, 0, 90, 90], [100.0, 5, 120, 40]], [2, 3])])
     assert losses.keys() == {"bbox_regression", "classification"}
     sum(losses.values()).backward()
@@ -180,7 +180,7 @@ def test_an_image_without_objects_teaches_nothing():
 
 
 def test_losses_can_be_had_in_eval_mode_too():
-    model = randomise(detector("resnet18"))
+    model = randomize(detector("resnet18"))
     with torch.no_grad():
         assert model(torch.rand(1, 3, 96, 128), [target()]).keys() == {"bbox_regression", "classification"}
 
@@ -212,7 +212,7 @@ def test_the_names_of_cvnets_lead_there_and_back(published):
 
 @pytest.mark.parametrize(("number", "backbone"), [(0, "mobilevit_xxs"), (1, "mobilevitv2_050")])
 def test_a_checkpoint_of_cvnets_fills_a_detector(number, backbone, tmp_path):
-    model = randomise(detector(backbone))
+    model = randomize(detector(backbone))
     foreign = cvnets_layout(number).from_native(model.state_dict())
     torch.save({**foreign, "encoder.neural_augmentor.noise._low": torch.zeros(1)}, tmp_path / "w.pt")
     again = detector(backbone, checkpoint_path=tmp_path / "w.pt").eval()
@@ -228,7 +228,7 @@ def test_layers_that_cvnets_lacks_have_no_way_back(published):
 
 
 def test_a_saved_detector_loads_again(tmp_path):
-    model = randomise(detector("resnet18"))
+    model = randomize(detector("resnet18"))
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     again = detector("resnet18", checkpoint_path=tmp_path / "w.safetensors").eval()
     x = torch.rand(1, 3, 96, 128)
@@ -251,7 +251,7 @@ def test_backbones_of_other_packages_serve_as_well(backbone):
 
 
 def test_the_whole_loads_in_place_too():
-    state = randomise(detector("resnet18")).state_dict()
+    state = randomize(detector("resnet18")).state_dict()
     model = detector("resnet18")
     assert featx.load_weights(model, state).layout == "native"
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

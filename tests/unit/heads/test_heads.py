@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 
 from featx import ArgumentError, FeatureInfo, InputError, Levels
 from featx.heads import (
@@ -48,7 +48,7 @@ def normed(conv, bn, x, padding=0, dilation=1):
 
 
 def test_deeplabv3_is_its_formula():
-    head, x = randomise(DeepLabV3(LEVELS, 5, DeepLabV3Config(16, (2, 4)))), maps()[1]
+    head, x = randomize(DeepLabV3(LEVELS, 5, DeepLabV3Config(16, (2, 4)))), maps()[1]
     one, two, four, pool = head.aspp.convs
     mean = normed(pool[1], pool[2], x.mean((2, 3), keepdim=True)).expand(-1, -1, 5, 7)
     branches = [normed(one[0], one[1], x), normed(two[0], two[1], x, 2, 2), normed(four[0], four[1], x, 4, 4), mean]
@@ -57,7 +57,7 @@ def test_deeplabv3_is_its_formula():
 
 
 def test_pspnet_is_its_formula():
-    head, x = randomise(PSPNet(LEVELS, 5, PSPNetConfig(24, (1, 3)))), maps()[1]
+    head, x = randomize(PSPNet(LEVELS, 5, PSPNetConfig(24, (1, 3)))), maps()[1]
     grids = [F.adaptive_avg_pool2d(x, side) for side in (1, 3)]
     pooled = [normed(branch[1].conv, branch[1].bn, grid) for branch, grid in zip(head.branches, grids, strict=True)]
     wide = [F.interpolate(grid, (5, 7), mode="bilinear", align_corners=True) for grid in pooled]

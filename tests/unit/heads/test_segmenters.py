@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from safetensors.torch import save_file
 from support.mindspore_names import both, conv_norm
 
@@ -34,7 +34,7 @@ def transformers_model(backbone, **config):
     else:
         config = transformers.MobileViTV2Config(width_multiplier=0.5, **config)
         model = transformers.MobileViTV2ForSemanticSegmentation(config)
-    return lively(randomise(model))
+    return lively(randomize(model))
 
 
 def lively(model):
@@ -95,7 +95,7 @@ def test_a_folder_without_a_configuration_says_nothing(tmp_path):
 
 def test_a_segmenter_can_be_copied_pickled_compiled_and_exported(tolerant_of_torch):
     torch._dynamo.reset()
-    model, x = randomise(segmenter("resnet18", aux_head=True)), images(1, 3, 64, 96)
+    model, x = randomize(segmenter("resnet18", aux_head=True)), images(1, 3, 64, 96)
     with torch.no_grad():
         expected = model(x)
         copies = [deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -142,7 +142,7 @@ def cvnets_layout(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_cvnets_names_lead_there_and_back(backbone, kind):
     head, names = CVNETS[kind]
-    model = randomise(segmenter("mobilevitv2_100" if kind == "pspnet" else backbone, head, aux_head=True))
+    model = randomize(segmenter("mobilevitv2_100" if kind == "pspnet" else backbone, head, aux_head=True))
     layout = cvnets_layout("mobilevitv2_100" if kind == "pspnet" else backbone)
     foreign = layout.from_native(model.state_dict())
     assert {name for name in foreign if not name.startswith("encoder.")} == names | AUX
@@ -153,7 +153,7 @@ def test_cvnets_names_lead_there_and_back(backbone, kind):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_checkpoint_of_cvnets_fills_a_segmenter_that_resizes_as_cvnets(backbone, tmp_path):
-    model = randomise(segmenter(backbone, output_stride=16, aux_head=True, align_corners=True))
+    model = randomize(segmenter(backbone, output_stride=16, aux_head=True, align_corners=True))
     foreign = cvnets_layout(backbone).from_native(model.state_dict())
     torch.save({**foreign, "encoder.neural_augmentor.noise._low": torch.zeros(1)}, tmp_path / "w.pt")
     again = segmenter(backbone, output_stride=16, aux_head=True, checkpoint_path=tmp_path / "w.pt").eval()
@@ -207,7 +207,7 @@ def test_backbones_of_other_packages_serve_as_well(backbone):
 
 
 def test_the_backbones_own_weights_can_be_taken(tmp_path):
-    plain = randomise(featx.create_model("resnet18", num_classes=3))
+    plain = randomize(featx.create_model("resnet18", num_classes=3))
     featx.save(plain, tmp_path)
     ours = segmenter(f"local-dir:{tmp_path}", "linear", pretrained=True).backbone.state_dict()
     assert same_state(ours, {name: tensor for name, tensor in plain.state_dict().items() if name in ours})
@@ -222,7 +222,7 @@ def test_the_head_takes_the_last_stage_and_not_its_expansion():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_wee_patch16_reg1_gap_256", "mobilevit_xxs"])
 def test_a_step_of_training_reaches_every_parameter(backbone):
-    model = randomise(segmenter(backbone, aux_head=True)).train()  # residual branches start with a scale of zero
+    model = randomize(segmenter(backbone, aux_head=True)).train()  # residual branches start with a scale of zero
     model(images(), torch.randint(0, 5, (2, 64, 96))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
@@ -257,7 +257,7 @@ def test_a_segmenter_learns_a_toy():
 
 
 def test_a_saved_segmenter_loads_again(tmp_path):
-    model = randomise(segmenter("resnet18", aux_head=True))
+    model = randomize(segmenter("resnet18", aux_head=True))
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     again = segmenter("resnet18", aux_head=True, checkpoint_path=tmp_path / "w.safetensors").eval()
     assert again.load_report.layout == "native"
@@ -286,7 +286,7 @@ def test_keys_are_those_of_the_plain_model_behind_backbone():
 
 
 def test_a_plain_model_takes_its_part_of_a_segmenters_checkpoint():
-    state = randomise(segmenter("resnet18")).state_dict()
+    state = randomize(segmenter("resnet18")).state_dict()
     extractor = featx.create_model("resnet18", features_only=True, checkpoint_path=state)
     assert all(torch.equal(tensor, state[f"backbone.{name}"]) for name, tensor in extractor.state_dict().items())
 
@@ -335,6 +335,6 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
         segmenter(**arguments)
 
 
-def test_an_unknown_name_is_no_attribute_of_the_package():
+def test_an_unknown_name_is_not_an_attribute_of_the_package():
     with pytest.raises(AttributeError, match="has no attribute 'create_sgmenter'"):
         featx.create_sgmenter  # noqa: B018

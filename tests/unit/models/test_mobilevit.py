@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from torch import nn
 
 import featx
@@ -65,7 +65,7 @@ def test_other_widths_are_rounded_as_in_the_original():
 
 
 def test_v1_returns_the_raw_and_the_expanded_last_map():
-    model = randomise(featx.create_model("mobilevit_xxs"))
+    model = randomize(featx.create_model("mobilevit_xxs"))
     raw, expanded = FeatureExtractWrapper(model, [-2, -1]).feature_info
     assert (raw.name, raw.chs, raw.reduction) == ("stages.4", 80, 32)
     assert (expanded.name, expanded.chs, expanded.reduction) == ("final_conv", 320, 32)
@@ -120,7 +120,7 @@ def test_the_expansion_stops_at_960_channels():
 
 
 def test_the_fusion_layer_can_be_left_out():
-    model = randomise(MobileViT(MobileViTConfig(TINY, 8, num_attention_heads=2, use_fusion_layer=False)))
+    model = randomize(MobileViT(MobileViTConfig(TINY, 8, num_attention_heads=2, use_fusion_layer=False)))
     assert not any("conv_fusion" in name for name in model.state_dict())
     block = model.get_submodule("stages.1.1")
     x = images(1, 16, 6, 5)
@@ -130,7 +130,7 @@ def test_the_fusion_layer_can_be_left_out():
 
 def test_dilate_in_the_table_is_what_an_output_stride_does():
     table = (*XXS[:3], *(replace(row, dilate=True) for row in XXS[3:]))
-    by_stride = randomise(featx.create_model("mobilevit_xxs", output_stride=8))
+    by_stride = randomize(featx.create_model("mobilevit_xxs", output_stride=8))
     by_table = featx.create_model("mobilevit_xxs", stages=table).eval()
     by_table.load_state_dict(by_stride.state_dict())
     assert by_table.feature_info == by_stride.feature_info

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +20,7 @@ KINDS = [pytest.param(kind, id=kind.__name__) for kind in ACTIVATIONS]
 
 def pair(act: type[nn.Module], chs: int = 3) -> nn.Sequential:
     """A norm and an activation as the models have them, in training."""
-    return randomise(nn.Sequential(nn.BatchNorm2d(chs), act(inplace=True))).train()
+    return randomize(nn.Sequential(nn.BatchNorm2d(chs), act(inplace=True))).train()
 
 
 def together(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_one_map_is_kept_where_two_were(act):
 
 
 def test_a_frozen_convolution_gets_no_gradient_and_the_norm_does():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     layer.conv.requires_grad_(False)
     layer(X).sum().backward()
     assert layer.conv.weight.grad is None
@@ -109,7 +109,7 @@ def test_a_frozen_convolution_gets_no_gradient_and_the_norm_does():
 
 
 def test_a_part_of_its_parameters_is_trained():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     layer.bn.weight.requires_grad_(False)
     layer(X).sum().backward()
     assert layer.bn.weight.grad is None
@@ -126,7 +126,7 @@ def test_values_that_change_before_the_backward_pass_are_refused():
 
 
 def test_autocast_gives_what_it_gives_otherwise():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     plain = copy.deepcopy(layer)
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = layer(X), plain.act(plain.bn(plain.conv(X)))
@@ -180,7 +180,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("norm", [pytest.param(one, id=name) for name, one in OTHERS.items()])
 def test_other_norms_run_as_they_are(norm):
-    layers, x = nn.Sequential(randomise(norm()), nn.SiLU()), X.clone().requires_grad_()
+    layers, x = nn.Sequential(randomize(norm()), nn.SiLU()), X.clone().requires_grad_()
     plain = copy.deepcopy(layers)
     found = together(layers, x)
     assert node(found) == "SiluBackward0"
@@ -203,7 +203,7 @@ def test_no_gradient_is_wanted_and_statistics_are_updated():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by PyTorch itself, for dual numbers
 def test_transforms_of_functions_and_dual_numbers_run_the_modules():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     params = {name: value.detach() for name, value in layer.named_parameters()}
 
     def loss(params):
@@ -219,7 +219,7 @@ def test_transforms_of_functions_and_dual_numbers_run_the_modules():
 
 
 def test_checkpoints_compute_it_again():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     plain, x = copy.deepcopy(layer), X.clone().requires_grad_()
     checkpoint(layer, x, use_reentrant=False).sum().backward()
     plain(x).sum().backward()
@@ -228,7 +228,7 @@ def test_checkpoints_compute_it_again():
 
 
 def test_it_exports_as_the_two_modules():
-    layer = randomise(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
+    layer = randomize(ConvNorm(3, 5, 3, act=nn.SiLU)).train()
     program = torch.export.export(layer, (X,))
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert any("batch_norm" in name for name in names)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from torch import nn
 
 import featx
@@ -16,7 +16,7 @@ X = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def layers() -> ConvNorms:
-    return randomise(ConvNorms(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(inplace=True)))
+    return randomize(ConvNorms(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(inplace=True)))
 
 
 def own_result(layers: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,14 +79,14 @@ def test_a_hook_keeps_what_the_convolution_returned(layers, register):
 
 @pytest.mark.parametrize("norm", [partial(nn.GroupNorm, 1), nn.InstanceNorm2d, nn.SyncBatchNorm, nn.Identity])
 def test_other_norms_run_as_they_are(norm):
-    layers = randomise(ConvNorms(nn.Conv2d(3, 5, 3), norm(5)))
+    layers = randomize(ConvNorms(nn.Conv2d(3, 5, 3), norm(5)))
     with torch.no_grad():
         assert torch.equal(layers(X), layers[1](layers[0](X)))
 
 
 def test_a_norm_without_statistics_or_scales_runs_as_it_is():
     for norm in (nn.BatchNorm2d(5, track_running_stats=False), nn.BatchNorm2d(5, affine=False)):
-        layers = randomise(ConvNorms(nn.Conv2d(3, 5, 3), norm))
+        layers = randomize(ConvNorms(nn.Conv2d(3, 5, 3), norm))
         with torch.no_grad():
             assert torch.equal(layers(X), layers[1](layers[0](X)))
 
@@ -99,7 +99,7 @@ def test_autocast_gives_what_it_gives_otherwise(layers):
 
 
 def test_it_can_be_mapped_over_a_batch_of_models(layers):
-    both = [layers, randomise(copy.deepcopy(layers), seed=1)]
+    both = [layers, randomize(copy.deepcopy(layers), seed=1)]
     params, buffers = torch.func.stack_module_state(both)
     call = lambda p, b: torch.func.functional_call(layers, (p, b), (X,))  # noqa: E731
     with torch.no_grad():
@@ -131,7 +131,7 @@ class Stem(nn.Module):
 @pytest.mark.parametrize("deep", [False, True])
 def test_the_norm_of_a_stem_writes_over_its_convolution(deep):
     last = nn.Conv2d(3, 5, 3, padding=1)
-    model = randomise(Stem(ConvNorms(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), last) if deep else last))
+    model = randomize(Stem(ConvNorms(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), last) if deep else last))
     extractor = featx.FeatureExtractWrapper(model)
     seen, original = [], last.forward
     last.forward = lambda x: seen.append(original(x)) or seen[-1]
@@ -145,7 +145,7 @@ def test_the_norm_of_a_stem_writes_over_its_convolution(deep):
 
 
 def test_a_level_that_is_a_convolution_stays():
-    model = randomise(Stem(nn.Conv2d(3, 5, 3, padding=1)))
+    model = randomize(Stem(nn.Conv2d(3, 5, 3, padding=1)))
     model.feature_info = ({"chs": 5, "reduction": 1, "name": "conv"}, *model.feature_info)
     with torch.no_grad():
         assert torch.equal(featx.FeatureExtractWrapper(model)(X)[0], model.conv(X))

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from timm.utils.model import reparameterize_model
 from torch import nn
 
@@ -20,7 +20,7 @@ SLIM = {"depths": (1, 2, 3, 1), "widths": (0.5, 0.5, 0.5, 1.0)}
 
 
 def build(name: str, **kwargs) -> nn.Module:
-    return randomise(featx.create_model(name, **SLIM, **kwargs))
+    return randomize(featx.create_model(name, **SLIM, **kwargs))
 
 
 @pytest.fixture(params=NAMES)
@@ -59,7 +59,7 @@ def test_each_block_is_left_with_one_convolution(repvgg):
 
 
 def test_names_weights_and_logits_of_a_published_variant_are_those_of_timms_fused_model():
-    reference = randomise(timm.create_model("repvgg_a0"))
+    reference = randomize(timm.create_model("repvgg_a0"))
     model = featx.create_model("repvgg_a0").eval()
     model.load_state_dict(reference.state_dict())
     fused = reparameterize_model(reference)

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
@@ -16,7 +16,7 @@ from featx import FeatureExtractWrapper
 from featx.models.layers.pos_embed import resample_positions
 
 NARROW = {"depth": 2, "dim": 96, "heads": 3}
-# one of each kind: prefix with positions, prefix without, registers, no prefix at all, gated, normalised before, hybrid
+# one of each kind: prefix with positions, prefix without, registers, no prefix at all, gated, normalized before, hybrid
 KINDS = [
     "vit_tiny_patch16_224",
     "deit3_small_patch16_224",
@@ -41,7 +41,7 @@ def reference(name: str) -> nn.Module:
 
 def pair(name: str, **kwargs) -> tuple[nn.Module, nn.Module]:
     """Our model and timm's, with the same weights, loaded strictly in both directions."""
-    theirs = randomise(reference(name))
+    theirs = randomize(reference(name))
     ours = featx.create_model(name, **NARROW, **kwargs).eval()
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
@@ -138,7 +138,7 @@ def test_positions_keep_the_type_of_half_precision_weights():
 
 @torch.no_grad()
 def test_without_antialias_the_positions_are_blips():
-    model = randomise(featx.create_model(TINY, num_classes=0, antialias=False, depth=1))
+    model = randomize(featx.create_model(TINY, num_classes=0, antialias=False, depth=1))
     seen = []
     model.pos_drop.register_forward_hook(lambda *call: seen.append(call[2]))
     x = images(1, 3, 64, 96)
@@ -165,7 +165,7 @@ def test_images_of_whole_patches_are_not_copied():
 
 
 def test_partly_covered_patches_are_filled_with_zeros():
-    extractor = randomise(featx.create_model(TINY, features_only=True, out_indices=[1]))
+    extractor = randomize(featx.create_model(TINY, features_only=True, out_indices=[1]))
     x = images(1, 3, 97, 161)
     assert torch.equal(extractor(x)[0], extractor(F.pad(x, (0, 15, 0, 15)))[0])
 
@@ -185,7 +185,7 @@ def test_prefix_tokens_and_normed_maps_are_timms(name, norm_maps):
 
 @torch.no_grad()
 def test_prefix_tokens_are_the_class_token_and_the_registers():
-    model = randomise(featx.create_model("vit_small_patch14_reg4_dinov2", **NARROW, registers=3, norm_maps=False))
+    model = randomize(featx.create_model("vit_small_patch14_reg4_dinov2", **NARROW, registers=3, norm_maps=False))
     tokens, map_ = model.forward_tokens(images(2, 3, 70, 99), [1])[0]
     assert tokens.shape == (2, 1 + 3, 96)
     assert map_.shape == (2, 96, 5, 8)
@@ -195,7 +195,7 @@ def test_prefix_tokens_are_the_class_token_and_the_registers():
 
 @torch.no_grad()
 def test_maps_of_dinov2_pass_through_the_last_norm_by_default():
-    model = randomise(featx.create_model("vit_small_patch14_dinov2", **NARROW))
+    model = randomize(featx.create_model("vit_small_patch14_dinov2", **NARROW))
     raw = featx.create_model("vit_small_patch14_dinov2", **NARROW, norm_maps=False).eval()
     raw.load_state_dict(model.state_dict())
     x = images(1, 3, 70, 99)
@@ -212,7 +212,7 @@ def test_weights_with_a_norm_behind_the_pool_have_no_normed_maps():
 @torch.no_grad()
 def test_an_extractor_gives_prefix_tokens_on_request_in_the_order_asked_for():
     name, x = "vit_small_patch14_reg4_dinov2", images(2, 3, 70, 99)
-    model = randomise(featx.create_model(name, **NARROW, registers=3))
+    model = randomize(featx.create_model(name, **NARROW, registers=3))
     pairs = featx.FeatureExtractWrapper(model, [1, 0], output="tokens")(x)
     maps = featx.FeatureExtractWrapper(model, [1, 0])(x)
     for level, (tokens, map_), alone in zip((1, 0), pairs, maps, strict=True):
@@ -236,7 +236,7 @@ def test_normed_maps_are_refused_where_the_norm_follows_the_pool():
 @pytest.mark.parametrize("norm_maps", [False, True])
 @pytest.mark.parametrize("name", NORMED)
 def test_an_extractor_holds_its_blocks_only_and_trains_all_it_holds(name, norm_maps):
-    model = randomise(featx.create_model(name, **NARROW, norm_maps=norm_maps))
+    model = randomize(featx.create_model(name, **NARROW, norm_maps=norm_maps))
     for level in (0, 1):
         extractor = FeatureExtractWrapper(model, [level]).train()
         keys = {key.partition(".")[0] for key in extractor.state_dict()}
@@ -253,20 +253,20 @@ def test_an_extractor_holds_its_blocks_only_and_trains_all_it_holds(name, norm_m
 
 @torch.no_grad()
 def test_forward_head_of_forward_features_is_forward():
-    model = randomise(featx.create_model(TINY, depth=2))
+    model = randomize(featx.create_model(TINY, depth=2))
     assert model.forward_features(images()).shape == (2, 1 + 4 * 6, 192)
     assert torch.equal(model.forward_head(model.forward_features(images())), model(images()))
 
 
 @torch.no_grad()
 def test_average_pool_reads_the_patches_after_the_norm():
-    model = randomise(featx.create_model(TINY, depth=1, global_pool="avg", num_classes=0))
+    model = randomize(featx.create_model(TINY, depth=1, global_pool="avg", num_classes=0))
     torch.testing.assert_close(model(images()), model.forward_features(images())[:, 1:].mean(1))
 
 
 @torch.no_grad()
 def test_a_representation_layer_comes_before_the_classifier():
-    model = randomise(featx.create_model(TINY, depth=1, representation=32, num_classes=7))
+    model = randomize(featx.create_model(TINY, depth=1, representation=32, num_classes=7))
     class_token = model.forward_features(images())[:, 0]
     logits = F.linear(class_token, model.pre_logits.fc.weight, model.pre_logits.fc.bias).tanh() @ model.head.weight.T
     torch.testing.assert_close(model(images()), logits + model.head.bias)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
@@ -58,7 +58,7 @@ def reference(name: str) -> nn.Module:
 
 def pair(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """Our model and timm's, with the same weights, loaded strictly in both directions."""
-    theirs = randomise(reference(name))
+    theirs = randomize(reference(name))
     pool = {"pool_heads": 3} if "pe_core" in name else {}
     ours = featx.create_model(name, **NARROW, **pool, **kwargs).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -158,7 +158,7 @@ def test_fresh_weights_are_drawn_from_the_distributions_of_timms(name):
 @pytest.mark.parametrize("norm_maps", [False, True])
 @pytest.mark.parametrize("name", swept(NORMED))
 def test_an_extractor_holds_its_blocks_only_and_trains_all_it_holds(name, norm_maps):
-    model = randomise(featx.create_model(name, **NARROW, norm_maps=norm_maps))
+    model = randomize(featx.create_model(name, **NARROW, norm_maps=norm_maps))
     for level in (0, 1):
         extractor = FeatureExtractWrapper(model, [level]).train()
         keys = {key.partition(".")[0] for key in extractor.state_dict()}
@@ -173,7 +173,7 @@ def test_an_extractor_holds_its_blocks_only_and_trains_all_it_holds(name, norm_m
 
 @torch.no_grad()
 def test_maps_of_dinov3_pass_through_the_last_norm_by_default():
-    model = randomise(featx.create_model(DINOV3, **NARROW))
+    model = randomize(featx.create_model(DINOV3, **NARROW))
     raw = featx.create_model(DINOV3, **NARROW, norm_maps=False).eval()
     raw.load_state_dict(model.state_dict())
     x = images(1, 3, 64, 96)
@@ -205,7 +205,7 @@ def test_captured_attention_is_timms(name):
 
 @torch.no_grad()
 def test_prefix_tokens_are_not_rotated():
-    model = randomise(featx.create_model(DINOV3, **NARROW))
+    model = randomize(featx.create_model(DINOV3, **NARROW))
     table, *_ = model.rope((3, 5), torch.device("cpu"))
     assert table.shape == (2, 1, 5 + 15, 32)
     assert torch.equal(table[0, :, :5], torch.ones(1, 5, 32))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_same, images, randomise, relative_difference
+from conftest import assert_same, images, randomize, relative_difference
 from torch import Tensor, nn
 from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTNeck
@@ -29,7 +29,7 @@ def reference(readout: str) -> DPTNeck:
         neck_ignore_stages=[],
         is_hybrid=False,
     )
-    return randomise(DPTNeck(config))
+    return randomize(DPTNeck(config))
 
 
 def with_weights_of(neck: DPTNeck, readout: str) -> nn.Sequential:
@@ -75,7 +75,7 @@ def test_levels_are_true_at_every_size(readout, fused):
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_a_training_step_reaches_every_parameter(readout):
-    source = randomise(pipeline(readout)).train()
+    source = randomize(pipeline(readout)).train()
     maps = source(images(2, 3, 64, 96))
     sum((map_ * images(*map_.shape, seed=i)).sum() for i, map_ in enumerate(maps)).backward()
     unreached = [n for n, p in source.named_parameters() if p.grad is None or not p.grad.any()]
@@ -87,7 +87,7 @@ def test_a_training_step_reaches_every_parameter(readout):
 @torch.no_grad()
 def test_pipelines_compile_whole_and_export_at_other_sizes(readout):
     torch._dynamo.reset()
-    source = randomise(pipeline(readout)).eval()
+    source = randomize(pipeline(readout)).eval()
     small, wide = images(2, 3, 64, 96), images(2, 3, 97, 161)
     assert_same(torch.compile(source, fullgraph=True, backend="eager")(small), source(small))
     exported = torch.export.export(source, (small,))

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import assert_same, images, randomise, relative_difference
+from conftest import assert_same, images, randomize, relative_difference
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -97,7 +97,7 @@ def alone(request: pytest.FixtureRequest) -> tuple[nn.Sequential, list[Tensor]]:
     rows = [FeatureInfo(8, 8, "c3"), FeatureInfo(16, 16, "c4"), FeatureInfo(32, 32, "c5")]
     maps = [images(2, 8, 17, 13), images(2, 16, 9, 7), images(2, 32, 5, 4)]
     taken = slice(1, 2) if request.param in SINGLE else slice(3)
-    return randomise(nn.Sequential(*NECKS[request.param](Levels(rows[taken])))), maps[taken]
+    return randomize(nn.Sequential(*NECKS[request.param](Levels(rows[taken])))), maps[taken]
 
 
 extractor_built_once = cache(extractor_of)
@@ -106,7 +106,7 @@ extractor_built_once = cache(extractor_of)
 @pytest.fixture(params=NECKS)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
     extractor = extractor_built_once("vit_tiny_patch16_224" if request.param in SINGLE else "test_efficientnet")
-    return randomise(piped(copy.deepcopy(extractor), request.param))
+    return randomize(piped(copy.deepcopy(extractor), request.param))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_names_are_those_of_the_model_and_of_the_necks_with_a_prefix(pipeline):
 
 
 def test_a_checkpoint_of_the_plain_model_fits_the_backbone():
-    model = randomise(featx.create_model("resnet18"))
+    model = randomize(featx.create_model("resnet18"))
     source = piped(extractor_of("resnet18"), "FPN")
     featx.load_weights(source.backbone, model.state_dict())
     assert torch.equal(source.state_dict()["backbone.layer4.1.bn2.weight"], model.layer4[1].bn2.weight)
@@ -284,7 +284,7 @@ def test_exports(alone):
 @torch.no_grad()
 def test_a_pipeline_compiles_whole_and_keeps_names():
     torch._dynamo.reset()
-    source = randomise(piped(extractor_of("resnet18"), "PAFPN"))
+    source = randomize(piped(extractor_of("resnet18"), "PAFPN"))
     compiled = torch.compile(source, fullgraph=True, backend="eager")
     assert_same(compiled(images()), source(images()))
     assert [name.removeprefix("_orig_mod.") for name in compiled.state_dict()] == list(source.state_dict())
@@ -293,7 +293,7 @@ def test_a_pipeline_compiles_whole_and_keeps_names():
 @pytest.mark.usefixtures("tolerant_of_torch")
 @torch.no_grad()
 def test_an_exported_pipeline_keeps_names_and_takes_other_sizes():
-    source = randomise(piped(extractor_of("resnet18"), "FPN"))
+    source = randomize(piped(extractor_of("resnet18"), "FPN"))
     sides = {2: torch.export.Dim("height", min=64, max=512), 3: torch.export.Dim("width", min=64, max=512)}
     exported = torch.export.export(source, (images(),), dynamic_shapes=(sides,))
     assert_same(exported.module()(images(2, 3, 97, 161)), source(images(2, 3, 97, 161)))

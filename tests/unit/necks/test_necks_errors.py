@@ -168,7 +168,7 @@ def test_a_pipeline_starts_with_an_extractor():
         Pipeline(featx.create_model("resnet18"))
 
 
-def test_a_pipeline_goes_on_with_necks_that_fit():
+def test_a_pipeline_resumes_with_necks_that_fit():
     extractor = featx.create_model("resnet18", features_only=True, out_indices=3)
     with pytest.raises(ContractError, match=r"neck 0 is Conv2d, no featx\.necks\.Neck"):
         Pipeline(extractor, nn.Conv2d(3, 3, 1))

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from torch import Tensor, nn
 from torchvision.models.segmentation import deeplabv3
 from torchvision.ops import FeaturePyramidNetwork
@@ -78,7 +78,7 @@ def extras(kind: str) -> nn.Module | None:
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
 @pytest.mark.parametrize("kind", ["none", "pool", "p5", "c5"])
 def test_fpn_is_bit_for_bit_torchvisions_under_its_names(maps, kind, norm):
-    reference = randomise(FeaturePyramidNetwork(list(CHANNELS), 8, extras(kind), norm))
+    reference = randomize(FeaturePyramidNetwork(list(CHANNELS), 8, extras(kind), norm))
     neck = FPN(LEVELS, 8, extra_blocks=extras(kind), norm=norm).eval()
     assert list(neck.state_dict()) == list(reference.state_dict())
     neck.load_state_dict(reference.state_dict())
@@ -97,7 +97,7 @@ def test_fpn_starts_from_torchvisions_random_values():
 
 
 def test_fpn_takes_the_names_that_older_torchvision_wrote():
-    reference = randomise(FPN(LEVELS, 8, extra_blocks=LastLevelMaxPool()))
+    reference = randomize(FPN(LEVELS, 8, extra_blocks=LastLevelMaxPool()))
     old = {name.replace(".0.weight", ".weight").replace(".0.bias", ".bias") for name in reference.state_dict()}
     assert "inner_blocks.3.weight" in old
     state = {
@@ -111,7 +111,7 @@ def test_fpn_takes_the_names_that_older_torchvision_wrote():
 
 
 def test_p6p7_is_torchvisions(maps):
-    reference = randomise(LastLevelP6P7(CHANNELS[-1], 8))
+    reference = randomize(LastLevelP6P7(CHANNELS[-1], 8))
     neck = P6P7(LEVELS, 8)
     neck.load_state_dict(reference.state_dict())
     reference.use_P5 = True
@@ -125,7 +125,7 @@ def test_max_pool_level_is_torchvisions(maps):
 
 
 def test_aspp_is_bit_for_bit_torchvisions_under_its_names():
-    reference = randomise(deeplabv3.ASPP(18, (2, 4), 8))
+    reference = randomize(deeplabv3.ASPP(18, (2, 4), 8))
     neck = ASPP(LEVELS[-1:], 8, rates=(2, 4)).eval()
     assert list(neck.state_dict()) == list(reference.state_dict())
     neck.load_state_dict(reference.state_dict())
@@ -134,7 +134,7 @@ def test_aspp_is_bit_for_bit_torchvisions_under_its_names():
 
 
 def test_channel_mapper_is_a_projection_and_a_group_norm(maps):
-    neck = randomise(ChannelMapper(LEVELS, 64)).double()
+    neck = randomize(ChannelMapper(LEVELS, 64)).double()
     state = neck.state_dict()
 
     def formula(x: Tensor, name: str) -> Tensor:
@@ -150,7 +150,7 @@ def test_channel_mapper_is_a_projection_and_a_group_norm(maps):
 
 
 def test_pafpn_is_mmdetections_formula_under_its_names(maps):
-    neck = randomise(PAFPN(LEVELS, 8)).double()
+    neck = randomize(PAFPN(LEVELS, 8)).double()
     state = neck.state_dict()
     kinds = {"lateral_convs": 4, "fpn_convs": 4, "downsample_convs": 3, "pafpn_convs": 3}
     assert set(state) == {
@@ -175,7 +175,7 @@ def test_pafpn_is_mmdetections_formula_under_its_names(maps):
 
 
 def test_bifpn_is_the_papers_formula(maps):
-    neck = randomise(BiFPN(LEVELS[1:], 8, repeats=2, extra=2)).double()
+    neck = randomize(BiFPN(LEVELS[1:], 8, repeats=2, extra=2)).double()
     with torch.no_grad():
         for name, weight in neck.named_parameters():
             if name.endswith("outer.1.weight"):
@@ -227,7 +227,7 @@ def detectron2_names(scale_factors: tuple[float, ...]) -> set[str]:
 
 @pytest.mark.parametrize("size", [(14, 14), (7, 11), (2, 3)])
 def test_simple_feature_pyramid_is_detectron2s_formula_under_its_names(size):
-    neck = randomise(SimpleFeaturePyramid([FeatureInfo(16, 16, "blocks.11")], 8)).double()
+    neck = randomize(SimpleFeaturePyramid([FeatureInfo(16, 16, "blocks.11")], 8)).double()
     state = neck.state_dict()
     assert set(state) == detectron2_names((4, 2, 1, 0.5))
 

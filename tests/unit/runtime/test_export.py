@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, random_extractor, randomise, relative_difference, worst
+from conftest import images, random_extractor, randomize, relative_difference, worst
 from support.export_cases import PORTABLE, TOLERANCE, Small, small
 from support.export_cases import file as file
 from torch import nn
@@ -64,7 +64,7 @@ def test_a_dilated_model_is_exported(tmp_path):
 def test_a_transformers_model_is_exported(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1])
-    original = FeatureExtractWrapper(randomise(transformers.ResNetModel(config)))
+    original = FeatureExtractWrapper(randomize(transformers.ResNetModel(config)))
     onnx_round_trip(original, tmp_path / "model.onnx", (64, 64))
 
 
@@ -140,14 +140,14 @@ class Squares(Small):
 
 
 def test_a_graph_for_squares_refuses_others():
-    made = featx.optimize(FeatureExtractWrapper(randomise(Squares())), runtime="onnxruntime")
+    made = featx.optimize(FeatureExtractWrapper(randomize(Squares())), runtime="onnxruntime")
     made(images(2, 3, 32, 32))
     with pytest.raises(InputError, match="which its graph does not support"):
         made(images(2, 3, 32, 48))
 
 
 @pytest.mark.parametrize("runtime", PORTABLE)
-def test_optimised_extractors_can_be_copied_and_pickled(runtime):
+def test_optimized_extractors_can_be_copied_and_pickled(runtime):
     original = small()
     made = featx.optimize(original, runtime=runtime)
     twin = pickle.loads(pickle.dumps(made))
@@ -235,6 +235,6 @@ class Resizes(Small):
 
 
 def test_what_depends_on_weights_alone_is_computed_once(tmp_path):
-    featx.export(FeatureExtractWrapper(randomise(Resizes())), tmp_path / "m.onnx")
+    featx.export(FeatureExtractWrapper(randomize(Resizes())), tmp_path / "m.onnx")
     kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
     assert not kinds & {"Resize", "ReduceMean"}

@@ -44,7 +44,7 @@ def test_a_folder_that_does_not_exist_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file/m.onnx", "folder.onnx", "s3://bucket/m.onnx"])
-def test_a_place_that_cannot_be_written_is_said_before_anything_is_captured(tmp_path, monkeypatch, place):
+def test_a_place_that_cannot_be_written_is_reported_before_anything_is_captured(tmp_path, monkeypatch, place):
     def captured(*_: object) -> None:
         raise AssertionError("the model was captured")
 
@@ -60,7 +60,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_captured(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_file_that_does_not_exist_is_said(tmp_path):
+def test_a_file_that_does_not_exist_is_reported(tmp_path):
     with pytest.raises(featx.WeightsNotFoundError, match=r"there is no file .*m\.onnx"):
         featx.load_exported(tmp_path / "m.onnx")
 
@@ -155,7 +155,7 @@ def test_another_runtime_than_the_files_is_refused(file):
         featx.load_exported(file, runtime="eager")
 
 
-def test_missing_packages_are_said(file, monkeypatch):
+def test_missing_packages_are_reported(file, monkeypatch):
     monkeypatch.setattr("featx.runtime.available.find_spec", lambda package: None)
     with pytest.raises(
         MissingPackageError, match=r"runtime='openvino' cannot be used: .*pip install 'featx\[openvino\]'"

@@ -76,7 +76,7 @@ def set_to(key: str, value: object) -> Callable[[dict], None]:
     ],
     ids=str,
 )
-def test_values_that_a_description_cannot_have_are_told(key, value, file, tmp_path):
+def test_values_that_a_description_cannot_have_are_reported(key, value, file, tmp_path):
     forged = with_description(file, tmp_path / "m.onnx", set_to(key, value))
     with pytest.raises(CheckpointError, match=r"m\.onnx describes no extractor that this version of featx knows \("):
         featx.load_exported(forged)
@@ -91,7 +91,7 @@ def test_values_that_a_description_cannot_have_are_told(key, value, file, tmp_pa
         ("levels", [[4, 2, "a.0"]], "describes 'a_0' made from 'images'"),
     ],
 )
-def test_a_description_of_another_graph_is_told(key, value, message, runtime, file, tmp_path):
+def test_a_description_of_another_graph_is_reported(key, value, message, runtime, file, tmp_path):
     def change(said: dict) -> None:
         said[key] = value
         said["out_indices"] = [0] if len(said["levels"]) == 1 else said["out_indices"]
@@ -102,14 +102,14 @@ def test_a_description_of_another_graph_is_told(key, value, message, runtime, fi
 
 
 @pytest.mark.parametrize("runtime", PORTABLE)
-def test_maps_that_are_not_of_the_levels_are_told(runtime, file, tmp_path):
+def test_maps_that_are_not_of_the_levels_are_reported(runtime, file, tmp_path):
     forged = with_description(file, tmp_path / "m.onnx", set_to("levels", [[5, 2, "a.0"], [8, 4, "a_0"]]))
     with pytest.raises(CheckpointError, match=r"its graph returns \[\(2, 4, 16, 16\), .* of \[5, 8\] channels as dict"):
         featx.load_exported(forged, runtime=runtime)(IMAGES)
 
 
 @pytest.mark.parametrize("runtime", PORTABLE)
-def test_what_a_graph_cannot_run_is_told(runtime, file, tmp_path):
+def test_what_a_graph_cannot_run_is_reported(runtime, file, tmp_path):
     def change(said: dict) -> None:
         said.update(in_chans=5, shape=[1, 5, 32, 32])
 
@@ -118,13 +118,13 @@ def test_what_a_graph_cannot_run_is_told(runtime, file, tmp_path):
         featx.load_exported(forged, runtime=runtime)(images(1, 5, 32, 32))
 
 
-def test_a_description_that_was_edited_is_told(file, tmp_path):
+def test_a_description_that_was_edited_is_reported(file, tmp_path):
     edited = with_description(file, tmp_path / "m.onnx", set_to("size_divisor", 2), signed=False)
     with pytest.raises(CheckpointError, match=r"m\.onnx was changed after it was written, or is damaged"):
         featx.load_exported(edited)
 
 
-def test_a_changed_weight_is_told(file, tmp_path):
+def test_a_changed_weight_is_reported(file, tmp_path):
     model = onnx.load(file)
     weight = max(model.graph.initializer, key=lambda one: len(one.raw_data))
     weight.raw_data = bytes(len(weight.raw_data))
@@ -179,7 +179,7 @@ def test_a_file_that_is_cut_short_while_it_is_used_stays_what_it_was(runtime, wi
 
 
 @pytest.mark.parametrize("damage", ["changed", "short", "gone"])
-def test_weights_beside_a_file_that_are_not_its_own_are_told(damage, with_weights, tmp_path):
+def test_weights_beside_a_file_that_are_not_its_own_are_reported(damage, with_weights, tmp_path):
     path, weights = (shutil.copy(with_weights.with_name(name), tmp_path) for name in ("large.onnx", "large.onnx.data"))
     content = Path(weights).read_bytes()
     Path(weights).write_bytes(bytes(len(content)) if damage == "changed" else content[:9])
@@ -198,14 +198,14 @@ def test_a_file_that_was_overwritten_is_not_pickled(file, tmp_path):
         pickle.dumps(made)
 
 
-def test_a_file_that_is_too_large_for_its_format_is_told(tmp_path):
+def test_a_file_that_is_too_large_for_its_format_is_reported(tmp_path):
     (tmp_path / "m.onnx").touch()
     os.truncate(tmp_path / "m.onnx", 2**40)
     with pytest.raises(CheckpointError, match=r"m\.onnx has 1099511627776 bytes, and an ONNX file no more than"):
         featx.load_exported(tmp_path / "m.onnx")
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(file, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_reported(file, tmp_path, monkeypatch):
     shutil.copy(file, tmp_path / "m.onnx")
     load = OnnxRuntimeEngine.load
 

@@ -145,6 +145,6 @@ def test_an_operation_is_right_for_its_size_and_any_batch(name):
         (lambda net, x: F.avg_pool2d(x, 2, divisor_override=3), r"avg_pool2d.*: an average with divisor_override"),
     ],
 )
-def test_what_has_no_translation_is_said(then, message):
+def test_what_has_no_translation_is_reported(then, message):
     with pytest.raises(UntranslatedError, match=message):
         in_onnx_runtime(net(then), *SIZES[:1])

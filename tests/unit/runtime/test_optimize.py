@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL_VARIANTS, images, random_extractor, randomise, worst
+from conftest import SMALL_VARIANTS, images, random_extractor, randomize, worst
 from support.timm_parity import in_doubles, weights_for
 from support.truncation import leave_out_repeats, narrow
 from torch import nn
@@ -39,7 +39,7 @@ def of_transformers(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **TRANSFORMERS[kind])
-    return FeatureExtractWrapper(randomise(transformers.AutoModel.from_config(config)))
+    return FeatureExtractWrapper(randomize(transformers.AutoModel.from_config(config)))
 
 
 def norms(model):
@@ -117,9 +117,9 @@ def test_every_norm_of_a_convolutional_model_is_folded(name):
     assert norms(featx.optimize(original)) == []
 
 
-def test_a_pipeline_is_optimised_with_its_necks():
+def test_a_pipeline_is_optimized_with_its_necks():
     source = featx.create_model("resnet18", features_only=True, out_indices=[2, 3, 4])
-    original = randomise(Pipeline(source, FPN(source.feature_info, 8)))
+    original = randomize(Pipeline(source, FPN(source.feature_info, 8)))
     optimized = featx.optimize(original)
     assert optimized.feature_info == original.feature_info
     assert optimized.size_divisor == original.size_divisor
@@ -145,14 +145,14 @@ class Tapped(nn.Module):
 
 @pytest.mark.parametrize("out_indices", [[0, 1], [0], [1]])
 def test_a_map_between_convolution_and_norm_stays_what_it_was(out_indices):
-    original = FeatureExtractWrapper(randomise(Tapped()), out_indices)
+    original = FeatureExtractWrapper(randomize(Tapped()), out_indices)
     optimized = featx.optimize(original)
     assert norms(optimized) == (["norm"] if out_indices == [0, 1] else [])
     assert worst(optimized, original, images()) < TOLERANCE
 
 
 def test_a_tap_between_convolution_and_norm_stays_what_it_was():
-    model = randomise(featx.create_model("timm/test_resnet"))
+    model = randomize(featx.create_model("timm/test_resnet"))
     original = featx.tap(model, ["conv1.0", "layer1.0.conv1", "layer2.0.bn1", "layer4"])
     optimized = featx.optimize(original)
     assert {"conv1.1", "layer1.0.bn1"} <= set(norms(optimized))
@@ -208,7 +208,7 @@ class Branches(nn.Module):
     ],
 )
 def test_what_else_needs_a_convolutions_output_keeps_it_from_being_folded(kind, left):
-    original = FeatureExtractWrapper(randomise(Branches(kind)))
+    original = FeatureExtractWrapper(randomize(Branches(kind)))
     optimized = featx.optimize(original)
     assert len([name for name in norms(optimized) if name == "norm" or kind == "output read twice"]) == left
     assert worst(optimized, original, images()) < TOLERANCE

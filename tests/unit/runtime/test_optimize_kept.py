@@ -141,7 +141,7 @@ def test_a_model_in_training_mode_is_refused():
         featx.optimize(partly)
 
 
-def test_what_is_no_extractor_is_refused():
+def test_what_is_not_an_extractor_is_refused():
     with pytest.raises(ArgumentError, match=r"takes an extractor, got ResNet: make one with .*features_only=True"):
         featx.optimize(featx.create_model("resnet18").eval())
 
@@ -201,7 +201,7 @@ def test_it_works_on_a_gpu_whether_moved_before_or_after(name):
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
-def test_pytorchs_compiler_and_exporter_take_an_optimised_extractor():
+def test_pytorchs_compiler_and_exporter_take_an_optimized_extractor():
     faster = featx.optimize(random_extractor("test_efficientnet"))
     x = images(2, 3, 64, 64)
     with torch.inference_mode():

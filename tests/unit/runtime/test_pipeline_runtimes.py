@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, worst
+from conftest import images, randomize, worst
 
 import featx
 from featx.necks import FPN, P6P7, Pipeline
@@ -20,7 +20,7 @@ def pipeline():
     torch.manual_seed(0)
     source = featx.create_model("resnet18", features_only=True, out_indices=[2, 3, 4])
     fpn = FPN(source.feature_info, 8)
-    return randomise(Pipeline(source, fpn, P6P7(fpn.feature_info, 8)))
+    return randomize(Pipeline(source, fpn, P6P7(fpn.feature_info, 8)))
 
 
 def assert_stands_in_for(made, original):
@@ -42,7 +42,7 @@ def assert_stands_in_for(made, original):
 
 @pytest.mark.usefixtures("tolerant_of_torch")
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_an_optimised_pipeline_takes_small_images(pipeline, runtime):
+def test_an_optimized_pipeline_takes_small_images(pipeline, runtime):
     made = featx.optimize(pipeline, runtime=runtime, example=images(1, 3, *SMALL))
     assert_stands_in_for(made, pipeline)
 
@@ -54,7 +54,7 @@ def test_an_exported_pipeline_takes_small_images(pipeline, tmp_path):
     assert_stands_in_for(featx.load_exported(path), pipeline)
 
 
-def test_what_loading_did_is_said_by_what_is_optimised(tmp_path):
+def test_what_loading_did_is_reported_by_what_is_optimized(tmp_path):
     featx.save(featx.create_model("resnet18"), tmp_path)
     source = featx.create_model("resnet18", features_only=True, out_indices=[1], checkpoint_path=str(tmp_path))
     assert source.load_report is not None

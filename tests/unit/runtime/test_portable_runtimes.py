@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import COPIES, SMALL, OneConv, assert_same, images, randomise, relative_difference, worst
+from conftest import COPIES, SMALL, OneConv, assert_same, images, randomize, relative_difference, worst
 from support.export_cases import PORTABLE, TOLERANCE
 from torch import nn
 
@@ -35,7 +35,7 @@ def made():
     def make(name, runtime):
         if (name, runtime) not in known:
             torch.manual_seed(0)
-            original = randomise(featx.create_model(name, features_only=True))
+            original = randomize(featx.create_model(name, features_only=True))
             known[name, runtime] = original, featx.optimize(original, runtime=runtime)
         return known[name, runtime]
 
@@ -112,7 +112,7 @@ def test_a_map_that_is_changed_through_a_view_is_refused():
 
 @pytest.mark.skipif("openvino" not in PORTABLE, reason="needs openvino")
 def test_openvino_compiles_for_the_example_and_once_more_for_all_other_shapes(monkeypatch):
-    model = randomise(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
+    model = randomize(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
     compiled, compile_graph = [], OpenVinoEngine._compile
     monkeypatch.setattr(
         OpenVinoEngine, "_compile", lambda engine, graph: compiled.append(graph) or compile_graph(engine, graph)
@@ -131,7 +131,7 @@ def test_openvino_compiles_for_the_example_and_once_more_for_all_other_shapes(mo
 
 @pytest.mark.skipif("openvino" not in PORTABLE, reason="needs openvino")
 def test_the_batch_of_the_example_is_compared_where_it_is_compiled_for(monkeypatch):
-    model = randomise(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
+    model = randomize(featx.create_model("test_efficientnet", features_only=True), seed=0).eval()
     call = OpenVinoEngine.__call__
     monkeypatch.setattr(
         OpenVinoEngine, "__call__", lambda engine, x: [map_ * (1 + (len(x) == 4)) for map_ in call(engine, x)]
@@ -152,7 +152,7 @@ def test_it_can_be_copied_and_pickled(copied, made):
 
 
 def test_the_order_and_the_kind_of_output_stay():
-    original = randomise(featx.create_model("resnet18", features_only=True, out_indices=[3, 1], output="dict"))
+    original = randomize(featx.create_model("resnet18", features_only=True, out_indices=[3, 1], output="dict"))
     optimized = featx.optimize(original, runtime="onnxruntime")
     with torch.no_grad():
         ours, reference = optimized(images()), original(images())
@@ -162,7 +162,7 @@ def test_the_order_and_the_kind_of_output_stay():
 
 
 def test_the_original_is_untouched():
-    original = randomise(featx.create_model("resnet18", features_only=True))
+    original = randomize(featx.create_model("resnet18", features_only=True))
     before = copy.deepcopy(original.state_dict())
     featx.optimize(original, runtime="onnxruntime")
     assert all(torch.equal(before[key], value) for key, value in original.state_dict().items())
@@ -202,7 +202,7 @@ def test_a_graph_that_is_right_for_squares_takes_no_others():
 
 def test_sizes_of_maps_follow_the_rule_of_the_family():
     """MobileViTv2 rounds up to whole patches: 224 pixels give 8 cells at 1/32; other models have 7."""
-    original = randomise(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))
+    original = randomize(featx.create_model("mobilevitv2_050", features_only=True, out_indices=[-1]))
     optimized = featx.optimize(original, runtime="onnxruntime", example=images(1, 3, 64, 64))
     assert optimized.source.size_rule(224, 32) == 8
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, worst
+from conftest import images, randomize, worst
 from support.two_level_net import Net, net
 
 import featx
@@ -35,7 +35,7 @@ class Clock:
 
 @needs_both
 @pytest.mark.parametrize("runtime", INSTALLED)
-def test_the_fastest_is_chosen_and_its_figures_are_told(monkeypatch, runtime):
+def test_the_fastest_is_chosen_and_its_figures_are_reported(monkeypatch, runtime):
     seconds = dict.fromkeys(INSTALLED, 0.02) | {runtime: 0.015}
     Clock(monkeypatch, **seconds)
     made = featx.optimize(net(), runtime="auto", example=X)
@@ -152,7 +152,7 @@ def test_images_that_the_model_does_not_take_are_refused():
 
 def test_a_model_whose_own_maps_are_not_finite_is_refused():
     broken = Net()
-    randomise(broken).a_0.weight.data.fill_(torch.nan)
+    randomize(broken).a_0.weight.data.fill_(torch.nan)
     with pytest.raises(featx.ArgumentError, match="the model's own map a_0 holds values that are not finite"):
         featx.optimize(FeatureExtractWrapper(broken.eval()), runtime="auto", example=X)
 

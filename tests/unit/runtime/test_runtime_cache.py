@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import images, random_extractor, randomise, relative_difference
+from conftest import images, random_extractor, randomize, relative_difference
 from support.two_level_net import net
 
 import featx
@@ -182,7 +182,7 @@ def transformers_net() -> FeatureExtractWrapper:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
-    return FeatureExtractWrapper(randomise(transformers.AutoModel.from_config(transformers.ResNetConfig(**sizes))))
+    return FeatureExtractWrapper(randomize(transformers.AutoModel.from_config(transformers.ResNetConfig(**sizes))))
 
 
 def native_tokens() -> FeatureExtractWrapper:
@@ -192,7 +192,7 @@ def native_tokens() -> FeatureExtractWrapper:
 def pipeline() -> FeatureExtractWrapper:
     source = random_extractor("mobilenetv3_small_050", out_indices=[2, 3, 4])
     torch.manual_seed(0)
-    return randomise(Pipeline(source, FPN(source.feature_info, 8)))
+    return randomize(Pipeline(source, FPN(source.feature_info, 8)))
 
 
 FACTS = ("feature_info", "in_chans", "data_config", "size_divisor", "agreement", "load_report")

@@ -7,7 +7,7 @@ from functools import wraps
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, random_extractor, randomise
+from conftest import images, random_extractor, randomize
 from torch import nn
 
 import featx
@@ -29,7 +29,7 @@ class Net(nn.Module):
         self.feature_info = [{"chs": 4, "reduction": 4, "name": "conv"}, {"chs": 4, "reduction": 8, "name": "last"}]
         self.conv, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
         self.register_buffer("table", torch.ones(1), persistent=False)
-        randomise(self)
+        randomize(self)
         self.how = {"padding": "zeros", "divisor": 4, "shift": torch.zeros(1), "scale": 1.0, **how}
 
     def forward_features(self, x):
@@ -90,7 +90,7 @@ def patched(model):
 
 
 @pytest.mark.parametrize("change", [heavier, strided, padded, buffered, described, renamed, hooked])
-def test_what_changes_maps_or_what_is_said_of_them_changes_it(change):
+def test_what_changes_maps_or_what_is_reported_of_them_changes_it(change):
     model = net()
     before = of(model)
     change(model)

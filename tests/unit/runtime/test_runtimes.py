@@ -18,6 +18,6 @@ def test_runtimes_that_can_be_used_here_have_nothing_missing():
         ("openvino", ["openvino"], "it needs openvino: pip install 'featx[openvino]'"),
     ],
 )
-def test_what_a_runtime_lacks_is_said_with_how_to_get_it(name, absent, message, monkeypatch):
+def test_what_a_runtime_lacks_is_reported_with_how_to_get_it(name, absent, message, monkeypatch):
     monkeypatch.setattr("featx.runtime.available.find_spec", lambda package: None if package in absent else package)
     assert runtimes()[name] == message

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from PIL import Image
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ GLOBAL = {
 
 
 def extractor_of(name: str, levels: list[int]) -> FeatureExtractWrapper:
-    return randomise(featx.create_model(name, features_only=True, out_indices=levels)).eval()
+    return randomize(featx.create_model(name, features_only=True, out_indices=levels)).eval()
 
 
 def image_of(height: int, width: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL_VARIANTS, randomise
+from conftest import SMALL_VARIANTS, randomize
 from support.onnx_programs import Then, run
 from torch import nn
 from torch.nn import functional as F
@@ -121,7 +121,7 @@ def test_a_model_that_refuses_other_sizes_gets_a_program_of_one_size():
 
 @pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_the_program_of_a_variant_returns_equal_maps(name):
-    model = MapsOf(randomise(featx.create_model(name, features_only=True)))
+    model = MapsOf(randomize(featx.create_model(name, features_only=True)))
     own = model.extractor._inner.fixed_size
     found = program_of(model, torch.randn(2, 3, *(own or (96, 96))), sizes=own is None)
     assert found.any_size is not name.startswith(OF_ONE_SIZE)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import images, randomise
+from conftest import images, randomize
 from support.tap_models import outputs, run
 from torch import Tensor, nn
 
@@ -275,7 +275,7 @@ class Positioned(nn.Module):
 
 
 def test_a_module_that_gets_no_tensor_is_kept():
-    model, x = randomise(Positioned()), images(2, 3, 64, 96)
+    model, x = randomize(Positioned()), images(2, 3, 64, 96)
     extractor = featx.tap(model, ["conv"])
     assert all(map(torch.equal, run(extractor, x), outputs(model, ["conv"], x)))
     assert set(extractor.excess) <= {"sines.scale"}
@@ -304,6 +304,6 @@ class Pair(nn.Module):
 
 
 def test_entries_of_containers_of_other_classes_can_be_tapped():
-    model, x = randomise(Containing()), images(2, 3, 64, 96)
+    model, x = randomize(Containing()), images(2, 3, 64, 96)
     (map_,) = run(featx.tap(model, [featx.Tap("pair", key="map")]), x)
     assert torch.equal(map_, model.pair(x)["map"])

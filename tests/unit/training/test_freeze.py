@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, random_extractor, randomise
+from conftest import images, random_extractor, randomize
 from support.training_steps import NAMES, batch, step
 from torch import nn
 from torchvision.ops import misc
@@ -38,9 +38,9 @@ def test_a_frozen_level_does_not_change_in_training(name):
     x = batch(model)
     training.freeze(model, 1)
     before = [map_.detach().clone() for map_ in model(x)]
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     step(model, x)
-    optimiser.step()
+    optimizer.step()
     after = model.eval()(x)
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[-1], after[-1])
@@ -154,7 +154,7 @@ def test_norms_without_statistics_are_not_touched():
 
 def test_torchvisions_frozen_norm_agrees():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    randomise(model)
+    randomize(model)
     reference = misc.FrozenBatchNorm2d(4)
     reference.load_state_dict(model[1].state_dict())
     training.freeze_norms(model)

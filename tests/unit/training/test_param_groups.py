@@ -78,6 +78,6 @@ def test_further_names_can_be_spared():
         training.param_groups(model, 0.1, no_decay=["fd.weight"])
 
 
-def test_a_layer_decay_that_an_optimiser_would_ignore_is_refused():
+def test_a_layer_decay_that_an_optimizer_would_ignore_is_refused():
     with pytest.raises(featx.ArgumentError, match="lr go together"):
         training.param_groups(featx.create_model("resnet18"), 0.1, layer_decay=0.7)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support.figures import LEVELS, assert_colours, components, drawn, maps, panels
+from support.figures import LEVELS, assert_colors, components, drawn, maps, panels
 from support.figures import coffee as coffee
 from support.figures import figure as figure
 
@@ -30,7 +30,7 @@ def test_panels_cover_the_same_area(figure):
 def test_a_map_is_drawn_in_its_principal_colors(coffee):
     figure = maps_grid(coffee, maps()[:1], LEVELS[:1])
     drawn = figure.axes[1].get_images()[0].get_array()
-    assert_colours(torch.from_numpy(np.asarray(drawn)), components(maps()[0]))
+    assert_colors(torch.from_numpy(np.asarray(drawn)), components(maps()[0]))
 
 
 def test_captions_say_level_channels_reduction_and_size(figure):
@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_written_is_an_error_that_names_it(tmp_path, fi
         save_figure(figure, tmp_path / "file/maps.png")
 
 
-def test_a_folder_is_no_place_for_a_picture(tmp_path, figure):
+def test_a_folder_is_not_a_place_for_a_picture(tmp_path, figure):
     (tmp_path / "maps.png").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*maps\.png: .*directory"):
         save_figure(figure, tmp_path / "maps.png")
@@ -100,7 +100,7 @@ def test_a_map_with_nan_is_refused():
         principal_colors(torch.full((3, 2, 2), float("nan")))
 
 
-def test_a_long_name_is_told_in_lines_and_not_cut(coffee):
+def test_a_long_name_is_reported_in_lines_and_not_cut(coffee):
     levels = Levels([FeatureInfo(8, 4, ".".join(["encoder.layers.0"] * 8))])
     figure = maps_grid(coffee, maps()[:1], levels, title="a/path/of " * 30)
     figure.draw_without_rendering()
@@ -128,7 +128,7 @@ def test_a_comparison_has_a_row_per_model_under_its_name(coffee):
     figure.draw_without_rendering()
     left = [panels(figure)[i].get_position().x0 for i in (0, 4)]
     assert left[0] == pytest.approx(left[1])
-    assert_colours(torch.from_numpy(drawn(figure, 5)), components(maps()[0]))
+    assert_colors(torch.from_numpy(drawn(figure, 5)), components(maps()[0]))
 
 
 def test_a_comparison_of_nothing_is_refused(coffee):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from PIL import Image
 
 import featx
@@ -127,7 +127,7 @@ def test_gradcam_of_attention_is_the_map_by_its_positive_gradient():
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilevit_xxs", "mobilevitv2_050"])
 def test_real_models_have_heats_of_the_aspect_of_the_image(name):
-    extractor = randomise(featx.create_model(name, features_only=True, output="tokens")).eval()
+    extractor = randomize(featx.create_model(name, features_only=True, output="tokens")).eval()
     images = torch.randn(1, 3, 64, 128)
     with torch.no_grad(), featx.capture_attention(extractor, [0, -1]) as seen:
         pairs = extractor(images)
@@ -138,7 +138,7 @@ def test_real_models_have_heats_of_the_aspect_of_the_image(name):
 
 
 def test_the_grid_of_a_vit_is_the_one_that_its_map_has():
-    extractor = randomise(featx.create_model("vit_tiny_patch16_224", features_only=True, output="tokens")).eval()
+    extractor = randomize(featx.create_model("vit_tiny_patch16_224", features_only=True, output="tokens")).eval()
     with torch.no_grad(), featx.capture_attention(extractor, [3]) as seen:
         pairs = extractor(torch.randn(1, 3, 64, 96))
     (mean, *heads) = attention_heats(seen, pairs).values()
@@ -155,7 +155,7 @@ def test_a_model_of_any_size_sees_the_whole_photograph():
     assert torch.equal(as_seen(image, extractor, 32), featx.transform_whole(extractor, size=32)(image)[None])
 
 
-def test_a_model_of_one_size_sees_the_largest_part_about_the_centre():
+def test_a_model_of_one_size_sees_the_largest_part_about_the_center():
     name, one_size = "timm/vit_tiny_patch16_224", {"dynamic_img_size": False}
     extractor = featx.create_model(name, features_only=True, out_indices=[0], **one_size)
     image = Image.linear_gradient("L").rotate(90).resize((120, 60)).convert("RGB")  # from dark to bright in x

@@ -56,7 +56,7 @@ def test_no_channels_are_no_picture(coffee):
         channels(coffee, random_map(2, 6, 9), LEVELS[2], count=0)
 
 
-def test_a_bar_says_what_the_colours_of_a_heat_mean(coffee):
+def test_a_bar_says_what_the_colors_of_a_heat_mean(coffee):
     heat = torch.rand(4, 6) + 2
     figure = overlay(coffee, heat, label="attention")
     (axis,) = panels(figure)
@@ -75,7 +75,7 @@ def test_a_bar_says_what_the_colours_of_a_heat_mean(coffee):
     ],
     ids=["positive", "both", "negative", "flat"],
 )
-def test_colours_span_the_values_and_diverge_about_0(values, limits, palette):
+def test_colors_span_the_values_and_diverge_about_0(values, limits, palette):
     scale = scale_of(torch.tensor([values]))
     assert ((scale.low, scale.high), scale.palette) == (limits, palette)
 
@@ -109,7 +109,7 @@ def test_the_photograph_shows_through_a_heat():
     half.paste("white", (0, 0, 50, 100))
     flat = pixels(overlay(half, torch.zeros(1, 1)))
     middle = flat[flat.shape[0] // 2]
-    assert len({tuple(colour) for colour in middle[100:150].tolist()}) == 1
+    assert len({tuple(color) for color in middle[100:150].tolist()}) == 1
     assert np.abs(middle[100] - middle[350]).sum() > 60
 
 
@@ -126,7 +126,7 @@ def test_a_point_is_marked_where_it_is(coffee):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 4)])
-def test_what_is_no_heat_is_refused(coffee, shape):
+def test_what_is_not_a_heat_is_refused(coffee, shape):
     with pytest.raises(InputError, match=r"a heat is \(h, w\) or \(1, h, w\), got shape"):
         overlay(coffee, torch.zeros(shape))
 

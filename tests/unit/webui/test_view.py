@@ -61,7 +61,7 @@ def test_a_checkpoint_must_be_named():
         build(ModelChoice(NAME, WeightsKind.checkpoint))
 
 
-def test_levels_and_blocks_are_told_without_weights():
+def test_levels_and_blocks_are_reported_without_weights():
     levels, blocks = levels_and_blocks(VIT)
     assert (len(levels), blocks[-1]) == (12, "blocks.11")
     assert levels_and_blocks("resnet18")[1] == []
@@ -156,7 +156,7 @@ def test_another_photograph_forgets_the_point_and_the_maps(session, models, coff
     ],
     ids=["point", "levels", "other level", "level", "attention", "block", "model"],
 )
-def test_what_is_missing_is_told_instead_of_a_picture(session, models, fields, point, message):
+def test_what_is_missing_is_reported_instead_of_a_picture(session, models, fields, point, message):
     session.point = point
     given = answer(session, models, asked(**fields), **LOCAL)
     assert message in given.message
@@ -250,7 +250,7 @@ def test_messages_do_not_tell_where_files_are(message, told):
     assert hide_folders(featx.CheckpointError(message)) == told
 
 
-def test_a_checkpoint_that_is_absent_is_told_without_its_folder(session, tmp_path):
+def test_a_checkpoint_that_is_absent_is_reported_without_its_folder(session, tmp_path):
     choice = ModelChoice(NAME, WeightsKind.checkpoint, checkpoint=str(tmp_path / "absent.pt"))
     message = answer(session, Models(), PictureRequest(choice, parts=ModelParts((0,))), **LOCAL).message
     assert "absent.pt" in message
@@ -293,7 +293,7 @@ def test_a_photograph_of_another_aspect_is_cut_for_a_model_of_one_size(session, 
     assert answer(session, Models(), wanted, **LOCAL).picture is not None
     session.point = (0.01, 0.5)
     seen = answer(session, Models(), wanted, **LOCAL)
-    assert seen.picture is not None or seen.message.startswith("the model sees the centre of this photograph alone")
+    assert seen.picture is not None or seen.message.startswith("the model sees the center of this photograph alone")
     assert not answer(session, Models(), PictureRequest(random(VIT), what, wanted.parts, 96), **LOCAL).picture
 
 

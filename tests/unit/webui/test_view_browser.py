@@ -150,7 +150,7 @@ def test_a_tall_photograph_is_clicked_where_it_is_drawn(page, tmp_path):
     upload(page, tmp_path / "tall.jpg")
     picture(page)
     box = page.locator("#photograph img").bounding_box()
-    width = box["height"] * 200 / 427  # it is centred
+    width = box["height"] * 200 / 427  # it is centered
     click(page, 0.5 + 0.25 * width / box["width"], 0.5)
     x, y = map(float, re.search(r"similarity\(maps\[0\], \((.*), (.*)\)\)", code(page, "similarity(")).groups())
     assert (x, y) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.5, abs=0.02))  # a pixel of the screen
@@ -185,7 +185,7 @@ def test_a_huge_photograph_is_refused_with_a_message(page, tmp_path, pixels, ext
 
 
 @pytest.mark.sweep
-def test_published_weights_that_cannot_be_had_are_told_in_the_page(page):
+def test_published_weights_that_cannot_be_had_are_reported_in_the_page(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     picture(page)
     page.get_by_label("published").check()
@@ -195,7 +195,7 @@ def test_published_weights_that_cannot_be_had_are_told_in_the_page(page):
 
 
 @pytest.mark.sweep
-def test_a_checkpoint_that_is_not_there_is_told_without_its_folder(page):
+def test_a_checkpoint_that_is_not_there_is_reported_without_its_folder(page):
     upload(page, PHOTOGRAPHS / "coffee.png")
     picture(page)
     page.get_by_label("checkpoint").check()

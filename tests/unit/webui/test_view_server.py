@@ -116,7 +116,7 @@ def test_an_address_of_another_machine_is_an_error():
         pass
 
 
-def test_a_host_that_is_no_address_is_an_error():
+def test_a_host_that_is_not_address_is_an_error():
     with pytest.raises(featx.ArgumentError, match=r"host 'here': expected an address such as 127\.0\.0\.1"):
         is_loopback("here")
 

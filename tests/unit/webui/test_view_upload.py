@@ -48,7 +48,7 @@ def test_a_photograph_stands_upright(upload, coffee):
     assert open_upload(upload(written.getvalue(), "photograph.jpg"), Limits()).size == (96, 144)
 
 
-def test_an_upload_that_was_deleted_for_later_ones_is_told(tmp_path):
+def test_an_upload_that_was_deleted_for_later_ones_is_reported(tmp_path):
     with pytest.raises(featx.ImageError, match="the file is not there any more: drop it again"):
         open_upload(tmp_path / "0123" / "photograph.png", Limits())
 

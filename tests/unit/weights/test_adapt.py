@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference
+from conftest import images, randomize, relative_difference
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
@@ -16,7 +16,7 @@ NARROW = {"dim": 48, "depth": 2, "heads": 3, "num_classes": 5}
 
 
 def trained(name: str = CNN, **fields) -> dict[str, Tensor]:
-    return randomise(featx.create_model(name, **fields)).state_dict()
+    return randomize(featx.create_model(name, **fields)).state_dict()
 
 
 @pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
@@ -30,12 +30,12 @@ def test_the_first_convolution_takes_other_channels_as_timms_does(in_chans):
 
 
 @torch.no_grad()
-def test_a_grey_image_gives_what_it_gives_as_a_coloured_one():
-    state, grey = trained(), images(2, 1, 64, 64)
-    coloured = featx.create_model(CNN, checkpoint_path=state).eval()(grey.expand(-1, 3, -1, -1))
+def test_a_gray_image_gives_what_it_gives_as_a_colored_one():
+    state, gray = trained(), images(2, 1, 64, 64)
+    colored = featx.create_model(CNN, checkpoint_path=state).eval()(gray.expand(-1, 3, -1, -1))
     for in_chans in (1, 6):
         model = featx.create_model(CNN, in_chans=in_chans, checkpoint_path=state).eval()
-        assert relative_difference(model(grey.expand(-1, in_chans, -1, -1)), coloured) <= 1e-5
+        assert relative_difference(model(gray.expand(-1, in_chans, -1, -1)), colored) <= 1e-5
 
 
 def test_every_convolution_that_sees_the_image_is_adapted():
@@ -139,14 +139,14 @@ def test_an_extractors_report_says_what_it_had_no_need_of():
 def torchvisions(num_classes: int = 1000) -> dict[str, Tensor]:
     from torchvision.models import mobilenet_v3_small
 
-    return randomise(mobilenet_v3_small(num_classes=num_classes)).state_dict()
+    return randomize(mobilenet_v3_small(num_classes=num_classes)).state_dict()
 
 
 @torch.no_grad()
 def test_what_a_programs_layers_need_is_built_into_the_model():
     from torchvision.models import mobilenet_v3_small
 
-    reference = randomise(mobilenet_v3_small()).eval()
+    reference = randomize(mobilenet_v3_small()).eval()
     model = featx.create_model("mobilenetv3_small_100", checkpoint_path=reference.state_dict()).eval()
     assert {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {1e-3}
     assert relative_difference(model(images()), reference(images())) <= 1e-5
@@ -184,7 +184,7 @@ def test_a_layout_can_be_forced_and_must_be_one_that_is_known():
 
 def test_a_model_with_a_programs_style_can_be_saved_and_built_again(tmp_path):
     style = MobileStyle(torch.nn.SiLU)
-    model = randomise(featx.create_model("test_efficientnet", style=style, num_classes=3))
+    model = randomize(featx.create_model("test_efficientnet", style=style, num_classes=3))
     featx.save(model, tmp_path)
     again = featx.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.config == model.config

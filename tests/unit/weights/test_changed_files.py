@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from support.changed_files import CASES, NAME, save_converted, save_folder
 from support.weight_places import INDEX, REPO, sharded, stored, tensors, values_from, write
 from support.weight_places import published as published
@@ -174,7 +174,7 @@ def is_mapped(path: Path) -> bool:
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize(("mmap", "expected"), [(None, False), (False, False), (True, True)])
 def test_files_are_mapped_only_if_asked_for(tmp_path, name, mmap, expected):
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     (tmp_path / name).write_bytes(stored(name, state))
     model = featx.create_model(NAME, checkpoint_path=tmp_path / name, mmap=mmap)
     assert is_mapped(tmp_path / name) == expected
@@ -189,7 +189,7 @@ def test_files_are_mapped_only_if_asked_for(tmp_path, name, mmap, expected):
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize(("mmap", "expected"), [(None, True), (False, False)])
 def test_the_hubs_cache_is_mapped_unless_refused(published, tmp_path, name, mmap, expected):
-    published.files = {name: stored(name, randomise(featx.create_model(NAME)).state_dict())}
+    published.files = {name: stored(name, randomize(featx.create_model(NAME)).state_dict())}
     model = featx.create_model(NAME, checkpoint_path=f"hf-hub:{REPO}", mmap=mmap)
     (file,) = (tmp_path / "cache").glob(f"**/{name}")
     assert is_mapped(file) == expected

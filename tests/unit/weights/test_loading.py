@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL_VARIANTS, images, randomise
+from conftest import SMALL_VARIANTS, images, randomize
 from safetensors.torch import load_file, save_file
 
 import featx
@@ -13,13 +13,13 @@ NAME = "mobilenetv3_small_050"
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_file(randomise(featx.create_model(NAME)).state_dict(), path)
+    save_file(randomize(featx.create_model(NAME)).state_dict(), path)
     return path
 
 
 @pytest.mark.parametrize("name", SMALL_VARIANTS)
 def test_a_filled_model_has_every_tensor_and_computes(name):
-    state = randomise(featx.create_model(name)).state_dict()
+    state = randomize(featx.create_model(name)).state_dict()
     model = featx.create_model(name, checkpoint_path=state)
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
@@ -36,7 +36,7 @@ def test_nothing_random_is_drawn_for_values_that_a_file_has(file):
 
 
 def test_the_callers_tensors_stay_the_callers():
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     model = featx.create_model(NAME, checkpoint_path=state)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_training_does_not_change_the_file(file):
 
 
 def test_tensors_that_share_memory_in_a_file_do_not_in_the_model(tmp_path):
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     state["bn1.bias"] = state["bn1.weight"]
     torch.save(state, tmp_path / "w.pt")
     model = featx.create_model(NAME, checkpoint_path=tmp_path / "w.pt")

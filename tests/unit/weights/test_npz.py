@@ -144,7 +144,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "data", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_array_of_numbers_is_refused_by_name(path, name, data, message):
+def test_what_is_not_a_array_of_numbers_is_refused_by_name(path, name, data, message):
     archive(path, [("good.npy", array()), (name, data)])
     with pytest.raises(CheckpointError) as refused:
         read_npz(path)
@@ -253,7 +253,7 @@ def test_other_compression_is_refused(path, method):
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"not a zip at all", b"PK\x05\x06" + bytes(17), array()])
-def test_what_is_no_zip_is_refused(path, data):
+def test_what_is_not_a_zip_is_refused(path, data):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"is not a whole \.npz file"):
         read_npz(path)

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from support.fuzzing import damaged, in_time
 from support.pickle_builder import call, integer, named, text
 from support.untrusted_files import Runs, Tiny, refuse, saved
@@ -42,7 +42,7 @@ def test_a_file_of_a_model_zoo_is_loaded(tmp_path, protocol):
 
 def test_a_file_of_detectron2_fills_a_backbone(tmp_path):
     reference = featx.create_model("resnet50", features_only=True, out_indices=[4])
-    randomise(reference)
+    randomize(reference)
     layout = find_layout("detectron2", family_names(reference))
     assert layout.from_native is not None
     state = {name: t for name, t in reference.state_dict().items() if not name.endswith("num_batches_tracked")}

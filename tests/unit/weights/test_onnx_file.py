@@ -320,7 +320,7 @@ def test_invalid_booleans_two_tensors_of_a_name_and_two_kinds_of_values_are_refu
         (b"\x80" * 11, "more than 64 bits"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path, content, problem):
+def test_what_is_not_a_model_is_refused(tmp_path, content, problem):
     (tmp_path / "w.onnx").write_bytes(content)
     refuse(tmp_path / "w.onnx", problem)
 

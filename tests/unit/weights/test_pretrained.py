@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 import safetensors.torch
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from support.hub_server import Hub, Repository, serve
 from support.untrusted_files import saved
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ PREPROCESSING = {
 
 
 def weights(name: str = NAME, **given: int) -> dict[str, Tensor]:
-    return randomise(featx.create_model(name, **given)).state_dict()
+    return randomize(featx.create_model(name, **given)).state_dict()
 
 
 def config(num_classes: int = 1000) -> bytes:
@@ -92,7 +92,7 @@ def test_the_weights_decide_the_number_of_classes(hub):
     assert model(images(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_another_number_of_classes_gives_a_fresh_head_initialised_as_the_family_does(hub):
+def test_another_number_of_classes_gives_a_fresh_head_initialized_as_the_family_does(hub):
     state = weights()
     publish(hub, state)
     torch.manual_seed(3)

@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from timm.layers import SwiGLUPacked
 from torch import nn
 
@@ -51,7 +51,7 @@ def sized(arguments: dict) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_a_model_comes_back_as_it_was(tmp_path, name, arguments):
-    model, x = randomise(featx.create_model(name, **arguments)), sized(arguments)
+    model, x = randomize(featx.create_model(name, **arguments)), sized(arguments)
     featx.save(model, tmp_path)
     read = featx.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert type(read) is type(model)
@@ -62,7 +62,7 @@ def test_a_model_comes_back_as_it_was(tmp_path, name, arguments):
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_an_extractor_comes_back_with_its_levels_and_preprocessing(tmp_path, name, arguments):
-    extractor = randomise(featx.create_model(name, features_only=True, out_indices=[1, 0], **arguments))
+    extractor = randomize(featx.create_model(name, features_only=True, out_indices=[1, 0], **arguments))
     x = sized(arguments)
     featx.save(extractor, tmp_path)
     read = featx.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
@@ -76,7 +76,7 @@ def test_an_extractor_comes_back_with_its_levels_and_preprocessing(tmp_path, nam
 
 def test_a_model_that_timm_created_is_saved_with_its_layers(tmp_path):
     given = {"embed_dim": 48, "depth": 2, "num_heads": 2, "qk_norm": True}
-    model = randomise(timm.create_model("vit_tiny_patch16_224", mlp_layer=SwiGLUPacked, **given))
+    model = randomize(timm.create_model("vit_tiny_patch16_224", mlp_layer=SwiGLUPacked, **given))
     featx.save(model, tmp_path)
     x = images(1, 3, 224, 224)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from support.hub_server import Repository
 from support.saved_model import NAME
 from support.saved_model import trained as trained
@@ -39,7 +39,7 @@ def again(folder: Path, **how) -> nn.Module:
     ],
 )
 def test_timm_reads_what_is_saved_and_computes_the_same(tmp_path, name, fields, shape):
-    model = randomise(featx.create_model(name, **fields))
+    model = randomize(featx.create_model(name, **fields))
     featx.save(model, tmp_path / "saved")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
     x = images(*shape)
@@ -52,7 +52,7 @@ def test_timm_reads_what_is_saved_and_computes_the_same(tmp_path, name, fields, 
 
 
 def test_what_timm_saves_is_read(tmp_path):
-    theirs = randomise(timm.create_model(NAME, num_classes=6))
+    theirs = randomize(timm.create_model(NAME, num_classes=6))
     timm.models.save_for_hf(theirs, tmp_path / "saved", model_args={"num_classes": 6})
     model, x = again(tmp_path / "saved"), images(1, 3, 64, 64)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_an_extractors_folder_fills_the_full_model_but_for_the_rest(trained, tmp
 # what cannot be saved
 
 
-def test_a_reparameterised_model_is_refused_with_what_changed(tmp_path):
+def test_a_reparameterized_model_is_refused_with_what_changed(tmp_path):
     model = featx.create_model("repvgg_a0").eval()
     reparameterize(model)
     with pytest.raises(ArgumentError, match=r"changed after it was built.*reparam.*Save its state_dict\(\) instead"):
@@ -234,7 +234,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(trained, tmp_path, re
     write_checkpoint(trained.state_dict(), tmp_path / "saved" / "w.pt")
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     request.getfixturevalue("full_disk")
-    other = randomise(featx.create_model(NAME, num_classes=3), seed=9)
+    other = randomize(featx.create_model(NAME, num_classes=3), seed=9)
     with pytest.raises(OutputError, match=r"cannot write .*model.safetensors: .*too large"):
         featx.save(other, tmp_path / "saved")
     with pytest.raises(OutputError, match=r"cannot write .*w\.pt"):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from safetensors.torch import load_file, save
 from support.hub_server import Repository, commit, serve
 from support.weight_places import INDEX, NAME, REPO, Tiny, sharded, tensors, values_from, write
@@ -25,7 +25,7 @@ def test_weights_of_a_repository_fill_any_model(published):
 
 
 def test_a_repository_is_a_checkpoint_path_without_a_config(hub):
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     hub.repositories[REPO] = Repository({"model.safetensors": save(state)})
     model = featx.create_model(NAME, checkpoint_path=f"hf-hub:{REPO}")
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -111,7 +111,7 @@ def test_an_index_that_lists_files_elsewhere_is_refused(hub, tmp_path, name):
     "text",
     [b"", b"<html>", b"\xff", b"[]", b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": [1]}}', b"[" * 100_000],
 )
-def test_what_is_no_index_is_refused(tmp_path, text):
+def test_what_is_not_a_index_is_refused(tmp_path, text):
     (tmp_path / INDEX).write_bytes(text)
     with pytest.raises(CheckpointError, match=r'expected \{"weight_map"|is not JSON|files beside it, got \[1\]'):
         shard_names(tmp_path / INDEX)
@@ -159,7 +159,7 @@ def test_a_gated_repository_says_what_to_accept(published, status):
 # downloads that go wrong
 
 
-def test_a_download_that_was_cut_goes_on_where_it_ended(hub, published, monkeypatch):
+def test_a_download_that_was_cut_resumes_where_it_ended(hub, published, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1)
     size = len(published.files["model.safetensors"])
     published.faults["model.safetensors"] = "cut once"
@@ -223,7 +223,7 @@ def test_the_endpoint_and_the_offline_switch_are_the_environments(tmp_path):
         "try: featx.create_model('hf-hub:someone/elses')\n"
         "except featx.WeightsNotFoundError as error: print(error)"
     )
-    state = randomise(featx.create_model(NAME)).state_dict()
+    state = randomize(featx.create_model(NAME)).state_dict()
     others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     with serve() as hub:
         files = {"config.json": json.dumps({"architecture": NAME}).encode(), "model.safetensors": save(state)}

@@ -81,7 +81,7 @@ def test_a_models_own_parameters_fill_another_whose_gradients_are_its_own():
     assert all(parameter.grad is None for parameter in source.parameters())
 
 
-def test_what_is_no_tensor_in_memory_is_named():
+def test_what_is_not_a_tensor_in_memory_is_named():
     with pytest.raises(CheckpointError, match="'b': 'ndarray'"):
         values_from({"a": torch.zeros(2), "b": torch.zeros(3).numpy()})
 

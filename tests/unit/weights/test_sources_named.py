@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import randomize
 from safetensors.torch import save
 from support.hub_server import Repository
 from support.weight_places import NAME, REPO
@@ -18,7 +18,7 @@ PREPROCESSING = {"input_size": [3, 96, 64], "mean": [0.1, 0.2, 0.3], "std": [0.4
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tensor]:
-    return randomise(featx.create_model(NAME, num_classes=3, in_chans=1)).state_dict()
+    return randomize(featx.create_model(NAME, num_classes=3, in_chans=1)).state_dict()
 
 
 def described(**more) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import images, randomise
+from conftest import images, randomize
 from safetensors.torch import save_file
 from timm.layers import SwiGLUPacked
 from torch import nn
@@ -52,7 +52,7 @@ def placed(folder: Path, config: dict, model: nn.Module) -> str:
 
 def saved_by_timm(folder: Path, name: str, safe: bool = True, **arguments) -> nn.Module:
     model, values = (timm.create_model(name, **arguments) for _ in range(2))
-    model.load_state_dict(randomise(values).state_dict())
+    model.load_state_dict(randomize(values).state_dict())
     timm.models.save_for_hf(model, folder, safe_serialization=safe)
     return model.eval()
 
@@ -74,7 +74,7 @@ def assert_equal(folder: str, theirs: nn.Module, x: torch.Tensor) -> nn.Module:
 def test_published_pathology_models_are_built_as_their_config_says(name, tmp_path):
     architecture, model_args, where = PATHOLOGY[name]
     classes = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if "mlp_layer" in model_args else {}
-    theirs = randomise(timm.create_model(architecture, num_classes=0, **{**SMALL, **model_args, **classes}))
+    theirs = randomize(timm.create_model(architecture, num_classes=0, **{**SMALL, **model_args, **classes}))
     config = {"architecture": architecture, "num_classes": 0, "model_args": {**model_args, **SMALL}}
     folder = placed(tmp_path / "model", config, theirs)
     size = theirs.patch_embed.img_size
@@ -134,7 +134,7 @@ def test_preprocessing_and_labels_of_the_file_are_used(tmp_path):
 def test_transformers_wrapped_timm_models_are_read(tmp_path, kind, name):
     transformers = pytest.importorskip("transformers")
     config = transformers.TimmWrapperConfig(architecture=name, num_labels=5)
-    wrapped = randomise(getattr(transformers, kind)(config))
+    wrapped = randomize(getattr(transformers, kind)(config))
     wrapped.save_pretrained(tmp_path)
     ours, x = featx.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), images(1, 3, 224, 224)
     assert ours.state_dict().keys() == wrapped.timm_model.state_dict().keys()

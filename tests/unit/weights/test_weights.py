@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import images, randomise, relative_difference, same_state
+from conftest import images, randomize, relative_difference, same_state
 from safetensors.torch import save_file
 
 import featx
@@ -16,7 +16,7 @@ NAME = "mobilenetv3_small_050"
 
 @pytest.fixture(scope="module")
 def trained():
-    return randomise(featx.create_model(NAME), seed=5)
+    return randomize(featx.create_model(NAME), seed=5)
 
 
 def save(state, path):
@@ -112,7 +112,7 @@ def test_a_classifier_of_another_size_is_left_fresh_only_if_asked_for(trained, t
     ],
     ids=["state_dict", "model", "module.", "_orig_mod.module.", "model.backbone.", "flattened"],
 )
-def test_names_that_other_programs_write_are_recognised(trained, tmp_path, wrapped):
+def test_names_that_other_programs_write_are_recognized(trained, tmp_path, wrapped):
     path = save(wrapped(trained.state_dict()), tmp_path / "w.pth")
     assert same_state(featx.create_model(NAME, checkpoint_path=path).state_dict(), trained.state_dict())
 

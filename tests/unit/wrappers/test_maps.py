@@ -157,7 +157,7 @@ def test_distributed_checkpoints_have_the_names_of_the_model(model):
     assert get_model_state_dict(extractor).keys() == extractor.state_dict().keys() <= model.state_dict().keys()
 
 
-def test_batch_norms_of_an_extractor_can_be_synchronised(model):
+def test_batch_norms_of_an_extractor_can_be_synchronized(model):
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         pytest.skip("it has no batch norms")
     extractor = FeatureExtractWrapper(model, [1])
