@@ -206,7 +206,6 @@ VARIANTS = [
     ("vit_large_patch16_siglip_gap_256", siglip(LARGE, 16, 256), WEBLI, half(256)),
     ("vit_large_patch16_siglip_gap_384", siglip(LARGE, 16, 384), WEBLI, half(384)),
     ("vit_large_patch16_siglip_gap_512", siglip(LARGE, 16, 512, tanh=True), "v2_webli", half(512)),
-    ("vit_so400m_patch14_siglip_gap_384", siglip(SO400M, 14, 384, True, 3.7362), "webli", half(384, 1.0)),
     ("vit_so400m_patch16_siglip_gap_512", siglip(SO400M, 16, 512, True, 3.7362), "v2_webli", half(512)),
     ("vit_medium_patch16_gap_240", gap(MEDIUM, 240, 11821), "sw_in12k", half(240, 0.95)),
     ("vit_medium_patch16_gap_256", gap(MEDIUM, 256), "sw_in12k_ft_in1k", half(256, 0.95)),

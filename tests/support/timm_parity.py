@@ -75,7 +75,7 @@ class TimmMaps(nn.Module):
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__()
         self.tokens = is_vit(name)
-        self.model = of_timm(name) if self.tokens else timm.create_model(name, features_only=True, **kwargs)
+        self.model = of_timm(name, **kwargs) if self.tokens else timm.create_model(name, features_only=True, **kwargs)
         info = self.model.feature_info
         self.levels = [(row["num_chs"], row["reduction"]) for row in (info if self.tokens else info.get_dicts())]
 
