@@ -119,7 +119,7 @@ def _other_family(compared: Comparison) -> str | None:
     """The cause if the tensors are in the layout of another family."""
     found = {layout.family: layout.system for layout in all_layouts() if layout.recognizes(compared.tensors)}
     found.pop(type(compared.model).__name__, None)
-    named = " or ".join(f"a {family} in the layout {system}" for family, system in islice(found.items(), MOST_NAMED))
+    named = " or ".join(f"{family} in the layout {system}" for family, system in islice(found.items(), MOST_NAMED))
     return f"the checkpoint looks like {named}: create a model of that family" if named else None
 
 
