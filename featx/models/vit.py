@@ -8,7 +8,6 @@ dynamic_img_size and dynamic_img_pad.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from copy import copy as shallow_copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,18 +16,18 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import BackboneConfig, Pyramid, classifier
+from ..backbone import BackboneConfig, classifier
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from ..image_checks import Sides, image_sides
 from .layers.drop_path import rising_rates
 from .layers.hybrid import hybrid_stem
 from .layers.pos_embed import resample_positions
+from .layers.token_pyramid import TokenPyramid
 from .layers.transformer import Block, TransformerStyle, init_transformer
 
-# symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
+# symbolic tracers record this call as a whole, because it branches on sizes
 torch.fx.wrap("resample_positions")
-torch.fx.wrap("format_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +87,11 @@ class ViTConfig(BackboneConfig):
         return {"fc_norm": False} if "norm.weight" in names else {}
 
 
-class ViT(Pyramid):
+class ViT(TokenPyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the patches after each block."""
 
     last_linear = "head"
     pool_layers = ("pool",)
-    gives_tokens = True
     initialize = staticmethod(init_transformer)
 
     def __init__(self, cfg: ViTConfig) -> None:
@@ -127,56 +125,9 @@ class ViT(Pyramid):
         self.num_features = cfg.dim
         self.initialize(self)
 
-    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        return [map_ for _, map_ in self.forward_tokens(x, levels)]
-
-    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Prefix tokens and map per level. The class token precedes the registers; `norm_maps` normalizes both."""
-        patches = self.patch_embed(x)
-        tokens, taken = self._tokens(patches), {}
-        for level, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if level in levels:
-                taken[level] = self.norm(tokens) if self.norm_maps else tokens
-            if level == max(levels):
-                break
-        return [self._split(taken[level], patches) for level in levels]
-
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after the last norm (N, num_prefix_tokens + h * w, dim), prefix tokens first."""
         return self.norm(self.blocks(self._tokens(self.patch_embed(x))))
-
-    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        last = len(self.blocks) - 1
-        *pairs, end = self.forward_tokens(x, [*levels, last] if last not in levels else [*levels])
-        tokens = torch.cat([end[0], end[1].flatten(2).transpose(1, 2)], 1)
-        features = tokens if self.norm_maps else self.norm(tokens)
-        return features, [*pairs, end] if last in levels else pairs
-
-    @property
-    def maps_are_normed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether maps and prefix tokens pass through the last norm."""
-        return self.norm_maps
-
-    def normed(self) -> "ViT":
-        """This model with `norm_maps=True`, with shared parameters. ArgumentError for a norm after the pool."""
-        if isinstance(self.norm, nn.Identity):
-            raise ArgumentError("this ViT normalizes after its pool (fc_norm=True), and its tokens not at all")
-        other = shallow_copy(self)
-        other.norm_maps = True
-        return other
-
-    def raw(self) -> "ViT":
-        """This model with `norm_maps=False`, with shared parameters."""
-        other = shallow_copy(self)
-        other.norm_maps = False
-        return other
-
-    def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the last norm to prefix tokens and map; with `norm_maps` it is already applied."""
-        if self.norm_maps:
-            return prefix, map_
-        return self.norm(prefix), self.norm(map_.movedim(1, -1)).movedim(-1, 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the tokens that `forward_features` returns, or pooled features without classes."""
@@ -188,6 +139,12 @@ class ViT(Pyramid):
         if not self.norm_maps:
             yield "norm"
         yield from (f"blocks.{i}" for i in range(levels[-1] + 1, len(self.blocks)))
+
+    def _outputs(self, patches: Tensor) -> Iterator[Tensor]:
+        tokens = self._tokens(patches)
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield tokens
 
     def _tokens(self, patches: Tensor) -> Tensor:
         """The input of the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
@@ -209,16 +166,6 @@ class ViT(Pyramid):
         else:
             tokens = torch.cat([*prefix, tokens + positions], dim=1)
         return self.norm_pre(self.pos_drop(tokens))
-
-    def _split(self, tokens: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens, and the patch tokens as a map in the memory format of `patches`."""
-        prefix, rest = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-        map_ = rest.transpose(1, 2).unflatten(2, patches.shape[-2:])
-        return prefix, map_.contiguous(memory_format=format_of(patches))
-
-
-def format_of(patches: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if patches.is_contiguous() else torch.channels_last
 
 
 class PatchEmbed(nn.Module):

@@ -8,7 +8,6 @@ Reference: timm's Eva with dynamic_img_size and dynamic_img_pad.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from copy import copy as shallow_copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,19 +15,19 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..backbone import Pyramid, classifier
+from ..backbone import classifier
 from ..errors import ArgumentError
 from ..features import FeatureInfo, Levels
 from .layers.drop_path import rising_rates
 from .layers.pos_embed import resample_positions
 from .layers.rotary import Rope
 from .layers.rotary_block import KeylessBiasAttention, LatentPool, RotaryAttention, RotaryBlock, RotaryStyle
+from .layers.token_pyramid import TokenPyramid
 from .layers.transformer import Mlp, TransformerStyle
-from .vit import POOLS, PatchEmbed, ViTConfig, format_of, layer_norm, norm_eps, position_grid, problems_of
+from .vit import POOLS, PatchEmbed, ViTConfig, layer_norm, norm_eps, position_grid, problems_of
 
-# symbolic tracers record these calls as a whole, because they branch on sizes and memory formats
+# symbolic tracers record this call as a whole, because it branches on sizes
 torch.fx.wrap("resample_positions")
-torch.fx.wrap("format_of")
 
 LATENT = "map"
 
@@ -61,12 +60,11 @@ class RotaryViTConfig(ViTConfig):
         return stated
 
 
-class RotaryViT(Pyramid):
+class RotaryViT(TokenPyramid):
     """Images (N, in_chans, H, W) to logits (N, num_classes). Levels: the patches after each block."""
 
     last_linear = "head"
     pool_layers = ("pool",)
-    gives_tokens = True
 
     def __init__(self, cfg: RotaryViTConfig) -> None:
         super().__init__()
@@ -109,56 +107,10 @@ class RotaryViT(Pyramid):
                 for path in ("attn.proj", "mlp.fc2"):
                     block.get_parameter(f"{path}.weight").data.div_((2 * depth) ** 0.5)
 
-    def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        return [map_ for _, map_ in self.forward_tokens(x, levels)]
-
-    def forward_tokens(self, x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Prefix tokens and map per level. The class token precedes the registers; `norm_maps` normalizes both."""
-        patches = self.patch_embed(x)
-        taken: dict[int, Tensor] = {}
-        for level, tokens in enumerate(self._outputs(patches)):
-            if level in levels:
-                taken[level] = self.norm(tokens) if self.norm_maps else tokens
-            if level == max(levels):
-                break
-        return [self._split(taken[level], patches) for level in levels]
-
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after the last norm (N, num_prefix_tokens + h * w, dim), prefix tokens first."""
         *_, tokens = self._outputs(self.patch_embed(x))
         return self.norm(tokens)
-
-    def forward_features_and_maps(self, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        last = len(self.blocks) - 1
-        *pairs, end = self.forward_tokens(x, [*levels, last] if last not in levels else [*levels])
-        tokens = torch.cat([end[0], end[1].flatten(2).transpose(1, 2)], 1)
-        features = tokens if self.norm_maps else self.norm(tokens)
-        return features, [*pairs, end] if last in levels else pairs
-
-    @property
-    def maps_are_normed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether maps and prefix tokens pass through the last norm."""
-        return self.norm_maps
-
-    def normed(self) -> "RotaryViT":
-        """This model with `norm_maps=True`, with shared parameters. ArgumentError if its tokens have no last norm."""
-        if isinstance(self.norm, nn.Identity):
-            raise ArgumentError("this RotaryViT has no norm after its blocks that maps could pass through")
-        other = shallow_copy(self)
-        other.norm_maps = True
-        return other
-
-    def raw(self) -> "RotaryViT":
-        """This model with `norm_maps=False`, with shared parameters."""
-        other = shallow_copy(self)
-        other.norm_maps = False
-        return other
-
-    def normed_tokens(self, prefix: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the last norm to prefix tokens and map; with `norm_maps` it is already applied."""
-        if self.norm_maps:
-            return prefix, map_
-        return self.norm(prefix), self.norm(map_.movedim(1, -1)).movedim(-1, 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the tokens that `forward_features` returns, or pooled features without classes."""
@@ -212,12 +164,6 @@ class RotaryViT(Pyramid):
             else:
                 tokens = torch.cat([*prefix, tokens + table], dim=1)
         return self.norm_pre(self.pos_drop(tokens))
-
-    def _split(self, tokens: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens, and the patch tokens as a map in the memory format of `patches`."""
-        prefix, rest = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-        map_ = rest.transpose(1, 2).unflatten(2, patches.shape[-2:])
-        return prefix, map_.contiguous(memory_format=format_of(patches))
 
 
 def blocks_of(cfg: RotaryViTConfig) -> Iterator[RotaryBlock]:

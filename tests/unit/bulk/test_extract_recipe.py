@@ -218,7 +218,7 @@ def test_an_extractor_whose_maps_are_normed_is_taken(tmp_path, images):
 
 def test_a_vit_that_norms_behind_its_pool_has_no_norm_of_tokens(tmp_path, images):
     model = featx.create_model("vit_wee_patch16_reg1_gap_256", depth=1).eval()
-    with pytest.raises(ArgumentError, match="norm=True: this ViT normalizes after its pool"):
+    with pytest.raises(ArgumentError, match="norm=True: this ViT has no norm after its blocks"):
         extract(images, model, tmp_path / "out", norm=True)
 
 
