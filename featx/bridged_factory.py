@@ -40,7 +40,7 @@ def bridged_model(
 
 
 def _norm_choice(given: Mapping[str, Any], levels: Mapping[str, Any] | None) -> bool | None:
-    """`norm_maps` of another package's model; ArgumentError if it is no bool, or chooses among maps of a classifier."""
+    """`norm_maps` of another package's model; ArgumentError for another type, or for a classifier."""
     norm_maps = given.get("norm_maps")
     if norm_maps is not None:
         require_annotated(norm_maps, "norm_maps", bool)

@@ -129,7 +129,7 @@ class ReassembleLayer(nn.Sequential):
 class FeatureFusion(Neck):
     """RefineNet's fusion as in DPT: from the deepest map to the shallowest, each sum twice as large as its maps.
 
-    transformers returns these maps from the deepest to the shallowest. Where sides are no multiples, a fused map is
+    transformers returns these maps from the deepest to the shallowest. Where sides are not multiples, a fused map is
     resized to the next map, and not the next map to it, so that cells keep their places.
 
     Args:
@@ -137,7 +137,7 @@ class FeatureFusion(Neck):
         chs: channels of the output maps.
 
     Raises:
-        ContractError: reductions do not double, or the first is odd, so that its half is no whole number of pixels.
+        ContractError: reductions do not double, or the first is odd, so that its half is not a whole number.
     """
 
     def __init__(self, feature_info: object, chs: int = 256) -> None:
@@ -174,7 +174,7 @@ class FeatureFusion(Neck):
 
 
 def _drop_unused(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Remove the first layer's residual block of a next map: transformers has it, although there is no next map."""
+    """Remove the first layer's residual block of a next map: transformers has it without using it."""
     for name in [name for name in state if name.startswith(f"{prefix}fusion_stage.layers.0.residual_layer1.")]:
         del state[name]
 

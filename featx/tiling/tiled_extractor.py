@@ -141,7 +141,7 @@ def tiled(extractor: FeatureExtractWrapper, tile: int | None = None, overlap: Ov
         The tiled extractor; its `is_exact` says which of both it is.
 
     Raises:
-        ArgumentError: `tile` or `overlap` is no positive number, `tile` is too small for the receptive field, or the
+        ArgumentError: `tile` or `overlap` is not positive, `tile` is too small for the receptive field, or the
             extractor is in training mode.
     """
     if not isinstance(extractor, FeatureExtractWrapper):

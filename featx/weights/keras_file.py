@@ -96,7 +96,7 @@ def _content(archive: ZipFile, member: ZipInfo) -> bytes:
 
 
 def _layers(config: Any) -> list[dict[str, Any]]:
-    """The layers in the configuration of a model; CheckpointError if it is no list of configurations."""
+    """The layers in the configuration of a model; CheckpointError if it is not a list of configurations."""
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else inner
     if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):

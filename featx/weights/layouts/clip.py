@@ -240,6 +240,6 @@ LAYOUTS = (
             "antialias": False,
         },
         data=INCEPTION | {"crop": 1.0, "crop_mode": "squash"},
-        notes=("there is no class token, and no pool by attention", POSITIONS),
+        notes=("without class token and attention pool", POSITIONS),
     ),
 )
