@@ -1,7 +1,9 @@
 """Conversion of stored maps to NumPy, WebDataset, Zarr and Parquet."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -149,14 +151,25 @@ def _sample(row: int, features: Features) -> dict[str, Any]:
 
 
 def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
+    """Write with an event loop that ends here, because Zarr's own loop keeps writing after an error.
+
+    A thread runs it, because a notebook's thread already runs a loop.
+    """
+    require_package("zarr")
+    levels = _levels(dataset, "zarr")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _write_arrays(dataset, out, levels)).result()
+    _write_ids(dataset, out)  # Zarr has no string type that all readers support
+
+
+async def _write_arrays(dataset: FeatureDataset, out: Path, levels: Levels) -> None:
     """Write whole chunks, because writing a part of a chunk reads and writes all of it."""
-    zarr = require_package("zarr")
-    levels, count = _levels(dataset, "zarr"), len(dataset)
+    count = len(dataset)
     nbytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in levels.values())
     rows = min(count, max(1, CHUNK_BYTES * len(levels) // nbytes))
-    group: Any = zarr.open_group(out, mode="w")
+    group: Any = await import_module("zarr.api.asynchronous").open_group(out, mode="w")
     arrays = {
-        level: group.create_array(level, shape=(count, *shape), chunks=(rows, *shape), dtype=dtype)
+        level: await group.create_array(level, shape=(count, *shape), chunks=(rows, *shape), dtype=dtype)
         for level, (dtype, shape) in levels.items()
     }
     sizes: list[tuple[int, int]] = []
@@ -164,10 +177,10 @@ def _write_zarr(dataset: FeatureDataset, out: Path) -> None:
         part = [dataset[row] for row in range(start, min(start + rows, count))]
         sizes += [features.size for features in part]
         for level, array in arrays.items():
-            array[start : start + rows] = np.stack([_numbers(features.maps[level]) for features in part])
+            numbers = np.stack([_numbers(features.maps[level]) for features in part])
+            await array.setitem(slice(start, start + rows), numbers)
     for name, column in zip(("width", "height"), np.array(sizes, np.int32).T, strict=True):
-        group.create_array(name, data=np.ascontiguousarray(column))
-    _write_ids(dataset, out)  # Zarr has no string type that all readers support
+        await group.create_array(name, data=np.ascontiguousarray(column))
 
 
 def _write_parquet(dataset: FeatureDataset, out: Path) -> None:

@@ -1,9 +1,11 @@
 """A conversion is whole or not there: with another beside it, on a full disk, and when it is killed at any moment."""
 
+import asyncio
 import os
 import shutil
 import tarfile
 import threading
+import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import get_args
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from support.extraction import extract_threes, index, small_extractor, ten_colors
 from support.filesystem_limits import file_size_limit, mounted
 from support.fork_server import Killer, fork_server
+from zarr.storage import LocalStore
 
 import featx
 from featx import FeatureDataset, FeatxError, OutputError
@@ -97,6 +100,20 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(maps, tmp_path, format):
 def test_a_file_that_cannot_grow_is_an_error_and_leaves_nothing(maps, tmp_path, format):
     with file_size_limit(100), pytest.raises(OutputError, match=r"cannot write .*out: .*arge"):
         convert(maps, tmp_path / "out", format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_of_zarr_that_outlasts_an_error_leaves_nothing(maps, tmp_path, monkeypatch):
+    prompt = LocalStore.set_if_not_exists
+
+    async def late(self, key, value):
+        await asyncio.sleep(0.1)
+        await prompt(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set_if_not_exists", late)  # of the group, beside the array's, which fails at once
+    with file_size_limit(100), pytest.raises(OutputError, match=r"cannot write .*out: .*arge"):
+        convert(maps, tmp_path / "out", "zarr")
+    time.sleep(0.3)
     assert not list(tmp_path.iterdir())
 
 
