@@ -7,7 +7,7 @@ READY := .venv/.ready
 # so that fixtures are set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-THREADED := $(addprefix tests/unit/,bulk/test_extract.py wrappers/test_extractor.py wrappers/test_chain.py bridges/test_bridges.py)
+THREADED := $(addprefix tests/unit/,bulk/test_extraction.py wrappers/test_extractor.py wrappers/test_chain.py bridges/test_timm.py)
 
 # If bytecode is not written, every subprocess compiles all of its imports again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,7 +1,7 @@
 """Write docs/layouts.md: published files that load, and the layouts with their tests.
 
 Run `python docs/layouts.py` after a change of `tests/layouts/published_files.py` or of the layouts;
-`tests/docs/test_docs.py` compares the rows.
+`tests/docs/test_pages.py` compares the rows.
 """
 
 import sys
@@ -36,7 +36,7 @@ PREFIX = "names are without their prefix "
 def file_row(name: str) -> str:
     """Return the table row of a published file, which is built, loaded and compared with its program."""
     from conftest import images, relative_difference
-    from published_files import FILES
+    from layouts.published_files import FILES
 
     file = FILES[name]
     saved, reference = file.build()
@@ -63,7 +63,7 @@ def layout_rows() -> list[str]:
     for system in dict.fromkeys(layout.system for layout in all_layouts()):
         layouts = [layout for layout in all_layouts() if layout.system == system]
         named = [name for name, text in texts.items() if f'"{system}"' in text] or [
-            name for name in texts if name == f"test_layouts_{system.partition('-')[0]}.py"
+            name for name in texts if name == f"test_{system.partition('-')[0]}.py"
         ]
         families = ", ".join(dict.fromkeys(layout.family for layout in layouts))
         written = "yes" if any(layout.from_native for layout in layouts) else ""
@@ -74,8 +74,8 @@ def layout_rows() -> list[str]:
 
 
 def main() -> None:
-    sys.path[:0] = [str(ROOT / "tests"), str(TESTS)]
-    from published_files import FILES
+    sys.path.insert(0, str(ROOT / "tests"))
+    from layouts.published_files import FILES
 
     introduction = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
     rows = [*map(file_row, FILES)]

@@ -1,6 +1,6 @@
 """Write the table at the end of docs/models.md: every registered variant.
 
-Run `python docs/models.py` after a change of the families; `tests/docs/test_docs.py` compares the rows.
+Run `python docs/models.py` after a change of the families; `tests/docs/test_pages.py` compares the rows.
 """
 
 import re

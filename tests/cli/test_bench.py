@@ -1,4 +1,4 @@
-"""featx bench: what it measures, what it prints, and what it advises."""
+"""`featx bench`: measurements, output and advice."""
 
 import json
 

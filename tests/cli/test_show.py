@@ -1,4 +1,4 @@
-"""featx show: what it draws, what it says, and what it refuses."""
+"""`featx show`: its figures, output and errors."""
 
 import re
 import shutil

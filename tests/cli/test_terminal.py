@@ -1,4 +1,4 @@
-"""Names of files, tensors and models, and words of other packages, are shown by commands and obeyed by no terminal."""
+"""Names of files, tensors and models, and output of other packages, cannot control the terminal."""
 
 import json
 import pickle

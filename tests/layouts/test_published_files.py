@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import images, relative_difference
-from published_files import FILES
 
 import featx
+from layouts.published_files import FILES
 
 TOLERANCE = 1e-5  # single precision, the same operations in another order
 

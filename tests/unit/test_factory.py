@@ -1,4 +1,4 @@
-"""create_model: what it takes, and what it says about what it does not take."""
+"""create_model: what it accepts, and its errors."""
 
 from dataclasses import fields
 from inspect import signature

@@ -1,4 +1,4 @@
-"""Extractors are the same where they are made in inference mode."""
+"""Extractors that are built in inference mode equal others."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Batches of another dtype, or of no image: what models and extractors take, and what they say of the others."""
+"""Inputs of another dtype, or that are not images: which are accepted, and the errors of the others."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Finding image files, and opening any of them as the picture a person would see."""
+"""Image files are found and opened as viewers show them."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""What importing the library costs its user, seen in a process of its own: it imports each thing once."""
+"""The cost of `import featx`, measured in a process of its own."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Locks keep writers apart, name who holds them, and do not outlive their process."""
+"""Locks exclude other writers, name their holder, and end with their process."""
 
 import errno
 import fcntl

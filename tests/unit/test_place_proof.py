@@ -1,4 +1,4 @@
-"""The proof of place: models whose cells lie elsewhere than their pixels are found, and no others."""
+"""The proof of spatial alignment finds models whose cells are shifted against their pixels, and no others."""
 
 from collections.abc import Callable
 

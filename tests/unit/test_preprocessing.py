@@ -1,4 +1,4 @@
-"""From images to what the weights expect, compared with timm and with the definition."""
+"""Preprocessing of images, compared with timm and with the definition."""
 
 from dataclasses import replace
 

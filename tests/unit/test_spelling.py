@@ -1,4 +1,4 @@
-"""Names that are misspelt are answered with the ones that were meant."""
+"""A misspelt name is answered with similar names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What programs written for timm's models ask of ours: names, heads, pools and views, compared with timm's."""
+"""The interface that programs for timm models use: names, heads, pools and views, compared with timm's."""
 
 import numpy as np
 import pytest

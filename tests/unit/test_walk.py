@@ -1,4 +1,4 @@
-"""Folders and patterns are searched to their ends, whatever links they hold, and nothing is lost silently."""
+"""Folders and patterns are searched completely, whatever links they contain."""
 
 import os
 from glob import glob

@@ -1,4 +1,4 @@
-"""What is written appears under its name whole, or not at all, and only on this machine."""
+"""Files are written atomically, and only on this machine."""
 
 import os
 import re

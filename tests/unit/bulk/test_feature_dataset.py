@@ -1,4 +1,4 @@
-"""FeatureDataset gives back what was extracted, in any order, in any process, from anywhere."""
+"""FeatureDataset returns what was extracted, in any order, in any process, from any file system."""
 
 import json
 import pickle

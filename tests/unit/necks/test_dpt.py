@@ -1,4 +1,4 @@
-"""DPT's necks: equal to transformers', true at every size, and usable wherever their backbone is."""
+"""DPT's necks: equal to transformers', correct at every size, and usable in all the ways of their backbone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints of another shape than the model: what fits after a change, and what the report says of it."""
+"""Checkpoints of another shape than the model: which tensors are adapted, and the report of it."""
 
 import pytest
 import torch

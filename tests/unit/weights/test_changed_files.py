@@ -1,4 +1,4 @@
-"""Files of weights that change after, or while, they are loaded: tensors stay, and bytes of two files never mix."""
+"""Weight files that change during or after loading: tensors stay, and bytes of two files never mix."""
 
 import json
 import os

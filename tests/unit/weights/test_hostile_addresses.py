@@ -1,4 +1,4 @@
-"""Addresses and names that cannot be, and servers that answer oddly: errors of featx, without anybody's password."""
+"""Impossible addresses and names, and servers with odd answers: specific errors, without passwords in them."""
 
 import gc
 import socket

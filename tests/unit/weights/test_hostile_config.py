@@ -1,4 +1,4 @@
-"""Configurations made to do harm: config.json of a folder, an index of shards, and NetsPresso's YAML."""
+"""Hostile configurations: config.json of a folder, an index of shards, and NetsPresso's YAML."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Checkpoints with the names of a program and other shapes: an error that lists what does not fit, for every layout."""
+"""Checkpoints with the names of a program and other shapes: for every layout an error that lists the differences."""
 
 from functools import cache
 from random import Random

@@ -1,4 +1,4 @@
-"""Pickles in PyTorch's files that would take far more memory or time than they have bytes; and those that are taken."""
+"""Pickles in PyTorch's files that need far more memory or time than they have bytes; and valid ones."""
 
 import argparse
 import io

@@ -1,4 +1,4 @@
-"""Files of PyTorch made to do harm, or damaged so that they might."""
+"""Hostile and damaged PyTorch files."""
 
 import io
 import pickle

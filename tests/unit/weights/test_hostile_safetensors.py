@@ -1,4 +1,4 @@
-"""Headers of safetensors files made to do harm, or damaged so that they might."""
+"""Hostile and damaged headers of safetensors files."""
 
 import json
 import re

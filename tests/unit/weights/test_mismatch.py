@@ -1,4 +1,4 @@
-"""What the error says when a checkpoint does not fit: the likely cause first, a few examples, and all in attributes."""
+"""The error of a checkpoint that does not fit: the likely cause first, a few examples, all details in attributes."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Files of NumPy: read as NumPy reads them, and refused where they are not what they should be."""
+"""NumPy files: read as NumPy reads them, and refused if they are invalid."""
 
 import io
 import struct
