@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -13,17 +11,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.damaged_maps import (
+    OPTIONS,
+    SHARDS,
+    assert_true,
+    calls,
+    change_header,
+    change_meta,
+    header_of,
+    set_at,
+    with_header,
+)
 from support.export_cases import small
-from support.fuzzing import answered, bytes_of, damaged, mutated, replaced
+from support.fuzzing import answered, replaced
 
 import featx
 from featx import FeatureDataset, FeatxError, OutputError, extract
 from featx.bulk import convert, merge, stats, write_index
-from featx.bulk.meta import Plan
 from featx.bulk.shard import KEY
-
-OPTIONS = {"size": 32, "keep_aspect": True, "rows_per_shard": 3, "batch_size": 2, "streams": 1, "workers": 1}
-SHARDS = [f"maps-{number:06d}.safetensors" for number in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -62,52 +67,6 @@ def folder(tmp_path, whole) -> Path:
 
 
 # one fault at a time
-
-
-def change_meta(folder: Path, change: Callable[[dict], None], signed: bool = True) -> None:
-    """Change what meta.json says, and make its fingerprint that of what it says then."""
-    facts = json.loads((folder / "meta.json").read_text())
-    change(facts)
-    if signed:
-        sign(facts)
-    (folder / "meta.json").write_text(json.dumps(facts))
-
-
-def sign(facts: dict) -> str:
-    try:
-        plan = Plan(facts["decided"], facts["items"]["count"], facts["items"]["sha256"], facts["rows_per_shard"])
-        facts["shards"], facts["fingerprint"] = plan.shards, plan.fingerprint
-    except (TypeError, LookupError, ArithmeticError):
-        pass
-    return facts.get("fingerprint", "")
-
-
-def change_header(path: Path, change: Callable[[dict], None]) -> None:
-    """Change what a shard says of its rows."""
-    tensors, header = load_file(path), header_of(path.read_bytes())
-    facts = json.loads(header["__metadata__"][KEY])
-    change(facts)
-    save_file(tensors, path, {KEY: json.dumps(facts)})
-
-
-def header_of(content: bytes) -> dict:
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length])
-
-
-def with_header(content: bytes, header: bytes) -> bytes:
-    (length,) = struct.unpack("<Q", content[:8])
-    return struct.pack("<Q", len(header)) + header + content[8 + length :]
-
-
-def set_at(*path: str, value: object) -> Callable[[dict], None]:
-    def change(facts: dict) -> None:
-        *holders, key = path
-        for step in holders:
-            facts = facts[step]
-        facts[key] = value
-
-    return change
 
 
 META_FAULTS = [
@@ -314,121 +273,3 @@ def test_a_file_that_is_replaced_while_it_is_open_stays_what_it_was(folder, trut
     other.replace(path)
     after = dataset[0]
     assert all(torch.equal(map_, after.maps[level]) for level, map_ in before.maps.items())
-
-
-# many faults
-
-
-def calls(folder: Path, images: Path, extractor) -> list[Callable[[], object]]:
-    """Everything that reads a folder of maps; each may leave files beside it."""
-    return [
-        lambda: FeatureDataset(folder),
-        lambda: stats(folder),
-        lambda: merge([folder], folder.parent / "merged"),
-        lambda: convert(folder, folder.parent / "converted", "webdataset"),
-        lambda: featx.bulk.check_sources(folder),
-        lambda: write_index(folder),
-        lambda: extract(images, extractor, folder, retry_changed=True, **OPTIONS),
-    ]
-
-
-def assert_true(dataset: FeatureDataset, truth: dict) -> None:
-    """Every row is one that was written."""
-    for row in dataset:
-        assert row.size == truth[row.id].size
-        assert list(row.maps) == list(truth[row.id].maps)
-        assert all(torch.equal(map_, truth[row.id].maps[level]) for level, map_ in row.maps.items())
-
-
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory, whole, images, extractor) -> tuple[Path, Path, dict]:
-    """A folder of two generations, one image removed; its images, and what it holds."""
-    base = tmp_path_factory.mktemp("grown")
-    shutil.copytree(images, base / "images")
-    shutil.copytree(whole, base / "maps")
-    (base / "images" / "6.png").unlink()
-    (base / "images" / "2.png").write_bytes((images / "1.png").read_bytes())
-    Image.new("RGB", (40, 40), "teal").save(base / "images" / "9.png")
-    extract(base / "images", extractor, base / "maps", retry_failed=True, **{**OPTIONS, "rows_per_shard": None})
-    rows = {one.id: one for one in FeatureDataset(base / "maps")}
-    assert list(rows) == [f"{number}.png" for number in (0, 1, 3, 4, 5, 7, 2, 9)]
-    return base / "maps", base / "images", rows
-
-
-def damage_meta(folder: Path, chance: Random) -> bool:
-    path = folder / "meta.json"
-    if chance.random() < 0.2:
-        path.write_bytes(damaged(path.read_bytes(), chance))
-        return False
-    facts = mutated(json.loads(path.read_text()), chance)
-    if chance.random() < 0.3:
-        path.write_bytes(bytes_of(facts, chance))
-        return False
-    plan = sign(facts) if isinstance(facts, dict) else ""
-    path.write_bytes(bytes_of(facts, chance))
-    if chance.random() < 0.5:
-        for shard in folder.glob("maps-*"):
-            change_header(shard, set_at("plan", value=plan))
-    return True
-
-
-def damage_shard(folder: Path, chance: Random) -> bool:
-    path = folder / chance.choice(SHARDS)
-    content, kind = path.read_bytes(), chance.randrange(6)
-    header = header_of(content)
-    if kind == 0:
-        (length,) = struct.unpack("<Q", content[:8])  # a number among the maps is no structure
-        path.write_bytes(damaged(content[: 8 + length], chance) + content[8 + length :])
-    elif kind == 1:
-        path.write_bytes(with_header(content, bytes_of(mutated(header, chance), chance)))
-    elif kind == 2:
-        facts = mutated(json.loads(header["__metadata__"][KEY]), chance)
-        header["__metadata__"][KEY] = json.dumps(facts)
-        path.write_bytes(with_header(content, bytes_of(header, chance)))
-    elif kind == 3:
-        path.write_bytes(content[: chance.randrange(len(content))])
-    else:
-        path.write_bytes((folder / chance.choice(SHARDS)).read_bytes())
-    return True
-
-
-def damage_files(folder: Path, chance: Random) -> bool:
-    name = chance.choice(["meta.json", *SHARDS, "index.parquet"])
-    if chance.random() < 0.8:
-        replaced(folder / name, chance)
-    else:
-        shutil.copy(
-            folder / name, folder / chance.choice(["maps-000007.safetensors", ".lock", "maps-0000001.safetensors"])
-        )
-    return False
-
-
-def fuzz(base: Path, whole: Path, images: Path, extractor, truth: dict, seeds: range, *, resume: int) -> None:
-    for seed in seeds:
-        chance, folder = Random(seed), base / f"{seed}" / "maps"
-        shutil.copytree(whole, folder)
-        kind = chance.choice([damage_meta, damage_meta, damage_shard, damage_shard, damage_files])
-        was_signed = kind(folder, chance)
-        every = calls(folder, images, extractor)
-        for call in every if seed % resume == 0 else every[:-2]:
-            result = answered(call)
-            if isinstance(result, FeatureDataset):
-                rows = answered(lambda result=result: list(result))
-                if not was_signed and not isinstance(rows, FeatxError):
-                    assert_true(result, truth)
-        shutil.rmtree(base / f"{seed}")
-
-
-def test_no_change_of_a_folder_is_answered_wrongly(tmp_path, whole, images, extractor, truth):
-    fuzz(tmp_path, whole, images, extractor, truth, range(40), resume=10)
-
-
-@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(1000, 2000), marks=pytest.mark.sweep)], ids=len)
-def test_no_change_of_a_grown_folder_is_answered_wrongly(tmp_path, grown, extractor, seeds):
-    folder, images, truth = grown
-    fuzz(tmp_path, folder, images, extractor, truth, seeds, resume=10)
-
-
-@pytest.mark.sweep
-def test_no_change_of_a_folder_in_thousands_is_answered_wrongly(tmp_path, whole, images, extractor, truth):
-    fuzz(tmp_path, whole, images, extractor, truth, range(1000, 3000), resume=5)
