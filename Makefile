@@ -12,20 +12,25 @@ THREADED := $(addprefix tests/unit/,bulk/test_extraction.py wrappers/test_extrac
 # If bytecode is not written, every subprocess compiles all of its imports again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-threads sweep bridges trained check format lint types docs wheel bench clean constraints
+.PHONY: demo test test-threads sweep durations bridges trained check format lint types docs wheel bench clean constraints
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(PYTEST) -m "not sweep and not bridges"
+	$(PYTEST) -m "not sweep and not slow and not bridges"
 
 # extraction, wrappers and bridges, with four threads per operation
 test-threads: $(READY)
-	OMP_NUM_THREADS=4 $(BIN)/pytest -m "not sweep" $(THREADED)
+	OMP_NUM_THREADS=4 $(BIN)/pytest -m "not sweep and not slow" $(THREADED)
 
 sweep: $(READY)
-	$(PYTEST) -m sweep
+	$(PYTEST) -m "sweep or slow"
+
+# after many changes of tests, on an idle machine: writes tests/slow_tests.txt
+durations: $(READY)
+	$(PYTEST) -m "not sweep and not bridges" --junitxml build/durations.xml
+	$(BIN)/python tests/support/slow_tests.py build/durations.xml
 
 bridges: $(READY)
 	$(PYTEST) -m bridges

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from support.hub_server import Hub, serve
+from support.slow_tests import mark_slow_tests
 from support.truncation import CodePaths
 from torch import Tensor, nn
 
@@ -242,6 +243,11 @@ def tolerant_of_torch() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_slow_tests(items)
 
 
 def pytest_collection_finish() -> None:

@@ -54,7 +54,7 @@ def value(tag: str, tensor: bytes) -> bytes:
 
 def content_of(tensor: Tensor) -> bytes:
     flat = tensor.contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).tolist())
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def values(tag: str, tensor: Tensor, *, chunk: int | None = None, packed: bool = False) -> bytes:
