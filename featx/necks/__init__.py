@@ -14,3 +14,6 @@ from .levels import MaxPoolLevel as MaxPoolLevel
 from .levels import Resample as Resample
 from .pipeline import Pipeline as Pipeline
 from .simple_feature_pyramid import SimpleFeaturePyramid as SimpleFeaturePyramid
+from .vit_adapter import DINOv3Adapter as DINOv3Adapter
+from .vit_adapter import ViTAdapter as ViTAdapter
+from .vit_adapter_layers import DeformableConfig as DeformableConfig

@@ -306,6 +306,16 @@ def _interpolation(mode: str, antialias: bool) -> Translation:
     return translate
 
 
+def _grid_sample(
+    graph: OnnxGraph, _: list[Value], x: Value, grid: Value, mode: int, padding: int, align_corners: bool
+) -> str:
+    options: dict[str, Any] = {
+        "mode": ("linear", "nearest", "cubic")[mode],
+        "padding_mode": ("zeros", "border", "reflection")[padding],
+    }
+    return graph.add("GridSample", x, grid, align_corners=int(align_corners), **options)
+
+
 REDUCTIONS = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}
 SHAPES: dict[str, Translation] = {
     **{name: partial(_reduce, op) for name, op in REDUCTIONS.items()},
@@ -349,6 +359,7 @@ SHAPES: dict[str, Translation] = {
     **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _adaptive_pool),
     "upsample_nearest2d": _nearest,
     "upsample_bilinear2d": _interpolation("linear", False),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), _grid_sample),
     "_upsample_bilinear2d_aa": _interpolation("linear", True),
     "upsample_bicubic2d": _interpolation("cubic", False),
     "_upsample_bicubic2d_aa": _interpolation("cubic", True),

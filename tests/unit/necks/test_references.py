@@ -259,3 +259,15 @@ def test_simple_feature_pyramid_is_detectron2s_formula_under_its_names(size):
         ended(half, "simfp_5", 1),
     ]
     assert_close(neck([x]), expected)
+
+
+@torch.no_grad()
+def test_a_simple_feature_pyramid_of_several_blocks_makes_each_map_of_its_own_block():
+    blocks = [FeatureInfo(16, 16, f"blocks.{i}") for i in (2, 5, 8, 11)]
+    several = randomize(SimpleFeaturePyramid(blocks, 8))
+    single = SimpleFeaturePyramid(blocks[:1], 8)
+    single.load_state_dict(several.state_dict())
+    maps = [images(1, 16, 6, 5, seed=seed) for seed in range(4)]
+    expected = [single([map_])[i] for i, map_ in enumerate(maps)]
+    assert all(map(torch.equal, several(maps), expected))
+    assert several.feature_info == single.feature_info

@@ -79,6 +79,9 @@ SHAPES = {
     "nearest": lambda net, x: F.interpolate(x, scale_factor=2.0),
     "nearest to a size": lambda net, x: x + F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     "bilinear": lambda net, x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "samples at a grid": lambda net, x: F.grid_sample(
+        x, x[:, :2].permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    ),
     "bilinear by corners": lambda net, x: (
         x + F.interpolate(F.max_pool2d(x, 2), x.shape[2:], mode="bilinear", align_corners=True)
     ),
