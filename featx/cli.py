@@ -19,6 +19,7 @@ from featx.commands.folders import convert as convert_maps
 from featx.commands.folders import merge, stats
 from featx.commands.options import Size, err, out
 from featx.commands.show import show
+from featx.commands.tile import tile
 from featx.describe import describe
 from featx.errors import escaped, escaped_lines
 from featx.meta_init import init_empty_weights
@@ -163,6 +164,7 @@ app.command()(merge)
 app.command()(stats)
 app.command("convert")(convert_maps)
 app.command()(show)
+app.command()(tile)
 app.command()(export)
 app.command()(view)
 app.command()(bench)

@@ -30,7 +30,8 @@ def common_shape(dataset: "FeatureDataset", level: str) -> tuple[int, ...]:
     if len(shapes) > 1:
         raise ArgumentError(
             f"level {level} of {dataset.folder} has maps of {len(shapes)} shapes, such as "
-            f"{', '.join(shortened(sorted(shapes), 3))}, which do not fit into one array: read them one by one, as dataset[i]"
+            f"{', '.join(shortened(sorted(shapes), 3))}, which do not fit into one array: read them one by one, as "
+            "dataset[i]"
         )
     if not shapes:
         raise ArgumentError(f"{dataset.folder} has no image that was extracted")

@@ -89,14 +89,14 @@ def build(
     return extractor.eval(), str(weights)
 
 
-def parse_indices(text: str | None) -> list[int] | None:
-    """The integers of a text such as "1,2,3"; ArgumentError for another text."""
+def parse_indices(text: str | None, option: str = "--out-indices") -> list[int] | None:
+    """The integers of a text such as "1,2,3"; ArgumentError, which names the option, for another text."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise featx.ArgumentError(f"--out-indices {text}: expected ints separated by commas, such as 1,2,3") from None
+        raise featx.ArgumentError(f"{option} {text}: expected ints separated by commas, such as 1,2,3") from None
 
 
 def quiet_hub() -> None:

@@ -1,5 +1,6 @@
 """Maps of images that are larger than memory: tiles, stitched to the maps of the whole image."""
 
+from .raster import RasterWindows as RasterWindows
 from .receptive_field import Margins as Margins
 from .receptive_field import receptive_margins as receptive_margins
 from .tiled_extractor import TiledExtractor as TiledExtractor
