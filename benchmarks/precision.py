@@ -23,6 +23,7 @@ from featx.runtime.agreement import agreement
 from featx.runtime.optimization import Runtime
 
 sys.path.insert(0, f"{Path(__file__).parents[1] / 'tests'}")
+sys.path.insert(0, f"{Path(__file__).parents[1] / 'examples'}")
 from support.trained_networks import CALIBRATION, JUDGED, dinov2_small, lite0, mobilenetv2, photographs
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

@@ -1,11 +1,13 @@
 """Create the figures of docs/pictures.md by running the commands on the page.
 
-Run `python docs/pictures.py`. The photographs are scikit-image's; weights are random.
+Run `python docs/pictures.py`. The photographs are scikit-image's; the weights are those of examples/trained_weights.py.
 """
 
+import contextlib
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,14 +17,17 @@ from PIL import Image
 
 from featx.cli import app
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from trained_weights import dinov2_small, efficientnet_lite0
+
 PAGE = Path(__file__).with_suffix(".md")
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 WIDTH = 1000  # pixels of a figure on the page
 
 
 def commands(page: str) -> list[list[str]]:
-    """Return the arguments of every featx command on the page that writes a PNG file."""
-    lines = re.findall(r"^featx (show .*\.png)$", page, re.MULTILINE)
+    """Return the arguments of every command on the page that draws a PNG file from a weights file."""
+    lines = re.findall(r"^featx (show .*--checkpoint-path .*\.png)$", page, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
@@ -42,9 +47,11 @@ def write_figure(arguments: list[str], work: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    folder = PAGE.with_suffix("")
+    folder = PAGE.resolve().with_suffix("")
     folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        shutil.copy(efficientnet_lite0(), "efficientnet_lite0.pth")
+        dinov2_small(Path("dinov2.safetensors"))
         for arguments in commands(PAGE.read_text(encoding="utf-8")):
             write_figure(arguments, Path(work), folder)
 

@@ -1,4 +1,4 @@
-"""Extract multi-scale maps of photographs, print the table of levels, and draw the maps.
+"""Extract multi-scale maps of photographs, print the table of levels, and draw the maps of two trained networks.
 
 make demo
 """
@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import skimage
-from huggingface_hub.utils import logging
+from trained_weights import dinov2_small, efficientnet_lite0
 
-import featx
-from featx.weights.hub import hub_weights
-
-MODEL = "mobilenetv3_small_100"
+MODEL, VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg")
 FOLDER = Path("demo")
+LAST = f"""
+Look at {FOLDER}/maps.png ({MODEL}) and {FOLDER}/dinov2.png: cells of one color have similar features.
+The maps are in {FOLDER}/maps; featx.FeatureDataset reads them.
+
+Try next:
+  .venv/bin/featx list 'resnet*'
+  .venv/bin/featx show YOUR_PHOTO.jpg --model resnet50 --out maps.png
+  .venv/bin/featx extract YOUR_FOLDER --model resnet50 --out vectors --pooling mean"""
 
 
 def main() -> None:
@@ -25,23 +30,16 @@ def main() -> None:
     photographs.mkdir(parents=True)
     for name in PHOTOGRAPHS:
         shutil.copy(Path(skimage.__file__).parent / "data" / name, photographs)
-    weights = choose_weights()
+    print("The weights are trained ones that two installed packages bring along.", flush=True)
+    weights = Path(shutil.copy(efficientnet_lite0(), FOLDER / "efficientnet_lite0.pth"))
+    vit_weights = dinov2_small(FOLDER / "dinov2.safetensors")
+    model, vit = (MODEL, "--checkpoint-path", weights), (VIT, "--checkpoint-path", vit_weights)
     run("info", MODEL)
-    run("extract", photographs, "--model", MODEL, "--out", FOLDER / "maps", *weights)
-    run("show", photographs / PHOTOGRAPHS[0], "--model", MODEL, "--out", FOLDER / "maps.png", *weights)
-    print(f"\nThe maps are in {FOLDER / 'maps'}, the figure is {FOLDER / 'maps.png'}.")
-
-
-def choose_weights() -> tuple[str, ...]:
-    """Return the options for published weights, or for seeded random ones if the Hub cannot be reached."""
-    logging.set_verbosity_error()
-    print("Looking for published weights …", flush=True)
-    try:
-        hub_weights(f"timm/{MODEL}.lamb_in1k")
-    except featx.WeightsNotFoundError:
-        print("The Hub cannot be reached: the weights below are random (seed 0), so the maps are meaningless.")
-        return "--random-weights", "0"
-    return ("--pretrained",)
+    run("extract", photographs, "--model", *model, "--out", FOLDER / "maps")
+    run("show", photographs / PHOTOGRAPHS[0], "--model", *model, "--out", FOLDER / "maps.png")
+    levels = ("--out-indices", "5,11", "--size", "518")
+    run("show", photographs / PHOTOGRAPHS[0], "--model", *vit, *levels, "--out", FOLDER / "dinov2.png")
+    print(LAST)
 
 
 def run(*arguments: str | Path) -> None:

@@ -231,7 +231,7 @@ def _comparison(inspections: Sequence[Inspection]) -> "list[Figure]":
     from featx.viz import compare
 
     rows = {inspection.model.name: (inspection.maps, inspection.levels) for inspection in inspections}
-    return [compare(inspections[0].image, rows, title=f"weights: {inspections[0].model.weights}")]
+    return [compare(inspections[0].image, rows, title=f"weights: {inspections[0].model.weights_name}")]
 
 
 def _write(picture: Path, pages: "Mapping[Path, list[Figure]]", models: Sequence[LoadedModel], what: What) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +50,11 @@ class LoadedModel:
     extractor: FeatureExtractWrapper
     classifier: nn.Module | None = None
 
+    @property
+    def weights_name(self) -> str:
+        """The source of the weights; of a file, its name without the folder."""
+        return Path(self.weights).name
+
 
 @dataclass(frozen=True, slots=True)
 class FigureOptions:
@@ -88,7 +94,7 @@ class Inspection:
         return self.model.extractor.feature_info
 
     def title(self, *words: str) -> str:
-        return " · ".join([self.model.name, *words, f"weights: {self.model.weights}"])
+        return " · ".join([self.model.name, *words, f"weights: {self.model.weights_name}"])
 
 
 def inspect(model: LoadedModel, image: "Image", size: int | None, options: FigureOptions) -> Inspection:

