@@ -95,13 +95,13 @@ class RasterWindows:
 
 def _opened(path: Path) -> Any:
     try:
-        from rasterio import DatasetReader
+        from rasterio import DatasetReader, Env
         from rasterio.errors import NotGeoreferencedWarning, RasterioError
     except ImportError as error:
         raise MissingPackageError("raster files need the package rasterio: pip install 'featx[geo]'") from error
     if not path.is_file():  # GDAL would open addresses, too
         raise ImageError(f"{path} is not a file")
-    with catch_warnings():
+    with catch_warnings(), Env():  # which registers the drivers
         filterwarnings("ignore", category=NotGeoreferencedWarning)  # photographs have no coordinates
         try:
             return DatasetReader(path, driver=DRIVERS)  # `open` takes a single driver

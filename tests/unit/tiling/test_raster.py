@@ -1,5 +1,7 @@
 """Windows of raster files, compared with their pixels, and their coordinates."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -50,6 +52,14 @@ def test_photographs_are_read_as_pillow_decodes_them(tmp_path, suffix):
     expected = ArrayWindows(np.asarray(Image.open(path)), CONFIG).read(0, 0, 200, 300)
     found = RasterWindows(path, CONFIG).read(0, 0, 200, 300)
     assert (found - expected).abs().max() <= 3 / 255 / min(CONFIG.std)  # two decoders of JPEG round differently
+
+
+def test_a_fresh_process_reads_files(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    code = f"import featx; print(featx.tiling.RasterWindows({str(tmp_path / 'a.png')!r}, featx.DataConfig()).size)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "(20, 30)\n"
+    )
 
 
 def test_bands_are_chosen_and_scaled(tmp_path):
