@@ -22,7 +22,7 @@ SIDES = "pairs (height, width) in pixels"
 SIZES: tuple[Size, ...] = ((224, 224), (192, 256), (223, 225), (200, 232), (97, 161))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
     """The result of `verify`.
 
@@ -39,6 +39,11 @@ class Verification:
     corrections: tuple[str, ...] = ()
     refused: dict[Size, str] = field(default_factory=dict)
     places: tuple[Size, ...] = ()
+
+    def __repr__(self) -> str:
+        counts = {"sizes refused": self.refused, "sizes with values": self.places, "corrections": self.corrections}
+        others = "".join(f", {len(found)} {kind}" for kind, found in counts.items() if found)
+        return f"Verification({len(self.levels)} levels at {len(self.sizes)} image sizes{others})"
 
 
 def verify(model: nn.Module, sizes: Sequence[Size] = SIZES, *, values: bool = False) -> Verification:

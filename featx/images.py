@@ -5,10 +5,12 @@ import warnings
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
@@ -22,6 +24,10 @@ from .walk import KNOWN, LINKED, is_sidecar, walked
 
 LARGEST_ASPECT = 100
 END_OF_JPEG = b"\xff\xd9"
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that PNG stores without conversion
+TIFF_MODES = ("I", "F", "CMYK", "LAB")
+
+Picture = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,55 @@ def open_sized(file: str | Path | BinaryIO, opening: Opening = Opening()) -> Ope
                 with suppress(Exception):
                     return _decode(copy, opening)
             raise
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """A picture in RGB, gray or, if it is a PIL image of floats, in these.
+
+    Args:
+        picture: a path, which is opened like `open_image`; an array (H, W) or (H, W, 1, 3 or 4) of uint8; or a PIL
+            image of any mode, whose transparency is blended with white, and whose metadata are not read.
+
+    Raises:
+        ArgumentError: it is none of these.
+        ImageError: the file or the image cannot be read.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return open_image(Path(picture))
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    if not isinstance(picture, Image.Image):
+        raise ArgumentError(
+            f"expected a PIL image, an array (H, W, 3) of uint8 or a path, got {type(picture).__name__}: torchvision's "
+            "to_pil_image makes an image of a tensor"
+        )
+    if picture.mode in ("RGB", "L", "F"):
+        return picture
+    return open_image(BytesIO(encoded(picture, orientation=False)), Opening(color_management="none"))
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ArgumentError(
+            f"expected an array (H, W) or (H, W, 1, 3 or 4) of uint8, got {array.dtype} of shape {array.shape}"
+        )
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def encoded(image: Image.Image, *, orientation: bool = True) -> bytes:
+    """A lossless image file of a PIL image, so that it is decoded like any file.
+
+    orientation: keep the EXIF tag, which turns the image when it is opened.
+    """
+    kind = "TIFF" if image.mode in TIFF_MODES else "PNG"
+    kept = image if image.mode in (*PNG_MODES, *TIFF_MODES) else image.convert("RGB")
+    file = BytesIO()
+    try:
+        exif = image.getexif() if orientation else Image.Exif()
+        kept.save(file, kind, exif=exif, **({"compress_level": 0} if kind == "PNG" else {}))
+    except Exception as error:  # PIL images decode lazily, and decoders raise exceptions of any class
+        raise ImageError(f"{error}" or type(error).__name__) from error
+    return file.getvalue()
 
 
 def stated_size(file: str | Path | BinaryIO) -> tuple[int, int]:

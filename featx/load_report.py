@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from .errors import escaped, shortened
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoadReport:
     """Result of `load_weights`. Names are those of the model, except in `skipped`, which has those of the checkpoint.
 
@@ -27,6 +27,11 @@ class LoadReport:
     skipped: dict[str, str] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        kinds = {"loaded": self.loaded, "adapted": self.adapted, "skipped": self.skipped, "fresh": self.fresh}
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+        return f"LoadReport({escaped(self.source)!r}, layout={self.layout!r}: {counts or 'nothing loaded'})"
 
     def __str__(self) -> str:
         lines = [f"{escaped(self.source)}: {len(self.loaded)} tensors loaded, layout {self.layout}"]

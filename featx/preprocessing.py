@@ -1,7 +1,7 @@
 """Preprocessing: DataConfig, and transforms from PIL images to the tensors that a model's weights expect."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from math import nextafter
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +18,8 @@ from .resize import ROUNDINGS, Box, Rounding, resampling, resized, resized_cente
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .images import Picture
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -145,11 +147,37 @@ def share(part: int, whole: int) -> float:
     return fraction if int(part / fraction) == whole else nextafter(fraction, 0)
 
 
-def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """The preprocessing of a model: a function from an RGB PIL image to a float32 tensor (chs, size, size).
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A function from an image to the tensor (chs, H, W) in float32 that a model's weights expect.
 
-    The image is resized and cropped according to `crop_mode` of the model's DataConfig, and normalized. For a model of
-    one channel it is converted to gray.
+    An image is a path; an array (H, W) or (H, W, 1, 3 or 4) of uint8; or a PIL image of any mode, whose transparency is
+    blended with white. Raises ArgumentError for other objects, and ImageError for a file that is not an image.
+
+    Attributes:
+        config: size, crop and normalization.
+        prepare: resizes and crops a PIL image.
+    """
+
+    config: DataConfig
+    prepare: "Callable[[Image], Image]" = field(repr=False)
+
+    def __call__(self, image: "Picture") -> Tensor:
+        """The tensor. Values are divided by 255, since multiplying by 1 / 255 rounds differently."""
+        from .images import as_image  # and Pillow, which `import featx` does not need
+
+        pixels = np.array(self.prepare(as_image(image)))
+        channels = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
+        numbers = channels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return numbers.flip(0) if self.config.channel_order == "bgr" else numbers
+
+
+def transform(model: nn.Module, *, size: int | None = None) -> Transform:
+    """The preprocessing of a model: a function from an image to a float32 tensor (chs, size, size).
+
+    An image is a path, an array of uint8 or a PIL image of any mode. It is resized and cropped according to `crop_mode`
+    of the model's DataConfig, and normalized. For a model of one channel it is converted to gray.
 
     Args:
         model: a model with `data_config`.
@@ -159,11 +187,11 @@ def transform(model: nn.Module, *, size: int | None = None) -> "Callable[[Image]
         ArgumentError: `size` is below 1; the model has no `data_config`, or one with another number of channels; Pillow
             does not have the interpolation; or the crop mode is "other".
     """
-    return partial(_normalized, prepare=cropped(model, size=size), config=expected(model, size))
+    return Transform(expected(model, size), cropped(model, size=size))
 
 
-def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[Image], Tensor]":
-    """Preprocessing without cropping: a function from an RGB PIL image to a float32 tensor (chs, H, W).
+def transform_whole(model: nn.Module, *, size: int | None = None) -> Transform:
+    """Preprocessing without cropping: a function from an image to a float32 tensor (chs, H, W).
 
     The shorter side is resized to `size`, keeping the aspect ratio. For a model with a `size_divisor`, both sides are
     rounded to multiples of it.
@@ -176,7 +204,7 @@ def transform_whole(model: nn.Module, *, size: int | None = None) -> "Callable[[
         ArgumentError: `size` is below 1; the model has no `data_config`, or one with another number of channels; or
             Pillow does not have the interpolation.
     """
-    return partial(_normalized, prepare=uncropped(model, size=size), config=expected(model, size))
+    return Transform(expected(model, size), uncropped(model, size=size))
 
 
 def cropped(model: nn.Module, *, size: int | None = None) -> "Callable[..., Image]":
@@ -269,12 +297,3 @@ def _with_shorter(whole: tuple[int, int], shorter: int) -> tuple[int, int]:
     """(width, height) with the aspect ratio of `whole`: `shorter` pixels and the longer side rounded down."""
     width, height = (int(shorter * side / min(whole)) for side in whole)
     return width, height
-
-
-def _normalized(image: "Image", *, prepare: "Callable[[Image], Image]", config: DataConfig) -> Tensor:
-    """Convert to (chs, height, width) in float32. Divides by 255, since multiplying by 1 / 255 rounds differently."""
-    pixels = np.array(prepare(image))
-    channels = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-    numbers = channels.to(torch.float32).div_(255).sub_(mean).div_(std)
-    return numbers.flip(0) if config.channel_order == "bgr" else numbers

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Literal, Unpack
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 
 from ..errors import ArgumentError, ImageError, shortened
 from ..features import OutIndices
+from ..images import encoded
 from ..wrappers import FeatureExtractWrapper
 from .config import Pooling, Recipe, Resources, VectorFields, split_keywords
 from .decoder import decoder_for
@@ -24,8 +24,6 @@ from .shard import Failure
 from .sources import Items
 
 ROWS = 1024  # images per shard of the pipeline
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that PNG stores without conversion
-TIFF_MODES = ("I", "F", "CMYK", "LAB")
 
 Picture = Input | Image.Image
 Member = tuple[Items, int] | Image.Image
@@ -141,16 +139,4 @@ class ImageCollection:
     def read(self, index: int) -> bytes:
         """The bytes of an image file; of a PIL image, a file with the same pixels, profile and orientation."""
         member = self.members[index]
-        return _encoded(member) if isinstance(member, Image.Image) else member[0].read(member[1])
-
-
-def _encoded(image: Image.Image) -> bytes:
-    """A lossless image file, so that PIL images are decoded like all others."""
-    kind = "TIFF" if image.mode in TIFF_MODES else "PNG"
-    kept = image if image.mode in (*PNG_MODES, *TIFF_MODES) else image.convert("RGB")
-    file = BytesIO()
-    try:
-        kept.save(file, kind, exif=image.getexif(), **({"compress_level": 0} if kind == "PNG" else {}))
-    except Exception as error:  # PIL images decode lazily, and decoders raise exceptions of any class
-        raise ImageError(f"{error}" or type(error).__name__) from error
-    return file.getvalue()
+        return encoded(member) if isinstance(member, Image.Image) else member[0].read(member[1])

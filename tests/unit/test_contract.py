@@ -76,3 +76,11 @@ def test_sizes_that_are_refused_are_distinguished_from_those_proven():
 @pytest.mark.parametrize("name", ["resnet18", "timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
 def test_values_of_native_and_bridged_models_are_proven(name):
     featx.verify(featx.create_model(name), [(64, 96)], values=True)
+
+
+def test_reprs_of_results_are_one_line():
+    model = featx.create_model("resnet18", features_only=True)
+    assert repr(featx.verify(model)) == "Verification(5 levels at 5 image sizes)"
+    state = featx.create_model("resnet18").state_dict()
+    report = featx.create_model("resnet18", num_classes=7, checkpoint_path=state).load_report
+    assert repr(report) == "LoadReport('the checkpoint', layout='native': 120 loaded, 2 skipped, 2 fresh)"

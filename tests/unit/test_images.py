@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 
 from featx import ArgumentError, ImageError
-from featx.images import find_images, open_image
+from featx.images import as_image, find_images, open_image
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +301,43 @@ def test_large_images_open_in_many_threads_without_a_warning(tmp_path, monkeypat
         opened = list(pool.map(open_image, [tmp_path / "a.png"] * 500))
     assert {image.size for image in opened} == {(40, 40)}
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "LAB", "HSV"])
+def test_a_pil_image_of_any_mode_is_a_picture(mode):
+    gray = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    made = {"I;16": lambda: Image.fromarray(np.asarray(gray, np.uint16) * 257), "P": lambda: gray.convert("P")}
+    image = made.get(mode, lambda: gray.convert("RGB").convert(mode))()
+    shown = as_image(image)
+    assert shown.mode in ("RGB", "L")
+    expected = gray.convert("1").convert("L") if mode == "1" else gray
+    difference = np.asarray(shown.convert("L"), int) - np.asarray(expected, int)
+    assert abs(difference).max() <= 2  # conversions between color models round
+
+
+def test_transparency_is_blended_with_white():
+    image = Image.new("RGBA", (2, 2), (0, 0, 255, 0))
+    assert as_image(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_arrays_and_paths_are_pictures(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for picture in (pixels, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(as_image(picture), pixels)
+    for gray in (pixels[:, :, 0], pixels[:, :, :1]):
+        assert np.array_equal(as_image(gray), pixels[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"array \(H, W\) or .* of uint8, got float32 of shape \(4, 4, 3\)"),
+        (np.zeros((4, 4, 2), np.uint8), r"got uint8 of shape \(4, 4, 2\)"),
+        (torch.zeros(3, 4, 4), r"got Tensor: torchvision's to_pil_image"),
+        (None, r"expected a PIL image, an array \(H, W, 3\) of uint8 or a path, got NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture, message):
+    with pytest.raises(ArgumentError, match=message):
+        as_image(picture)

@@ -1,5 +1,6 @@
 """Preprocessing of images, compared with timm and with the definition."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -240,3 +241,14 @@ def test_where_a_published_configuration_is_silent_the_default_holds():
     assert from_hub({"crop_pct": 0.9, **silent}, default) == DataConfig(
         (96, 96), (0.1, 0.1, 0.1), (0.2, 0.2, 0.2), "bilinear", 0.9
     )
+
+
+def test_transforms_take_paths_arrays_and_any_mode_and_show_their_settings(tmp_path):
+    image = Image.fromarray(data.coffee())
+    image.save(tmp_path / "coffee.png")
+    prepare = featx.transform(model(DataConfig()))
+    expected = prepare(image)
+    for picture in (tmp_path / "coffee.png", np.asarray(image), image.convert("RGBA")):
+        assert torch.equal(prepare(picture), expected)
+    assert repr(prepare).startswith("Transform(config=DataConfig(size=(224, 224), mean=(0.485, 0.456, 0.406)")
+    assert pickle.loads(pickle.dumps(prepare))(image).equal(expected)
