@@ -157,9 +157,11 @@ def _tower(model: nn.Module) -> tuple[str, Any]:
     from transformers import PreTrainedModel
 
     for path, module in model.named_modules():
-        is_tower = isinstance(module, PreTrainedModel) and module.main_input_name == "pixel_values"
-        if is_tower and module.config.model_type not in WITH_NECK:
-            return path, module
+        if not isinstance(module, PreTrainedModel) or module.main_input_name != "pixel_values":
+            continue
+        tower: Any = module
+        if tower.config.model_type not in WITH_NECK:
+            return path, tower
     raise ContractError(f"{type(model).__name__} has no part that takes images")
 
 
