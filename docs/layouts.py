@@ -42,7 +42,7 @@ def file_row(name: str) -> str:
     saved, reference = file.build()
     with TemporaryDirectory() as folder, torch.serialization.safe_globals([*file.allowed]), torch.no_grad():
         path = Path(folder, f"weights{file.suffix}")
-        torch.save(saved, path)
+        file.write(saved, path)
         model = featx.create_model(
             file.model, features_only=not file.logits, checkpoint_path=path, **file.fields, **file.options
         ).eval()

@@ -35,7 +35,7 @@ def bridged_model(
     target = model if levels is None else chosen_extractor(_with_norm(package.pyramid(model), norm_maps), levels, saved)
     move_model(target, options.device, options.dtype)
     if weights is not None:
-        innermost(source_of(target)).load_report = package.load(model, target, weights, options, given)
+        innermost(source_of(target)).load_report = package.load(target, weights, options, given, model)
     return target
 
 

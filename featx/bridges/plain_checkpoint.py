@@ -1,8 +1,7 @@
 """Load checkpoints into models of packages that do not convert checkpoints themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +12,14 @@ from ..weights.key_groups import NATIVE
 
 
 def load(
-    model: nn.Module, target: nn.Module, weights: Weights, options: LoadOptions, _given: Mapping[str, Any]
+    target: nn.Module,
+    weights: Weights,
+    options: LoadOptions,
+    _given: Collection[str] = (),
+    _model: nn.Module | None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    finite: bool = True,
 ) -> LoadReport:
     """Load a checkpoint into `target`, a model or its extractor, in place, and return the report.
 
@@ -24,6 +30,6 @@ def load(
     if options.layout is None and options.auto_mapping:
         _, contents = read_tensors(weights, options)
         # a class may have the name of a family of featx, whose layouts would rename its own tensors
-        if set(target.state_dict()) <= contents.state.keys() <= set(model.state_dict()):
+        if set(target.state_dict()) <= contents.state.keys() <= loading.full_keys(target):
             options = replace(options, layout=NATIVE)
-    return loading.load(target, weights, options)
+    return loading.load(target, weights, options, skip=skip, finite=finite)

@@ -5,7 +5,7 @@ the sizes of the model. A Flax file that no layout of featx describes is read by
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,8 @@ from ..weights.adapt import LARGEST_PATCH
 from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint, read_tensors
 from ..weights.key_groups import NATIVE
 from ..weights.load import family_names, fit_tensors, full_keys
+from ..wrappers.extractor import source_of
+from ..wrappers.transparent import innermost
 
 Filter = Callable[..., Any]
 FACTORY = "build_model_with_cfg"  # the function of timm that architectures pass their filter to
@@ -37,62 +39,97 @@ class Conversion:
     changes: dict[str, str] = field(default_factory=dict)
     renamed: bool = False
 
-    def misfits(self, needed: frozenset[str], known: frozenset[str]) -> int:
-        """The number of tensors that are missing or unexpected."""
-        return len(needed - self.checkpoint.state.keys()) + len(self.checkpoint.state.keys() - known)
+    def misfits(self, wanted: Mapping[str, Tensor], known: frozenset[str]) -> int:
+        """The number of tensors that are missing, unexpected or of another shape."""
+        state = self.checkpoint.state
+        fitting = [name for name, tensor in wanted.items() if name in state and state[name].shape == tensor.shape]
+        return len(wanted) - len(fitting) + len(state.keys() - known)
 
 
 def load(
-    model: nn.Module, target: nn.Module, weights: Weights, options: LoadOptions, given: Mapping[str, Any]
+    target: nn.Module,
+    weights: Weights,
+    options: LoadOptions,
+    given: Collection[str] = (),
+    model: nn.Module | None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    finite: bool = True,
 ) -> LoadReport:
     """Load a checkpoint into `target` in place, all of its tensors or none, and return the report.
 
     Args:
-        model: timm's model.
-        target: the model itself, or its extractor.
+        target: timm's model, or its extractor.
         weights: the checkpoint.
         options: how to read it.
         given: the arguments that the caller has chosen; with `num_classes`, a classifier of another size is skipped.
+        model: the whole model that an extractor was made from; built again on the meta device by default.
+        skip: prefixes of names that are not loaded.
+        finite: whether to reject values that are infinite or NaN in the dtype of the model.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or does not fit.
         WeightsNotFoundError: the weights were not found.
     """
-    candidates = conversions(model, weights, options)
-    needed, known = frozenset(target.state_dict()), full_keys(model)
+    models = whole_models(target) if model is None else [model]
+    known = full_keys(target)
+    candidates = conversions(models, known, weights, options)
+    wanted = {name: tensor for name, tensor in target.state_dict().items() if not name.startswith(skip)}
     best = next(candidates)
-    while best.misfits(needed, known) and (other := next(candidates, None)) is not None:
-        best = min(best, other, key=lambda each: each.misfits(needed, known))
-    best = with_input_channels(model, best)
-    heads = tuple(f"{name}." for name in names_at(model, "classifier")) if "num_classes" in given else ()
-    tensors, report = fit_tensors(target, best.checkpoint, resized=heads)
+    while best.misfits(wanted, known) and (other := next(candidates, None)) is not None:
+        best = min(best, other, key=lambda each: each.misfits(wanted, known))
+    best = with_input_channels(models[0], best)
+    heads = tuple(f"{name}." for name in names_at(models[0], "classifier")) if "num_classes" in given else ()
+    tensors, report = fit_tensors(target, best.checkpoint, skip=skip, resized=heads, finite=finite)
     target.load_state_dict(tensors, strict=False)  # skipped tensors are missing
     changes = {name: how for name, how in best.changes.items() if name in tensors}
     layout = "timm" if best.renamed else report.layout
     return replace(report, adapted={**changes, **report.adapted}, layout=layout)
 
 
-def conversions(model: nn.Module, weights: Weights, options: LoadOptions) -> Iterator[Conversion]:
-    """The checkpoint converted by timm, by a layout of featx, and by the model's own reader of Flax files."""
+def whole_models(target: nn.Module) -> list[nn.Module]:
+    """timm's model in `target` and, for an extractor, which holds only a part of it, a whole one on the meta device."""
+    import timm
+
+    model: Any = innermost(source_of(target))
+    name = architecture_of(model)
+    if model is target or not name:
+        return [model]
+    with torch.device("meta"):
+        return [model, timm.create_model(name, **getattr(model, "_model_args", {}))]
+
+
+def conversions(
+    models: Sequence[nn.Module], known: frozenset[str], weights: Weights, options: LoadOptions
+) -> Iterator[Conversion]:
+    """The checkpoint converted by timm, by a layout of featx, and by the model's own reader of Flax files.
+
+    Args:
+        models: models whose filter to use, the most suitable first.
+        known: names of the whole model's tensors.
+        weights: the checkpoint.
+        options: how to read it.
+    """
     source, contents = read_tensors(weights, options)
-    known, inner = full_keys(model), replace(options, container=None)
+    inner, families = replace(options, container=None), family_names(models[0])
     others = dict.fromkeys(contents.others, "not a tensor")
 
     def opened(families: tuple[str, ...]) -> Checkpoint:
         checkpoint = open_checkpoint(contents.state, known, families, inner)
         return replace(checkpoint, source=source, skipped={**others, **checkpoint.skipped})
 
-    plain = opened(() if options.layout in (None, NATIVE) else family_names(model))
+    plain = opened(() if options.layout in (None, NATIVE) else families)
     if not options.auto_mapping:
-        yield converted(model, plain) if plain.state.keys() <= known else Conversion(plain)
+        yield converted(models[0], plain) if plain.state.keys() <= known else Conversion(plain)
         return
-    yield converted(model, plain)
+    yield from (converted(model, plain) for model in models)
     if plain.prefix:
-        yield converted(model, Checkpoint(contents.state, source, skipped=others))
-    described = opened(family_names(model))
+        whole = Checkpoint(contents.state, source, skipped=others)
+        yield from (converted(model, whole) for model in models)
+    described = opened(families)
     if described.layout is not None:
-        yield converted(model, described)
-    if source.endswith(FLAX) and (tensors := read_by_timm(model, source)) is not None:
+        yield from (converted(model, described) for model in models)
+    if source.endswith(FLAX) and (tensors := read_by_timm(models[-1], source)) is not None:
         yield Conversion(Checkpoint(tensors, source), renamed=True)
 
 
@@ -130,14 +167,21 @@ def filter_of(model: Any) -> Filter:
     The architecture's function passes it to FACTORY, and timm keeps no reference to it. Therefore, a copy of that
     function runs here in which FACTORY only records the filter.
     """
-    from timm.models import is_model, model_entrypoint
+    from timm.models import model_entrypoint
 
-    name = model.pretrained_cfg.get("architecture")
     recorder = _Recorder()
-    if is_model(name):
+    if name := architecture_of(model):
         with suppress(RecordedFilter):
             _bound_to(recorder, model_entrypoint(name))()
     return recorder.filter or _unchanged
+
+
+def architecture_of(model: Any) -> str:
+    """The name of the model's architecture; "" for a module that timm.create_model did not build."""
+    from timm.models import is_model
+
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or ""
+    return name if is_model(name) else ""
 
 
 class RecordedFilter(Exception):  # noqa: N818 (it is not an error)
@@ -218,5 +262,5 @@ def with_input_channels(model: nn.Module, conversion: Conversion) -> Conversion:
 
 def names_at(model: Any, entry: str) -> tuple[str, ...]:
     """The names of modules under an entry of `pretrained_cfg`, which has one, several or none."""
-    names = model.pretrained_cfg.get(entry) or ()
+    names = (getattr(model, "pretrained_cfg", None) or {}).get(entry) or ()
     return (names,) if isinstance(names, str) else tuple(names)

@@ -28,7 +28,7 @@ ENCODERS = (
     *("mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "regnet", "sam_vision_model"),
     *("segformer", "siglip_vision_model", "swiftformer", "vit", "vit_mae", "vit_msn"),
     *("blip_vision_model", "metaclip_2_vision_model", "sam2_hiera_det_model", "sam_hq_vision_model"),
-    *("qianfan_ocr_vision", "radio", "sam3_vit_model"),
+    *("qianfan_ocr_vision", "radio", "sam2_vision_model", "sam3_vision_model", "sam3_vit_model"),
 )
 
 # Models that contain an image encoder, such as models of images and text. Its configuration is their `vision_config`.
@@ -43,7 +43,6 @@ REFUSED = {
     "pp_lcnet_v4": "its default cells, for lines of text, are not square",
     "timm_backbone": "it is a model of timm: use timm/<name>",
     "timm_wrapper": "it is a model of timm: use timm/<name>",
-    "sam2_vision_model": "its neck follows its levels; use its backbone, transformers/sam2_hiera_det_model",
     "imagegpt": "it reads color clusters, not images",
     "perceiver": "its latents have no positions in the image",
     "yolos": "detection tokens follow its patches, so that its tokens are not prefix tokens and a grid",

@@ -26,6 +26,9 @@ from .transformers_map_reader import TransformersMapReader, correct_cell_order, 
 # Arguments for every forward that has these parameters.
 ARGUMENTS = {"interpolate_pos_encoding": True, "return_dict": True}
 
+# Encoders of a backbone and a neck. Their maps are the backbone's, as for every other encoder.
+WITH_NECK = ("sam2_vision_model", "sam3_vision_model")
+
 # Entries of the output with the maps, for models whose hidden states are tokens in another order than row by row.
 ENTRIES = {"hiera": "reshaped_hidden_states"}
 
@@ -45,12 +48,13 @@ def as_pyramid(model: nn.Module) -> BridgedPyramid:
     reader, fixed = find_levels(copied, reader, images_for(copied, in_chans, size).to("meta"))
     rows = zip(reader.names, reader.layouts, strict=True)
     levels = Levels(FeatureInfo(layout.chs, layout.reduction, name) for name, layout in rows)
+    divisor = size_divisor(tower.config)
     measured = Measurement(
         levels,
         size,
         in_chans,
         fixed,
-        divisor=size_divisor(tower.config),
+        divisor=divisor if fixed or divisor > 1 else None,
         data_config=getattr(model, "data_config", None),
         corrections=_differences(tower, levels) + corrections,
     )
@@ -149,12 +153,15 @@ def _layout(entry: str, images: Sequence[tuple[int, ...]], shapes: Sequence[tupl
 
 
 def _tower(model: nn.Module) -> tuple[str, Any]:
-    """Path and module of the outermost submodel whose main input is images."""
+    """Path and module of the outermost submodel whose main input is images and that has no neck."""
     from transformers import PreTrainedModel
 
     for path, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and module.main_input_name == "pixel_values":
-            return path, module
+        if not isinstance(module, PreTrainedModel) or module.main_input_name != "pixel_values":
+            continue
+        tower: Any = module
+        if tower.config.model_type not in WITH_NECK:
+            return path, tower
     raise ContractError(f"{type(model).__name__} has no part that takes images")
 
 

@@ -112,14 +112,17 @@ def axis_rules(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> tuple[AxisR
 
 
 def _axis_rule(inputs: Sequence[Shape], lengths: Sequence[int], axis: int) -> AxisRule | None:
-    """The rule for an output axis. The input axis of the same index is tried first, for the batch and the channels."""
+    """The rule for an output axis. The input axis of the same index is tried first, for the batch and the channels.
+
+    Rules without an offset precede others: two sizes fit a line for any input axis, such as the width for the height.
+    """
     if axis < len(inputs[0]) and [shape[axis] for shape in inputs] == list(lengths):
         return AxisRule(axis)
     if len(set(lengths)) == 1:
         return AxisRule(None, plus=lengths[0])
     order = sorted(range(len(inputs[0])), key=lambda other: other != axis)
-    rules = (_linear_rule([shape[other] for shape in inputs], lengths, other) for other in order)
-    return next((rule for rule in rules if rule), None)
+    rules = [rule for other in order if (rule := _linear_rule([shape[other] for shape in inputs], lengths, other))]
+    return min(rules, key=lambda rule: not 0 <= rule.plus < rule.divided_by, default=None)
 
 
 def _linear_rule(inputs: Sequence[int], lengths: Sequence[int], axis: int) -> AxisRule | None:

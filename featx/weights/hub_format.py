@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, CheckpointError, names_in, shortened
-from ..models.layers.transformer import GatedMlp, Mlp
+from ..models.layers.transformer import TANH_GELU, GatedMlp, Mlp, QuickGELU
 from ..models.vit import ViTConfig
 from ..preprocessing import TIMM_CROP_MODES, DataConfig, from_hub
 from ..pretrained_cfg import first_conv, preprocessing
@@ -37,7 +37,14 @@ class Field(NamedTuple):
     convert: Callable[[Any], Any] = _unchanged
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": TANH_GELU,
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+}
 MLPS: dict[str, type[nn.Module]] = {"Mlp": Mlp, "SwiGLUPacked": GatedMlp}
 # Arguments of timm's ViTs whose names differ from ours.
 VIT_FIELDS = {
@@ -159,17 +166,13 @@ def config_json(model: Backbone) -> dict[str, Any]:
         )
     classes = model.num_classes
     changed = _changed(model, variant)
-    plain = {name: value for name, value in changed.items() if is_plain(value)}
     labels = {"label_names": list(model.label_names)} if len(model.label_names) == classes else {}
     return {
         "architecture": model.architecture,
         "num_classes": classes,
         "num_features": model.num_features,
-        "model_args": {TIMM_NAMES.get(name, name): value for name, value in plain.items()},
-        "featx": {
-            "config": {name: encode_value(value) for name, value in changed.items() if name not in plain},
-            "data_config": _beyond_timm(model.data_config),
-        },
+        "model_args": dict(_timm_argument(name, value, variant.config) for name, value in changed.items()),
+        "featx": {"data_config": _beyond_timm(model.data_config)},
         **labels,
         "pretrained_cfg": {
             "custom_load": False,
@@ -188,6 +191,15 @@ def _changed(model: Backbone, variant: Variant[Any]) -> dict[str, Any]:
     changed = [name for name in names if not same_value(getattr(model.config, name), getattr(variant.config, name))]
     changed += [name for name in names if DERIVED.get(name) in changed and name not in changed]
     return {name: getattr(model.config, name) for name in changed}
+
+
+def _timm_argument(name: str, value: Any, published: Any) -> tuple[str, Any]:
+    """timm's argument for a changed field. timm refuses a name that its class lacks, so that no setting is ignored."""
+    if name == "style" and isinstance(published, ViTConfig):
+        same = (act for act in ACTIVATIONS if same_value(replace(published.style, act=ACTIVATIONS[act]), value))
+        if act := next(same, None):
+            return "act_layer", act
+    return TIMM_NAMES.get(name, name), encode_value(value)
 
 
 def _beyond_timm(data: DataConfig) -> dict[str, Any]:

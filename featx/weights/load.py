@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import require_strings
 from ..backbone import Backbone
+from ..bridge_registry import bridge_to
 from ..errors import CheckpointError, names_in
 from ..load_report import LoadReport
 from ..wrappers import FeatureExtractWrapper
@@ -39,6 +40,8 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint into all parameters and buffers of `model` in place, and return a report.
 
+    Tensors for a model of timm are converted by timm's own function of its architecture, as by `create_model`.
+
     Args:
         model: the model or feature extractor. An extractor loads the full model's checkpoint as well as its own.
         checkpoint: a file, a folder, a URL, "hf-hub:owner/repo[@revision]", or a state dict.
@@ -61,13 +64,14 @@ def load_weights(
     """
     skip = tuple(require_strings(skip, "skip", str, "beginnings of names"))
     options = LoadOptions(auto_mapping=auto_mapping, layout=layout, container=container, cache_dir=cache_dir, mmap=mmap)
-    return load(model, checkpoint, options, skip=skip, finite=finite)
+    bridge = bridge_to(innermost(source_of(model)))
+    return (load if bridge is None else bridge.load)(model, checkpoint, options, skip=skip, finite=finite)
 
 
 def load(
     model: nn.Module, weights: Weights, options: LoadOptions, *, skip: tuple[str, ...] = (), finite: bool = True
 ) -> LoadReport:
-    """Load `weights` into `model` in place, as `load_weights` does."""
+    """Load `weights` into a model of featx or of a user in place, as `load_weights` does."""
     opened = open_checkpoint(weights, full_keys(model), family_names(model), options)
     _require_settings(model, opened)
     tensors, report = fit_tensors(model, opened, skip=skip, finite=finite)

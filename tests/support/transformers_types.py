@@ -27,6 +27,7 @@ SWIN = {
 
 SEG = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]}
 SAM = {**VIT, "window_size": 2, "global_attn_indexes": [1], "output_channels": 8, "mlp_dim": 32, "num_pos_feats": 4}
+SAM3_VIT = {**CLIP, "window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 32}
 
 HIERA_DET = {
     "hidden_size": 12,
@@ -103,7 +104,11 @@ ENCODERS = {
     "radio": ({**VIT, "num_cls_tokens": 2, "num_registers": 2, "max_img_size": 64}, 32),
     "regnet": ({"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "groups_width": 8}, 64),
     "sam2_hiera_det_model": (HIERA_DET, 128),
-    "sam3_vit_model": ({**CLIP, "window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 32}, 32),
+    "sam2_vision_model": ({"backbone_config": {"model_type": "sam2_hiera_det_model", **HIERA_DET},
+                           "backbone_channel_list": [96, 48, 24, 12], "fpn_hidden_size": 8}, 128),
+    "sam3_vision_model": ({"backbone_config": {"model_type": "sam3_vit_model", **SAM3_VIT},
+                           "fpn_hidden_size": 8}, 32),
+    "sam3_vit_model": (SAM3_VIT, 32),
     "sam_hq_vision_model": (SAM, 32),
     "sam_vision_model": (SAM, 32),
     "segformer": (SEG, 64),

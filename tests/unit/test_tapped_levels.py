@@ -158,3 +158,10 @@ def test_the_shape_a_module_returns_follows_from_the_one_it_is_given(module):
         return
     for shape in [(1, 3, 32, 48), (5, 3, 63, 81), (2, 3, 64, 97)]:
         assert [rule.length(shape) for rule in rules] == [*module(torch.empty(shape, device="meta")).shape]
+
+
+def test_a_rule_without_an_offset_precedes_the_line_through_two_sizes_of_the_other_side():
+    """Channels last in and first out: heights 56 and 224, and widths 56 and 392, fit the heights 7 and 28."""
+    inputs, outputs = [(2, 56, 56, 8), (2, 224, 392, 8)], [(2, 12, 7, 7), (2, 12, 28, 49)]
+    rules = axis_rules(inputs, outputs)
+    assert [rule.length((1, 24, 40, 8)) for rule in rules] == [1, 12, 3, 5]

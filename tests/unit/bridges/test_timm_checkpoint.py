@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import images, randomize, relative_difference
+from conftest import images, randomize, relative_difference, same_state
 from torch import Tensor
 
 import featx
@@ -273,3 +273,53 @@ def test_the_filter_is_the_one_that_timm_uses(name, function, keywords):
     found = filter_of(SimpleNamespace(pretrained_cfg={"architecture": name}))
     assert getattr(found, "func", found).__name__ == function
     assert getattr(found, "keywords", {}) == keywords
+
+
+FOR_WEIGHTS = {VIT: dict, **FOREIGN}
+
+
+@pytest.mark.parametrize("name", FOR_WEIGHTS)
+@pytest.mark.parametrize("features_only", [False, True])
+def test_load_weights_converts_as_checkpoint_path_does(name, features_only, tmp_path):
+    theirs, x = reference(name), images(1, 3, 224, 224)
+    torch.save(FOR_WEIGHTS[name](theirs.state_dict()), tmp_path / "w.pth")
+    levels = {"features_only": True, "out_indices": [1, 0]} if features_only else {}
+    built = loaded(name, tmp_path / "w.pth", **levels)
+    model = featx.create_model(f"timm/{name}", **ARCHITECTURES[name], **levels).eval()
+    report = featx.load_weights(model, tmp_path / "w.pth")
+    assert same_state(model.state_dict(), built.state_dict())
+    assert (report.layout, report.loaded) == (built.load_report.layout, built.load_report.loaded)
+    with torch.no_grad():
+        wanted = theirs.forward_intermediates(x, [0, 1], intermediates_only=True, output_fmt="NCHW")[::-1]
+        assert all(map(torch.equal, model(x), wanted)) if features_only else torch.equal(model(x), theirs(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*searchsorted", "ignore:.*indexing")  # of timm's interpolation
+def test_load_weights_resamples_into_an_extractor_of_another_size():
+    """Tables of positions of the stages that the extractor left out need the whole model."""
+    state = reference(SWIN).state_dict()
+    size = {"img_size": (160, 192), "window_size": 5}
+    built = loaded(SWIN, microsoft_swin(state), **size)
+    extractor = featx.create_model(f"timm/{SWIN}", features_only=True, out_indices=[0], **ARCHITECTURES[SWIN], **size)
+    featx.load_weights(extractor, microsoft_swin(state))
+    inside = {name: tensor for name, tensor in built.state_dict().items() if name in extractor.state_dict()}
+    assert same_state(extractor.state_dict(), inside)
+
+
+def test_load_weights_keeps_what_it_skips_in_a_model_of_timm():
+    theirs, model = reference(SWIN), timm.create_model(SWIN, num_classes=7, **ARCHITECTURES[SWIN])
+    fresh = model.head.fc.weight.detach().clone()
+    report = featx.load_weights(model, microsoft_swin(theirs.state_dict()), skip=("head.",))
+    assert torch.equal(model.head.fc.weight, fresh)
+    assert report.fresh == ("head.fc.weight", "head.fc.bias")
+    state = theirs.state_dict() | {"norm.bias": torch.full_like(theirs.norm.bias, torch.inf)}
+    with pytest.raises(CheckpointError, match="not finite"):
+        featx.load_weights(theirs, state)
+    featx.load_weights(theirs, state, finite=False)
+
+
+def test_load_weights_takes_modules_that_timm_create_model_did_not_build():
+    layer = timm.layers.Mlp(4, 8)
+    state = randomize(timm.layers.Mlp(4, 8)).state_dict()
+    featx.load_weights(layer, {"state_dict": state})
+    assert same_state(layer.state_dict(), state)

@@ -22,7 +22,7 @@ from featx.bridges import transformers as bridge
 from featx.errors import InputError, OutIndicesError
 
 # One of each way of having maps; the others are swept.
-FEW = ["convnext", "swin", "dinov2", "mobilevit", "levit", "vit", "sam_vision_model"]
+FEW = ["convnext", "swin", "dinov2", "mobilevit", "levit", "vit", "sam_vision_model", "sam2_vision_model"]
 
 TYPES = [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.bridges) for kind in EVERY]
 
@@ -34,6 +34,7 @@ ONE_SIZE = (
     "pvt",
     "sam_vision_model",
     "sam_hq_vision_model",
+    "sam3_vision_model",
     "sam3_vit_model",
     "vitpose_backbone",
 )

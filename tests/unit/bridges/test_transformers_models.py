@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from conftest import images, randomize
+from support.tap_models import outputs, run
 from support.transformers_types import CLIP, CONVS, EVERY, assert_same, extracted, model_of, pyramid_of, transformers
 
 from featx import FeatureExtractWrapper
 from featx.bridges import transformers as bridge
-from featx.errors import ArgumentError, ContractError, UnknownModelError, WeightsNotFoundError
+from featx.errors import ArgumentError, ContractError, InputError, UnknownModelError, WeightsNotFoundError
+from featx.tapped_levels import tap
 
 
 def test_a_model_in_hand_stays_as_it_is():
@@ -44,6 +46,37 @@ def test_the_image_encoder_of_a_model_of_images_and_text_gives_maps():
     extractor = FeatureExtractWrapper(bridge.pyramid(model), [0])
     assert {name.split(".")[0] for name in extractor.state_dict()} == {"vision_model"}
     assert extractor(images(1, 3, 32, 32))[0].shape == (1, 16, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (192, 256), (96, 160)])
+def test_an_encoder_with_a_neck_gives_the_maps_of_its_backbone(size):
+    model, x = model_of("sam2_vision_model"), images(1, 3, *size)
+    with torch.no_grad():
+        states = model.backbone(x).intermediate_hidden_states
+    expected = [state.permute(0, 3, 1, 2) for state in states]
+    assert_same(extracted(pyramid_of("sam2_vision_model"), x), expected)
+    extractor = FeatureExtractWrapper(pyramid_of("sam2_vision_model"), [2, 0])
+    assert extractor.feature_info.reduction() == [16, 4]
+    assert {name.split(".")[0] for name in extractor.state_dict()} == {"backbone"}
+    assert_same(extracted(pyramid_of("sam2_vision_model"), x, [2, 0]), [expected[2], expected[0]])
+
+
+def test_sizes_that_do_not_fill_the_windows_of_positions_are_refused_with_one_that_does():
+    pyramid = pyramid_of("sam2_vision_model")
+    assert pyramid.size_divisor == 32
+    with pytest.raises(InputError, match=r"takes no images of 100x132 pixels .* resize them to 96x128"):
+        extracted(pyramid, images(1, 3, 100, 132))
+
+
+@pytest.mark.parametrize("names", [["backbone.patch_embed"], ["neck.convs.3"], ["neck.convs.0", "backbone.blocks.1"]])
+def test_modules_of_an_encoder_with_a_neck_give_maps_of_every_size(names):
+    model = model_of("sam2_vision_model")
+    extractor = tap(model, names)
+    for size in [(128, 128), (96, 160), (64, 64)]:
+        x = images(1, 3, *size)
+        returned = zip(names, outputs(model, names, x), strict=True)
+        expected = [map_ if "neck" in name else map_.permute(0, 3, 1, 2) for name, map_ in returned]
+        assert_same(run(extractor, x), expected)
 
 
 def test_where_the_package_declares_other_channels_the_measured_ones_stand():

@@ -23,7 +23,11 @@ TALL = Image.fromarray(data.coffee()).transpose(Image.Transpose.ROTATE_90)
 # Types whose processors do what no crop mode does: borders at one side, sizes that follow the image.
 OTHER = {"donut-swin", "glpn", "pp_lcnet", "sam_hq_vision_model", "sam_vision_model", "textnet"}
 # Processors that resize tensors alone; one step of 255, by the smallest std of theirs.
-OF_TENSORS = {"dinov3_vit": 0.0176, "sapiens2": 0.0176, "tipsv2_vision_model": 0.00393}
+OF_TENSORS = {
+    **dict.fromkeys(("dinov3_vit", "sapiens2", "sam2_vision_model"), 0.0176),
+    "tipsv2_vision_model": 0.00393,
+    "sam3_vision_model": 0.00785,
+}
 MAPPING = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
 
 

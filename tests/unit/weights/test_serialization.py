@@ -19,8 +19,15 @@ from torch import nn
 import featx
 import featx.cli
 from featx import ArgumentError, CheckpointError, DataConfig, OutputError
+from featx.models.hrnet import resized
+from featx.models.layers.mobile import MobileStyle, as_tensorflow
+from featx.models.layers.residual import Residual
+from featx.models.layers.transformer import TANH_GELU, QuickGELU, TransformerStyle
 from featx.models.repvgg import reparameterize
 from featx.weights.serialization import write_checkpoint
+
+QUICK, CLIP = TransformerStyle(act=QuickGELU), TransformerStyle(act=QuickGELU, eps=1e-5)
+TANH = TransformerStyle(act=TANH_GELU)
 
 
 def again(folder: Path, **how) -> nn.Module:
@@ -36,6 +43,9 @@ def again(folder: Path, **how) -> nn.Module:
         ("resnet18", {"num_classes": 7}, (1, 3, 64, 64)),
         ("vit_tiny_patch16_224", {"image_size": 96, "num_classes": 4}, (1, 3, 96, 96)),
         ("convnext_atto", {"in_chans": 1, "num_classes": 5}, (1, 1, 64, 64)),
+        ("vit_tiny_patch16_224", {"style": QUICK, "num_classes": 4}, (1, 3, 224, 224)),
+        ("vit_tiny_patch16_224", {"style": TANH, "num_classes": 4}, (1, 3, 224, 224)),
+        ("vit_base_patch16_clip_224", {"style": CLIP, "depth": 1, "num_classes": 4}, (1, 3, 224, 224)),
     ],
 )
 def test_timm_reads_what_is_saved_and_computes_the_same(tmp_path, name, fields, shape):
@@ -49,6 +59,26 @@ def test_timm_reads_what_is_saved_and_computes_the_same(tmp_path, name, fields, 
     assert relative_difference(ours, reference) <= 1e-5
     assert relative_difference(read, reference) <= 1e-5
     assert theirs.default_cfg["num_classes"] == fields["num_classes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "argument"),
+    [
+        ("resnet26", {"style": Residual(stride_in_1x1=True)}, "style"),
+        ("vit_tiny_patch16_224", {"style": TransformerStyle(act=QuickGELU, eps=1e-5), "depth": 1}, "style"),
+        ("mobilenetv2_035", {"style": as_tensorflow(MobileStyle(nn.ReLU6))}, "style"),
+        ("convnext_atto", {"act": QuickGELU}, "act"),
+        ("hrnet_w18_small", {"fit": resized}, "fit"),
+    ],
+)
+def test_timm_refuses_settings_that_it_lacks_instead_of_ignoring_them(tmp_path, name, fields, argument):
+    model = randomize(featx.create_model(name, num_classes=3, **fields))
+    featx.save(model, tmp_path)
+    with pytest.raises(TypeError, match=rf"unexpected keyword argument.*'{argument}'"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    x = images(1, 3, *model.data_config.size)
+    with torch.no_grad():
+        assert torch.equal(again(tmp_path)(x), model(x))
 
 
 def test_what_timm_saves_is_read(tmp_path):
