@@ -1,7 +1,7 @@
 """Write the tables of docs/places.md: the image sizes at which each model passes the spatial alignment check.
 
 Run `python docs/places.py` for all sections, or name some: `python docs/places.py transformers`. It uses one thread;
-the tests `test_place_proof.py` and `test_bridge_*_places.py` run the same check.
+the tests `test_place_proof.py` and `test_*alignment.py` run the same check.
 """
 
 import sys
