@@ -13,7 +13,7 @@ from ..bulk.preview import ConfiguredModule
 from ..errors import ArgumentError, ImageError, in_short, names_in
 from ..picture_formats import identified
 from ..preprocessing import DataConfig, cropped
-from .segmentation import IGNORED, cell_labels
+from .segmentation import IGNORED
 
 ID_MODES = ("1", "L", "P", "I;16", "I")  # modes whose pixels are ids
 
@@ -97,7 +97,3 @@ class MaskCrop:
         config = replace(self.config, mean=(0.0,), std=(1.0,), interpolation="nearest")
         shifted = Image.fromarray(ids + np.uint8(1))  # 255 becomes 0, the color of borders
         return torch.from_numpy(np.array(cropped(ConfiguredModule(config))(shifted)) - np.uint8(1))
-
-    def cells(self, ids: np.ndarray, height: int, width: int) -> Tensor:
-        """The id (height, width) that covers most of each cell of a map."""
-        return cell_labels(self(ids), height, width)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..errors import InputError
 from ..features import FeatureInfo
 from .map_sources import MapSource
 from .masks import MaskCrop, MaskFolder
-from .segmentation import IGNORED, Cells, cells_per_image
+from .segmentation import IGNORED, Cells, cell_labels, cells_per_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,14 @@ def collect(
     crop = MaskCrop(source.config)
     for image in features:
         row = position[image.id]
-        mask = None if masks is None else masks.read(image.id, image.size)
+        labels = None
+        if masks is not None:
+            labels = cache(partial(cell_labels, crop(masks.read(image.id, image.size))))
         for collector in collectors:
             map_ = image.maps[collector.level.name].float()
             collector.add_vector(row, map_)
-            if mask is not None:
-                collector.add_cells(row, map_, crop.cells(mask, *map_.shape[1:]))
+            if labels is not None:
+                collector.add_cells(row, map_, labels(*map_.shape[1:]))
     return [collector.samples(masks is not None) for collector in collectors]
 
 
