@@ -1,4 +1,4 @@
-"""Transformations are those of SciPy and scikit-image; correspondences of coordinates are right, and random ones chance."""
+"""Transformations are scikit-image's; maps of coordinates correspond exactly, and random maps by chance."""
 
 import numpy as np
 import pytest
