@@ -180,7 +180,7 @@ def _levels(text: str | None) -> tuple[list[int] | None, list[str] | None]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         known = {}
 

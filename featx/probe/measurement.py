@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..bulk.feature_dataset import Features
 from ..errors import ArgumentError, names_in, shortened
 from .bootstrap import Score, mean_score
 from .classification import knn_correct, linear_correct, stratified_folds
@@ -184,20 +185,21 @@ class _Inputs:
         cells, masks = samples.cells, self.masks
         assert cells is not None
         assert masks is not None
-        ids = cells.labels.unique()
-        if len(ids) < 2:
+        ids, labeled = cells.labels.unique(), torch.zeros(len(self.ids), dtype=torch.long)
+        labeled[cells.images] = 1
+        if len(ids) < 2 or labeled.sum() < 2:
             raise ArgumentError(
-                f"the masks {masks.folder} have {len(ids)} class at the grid of {samples.level.name}: expected two or "
-                f"more, where {IGNORED} is not one"
+                f"the masks {masks.folder} have {len(ids)} classes in {labeled.sum()} images at the grid of "
+                f"{samples.level.name}: expected two or more of both; {IGNORED} is no class"
             )
-        folds = stratified_folds(torch.zeros(len(self.ids), dtype=torch.long), self.options.folds, self.options.seed)
+        folds = stratified_folds(labeled, self.options.folds, self.options.seed)  # in each fold images with labels
         return segmentation_score(cells, folds, masks.classes or int(ids.max()) + 1, self.options.seed)
 
 
 def _common_ids(sources: Sequence[MapSource]) -> list[str]:
     """The ids of the images, sorted; ArgumentError unless all sources have the same."""
-    if not sources:
-        raise ArgumentError("sources is empty: pass StoredMaps or ComputedMaps of at least one model")
+    if not isinstance(sources, Sequence) or not sources:
+        raise ArgumentError(f"sources={sources!r}: expected a list of StoredMaps and ComputedMaps, one per model")
     first = set(sources[0].ids)
     for source in sources[1:]:
         if different := sorted(first ^ set(source.ids)):
@@ -218,7 +220,7 @@ def _names(sources: Sequence[MapSource]) -> list[str]:
     return names
 
 
-def _reported(source: MapSource, total: int, report: Callable[[int, int], object]) -> Iterator:
+def _reported(source: MapSource, total: int, report: Callable[[int, int], object]) -> Iterator[Features]:
     """The maps of a source, counted."""
     for done, features in enumerate(source, 1):
         yield features

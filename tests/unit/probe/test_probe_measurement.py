@@ -192,7 +192,7 @@ def test_inputs_that_do_not_fit_are_refused(arguments, words):
 
 
 def test_masks_of_one_class_are_refused(tmp_path):
-    with pytest.raises(ArgumentError, match=r"have 1 class at the grid of class: expected two or more"):
+    with pytest.raises(ArgumentError, match=r"have 1 classes in 12 images at the grid of class: expected two or more"):
         measure([GivenMaps()], masks=one_class_masks(tmp_path), options=FAST)
 
 
@@ -201,8 +201,10 @@ def test_sources_of_other_images_and_no_sources_are_refused():
         ArgumentError, match=r"given has other images than given: 2 are of one of them alone, such as 'a"
     ):
         measure([GivenMaps(), GivenMaps(ids=GivenMaps().ids[2:])])
-    with pytest.raises(ArgumentError, match=r"sources is empty: pass StoredMaps or ComputedMaps"):
+    with pytest.raises(ArgumentError, match=r"sources=\[\]: expected a list of StoredMaps and ComputedMaps"):
         measure([])
+    with pytest.raises(ArgumentError, match=r"sources=GivenMaps.*: expected a list of StoredMaps"):
+        measure(GivenMaps())
 
 
 def test_maps_that_are_not_finite_are_refused():
@@ -283,3 +285,18 @@ def test_a_chart_has_a_panel_per_score_and_a_point_per_level(report):
     assert [line.get_xdata()[0] for line in points] == scores
     assert [line.get_marker() == "D" for line in points] == [score == max(scores) for score in scores]
     assert next(text.get_text() for text in figure.axes[0].get_yticklabels()).startswith(report.rows[0].level.name)
+
+
+def test_images_whose_masks_are_unlabeled_are_in_no_score(tmp_path, images, extractor):
+    """Two of eight images have labels: each is segmented by the other one."""
+    for path in (images / "masks").rglob("*.png"):
+        target = tmp_path / path.relative_to(images / "masks")
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(path) as mask:
+            (mask if path.name == "0.png" else Image.new("L", mask.size, 255)).save(target)
+    source = ComputedMaps(images / "images", extractor, size=64, device="cpu")
+    report = measure([source], masks=tmp_path, tasks=["segmentation"], options=FAST)
+    assert report.rows[0].scores["segmentation"].value > 0.4
+    (tmp_path / "dark/0.png").write_bytes((tmp_path / "dark/1.png").read_bytes())
+    with pytest.raises(ArgumentError, match=r"2 classes in 1 images"):
+        measure([source], masks=tmp_path, tasks=["segmentation"], options=FAST)
