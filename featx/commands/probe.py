@@ -141,7 +141,12 @@ def _sources(
             f"--model {model}: one --checkpoint-path does not fit several models; extract the maps of each one, and "
             "probe their folders"
         )
-    items = find_items(inputs)
+    if len(inputs) > 1:
+        raise featx.ArgumentError(
+            f"{len(inputs)} inputs of images: name the one folder that has a folder per class, such as that above "
+            f"{inputs[0]}"
+        )
+    items = find_items(inputs[0])
     return [_computed(name, items, weights, (indices, names), size, device) for name in models]
 
 
@@ -210,8 +215,9 @@ def _print(report: "Report") -> None:
         soft_wrap=True,
     )
     _print_cka(report)
-    for task, reason in report.omitted.items():
-        out.print(f"not measured: {task}: {reason}", soft_wrap=True)
+    for reason in dict.fromkeys(report.omitted.values()):
+        tasks = ", ".join(task for task, other in report.omitted.items() if other == reason)
+        out.print(f"not measured: {tasks}: {reason}", soft_wrap=True)
 
 
 def _cell(report: "Report", row: "Row", task: "Task") -> str:

@@ -44,7 +44,7 @@ class MaskFolder:
             )
 
     def path_of(self, id_: str) -> Path:
-        return self.folder / PurePosixPath(id_).with_suffix(".png")
+        return self.folder / PurePosixPath(id_.lstrip("/")).with_suffix(".png")
 
     def read(self, id_: str, size: tuple[int, int]) -> np.ndarray:
         """The ids (H, W) in uint8 of an image of `size`, (width, height) in pixels.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ArgumentError
 from ..viz.figure import SEQUENTIAL, new_figure
 from .report import TITLES, Report, Row, Task
 
@@ -18,13 +19,16 @@ def chart(report: Report, title: str = "") -> "Figure":
     """A figure with a point and its 95 % interval per score; the best of a score is a diamond.
 
     Args:
-        report: with at least one task that has a score per level.
+        report: of at least one task that has a score per level.
         title: of the figure.
 
     Raises:
+        ArgumentError: the report is of CKA alone.
         MissingPackageError: matplotlib is not installed.
     """
     rows, tasks = report.rows, report.tasks
+    if not tasks:
+        raise ArgumentError("the report has no score per level, which a chart shows: measure other tasks than cka, too")
     labels = [f"{row.level.name} · {row.level.chs} · 1/{row.level.reduction}" for row in rows]
     width = PANEL_WIDTH * len(tasks) + LETTER * max(map(len, labels))
     figure = new_figure(width, ROW_HEIGHT * len(rows) + MARGIN)

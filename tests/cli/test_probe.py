@@ -86,6 +86,7 @@ def test_cka_of_many_levels_is_written_instead_of_printed(run, images):
         ((*MODEL, "--mask-classes", "3"), "--mask-classes counts the classes of masks: add --masks DIR"),
         (("--model", "a,b", "--checkpoint-path", "w.pt"), "one --checkpoint-path does not fit several models"),
         ((*MODEL, "--out-indices", "layer9"), "layer9"),
+        (("photos", *MODEL), "2 inputs of images: name the one folder that has a folder per class, such as that above"),
         ((*MODEL, "--neighbors", "9"), "neighbors=9: the classifier learns from 4 images"),
     ],
 )
@@ -100,3 +101,14 @@ def test_options_of_models_are_refused_for_stored_maps(run, stored):
     assert (ran.status, "--size, --checkpoint-path and --random-weights are for --model" in ran.err) == (2, True)
     ran = run(stored, "--out-indices", "layer9")
     assert (ran.status, "layer9" in ran.err) == (2, True)
+
+
+def test_one_reason_for_several_tasks_is_printed_once(run, images, tmp_path):
+    """Images in one folder, with masks of their left and right halves."""
+    mask = Image.fromarray(np.repeat([[0, 1]], 20, 1).repeat(40, 0).astype(np.uint8))
+    for number in range(3):
+        mask.save(tmp_path / f"{number}.png")
+    ran = run(images / "dark", "--masks", tmp_path, *MODEL, "--out-indices", "1")
+    assert ran.status == 0, ran.err
+    assert "mIoU" in ran.out
+    assert "not measured: knn, linear: 3 of 3 images have no label, such as '0.png'" in ran.out

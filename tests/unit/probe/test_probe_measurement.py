@@ -287,6 +287,11 @@ def test_a_chart_has_a_panel_per_score_and_a_point_per_level(report):
     assert next(text.get_text() for text in figure.axes[0].get_yticklabels()).startswith(report.rows[0].level.name)
 
 
+def test_a_chart_of_cka_alone_is_refused():
+    with pytest.raises(ArgumentError, match=r"no score per level, which a chart shows: measure other tasks than cka"):
+        chart(measure([GivenMaps()], tasks=["cka"], options=FAST))
+
+
 def test_images_whose_masks_are_unlabeled_are_in_no_score(tmp_path, images, extractor):
     """Two of eight images have labels: each is segmented by the other one."""
     for path in (images / "masks").rglob("*.png"):
