@@ -2,7 +2,8 @@
 
 Each cell of the transformed image's map is matched with the most similar cell of the image's map, by cosine. A match is
 correct if it is within a fraction of the image's longer side of the true place, which the transformation gives:
-percentage of correct keypoints (PCK), https://arxiv.org/abs/1711.04325.
+percentage of correct keypoints (PCK), Yang and Ramanan, "Articulated human detection with flexible mixtures of parts"
+(2013).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -116,20 +117,13 @@ def correspondences(
         seed: of the transformations.
     """
     generator = torch.Generator().manual_seed(seed)
-    scores = []
+    scores: list[list[float]] = []
     for image in images:
         matrices = [make(generator) for make in TRANSFORMATIONS.values()]
         batch = torch.stack([image, *(warped(image.cpu(), matrix).to(image) for matrix in matrices)])
-        scores.append(
-            torch.tensor(
-                [
-                    _mean_pck(level.cpu(), matrices, (image.shape[1], image.shape[2]), threshold, seed)
-                    for level in maps_of(batch)
-                ],
-                dtype=torch.float64,
-            )
-        )
-    return torch.stack(scores)
+        size = image.shape[1], image.shape[2]
+        scores.append([_mean_pck(level.cpu(), matrices, size, threshold, seed) for level in maps_of(batch)])
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def _mean_pck(maps: Tensor, matrices: Sequence[Tensor], size: tuple[int, int], threshold: float, seed: int) -> float:
