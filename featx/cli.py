@@ -18,6 +18,7 @@ from featx.commands.extract import extract, index_folder
 from featx.commands.folders import convert as convert_maps
 from featx.commands.folders import merge, stats
 from featx.commands.options import Size, err, out
+from featx.commands.probe import probe
 from featx.commands.show import show
 from featx.commands.tile import tile
 from featx.describe import describe
@@ -165,6 +166,7 @@ app.command()(stats)
 app.command("convert")(convert_maps)
 app.command()(show)
 app.command()(tile)
+app.command()(probe)
 app.command()(export)
 app.command()(view)
 app.command()(bench)

@@ -85,10 +85,10 @@ def _model_view(source: str, features: Features, decided: dict[str, Any]) -> "Im
     config = DataConfig.from_json(Value(decided["preprocessing"]))
     if len(config.mean) not in (1, 3):  # bands that are not colors
         return Image.new("RGB", features.size, GONE)
-    return image if decided["keep_aspect"] else cropped(_ConfiguredModule(config), size=decided["size"])(image)
+    return image if decided["keep_aspect"] else cropped(ConfiguredModule(config), size=decided["size"])(image)
 
 
-class _ConfiguredModule(nn.Module):
+class ConfiguredModule(nn.Module):
     """A placeholder for the model, with its data_config."""
 
     def __init__(self, config: DataConfig) -> None:

@@ -89,7 +89,7 @@ def draw(
     caption_height = max(caption.count("\n") + 1 for caption in captions) * layout.points * 1.4 / 72
     title = _wrap(title, width, 12)
     row_height = layout.side * min(image.height / image.width, TALLEST_PANEL) + caption_height + 0.15
-    figure = _figure(width, row_height * rows + (title.count("\n") + 1) * 0.25 + 0.1 + (0.25 if legend else 0))
+    figure = new_figure(width, row_height * rows + (title.count("\n") + 1) * 0.25 + 0.1 + (0.25 if legend else 0))
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis in axes:
         axis.set_axis_off()
@@ -167,7 +167,7 @@ def pixels_of(figure: "Figure") -> "Image":
 
 def picture_formats() -> list[str]:
     """Suffixes of the formats that a figure can be saved in. MissingPackageError without matplotlib."""
-    return sorted(_figure(1, 1).canvas.get_supported_filetypes())
+    return sorted(new_figure(1, 1).canvas.get_supported_filetypes())
 
 
 def require_format(path: Path, formats: Sequence[str]) -> None:
@@ -175,7 +175,7 @@ def require_format(path: Path, formats: Sequence[str]) -> None:
         raise OutputError(f"{path}: name a picture that ends with one of {', '.join(formats)}")
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
