@@ -1,19 +1,17 @@
 """Accuracy of nearest neighbors and of a linear probe on one vector per image, in stratified cross-validation.
 
 Every image is predicted once, by classifiers that were fitted without the images of its fold, so that accuracies are
-means over all images.
+means over all images. The classifiers are scikit-learn's.
 """
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .linear import fit_linear
+from ..errors import MissingPackageError
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # of training vectors, their labels and vectors: classes
+MOST_ITERATIONS = 1000
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
@@ -26,42 +24,48 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     return assigned
 
 
-def cross_validated(vectors: Tensor, labels: Tensor, folds: Tensor, predict: Predict) -> Tensor:
-    """Whether each image is classified correctly, (n,).
-
-    Args:
-        vectors: (n, chs).
-        labels: (n,).
-        folds: of each image, (n,).
-        predict: fits to training vectors and their labels, and classifies other vectors.
-    """
-    predicted = torch.empty_like(labels)
-    for fold in folds.unique().tolist():
-        test = folds == fold
-        predicted[test] = predict(vectors[~test], labels[~test], vectors[test])
-    return predicted == labels
-
-
-def nearest_classes(train: Tensor, train_labels: Tensor, vectors: Tensor, *, neighbors: int) -> Tensor:
-    """The most common class (n,) among the nearest training vectors by cosine; of equally common ones, the first.
-
-    This is scikit-learn's KNeighborsClassifier(neighbors, metric="cosine").
-    """
-    cosines = F.normalize(vectors, dim=1) @ F.normalize(train, dim=1).T
-    nearest = train_labels[cosines.topk(neighbors, dim=1).indices]
-    return F.one_hot(nearest).sum(1).argmax(1)
-
-
-def linear_classes(train: Tensor, train_labels: Tensor, vectors: Tensor) -> Tensor:
-    """The classes (n,) that logistic regression on standardized vectors predicts."""
-    return fit_linear(train, train_labels, int(train_labels.max()) + 1).predict(vectors)
-
-
 def knn_correct(vectors: Tensor, labels: Tensor, folds: Tensor, neighbors: int) -> Tensor:
-    """Whether the nearest neighbors of each image in other folds give its class, (n,)."""
-    return cross_validated(vectors.double(), labels, folds, partial(nearest_classes, neighbors=neighbors))
+    """Whether the nearest neighbors of each image by cosine, among the images of other folds, give its class, (n,)."""
+    require_sklearn()
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return cross_validated(KNeighborsClassifier(neighbors, metric="cosine"), vectors, labels, folds) == labels
 
 
 def linear_correct(vectors: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
     """Whether logistic regression on the images of other folds gives the class of each image, (n,)."""
-    return cross_validated(vectors.double(), labels, folds, linear_classes)
+    return linear_classes(vectors, labels, folds) == labels
+
+
+def linear_classes(vectors: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
+    """The class (n,) of each vector, by logistic regression on the standardized vectors of other folds."""
+    require_sklearn()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MOST_ITERATIONS))
+    return cross_validated(classifier, vectors, labels, folds)
+
+
+def cross_validated(classifier: Any, vectors: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
+    """The class (n,) of each vector, by a classifier that is fitted to the vectors of other folds.
+
+    Args:
+        classifier: an estimator of scikit-learn.
+        vectors: (n, chs).
+        labels: (n,).
+        folds: (n,).
+    """
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    inputs, truth = vectors.float().numpy(), labels.numpy()
+    return torch.from_numpy(cross_val_predict(classifier, inputs, truth, cv=PredefinedSplit(folds.numpy())))
+
+
+def require_sklearn() -> None:
+    """Raise MissingPackageError if scikit-learn is not installed."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("probes need the package scikit-learn: pip install 'featx[probe]'") from error

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bootstrap import REPLICATES, Score, counts_of, draws, percentile_score
-from .linear import fit_linear
+from .classification import linear_classes
 
 IGNORED = 255  # the id of unlabeled pixels, as in PASCAL VOC and Cityscapes
 MOST_CELLS = 256  # per image, of those drawn at levels of high resolution
@@ -79,11 +79,8 @@ def segmentation_score(cells: Cells, folds: Tensor, classes: int, seed: int) -> 
         seed: of the draws.
     """
     counts = torch.zeros(len(folds), 3, classes, dtype=torch.float64)
-    fold_of_cell = folds[cells.images]
-    for fold in folds.unique().tolist():
-        test = fold_of_cell == fold
-        classifier = fit_linear(cells.vectors[~test], cells.labels[~test], classes)
-        _add(counts, cells.images[test], cells.labels[test], classifier.predict(cells.vectors[test]))
+    predicted = linear_classes(cells.vectors, cells.labels, folds[cells.images])
+    _add(counts, cells.images, cells.labels, predicted)
     weights = counts_of(draws(len(folds), REPLICATES, seed))
     replicates = mean_iou((weights @ counts.flatten(1)).unflatten(1, (3, classes)))
     return percentile_score(mean_iou(counts.sum(0)).item(), replicates)

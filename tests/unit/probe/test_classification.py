@@ -1,5 +1,7 @@
 """kNN and logistic regression agree with SciPy's distances and optimizer; folds are stratified."""
 
+import sys
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -9,8 +11,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from featx.probe.classification import knn_correct, linear_correct, nearest_classes, stratified_folds
-from featx.probe.linear import fit_linear
+from featx import MissingPackageError
+from featx.probe.classification import knn_correct, linear_classes, linear_correct, stratified_folds
 
 
 def clusters(per_class: int, classes: int, chs: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,30 +27,33 @@ def clusters(per_class: int, classes: int, chs: int, spread: float, seed: int = 
 @pytest.mark.parametrize("neighbors", [1, 4, 5])
 def test_nearest_classes_are_the_modes_of_labels_by_cosine_distance(neighbors):
     vectors, labels = clusters(20, 4, 6, 1.5)
-    train, test = vectors[:60], vectors[60:]
-    order = scipy.spatial.distance.cdist(test, train, "cosine").argsort(1, kind="stable")[:, :neighbors]
-    expected = scipy.stats.mode(labels.numpy()[order], axis=1).mode  # the smallest of equally common ones
-    found = nearest_classes(train, labels[:60], test, neighbors=neighbors)
-    assert found.tolist() == expected.tolist()
+    folds = (torch.arange(80) >= 60).long()
+    order = scipy.spatial.distance.cdist(vectors[60:], vectors[:60], "cosine").argsort(1, kind="stable")
+    modes = scipy.stats.mode(labels.numpy()[order[:, :neighbors]], axis=1).mode  # the smallest of equally common ones
+    assert knn_correct(vectors, labels, folds, neighbors)[60:].tolist() == (modes == labels[60:].numpy()).tolist()
 
 
-def test_logistic_regression_has_the_minimum_of_scikit_learns_objective():
-    vectors, labels = clusters(12, 3, 4, 1.2)
-    vectors[:, 1] = 7  # a constant channel is not divided by its deviation of 0
-    inputs = vectors.numpy()
-    inputs = (inputs - inputs.mean(0)) / np.where(inputs.std(0) > 0, inputs.std(0), 1)
-    rows = np.arange(len(labels))
+def test_linear_classes_are_those_of_the_minimum_of_the_regularized_cross_entropy():
+    vectors, labels = clusters(24, 3, 4, 1.2)
+    folds = (torch.arange(72) >= 36).long()
+    train = vectors[:36].numpy()
+    mean, deviation = train.mean(0), train.std(0)
+    inputs, rows = (train - mean) / deviation, np.arange(36)
 
     def objective(flat: np.ndarray) -> float:
         weight, bias = flat[:12].reshape(3, 4), flat[12:]
         logits = inputs @ weight.T + bias
-        return (scipy.special.logsumexp(logits, 1) - logits[rows, labels]).sum() + 0.5 * (weight**2).sum()
+        return (scipy.special.logsumexp(logits, 1) - logits[rows, labels[:36]]).sum() + 0.5 * (weight**2).sum()
 
-    expected = scipy.optimize.minimize(objective, np.zeros(15), method="BFGS", options={"gtol": 1e-5}).x
-    found = fit_linear(vectors, labels, 3)
-    # 1e-3: both stop at a small gradient
-    np.testing.assert_allclose(found.weight.numpy(), expected[:12].reshape(3, 4), atol=1e-3)
-    np.testing.assert_allclose(found.bias - found.bias.mean(), expected[12:] - expected[12:].mean(), atol=1e-3)
+    best = scipy.optimize.minimize(objective, np.zeros(15), method="BFGS", options={"gtol": 1e-5}).x
+    logits = (vectors[36:].numpy() - mean) / deviation @ best[:12].reshape(3, 4).T + best[12:]
+    assert linear_classes(vectors, labels, folds)[36:].tolist() == logits.argmax(1).tolist()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingPackageError, match=r"scikit-learn: pip install 'featx\[probe\]'"):
+        linear_correct(*clusters(2, 2, 2, 1.0), torch.tensor([0, 1, 0, 1]))
 
 
 def test_every_fold_has_its_share_of_every_class():
