@@ -82,7 +82,7 @@ def cell(score: Score, is_best: bool, is_rank: bool) -> str:
 
 
 def main() -> None:
-    sys.path.insert(0, str(PAGE.parents[1] / "tests"))
+    sys.path[:0] = [str(PAGE.parents[1] / name) for name in ("tests", "examples")]
     with tempfile.TemporaryDirectory() as folder:
         report = measured(Path(folder))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
