@@ -7,11 +7,10 @@ https://github.com/keras-team/keras/blob/master/keras/src/applications/convnext.
 
 from collections.abc import Collection
 
-from torch import Tensor
-
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has_keys
 from ..state_dict_keys import Rule, State, StateDict, rename_keys
+from .keras import weight
 
 MODEL = r"^(?:.*/)?(?:\w+?_)?"  # groups, and the name of the model
 BLOCK = rf"{MODEL}stage_(\d)_block_(\d+)"
@@ -35,14 +34,8 @@ RULES: tuple[Rule, ...] = (
 
 def to_native(state: State, _names: Collection[str]) -> StateDict:
     """Convert Keras's names and kernels."""
-    dense = {name: _weight(tensor) if name.endswith("/kernel") else tensor for name, tensor in state.items()}
+    dense = {name: weight(tensor) if name.endswith("/kernel") else tensor for name, tensor in state.items()}
     return rename_keys(dense, RULES)
-
-
-def _weight(kernel: Tensor) -> Tensor:
-    """A kernel with the output axis first; loading then reports one with another number of axes."""
-    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(kernel.ndim)
-    return kernel.permute(order).contiguous() if order else kernel
 
 
 LAYOUTS = (
