@@ -39,6 +39,7 @@ DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeE
 VARIABLES = {
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "LayerNormalization": ("gamma", "beta"),
+    "LayerScale": ("gamma",),
     "Normalization": ("mean", "variance", "count"),
 }
 OPTIONAL = {"gamma": "scale", "beta": "center"}  # variables, and the field of the configuration that leaves them out

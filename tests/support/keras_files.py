@@ -60,6 +60,8 @@ GROUPS = {
     "DepthwiseConv2D": "depthwise_conv2d",
     "BatchNormalization": "batch_normalization",
     "Dense": "dense",
+    "LayerNormalization": "layer_normalization",
+    "LayerScale": "layer_scale",
     "ReLU": "re_lu",
     "InputLayer": "input_layer",
     "ZeroPadding2D": "zero_padding2d",

@@ -160,6 +160,12 @@ def _kernel(module: str, kernel: Tensor) -> Tensor:
     return weight.flatten(1) if module == "classifier" else weight
 
 
+def weight(kernel: Tensor) -> Tensor:
+    """A kernel with the output axis first; loading then reports one with another number of axes."""
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(kernel.ndim)
+    return kernel.permute(order).contiguous() if order else kernel
+
+
 def from_native(naming: Naming, state: State) -> StateDict:
     """Convert to Keras's names and kernels; CheckpointError lists tensors that Keras does not have."""
     table, new, unknown = module_table(naming, state), {}, []
