@@ -1,4 +1,4 @@
-"""Create the figures of docs/pictures.md by running the commands on the page.
+"""Create the figures of docs/pictures.md and docs/similarity.md by running the commands on these pages.
 
 Run `python docs/pictures.py`. The photographs are scikit-image's; the weights are those of examples/trained_weights.py.
 """
@@ -7,6 +7,7 @@ import contextlib
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,10 +18,12 @@ from PIL import Image
 
 from featx.cli import app
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
 from trained_weights import dinov2_small, efficientnet_lite0
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).resolve().with_suffix(".md")
+SIMILARITY = PAGE.with_stem("similarity")
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 WIDTH = 1000  # pixels of a figure on the page
 
@@ -38,22 +41,33 @@ def write_figure(arguments: list[str], work: Path, folder: Path) -> Path:
     typer.main.get_command(app).main(
         ["show", str(work / photograph), *options, str(work / name)], standalone_mode=False
     )
-    with Image.open(work / name) as figure:
-        height = round(figure.height * WIDTH / figure.width)
-        resized = figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
-    # maximum coverage keeps rare colors, such as the ends of a color bar; k-means then refines the palette
-    resized.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(folder / name, optimize=True)
+    write_small(work / name, folder / name)
     return folder / name
 
 
+def write_small(source: Path, target: Path) -> None:
+    """Write a figure resized and with 256 colors."""
+    with Image.open(source) as figure:
+        height = round(figure.height * WIDTH / figure.width)
+        resized = figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
+    # maximum coverage keeps rare colors, such as the ends of a color bar; k-means then refines the palette
+    resized.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(target, optimize=True)
+
+
 def main() -> None:
-    folder = PAGE.resolve().with_suffix("")
+    folder = PAGE.with_suffix("")
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         shutil.copy(efficientnet_lite0(), "efficientnet_lite0.pth")
         dinov2_small(Path("dinov2.safetensors"))
         for arguments in commands(PAGE.read_text(encoding="utf-8")):
             write_figure(arguments, Path(work), folder)
+        for words in re.findall(
+            r"^\.venv/bin/python (examples/.*)$", SIMILARITY.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            script, *options = shlex.split(words)
+            subprocess.run([sys.executable, ROOT / script, *options], check=True)
+            write_small(Path("demo", Path(script).stem + ".png"), folder / (Path(script).stem + ".png"))
 
 
 if __name__ == "__main__":
