@@ -18,10 +18,10 @@ from PIL import Image
 
 from featx.cli import app
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from trained_weights import dinov2_small, efficientnet_lite0
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path(__file__).resolve().with_suffix(".md")
 SIMILARITY = PAGE.with_stem("similarity")
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -32,6 +32,11 @@ def commands(page: str) -> list[list[str]]:
     """Return the arguments of every command on the page that draws a PNG file from a weights file."""
     lines = re.findall(r"^featx (show .*--checkpoint-path .*\.png)$", page, re.MULTILINE)
     return [shlex.split(line) for line in lines]
+
+
+def examples(page: str) -> list[list[str]]:
+    """Return the path and the arguments of every example on the page."""
+    return [shlex.split(line) for line in re.findall(r"^\.venv/bin/python (examples/.*)$", page, re.MULTILINE)]
 
 
 def write_figure(arguments: list[str], work: Path, folder: Path) -> Path:
@@ -62,12 +67,10 @@ def main() -> None:
         dinov2_small(Path("dinov2.safetensors"))
         for arguments in commands(PAGE.read_text(encoding="utf-8")):
             write_figure(arguments, Path(work), folder)
-        for words in re.findall(
-            r"^\.venv/bin/python (examples/.*)$", SIMILARITY.read_text(encoding="utf-8"), re.MULTILINE
-        ):
-            script, *options = shlex.split(words)
-            subprocess.run([sys.executable, ROOT / script, *options], check=True)
-            write_small(Path("demo", Path(script).stem + ".png"), folder / (Path(script).stem + ".png"))
+        for words in examples(SIMILARITY.read_text(encoding="utf-8")):
+            script = ROOT / words[0]
+            subprocess.run([sys.executable, script, *words[1:]], check=True)
+            write_small(Path("demo", f"{script.stem}.png"), folder / f"{script.stem}.png")
 
 
 if __name__ == "__main__":
