@@ -54,10 +54,12 @@ if TYPE_CHECKING:
         models,
         necks,
         preprocessing,
+        registers,
         registry,
         runtime,
         tiling,
         training,
+        upsampling,
         viz,
         weights,
         wrappers,
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from .heads import create_detector, create_segmenter
     from .runtime import export, load_exported, optimize
     from .tiling import tiled
+    from .upsampling import shifted, upsample
 
 __all__ = [
     "ArgumentError",
@@ -119,15 +122,19 @@ __all__ = [
     "preprocessing",
     "push_to_hub",
     "register_model",
+    "registers",
     "registry",
     "runtime",
     "save",
+    "shifted",
     "tap",
     "tiled",
     "tiling",
     "training",
     "transform",
     "transform_whole",
+    "upsample",
+    "upsampling",
     "verify",
     "viz",
     "weights",
@@ -139,6 +146,7 @@ LAZY = {
     **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
     **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
+    **dict.fromkeys(("shifted", "upsample"), "upsampling"),
     "tiled": "tiling",
 }
 
