@@ -23,7 +23,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # Packages whose public names are what they import, and modules whose public functions are their own.
 PACKAGES = (
     "featx",
-    *(f"featx.{name}" for name in ("attention", "bulk", "heads", "necks", "runtime", "training", "viz")),
+    *(
+        f"featx.{name}"
+        for name in ("attention", "bulk", "heads", "necks", "registers", "runtime", "training", "upsampling", "viz")
+    ),
 )
 MODULES = ("featx.cvnets", "featx.errors", "featx.explain")
 NARROW = {"width": 420, "height": 800}  # pixels

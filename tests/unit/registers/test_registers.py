@@ -124,10 +124,7 @@ def test_norms_are_those_of_the_tokens_before_the_last_norm():
     with torch.no_grad():
         (map_,) = FeatureExtractWrapper(model.raw(), [3])(x)
     (report,) = artifact_tokens(extractor, x, threshold=7.5)
-    assert (
-        torch.equal(report.norms, map_.square().sum(1).sqrt())
-        or relative_difference(report.norms, map_.square().sum(1).sqrt()) < 1e-6
-    )  # the order of sums
+    assert relative_difference(report.norms, map_.square().sum(1).sqrt()) < 1e-6  # another order of sums
     assert report.threshold == 7.5
     (report,) = artifact_tokens(extractor, x)
     assert report.threshold == pytest.approx(3 * report.norms.median().item())

@@ -124,14 +124,14 @@ def test_a_model_of_one_size_can_be_shifted():
 
 
 @pytest.mark.usefixtures("tolerant_of_torch")
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", pytest.param("resnet18", marks=pytest.mark.sweep)])
 def test_exported_and_compiled_extractors_compute_the_same(name):
     depth = {"depth": 2} if name.startswith("vit") else {}
     fine, x = featx.shifted(random_extractor(name, out_indices=[1], **depth), 2).eval(), images(2, 3, 65, 99)
     with torch.no_grad():
         expected = fine(x)[0]
         exported = torch.export.export(fine, (x,)).module()
-        compiled = torch.compile(fine, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(fine, backend="eager", fullgraph=True)
         for made in (exported, compiled):
             assert relative_difference(made(x)[0], expected) < 1e-6  # positions: products in another order
 
