@@ -58,10 +58,9 @@ def _upsample(map_: Tensor, images: Tensor, level: FeatureInfo, upsampler: Upsam
     _check_map(map_, images, level, cells)
     whole = [count * level.reduction for count in cells]
     # a side of the result for whole cells, rounded to pixels if the result is resized
-    padded = tuple(round(wanted * full / side) for wanted, full, side in zip(size, whole, sides, strict=True))
-    assert len(padded) == 2
-    dense = upsampler(_padded(images, whole), _padded(map_, cells), padded)
-    expected = (*map_.shape[:2], *padded)
+    height, width = (round(wanted * full / side) for wanted, full, side in zip(size, whole, sides, strict=True))
+    dense = upsampler(_padded(images, whole), _padded(map_, cells), (height, width))
+    expected = (*map_.shape[:2], height, width)
     if not isinstance(dense, Tensor) or tuple(dense.shape) != expected:
         got = tuple(dense.shape) if isinstance(dense, Tensor) else type(dense).__name__
         raise ContractError(
