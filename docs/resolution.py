@@ -140,9 +140,10 @@ def main() -> None:
     assert isinstance(extractor, FeatureExtractWrapper)
     extractors = {1: extractor, SHIFTS: featx.shifted(extractor, SHIFTS)}
     draw(extractors)
+    rows = table(extractors)  # takes minutes, in which the page may be edited
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{MARK}\n{table(extractors)}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{MARK}\n{rows}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from featx.registers.registered_vit import RegisteredViT
 
 BLOCK, CHANNEL = 2, 17
 # plain, with trained registers and the norm, gated, rotary, rotary with gates and learned positions
-KINDS = {
-    "vit_tiny_patch16_224": {},
-    "vit_small_patch14_reg4_dinov2": {},
-    "vit_giant_patch14_reg4_dinov2": {},
-    "vit_small_patch16_dinov3": {},
-    "eva02_tiny_patch14_224": {},
-}
+KINDS = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_giant_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+    "eva02_tiny_patch14_224",
+]
 PLAIN = "vit_tiny_patch16_224"
 NARROW = {"dim": 48, "heads": 3, "depth": 5}
 
@@ -68,11 +68,17 @@ def marked(model: nn.Module) -> tuple[Tensor, list[list[int]]]:
     return x, places
 
 
-def by_hooks(extractor: FeatureExtractWrapper, x: Tensor, neurons: list[tuple[int, int]], count: int) -> list[Tensor]:
-    """The maps, by hooks on a model with as many trained registers of zeros as are added, for ViTs with positions.
+def tables_of(model: nn.Module, size: torch.Size, count: int) -> list[Tensor | None]:
+    """Rotary embeddings per block, with cosine 1 and sine 0 for the added tokens; None for a ViT without them."""
+    if getattr(model, "rope", None) is None:
+        return [None] * len(model.blocks)
+    still = torch.tensor([1.0, 0.0])[:, None, None, None]
+    tables = model.rope(size, torch.device("cpu"))
+    return [torch.cat([one, still.expand(2, one.shape[1], count, one.shape[3])], 2) for one in tables]
 
-    The paper's program appends the tokens after the positions are added, and hooks the activation of the MLPs.
-    """
+
+def by_hooks(extractor: FeatureExtractWrapper, x: Tensor, neurons: list[tuple[int, int]], count: int) -> list[Tensor]:
+    """The maps, by hooks on the inputs of fc2 and tokens of zeros behind the patches, as in the authors' program."""
     model = extractor.source
     prefix, tokens = model.num_prefix_tokens, []
 
@@ -93,8 +99,8 @@ def by_hooks(extractor: FeatureExtractWrapper, x: Tensor, neurons: list[tuple[in
     patches = model.patch_embed(x)
     state = model._tokens(patches)
     state = torch.cat([state, torch.zeros(len(x), count, state.shape[2])], 1)
-    for block in model.blocks:
-        state = block(state)
+    for block, table in zip(model.blocks, tables_of(model, patches.shape[2:], count), strict=True):
+        state = block(state) if table is None else block(state, table)
         tokens.append(model.norm(state) if model.norm_maps else state)
     for handle in handles:
         handle.remove()
@@ -166,7 +172,7 @@ def test_a_score_is_the_mean_absolute_activation_at_artifacts_per_image():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", [PLAIN, "vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("name", KINDS)
 def test_maps_are_those_of_hooks_on_the_activations(name, count):
     extractor = extractor_of(name)
     x, _ = marked(extractor)
