@@ -55,10 +55,12 @@ if TYPE_CHECKING:
         necks,
         preprocessing,
         probe,
+        registers,
         registry,
         runtime,
         tiling,
         training,
+        upsampling,
         viz,
         weights,
         wrappers,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from .heads import create_detector, create_segmenter
     from .runtime import export, load_exported, optimize
     from .tiling import tiled
+    from .upsampling import shifted, upsample
 
 __all__ = [
     "ArgumentError",
@@ -121,15 +124,19 @@ __all__ = [
     "probe",
     "push_to_hub",
     "register_model",
+    "registers",
     "registry",
     "runtime",
     "save",
+    "shifted",
     "tap",
     "tiled",
     "tiling",
     "training",
     "transform",
     "transform_whole",
+    "upsample",
+    "upsampling",
     "verify",
     "viz",
     "weights",
@@ -141,6 +148,7 @@ LAZY = {
     **dict.fromkeys(("FeatureDataset", "embed", "extract"), "bulk"),
     **dict.fromkeys(("create_detector", "create_segmenter"), "heads"),
     **dict.fromkeys(("export", "load_exported", "optimize"), "runtime"),
+    **dict.fromkeys(("shifted", "upsample"), "upsampling"),
     "tiled": "tiling",
 }
 

@@ -29,6 +29,8 @@ TRIALS = 5  # random draws of weights and pixels whose evidence is summed; one i
 WEAKEST = 0.25  # smallest change of a patch's own cell, relative to the strongest change of any cell
 OFF_CENTER = 1e-4  # energy of a kernel's other taps, relative to its center taps
 SMALLEST = 32  # pixels: half the side of the square image, in which a ViT of patch 16 has 4x4 cells
+CELLS = 5  # of the deepest map along a side of the images in which the centers of cells are measured
+DRAWS = 8  # such images, each with a random direction of the cell's channels
 SHAPES = ((2, 2), (2, 3), (3, 2))  # square, wide and tall
 
 
@@ -83,6 +85,49 @@ def misplaced(extractor: FeatureExtractWrapper, sizes: Sequence[Size]) -> list[s
                     pending[size, level].add(change)
         pending = {key: evidence for key, evidence in pending.items() if evidence.wrong()}
     return list(_problems(pending))
+
+
+@torch.inference_mode(False)  # gradients are needed
+def cell_centers(extractor: FeatureExtractWrapper) -> list[tuple[float, float]]:
+    """The place that the cells of each level look at, (down, across) in pixels from the first pixel of the cell.
+
+    It is the median of the squared gradient of a cell in the middle of images, with the weights of the proof: half the
+    reduction for patches, and about 0.5 for padded convolutions with a stride. Half the reduction is also returned
+    if the extractor accepts no size for the measurement.
+    """
+    levels = extractor.feature_info
+    unit = lcm(*levels.reduction(), extractor.size_divisor)
+    sizes = [(CELLS * unit, CELLS * unit)]
+    if extractor.fixed_size is not None or not _accepts(extractor, sizes[0]):
+        sizes = proof_sizes(extractor)[:1]
+    if not sizes:
+        return [(level.reduction / 2, level.reduction / 2) for level in levels]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        twin = _randomized(extractor, sizes[0], 0).requires_grad_(False)
+    x = _images(twin, DRAWS, sizes[0], generator).requires_grad_()
+    maps = zip(levels, maps_in(twin(x)), strict=True)
+    return [_center(map_, x, level.reduction, generator) for level, map_ in maps]
+
+
+def _center(map_: Tensor, x: Tensor, reduction: int, generator: torch.Generator) -> tuple[float, float]:
+    """The place that the middle cell of the map looks at, in half pixels from the first pixel of the cell."""
+    cell = map_.shape[2] // 2, map_.shape[3] // 2
+    directions = torch.randn(map_.shape[:2], generator=generator).to(map_)
+    value = (map_[:, :, cell[0], cell[1]] * directions).sum()
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+    energy = gradient.double().square().sum((0, 1))
+    down, across = (_median(energy.sum(1 - axis)) - reduction * cell[axis] for axis in (0, 1))
+    # outside of the cell it is a coarser branch, or global mixing, that changes the cell most
+    down, across = (min(max(round(2 * place) / 2, 0.0), float(reduction)) for place in (down, across))
+    return down, across
+
+
+def _median(weights: Tensor) -> float:
+    """The place that halves the sum of the weights of pixels, each of which is spread over its pixel."""
+    total, sums = float(weights.sum()), weights.cumsum(0)
+    pixel = int((sums < total / 2).sum())
+    return pixel + 1 - (float(sums[pixel]) - total / 2) / float(weights[pixel])
 
 
 def _problems(failed: "dict[tuple[Size, FeatureInfo], _Evidence]") -> Iterator[str]:

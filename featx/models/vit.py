@@ -140,14 +140,13 @@ class ViT(TokenPyramid):
             yield "norm"
         yield from (f"blocks.{i}" for i in range(levels[-1] + 1, len(self.blocks)))
 
-    def _outputs(self, patches: Tensor) -> Iterator[Tensor]:
-        tokens = self._tokens(patches)
+    def _block_outputs(self, tokens: Tensor, size: Sequence[int], added: int = 0) -> Iterator[Tensor]:
+        del size, added
         for block in self.blocks:
             tokens = block(tokens)
             yield tokens
 
     def _tokens(self, patches: Tensor) -> Tensor:
-        """The input of the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
         height, width = patches.shape[-2:]
         positions = resample_positions(
             self.pos_embed,

@@ -133,16 +133,13 @@ class RotaryViT(TokenPyramid):
             yield "norm"
         yield from (f"blocks.{i}" for i in range(levels[-1] + 1, len(self.blocks)))
 
-    def _outputs(self, patches: Tensor) -> Iterator[Tensor]:
-        """The tokens (N, num_prefix_tokens + h * w, dim) after each block, of patches (N, dim, h, w)."""
-        tokens, size = self._tokens(patches), patches.shape[-2:]
-        tables = [None] * len(self.blocks) if self.rope is None else self.rope(size, patches.device)
+    def _block_outputs(self, tokens: Tensor, size: Sequence[int], added: int = 0) -> Iterator[Tensor]:
+        tables = [None] * len(self.blocks) if self.rope is None else self.rope(size, tokens.device, added)
         for block, table in zip(self.blocks, tables, strict=False):  # a cut model has fewer blocks
             tokens = block(tokens, table)
             yield tokens
 
     def _tokens(self, patches: Tensor) -> Tensor:
-        """The input of the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
         height, width = patches.shape[-2:]
         prefix = [
             token.expand(patches.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None

@@ -68,7 +68,7 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         super().__init__(without(pyramid, pyramid.unused(ascending)))
         self.feature_info = chosen
         self._ascending, self._order = ascending, [ascending.index(level) for level in chosen.out_indices]
-        self._output = output
+        self._output: Output = output
         self._smallest = pyramid.smallest or max(chosen.reduction())
         self._has_known_code = isinstance(self.source, Backbone) or bridge_to(self.source) is not None
         self._left_out = frozenset(model.state_dict()) - frozenset(self.state_dict())
@@ -142,14 +142,24 @@ class FeatureExtractWrapper(Transparent[Pyramid]):
         It shares its parameters with the extractor. A native model has its `config` here. For another package's model
         this may be a Pyramid that knows the sizes of its maps.
         """
-        pyramid = self._inner
-        if isinstance(pyramid, Transparent) and "size_rule" not in vars(pyramid):
-            return pyramid._inner
-        return pyramid
+        model: nn.Module = self._inner
+        while isinstance(model, Transparent) and "size_rule" not in vars(model):
+            model = model._inner
+        return model
 
     def feature_at(self, stride: int) -> FeatureInfo:
         """The deepest returned level with a reduction of `stride` pixels. OutIndicesError if there is none."""
         return self.feature_info.feature_at(stride)
+
+    def with_pyramid(self, pyramid: Pyramid) -> "FeatureExtractWrapper":
+        """An extractor of the same levels, with the same output, whose maps `pyramid` computes.
+
+        Args:
+            pyramid: computes other maps with the same parameters. It is not cut.
+        """
+        other = FeatureExtractWrapper(pyramid, self.feature_info.out_indices, output=self._output)
+        other._left_out = self._left_out
+        return other
 
     def forward(self, x: Tensor) -> Maps:
         """Images (N, in_chans, H, W) to a map (N, chs, H / reduction, W / reduction) per level, in the requested order.

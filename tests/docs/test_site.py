@@ -21,10 +21,8 @@ import featx
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Packages whose public names are what they import, and modules whose public functions are their own.
-PACKAGES = (
-    "featx",
-    *(f"featx.{name}" for name in ("attention", "bulk", "heads", "necks", "probe", "runtime", "training", "viz")),
-)
+ROOMS = ("attention", "bulk", "heads", "necks", "probe", "registers", "runtime", "training", "upsampling", "viz")
+PACKAGES = ("featx", *(f"featx.{name}" for name in ROOMS))
 MODULES = ("featx.cvnets", "featx.errors", "featx.explain")
 NARROW = {"width": 420, "height": 800}  # pixels
 

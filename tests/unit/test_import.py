@@ -12,7 +12,20 @@ HEAVY = {"timm", "torchvision", "transformers", "matplotlib", "PIL", "typer", "r
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 LAZY = {
     f"featx.{name}"
-    for name in ("adapters", "bulk", "cvnets", "explain", "heads", "necks", "probe", "runtime", "training", "viz")
+    for name in (
+        "adapters",
+        "bulk",
+        "cvnets",
+        "explain",
+        "heads",
+        "necks",
+        "probe",
+        "registers",
+        "runtime",
+        "training",
+        "upsampling",
+        "viz",
+    )
 }
 STEPS = {
     "torch": "import torch",

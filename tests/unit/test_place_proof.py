@@ -1,5 +1,6 @@
 """The proof of spatial alignment finds models whose cells are shifted against their pixels, and no others."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import featx
 from featx import ContractError, FeatureExtractWrapper
 from featx.meta_init import init_empty_weights
-from featx.place_proof import misplaced, patches, proof_sizes
+from featx.place_proof import cell_centers, misplaced, patches, proof_sizes
 
 SIZES = [(64, 64), (64, 96), (96, 64)]
 FAST = {"mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "mobilevit_xxs"}
@@ -207,3 +208,39 @@ def test_patches_are_the_corners_and_some_of_the_rest():
     found = patches((64, 96), 4)
     assert len({*found}) == len(found) == 8
     assert {(0, 0), (0, 23), (15, 0), (15, 23)} < {*found}
+
+
+class Convolutions(nn.Sequential):
+    """Convolutions in order, each after padding (left, right, top, bottom) with zeros."""
+
+    def __init__(self, *kernels: tuple[int, int, tuple[int, int, int, int]]) -> None:
+        super().__init__()
+        for kernel, stride, padding in kernels:
+            self.append(nn.ZeroPad2d(padding))
+            self.append(nn.Conv2d(3, 3, kernel, stride))
+        reduction = math.prod(stride for _, stride, _ in kernels)
+        self.feature_info = [{"chs": 3, "reduction": reduction, "name": str(len(self) - 1)}]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "expected"),
+    [
+        ([(4, 4, (0, 0, 0, 0))], (2.0, 2.0)),  # patches
+        ([(3, 2, (1, 1, 1, 1))], (0.5, 0.5)),  # the middle tap is on the first pixel
+        ([(3, 2, (0, 1, 1, 0))], (0.5, 1.5)),  # padded on the right alone: on the second one
+        ([(3, 2, (1, 1, 1, 1)), (3, 2, (1, 1, 1, 1))], (0.5, 0.5)),
+        ([(3, 2, (0, 1, 0, 1)), (3, 2, (0, 1, 0, 1))], (3.5, 3.5)),
+    ],
+)
+def test_cells_look_at_the_middle_taps_of_the_kernels(kernels, expected):
+    assert cell_centers(FeatureExtractWrapper(Convolutions(*kernels))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("vit_tiny_patch16_224", [8, 8]), ("resnet18", [0.5, 0.5]), ("tf_efficientnet_lite0", [1.5, 3.5])],
+)
+def test_cells_of_families_look_where_their_paddings_say(name, expected):
+    found = cell_centers(featx.create_model(name, features_only=True, out_indices=[0, 1]))
+    # half a pixel: the taps of an even kernel and the maximum of a pool are drawn
+    assert all(abs(place - true) <= 0.5 for places, true in zip(found, expected, strict=True) for place in places)

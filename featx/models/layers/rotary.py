@@ -57,16 +57,19 @@ class Rope(nn.Module):
         self.style, self.depth, self.chs, self.prefix = style, depth, chs, prefix
         self.freqs = nn.Parameter(drawn_frequencies(depth, heads, chs, style.temperature)) if style.learned else None
 
-    def forward(self, size: Sequence[int], device: torch.device) -> list[Tensor]:
-        """Cosines and sines (2, heads or 1, prefix + h * w, chs) per block for a grid of `size`, in float32."""
+    def forward(self, size: Sequence[int], device: torch.device, added: int = 0) -> list[Tensor]:
+        """Cosines and sines (2, heads or 1, prefix + h * w + added, chs) per block for a grid of `size`, in float32.
+
+        The `added` tokens after the grid are not rotated.
+        """
         style = self.style
         x = grid_positions(size, device, style.centered, style.reference, style.offset)
         x = x.flip(-1) if style.columns_first else x
         if self.freqs is None:
-            return [self._table(self._axial_angles(x).unsqueeze(0))] * self.depth
+            return [self._table(self._axial_angles(x).unsqueeze(0), added)] * self.depth
         first, second = (x[:, axis, None] * self.freqs[axis].float().unsqueeze(-2) for axis in (0, 1))
         angles = first + second
-        return [self._table(angles[block]) for block in range(self.depth)]
+        return [self._table(angles[block], added) for block in range(self.depth)]
 
     def _axial_angles(self, x: Tensor) -> Tensor:
         """Angles (h * w, chs / 2) of positions (h * w, 2)."""
@@ -77,12 +80,12 @@ class Rope(nn.Module):
         x = x.unsqueeze(-1)
         return (2 * math.pi * x / wavelengths if self.style.centered else x * (1 / wavelengths)).flatten(1)
 
-    def _table(self, angles: Tensor) -> Tensor:
-        """Cosines and sines of angles (heads, h * w, chs / 2), with an angle of 0 for prefix tokens."""
+    def _table(self, angles: Tensor, added: int) -> Tensor:
+        """Cosines and sines of angles (heads, h * w, chs / 2), with an angle of 0 for prefix and added tokens."""
         rows = []
         for values, at_zero in ((angles.cos(), 1.0), (angles.sin(), 0.0)):
             values = torch.cat([values, values], -1) if self.style.halves else values.repeat_interleave(2, -1)
-            rows.append(F.pad(values, (0, 0, self.prefix, 0), value=at_zero))
+            rows.append(F.pad(values, (0, 0, self.prefix, added), value=at_zero))
         return torch.stack(rows)
 
 

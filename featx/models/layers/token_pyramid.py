@@ -35,8 +35,22 @@ class TokenPyramid(Pyramid):
     num_prefix_tokens: int
 
     @abstractmethod
+    def _tokens(self, patches: Tensor) -> Tensor:
+        """The input of the blocks: (N, dim, h, w) to (N, num_prefix_tokens + h * w, dim)."""
+
+    @abstractmethod
+    def _block_outputs(self, tokens: Tensor, size: Sequence[int], added: int = 0) -> Iterator[Tensor]:
+        """The tokens (N, num_prefix_tokens + h * w + added, dim) after each block.
+
+        Args:
+            tokens: the input of the blocks, of the same shape.
+            size: (h, w) of the grid of patches.
+            added: number of tokens after the patches, which have no position.
+        """
+
     def _outputs(self, patches: Tensor) -> Iterator[Tensor]:
         """The tokens (N, num_prefix_tokens + h * w, dim) after each block, of patches (N, dim, h, w)."""
+        return self._block_outputs(self._tokens(patches), patches.shape[-2:])
 
     def forward_maps(self, x: Tensor, levels: Sequence[int]) -> list[Tensor]:
         return [map_ for _, map_ in self.forward_tokens(x, levels)]
