@@ -17,17 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from ..load_report import LoadReport
+from ..registry import Variant, list_models, lookup
 from ..tracing.third_party_errors import ThirdPartyError, third_party
 from ..weights.adapt import LARGEST_PATCH
 from ..weights.checkpoint import Checkpoint, LoadOptions, Weights, open_checkpoint, read_tensors
 from ..weights.key_groups import NATIVE
-from ..weights.load import family_names, fit_tensors, full_keys
+from ..weights.load import family_names, fit_tensors, full_keys, require_settings
 from ..wrappers.extractor import source_of
 from ..wrappers.transparent import innermost
 
 Filter = Callable[..., Any]
 FACTORY = "build_model_with_cfg"  # the function of timm that architectures pass their filter to
 FLAX = ".npz"
+# Arguments of timm that change activations, strides or padding, and settings that only concern resampled positions.
+OWN_SETTINGS = {"act_layer", "block_fn", "mlp_layer", "norm_layer", "pad_type"}
+RESAMPLING = {"antialias", "position_excess"}
 LEFT_OUT = "left out or merged by timm's conversion"
 
 
@@ -78,6 +82,7 @@ def load(
     best = next(candidates)
     while best.misfits(wanted, known) and (other := next(candidates, None)) is not None:
         best = min(best, other, key=lambda each: each.misfits(wanted, known))
+    _require_settings(models[0], best.checkpoint)
     best = with_input_channels(models[0], best)
     heads = tuple(f"{name}." for name in names_at(models[0], "classifier")) if "num_classes" in given else ()
     tensors, report = fit_tensors(target, best.checkpoint, skip=skip, resized=heads, finite=finite)
@@ -85,6 +90,17 @@ def load(
     changes = {name: how for name, how in best.changes.items() if name in tensors}
     layout = "timm" if best.renamed else report.layout
     return replace(report, adapted={**changes, **report.adapted}, layout=layout)
+
+
+def _require_settings(model: Any, checkpoint: Checkpoint) -> None:
+    """CheckpointError if the native variant of the architecture lacks settings that the checkpoint's layout requires.
+
+    A model that was built with another activation, padding or block may have them, and is not checked.
+    """
+    name = architecture_of(model)
+    changed = OWN_SETTINGS & getattr(model, "_model_args", {}).keys()
+    if name in list_models() and not changed and isinstance(variant := lookup(name), Variant):
+        require_settings(variant.config, checkpoint, RESAMPLING)
 
 
 def whole_models(target: nn.Module) -> list[nn.Module]:

@@ -132,6 +132,10 @@ class Meta:
         return None
 
 
+# Entries of a folder that has grown; one alone means that others were lost.
+GROWN = {"images", "removed", "kept", "grown", "grown_fingerprint"}
+
+
 def write_meta(folder: Path, meta: Meta, name: str = META) -> None:
     """Write meta.json atomically; OutputError if that fails, or if the file would be too large."""
     plan, *grown = meta.generations
@@ -196,7 +200,7 @@ def _checked(facts: Value) -> Meta:
     if (batch_size := recorded.get("batch_size")) is not None:
         batch_size.number(1, LARGEST_BATCH)
     generations = [_plan(facts, facts["decided"].object(), 0, recorded.get("directory"))]
-    if "grown" not in facts.object():
+    if not GROWN & facts.object().keys():
         return Meta(tuple(generations), generations[0].items, (), recorded.object(), facts.object())
     for generation in facts["grown"].each():
         last = generations[-1]

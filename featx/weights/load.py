@@ -1,6 +1,6 @@
 """Load tensors into a model, all or none of them; a model on the meta device gets them without a copy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -73,7 +73,7 @@ def load(
 ) -> LoadReport:
     """Load `weights` into a model of featx or of a user in place, as `load_weights` does."""
     opened = open_checkpoint(weights, full_keys(model), family_names(model), options)
-    _require_settings(model, opened)
+    require_settings(getattr(source_of(model), "config", None), opened)
     tensors, report = fit_tensors(model, opened, skip=skip, finite=finite)
     model.load_state_dict(tensors, strict=False)  # skipped tensors are missing
     return report
@@ -174,10 +174,16 @@ def move_model(model: nn.Module, device: torch.device | str | None, dtype: torch
     model.to(device, dtype)
 
 
-def _require_settings(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError unless the model's configuration has the settings that the layout requires."""
-    config = getattr(source_of(model), "config", None)
-    asked = checkpoint.layout.settings if checkpoint.layout else {}
+def require_settings(config: object, checkpoint: Checkpoint, unneeded: Collection[str] = ()) -> None:
+    """Raise CheckpointError unless a configuration has the settings that the layout requires.
+
+    Args:
+        config: the model's configuration.
+        checkpoint: the checkpoint, with its layout if it has one.
+        unneeded: names of settings that do not matter.
+    """
+    stated = checkpoint.layout.settings if checkpoint.layout else {}
+    asked = {name: value for name, value in stated.items() if name not in unneeded}
     wrong = {n: value for n, value in asked.items() if not same_value(getattr(config, n, None), value)}
     if wrong and checkpoint.layout:
         raise CheckpointError(

@@ -195,7 +195,8 @@ def _keras_kernel(module: str, weight: Tensor, is_convolution: bool) -> Tensor:
 
 def is_large(state: State) -> bool:
     """Whether an EfficientNetV2 is S, M or L, which expect other images than B0 to B3; their first stage is wider."""
-    return is_v2(state) and state.get("block1a_project_conv/kernel", torch.empty(0)).shape[-1] >= 24
+    kernel = state.get("block1a_project_conv/kernel")
+    return is_v2(state) and kernel is not None and kernel.ndim == 4 and kernel.shape[3] >= 24
 
 
 def is_small(state: State) -> bool:

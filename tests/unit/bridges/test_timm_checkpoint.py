@@ -13,6 +13,7 @@ from torch import Tensor
 import featx
 from featx import CheckpointError
 from featx.bridges.timm_checkpoint import filter_of
+from featx.weights.layout import find_layout
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 2}
 VIT, SWIN, DINOV3 = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"
@@ -323,3 +324,22 @@ def test_load_weights_takes_modules_that_timm_create_model_did_not_build():
     state = randomize(timm.layers.Mlp(4, 8)).state_dict()
     featx.load_weights(layer, {"state_dict": state})
     assert same_state(layer.state_dict(), state)
+
+
+def test_weights_of_another_activation_are_refused_unless_the_model_was_built_with_it():
+    """OpenAI's networks compute QuickGELU, and timm's architecture of that name computes GELU."""
+    arch = {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 64, "num_classes": 0}
+    name = "timm/vit_base_patch32_clip_224"
+    fields = {"dim": 24, "depth": 1, "heads": 2, "image_size": 64, "num_classes": 0}
+    native = randomize(featx.create_model("vit_base_patch32_clip_224", **fields))
+    state = find_layout("transformers-clip", ["ViT"]).from_native(native.state_dict())
+    with pytest.raises(CheckpointError, match="transformers-clip-quickgelu, whose numbers need"):
+        featx.create_model(name, checkpoint_path=state, layout="transformers-clip-quickgelu", **arch)
+    model = featx.create_model(name, **arch)
+    with pytest.raises(CheckpointError, match="transformers-clip-quickgelu, whose numbers need"):
+        featx.load_weights(model, state, layout="transformers-clip-quickgelu")
+    featx.load_weights(model, state, layout="transformers-clip")
+    quick = featx.create_model(
+        name, checkpoint_path=state, layout="transformers-clip-quickgelu", act_layer="quick_gelu", **arch
+    )
+    assert same_state(quick.state_dict(), model.state_dict())

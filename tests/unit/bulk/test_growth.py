@@ -1,5 +1,6 @@
 """A folder grows with its inputs: existing rows stay, and the folder is complete before and after."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from support.extraction import Stopped, extract_threes, index, small_extractor
 from support.fork_server import fork_server
 from support.growing_folder import add, assert_same, files, fresh, maps, name, names, seeing
 
-from featx import FeatureDataset, FeatureExtractWrapper
+from featx import FeatureDataset, FeatureExtractWrapper, OutputError
 from featx.bulk import stats
 from featx.bulk.meta import NEXT
 
@@ -262,3 +263,16 @@ def test_growths_killed_after_any_file_leave_one_generation_and_resume(tmp_path,
         assert (out / "index.parquet").read_bytes() == (tmp_path / "whole" / "index.parquet").read_bytes()
         assert not [path.name for path in out.iterdir() if path.name.endswith((".part", NEXT))]
     assert killed >= 4  # the others were done before
+
+
+@pytest.mark.parametrize("key", ["images", "removed", "grown", "grown_fingerprint"])
+def test_a_grown_folder_whose_meta_lost_an_entry_is_refused(tmp_path, extractor, key):
+    images, out = add(tmp_path / "in", 1, 2, 3), tmp_path / "out"
+    extract_threes(images, extractor, out)
+    (images / name(2)).unlink()
+    extract_threes(add(images, 4), extractor, out)
+    facts = json.loads((out / "meta.json").read_text())
+    del facts[key]
+    (out / "meta.json").write_text(json.dumps(facts))
+    with pytest.raises(OutputError, match=r"meta\.json does not describe an extraction that featx knows"):
+        FeatureDataset(out)

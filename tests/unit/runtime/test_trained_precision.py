@@ -15,6 +15,7 @@ import featx
 from featx.errors import ArgumentError, ContractError, InputError
 from featx.runtime import runtimes
 from featx.runtime.agreement import agreement
+from featx.runtime.backends.openvino import computes_bfloat16
 
 SIZE = 224  # pixels a side
 # A texture and a micrograph, of which Lite0 knows no class: its two most probable ones differ by 0.002 and 0.014.
@@ -53,7 +54,8 @@ def network(name: str) -> nn.Module:
 def optimized(name: str, runtime: str, dtype: torch.dtype) -> nn.Module:
     if runtimes()[runtime] is not None:
         pytest.skip(f"{runtime}: {runtimes()[runtime]}")
-    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    supported = computes_bfloat16() if runtime == "openvino" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype is torch.bfloat16 and not supported:
         pytest.skip("no bfloat16")
     images = photographs(network(name), CALIBRATION, SIZE)
     return featx.optimize(network(name), runtime=runtime, dtype=dtype, example=images)
