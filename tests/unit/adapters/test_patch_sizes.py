@@ -17,7 +17,16 @@ from featx.adapters import smp_dpt
 from featx.adapters import torchvision as torchvision_adapter
 from featx.adapters import transformers as transformers_adapter
 from featx.adapters.requirements import STRIDES, simple_pyramid
-from featx.necks import FPN, MaxPoolLevel, Pipeline, Resample, SimpleFeaturePyramid
+from featx.necks import (
+    FPN,
+    DeformableConfig,
+    DINOv3Adapter,
+    MaxPoolLevel,
+    Pipeline,
+    Reassemble,
+    Resample,
+    SimpleFeaturePyramid,
+)
 
 Config, Backbone = transformers_adapter.register()
 SMALL = {"dim": 32, "depth": 4, "heads": 2}
@@ -184,6 +193,23 @@ def test_detectors_take_patches_of_14_with_anchors_in_place(kind):
     assert [(height // h, width // w) for h, w in cells] == [(7, 7), (14, 14), (28, 28), (56, 56)]
     with torch.no_grad():
         assert model([torch.rand(3, 100, 130)])[0]["boxes"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", [PATCH_14, "vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize("kind", [FasterRCNN, RetinaNet])
+def test_detectors_take_vits_with_an_adapter_or_with_dpts_neck(kind, name):
+    source = plain(name, out_indices=[0, 1, 2, 3])
+    adapted = featx.FeatureExtractWrapper(DINOv3Adapter(source, DeformableConfig(2), prior_chs=4)).eval()
+    resampled = Resample(source.feature_info, 16)
+    reassemble = Reassemble(resampled.feature_info, (8, 8, 8, 8))
+    for levels in (adapted, Pipeline(source, resampled, reassemble)):
+        pyramid = Pipeline(levels, FPN(levels.feature_info, 8))
+        arguments = torchvision_adapter.detector_arguments(kind, pyramid)
+        model = kind(
+            torchvision_adapter.detection_backbone(pyramid), num_classes=2, min_size=96, max_size=128, **arguments
+        )
+        with torch.no_grad():
+            assert model.eval()([torch.rand(3, 96, 128)])[0]["boxes"].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [FasterRCNN, RetinaNet])
