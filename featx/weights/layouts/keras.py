@@ -130,6 +130,7 @@ def _blocks(names: Collection[str]) -> Blocks:
 def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict:
     """Convert Keras's names and kernels; the counters of norms are zero."""
     native = {keras: module for module, keras in module_table(naming, names).items()}
+    native[_classifier(state, naming.outside["classifier"])] = "classifier"
     new: StateDict = {}
     for name, tensor in state.items():
         layer, _, leaf = name.rpartition("/")
@@ -142,6 +143,12 @@ def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict
             new[f"{module}.{FROM_NORM.get(leaf, leaf)}"] = tensor
     norms = [name.removesuffix("running_mean") for name in new if name.endswith("running_mean")]
     return new | {f"{norm}{COUNTER}": torch.tensor(0) for norm in norms}
+
+
+def _classifier(state: State, published: str) -> str:
+    """The layer that is the classifier: the only Dense layer with the default name, as in fine-tuned models."""
+    layers = {name.rpartition("/")[0] for name in state if re.match(r"dense(_\d+)?/", name)}
+    return layers.pop() if len(layers) == 1 and f"{published}/kernel" not in state else published
 
 
 def plain_name(layer: str) -> str:
