@@ -1,4 +1,4 @@
-"""Create the figures of docs/pictures.md and docs/similarity.md by running the commands on these pages.
+"""Create the figures of docs/pictures.md, docs/similarity.md and docs/tiles.md, by running the commands on these pages.
 
 Run `python docs/pictures.py`. The photographs are scikit-image's; the weights are those of examples/trained_weights.py.
 """
@@ -10,13 +10,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import skimage
+import torch
 import typer
 from PIL import Image
 
+import featx
 from featx.cli import app
+from featx.viz import maps_grid, save_figure, shared_bases
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from trained_weights import dinov2_small, efficientnet_lite0
@@ -59,6 +63,21 @@ def write_small(source: Path, target: Path) -> None:
     resized.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(target, optimize=True)
 
 
+@torch.no_grad()
+def draw_tiles(path: Path) -> None:
+    """Draw the map of a photograph, and the map that is blended of tiles, in the same colors."""
+    vit = featx.create_model(
+        "vit_small_patch14_dinov2", features_only=True, out_indices=[-1], checkpoint_path="dinov2.safetensors"
+    ).eval()
+    photograph = Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB")
+    x = featx.transform_whole(vit, size=504)(photograph)[None]
+    whole, tiled = vit(x), featx.tiled(vit, tile=252)(x)
+    (level,) = vit.feature_info
+    levels = featx.Levels([replace(level, name="whole image"), replace(level, name="tiles of 252 pixels, blended")])
+    figure = maps_grid(photograph, [*whole, *tiled], levels, basis=shared_bases([whole]) * 2)
+    save_figure(figure, path)
+
+
 def main() -> None:
     folder = PAGE.with_suffix("")
     folder.mkdir(exist_ok=True)
@@ -67,6 +86,8 @@ def main() -> None:
         dinov2_small(Path("dinov2.safetensors"))
         for arguments in commands(PAGE.read_text(encoding="utf-8")):
             write_figure(arguments, Path(work), folder)
+        draw_tiles(Path("tiles.png"))
+        write_small(Path("tiles.png"), folder / "tiles.png")
         for words in examples(SIMILARITY.read_text(encoding="utf-8")):
             script = ROOT / words[0]
             subprocess.run([sys.executable, script, *words[1:]], check=True)
