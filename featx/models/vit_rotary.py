@@ -190,7 +190,7 @@ def check(cfg: RotaryViTConfig, reduction: int) -> None:
     found = problems_of(cfg, reduction, [*POOLS, LATENT])
     problems = {
         "stem and representation are fields of ViT, which RotaryViT does not have": cfg.stem or cfg.representation,
-        f"dim={cfg.dim} in heads={cfg.heads} gives heads of channels that are no multiple of 4, as rotary position "
+        f"dim={cfg.dim} in heads={cfg.heads} gives heads of channels that are not a multiple of 4, as rotary position "
         "embeddings need": cfg.style.rope and cfg.dim % (4 * cfg.heads),
         "norm_maps=True has no norm to apply: this variant has no last norm": cfg.norm_maps and not cfg.last_norm,
         f"dim={cfg.dim} is not a multiple of pool_heads={cfg.pool_heads}": cfg.global_pool == LATENT

@@ -28,7 +28,7 @@ class DeformableConfig:
     ratio: float = 1.0
 
     def build(self, dim: int, levels: int) -> DeformableAttention:
-        """The attention of queries of `dim` channels to so many maps."""
+        """The attention of queries of `dim` channels to a number of maps."""
         return DeformableAttention(dim, levels, self.heads, self.points, self.ratio)
 
 

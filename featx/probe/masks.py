@@ -35,7 +35,7 @@ class MaskFolder:
     def require(self, ids: Iterable[str]) -> None:
         """Raise ArgumentError if images have no mask."""
         if not self.folder.is_dir():
-            raise ArgumentError(f"masks {self.folder}: there is no such folder")
+            raise ArgumentError(f"masks {self.folder}: the folder does not exist")
         ids = list(ids)
         if missing := [id_ for id_ in ids if not self.path_of(id_).is_file()]:
             raise ArgumentError(

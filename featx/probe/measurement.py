@@ -190,7 +190,7 @@ class _Inputs:
         if len(ids) < 2 or labeled.sum() < 2:
             raise ArgumentError(
                 f"the masks {masks.folder} have {len(ids)} classes in {labeled.sum()} images at the grid of "
-                f"{samples.level.name}: expected two or more of both; {IGNORED} is no class"
+                f"{samples.level.name}: expected two or more of both; {IGNORED} does not count as a class"
             )
         folds = stratified_folds(labeled, self.options.folds, self.options.seed)  # in each fold images with labels
         return segmentation_score(cells, folds, masks.classes or int(ids.max()) + 1, self.options.seed)

@@ -26,7 +26,7 @@ def upsample(
     """Upsample maps to the resolution of their images.
 
     Cells lie where `levels` states: cell (i, j) covers the pixels from (i, j) * reduction, also if the sides of the
-    image are no multiples of the reduction. Borders of images and maps are repeated up to whole cells, and the result
+    image are not multiples of the reduction. Borders of images and maps are repeated up to whole cells, and the result
     is cropped to the image.
 
     Args:

@@ -55,7 +55,9 @@ def shifted(extractor: FeatureExtractWrapper, shifts: int = 2) -> FeatureExtract
         raise ArgumentError(f"shifts={shifts} does not divide the reduction of {rows}: choose a divisor of it")
     fixed = extractor.fixed_size
     if fixed is not None and any(side % level.reduction for side in fixed for level in extractor.feature_info):
-        raise ArgumentError(f"this extractor accepts images of {fixed} alone, which are no whole cells of its levels")
+        raise ArgumentError(
+            f"this extractor accepts images of {fixed} alone, whose sides are not multiples of its reductions"
+        )
     return extractor.with_pyramid(ShiftedPyramid(extractor, shifts))
 
 

@@ -110,7 +110,7 @@ class GraphFile:
         self.initializers: dict[str, Initializer] = {}
 
     def parse(self) -> None:
-        """Fill `nodes` and `initializers`; CheckpointError if the file is no ONNX model or has too much in it."""
+        """Fill `nodes` and `initializers`; CheckpointError if the file is not an ONNX model or is too large."""
         graphs = [span for _, span in self.fields((0, self.data.size), {GRAPH: (BYTES,)})]
         if len(graphs) != 1:
             raise damaged(f"it has {len(graphs)} graphs, and a model has one")
@@ -198,7 +198,7 @@ class GraphFile:
 
 
 def _inside(graph: GraphFile) -> StateDict:
-    """The initializers whose values are in the file itself; those of other types than numbers are no weights."""
+    """The initializers whose values are in the file itself; those that are not numbers are left out."""
     tensors: StateDict = {}
     for one in graph.initializers.values():
         if one.dtype in DTYPES and one.place is None:

@@ -1,6 +1,6 @@
 """Networks with trained weights, which packages bring along as data files, and photographs to run them on.
 
-A network with random weights is no measure of a lower precision: it lacks the outliers in activations of a trained one,
+A network with random weights does not measure a lower precision: it lacks the outliers in activations of a trained one,
 and the channels whose weights differ by orders of magnitude. The packages are in the dependency group `trained`; they
 are read, never imported.
 """

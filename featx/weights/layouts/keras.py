@@ -112,7 +112,7 @@ def module_table(naming: Naming, names: Collection[str]) -> ModuleTable:
         if parts is None:
             raise CheckpointError(f"Keras has no block of the modules {sorted(modules)}, as blocks.{stage}.{index} is")
         template = naming.prefix if number else naming.first
-        is_plain = "conv_1" in parts.values()  # MobileNetV3's last one, which is no block in Keras
+        is_plain = "conv_1" in parts.values()  # MobileNetV3's last one, which is not a block in Keras
         letter = chr(ord("a") + index)
         prefix = "" if is_plain else template.format(stage=stage + 1, letter=letter, number=number)
         table |= {f"blocks.{stage}.{index}.{native}": f"{prefix}{keras}" for native, keras in parts.items()}

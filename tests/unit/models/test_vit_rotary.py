@@ -225,7 +225,7 @@ def test_the_pool_with_weights_is_kept():
 
 
 def test_what_does_not_fit_together_is_refused_at_once():
-    with pytest.raises(featx.ArgumentError, match=r"'min': choose one of .*'map'.*no multiple of 4"):
+    with pytest.raises(featx.ArgumentError, match=r"'min': choose one of .*'map'.*not a multiple of 4"):
         featx.create_model(DINOV3, global_pool="min", dim=18, heads=3)
     with pytest.raises(featx.ArgumentError, match="not a multiple of pool_heads=5"):
         featx.create_model("vit_pe_core_tiny_patch16_384", pool_heads=5)

@@ -183,7 +183,7 @@ def one_class_masks(folder):
         ({"tasks": ["correspondence"]}, r"task 'correspondence': stored maps are of unchanged images"),
         ({"labels": {"a/0.png": "a"}}, r"11 of 12 images have no label"),
         ({"options": ProbeOptions(neighbors=99)}, r"neighbors=99: the classifier learns from 9 images"),
-        ({"masks": "nowhere"}, r"masks nowhere: there is no such folder"),
+        ({"masks": "nowhere"}, r"masks nowhere: the folder does not exist"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(arguments, words):

@@ -113,5 +113,5 @@ def test_absent_masks_are_listed(tmp_path):
     save(tmp_path, np.zeros((2, 2), np.uint8))
     with pytest.raises(ArgumentError, match=r"1 of 2 images have no mask, such as '2.jpg': expected .*2.png"):
         MaskFolder(tmp_path).require(["1.jpg", "2.jpg"])
-    with pytest.raises(ArgumentError, match=r"there is no such folder"):
+    with pytest.raises(ArgumentError, match=r"the folder does not exist"):
         MaskFolder(tmp_path / "none").require(["1.jpg"])
