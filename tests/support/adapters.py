@@ -9,9 +9,9 @@ from torch import nn
 
 from featx.necks import FPN, Pipeline, SimpleFeaturePyramid
 
-# A convolutional backbone of featx, a transformer, and a bridged model of each kind.
+# Convolutional backbones and transformers of featx, and bridged models of each kind.
 CNNS = ["resnet18", "mobilenetv3_small_050", "timm/test_resnet"]
-VITS = ["vit_wee_patch16_reg1_gap_256", "timm/test_vit"]
+VITS = ["vit_wee_patch16_reg1_gap_256", "vit_tiny_patch16_dinov3_qkvb", "timm/test_vit"]
 BACKBONES = CNNS + VITS
 
 # A small Mask2Former of transformers.
