@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 LIST = Path(__file__).parents[1] / "slow_tests.txt"
-SLOW = 0.3  # seconds; tests of a promise that another parameter set keeps in the fast suite
+SLOW = 0.25  # seconds; tests of a promise that another parameter set keeps in the fast suite
 SLOW_ALONE = 2.0  # seconds
 
 
