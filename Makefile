@@ -7,7 +7,7 @@ READY := .venv/.ready
 # so that fixtures are set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-THREADED := $(addprefix tests/unit/,bulk/test_extraction.py wrappers/test_extractor.py wrappers/test_chain.py bridges/test_timm.py)
+THREADED := $(addprefix tests/unit/,bulk/test_extraction.py wrappers/test_extractor.py wrappers/test_chain.py bridges/test_norm_maps.py bridges/test_timm_training.py)
 
 # If bytecode is not written, every subprocess compiles all of its imports again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,7 +22,7 @@ test: $(READY)
 
 # extraction, wrappers and bridges, with four threads per operation
 test-threads: $(READY)
-	OMP_NUM_THREADS=4 $(BIN)/pytest -m "not sweep and not slow" $(THREADED)
+	OMP_NUM_THREADS=4 $(BIN)/pytest -m "not sweep and not slow and not bridges" $(THREADED)
 
 sweep: $(READY)
 	$(PYTEST) -m "sweep or slow"
