@@ -145,9 +145,12 @@ def to_native(naming: Naming, state: State, names: Collection[str]) -> StateDict
     return new | {f"{norm}{COUNTER}": torch.tensor(0) for norm in norms}
 
 
+DENSE = r"(?:.*/)?dense(?:_\d+)?/"  # the default name of a Dense layer, in any group
+
+
 def _classifier(state: State, published: str) -> str:
     """The layer that is the classifier: the only Dense layer with the default name, as in fine-tuned models."""
-    layers = {name.rpartition("/")[0] for name in state if re.match(r"dense(_\d+)?/", name)}
+    layers = {name.rpartition("/")[0] for name in state if re.match(DENSE, name)}
     return layers.pop() if len(layers) == 1 and f"{published}/kernel" not in state else published
 
 

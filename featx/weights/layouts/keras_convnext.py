@@ -10,7 +10,7 @@ from collections.abc import Collection
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has_keys
 from ..state_dict_keys import Rule, State, StateDict, rename_keys
-from .keras import weight
+from .keras import DENSE, weight
 
 MODEL = r"^(?:.*/)?(?:\w+?_)?"  # groups, and the name of the model
 BLOCK = rf"{MODEL}stage_(\d)_block_(\d+)"
@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
     (rf"{BLOCK}_pointwise_conv_(\d)/", r"stages.\1.blocks.\2.mlp.fc\3."),
     (rf"{BLOCK}_layer_scale/\w+$", r"stages.\1.blocks.\2.gamma"),
     (rf"{MODEL}head_layernorm/", "head.norm."),
-    (rf"{MODEL}head_dense/", "head.fc."),
+    (rf"{MODEL}head_dense/|^{DENSE}", "head.fc."),
     (r"^layer_normalization(?:_\d+)?/", "head.norm."),  # of models without a classifier
 )
 

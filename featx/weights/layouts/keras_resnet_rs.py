@@ -11,7 +11,7 @@ import torch
 from ...preprocessing import IMAGENET
 from ..layout import Layout, has_keys
 from ..state_dict_keys import Rule, State, StateDict, rename_keys
-from .keras import COUNTER, weight
+from .keras import COUNTER, DENSE, weight
 
 # Native names of the stem's convolutions and norms, in running order.
 STEM = (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"), ("maxpool.0", "maxpool.1"))
@@ -30,7 +30,7 @@ RULES: tuple[Rule, ...] = (
     (r"^(layer\d)__block_(\d+)__?batch_norm_(\d)/", r"\1.\2.bn\3."),
     (r"^(layer\d)__block_(\d+)__se_se_reduce/", r"\1.\2.se.fc1."),
     (r"^(layer\d)__block_(\d+)__se_se_expand/", r"\1.\2.se.fc2."),
-    (r"^predictions/", "fc."),
+    (rf"^predictions/|^{DENSE}", "fc."),
 )
 
 
