@@ -74,7 +74,7 @@ def register_neurons(
     reports = [artifacts_in(map_, name, threshold) for map_, name in zip(maps, names, strict=False)]
     if not reports[-1].count:
         raise InputError(
-            f"{reports[-1]}: there are no artifacts whose neurons could be found: choose another level with "
+            f"{reports[-1]}: without artifacts, their neurons cannot be found: choose another level with "
             "out_indices, more images, or a lower threshold"
         )
     scores = _scores(vit, images, reports[-1].mask.flatten(1), emerged(reports) + 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ImageError, MissingPackageError
 from ..preprocessing import DataConfig
+from .windows import normalized
 
 # Formats that hold their pixels themselves. Others, such as VRT, can name any other file or address.
 DRIVERS = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG")
@@ -60,8 +61,7 @@ class RasterWindows:
         if scale is None and dtype not in WHITE:
             raise ArgumentError(f"{path} has pixels of {dtype}: pass scale=, the value that becomes 1")
         self._scale = WHITE[dtype] if scale is None else float(scale)
-        self._reverse = data_config.channel_order == "bgr"
-        self._mean, self._std = (torch.tensor(v).view(-1, 1, 1) for v in (data_config.mean, data_config.std))
+        self._config = data_config
         self.size: tuple[int, int] = (int(self._file.height), int(self._file.width))
         self.crs = self._file.crs.to_wkt() if self._file.crs else ""
         self.transform: Affine = tuple(self._file.transform)[:6]
@@ -83,9 +83,9 @@ class RasterWindows:
             try:
                 pixels = self._file.read(self._bands, window=window)
             except RasterioError as error:
-                raise ImageError(f"{self._path} cannot be read at row {top}, column {left}: {error}") from error
-        numbers = torch.from_numpy(pixels.astype(np.float32)).div_(self._scale).sub_(self._mean).div_(self._std)
-        return numbers.flip(0) if self._reverse else numbers
+                reason = error.__cause__ or error  # of GDAL
+                raise ImageError(f"{self._path} cannot be read at row {top}, column {left}: {reason}") from error
+        return normalized(torch.from_numpy(pixels.astype(np.float32)), self._config, self._scale)
 
     def transform_of(self, reduction: int) -> Affine:
         """`transform` of the cells of a map with that reduction."""

@@ -20,6 +20,13 @@ class Windows(Protocol):
         ...
 
 
+def normalized(pixels: Tensor, config: DataConfig, scale: float) -> Tensor:
+    """Pixels (C, height, width) as a model's weights expect them, in float32. scale: the value that becomes 1."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.mean, config.std))
+    numbers = (pixels.float() / scale - mean) / std
+    return numbers.flip(0) if config.channel_order == "bgr" else numbers
+
+
 class ArrayWindows:
     """Windows of an array (H, W, C) of uint8: NumPy's, memory-mapped, or Zarr's, such as tifffile's of a tiled TIFF.
 
@@ -38,8 +45,7 @@ class ArrayWindows:
                 f"expected an array (height, width, {channels}) of uint8, got {array.dtype} of shape "
                 f"{tuple(array.shape)}: a grayscale image is array[..., None].repeat(3, 2)"
             )
-        self._array, self._reverse = array, data_config.channel_order == "bgr"
-        self._mean, self._std = (torch.tensor(v).view(-1, 1, 1) for v in (data_config.mean, data_config.std))
+        self._array, self._config = array, data_config
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,5 +56,4 @@ class ArrayWindows:
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """The normalized pixels (C, height, width) of a window, float32."""
         pixels = torch.tensor(self._array[top : top + height, left : left + width]).permute(2, 0, 1)
-        numbers = (pixels.float() / 255 - self._mean) / self._std
-        return numbers.flip(0) if self._reverse else numbers
+        return normalized(pixels, self._config, 255)

@@ -88,8 +88,7 @@ def test_levels_are_true_at_every_size(build, patch):
 
 
 @BUILDS
-def test_cells_keep_their_values_where_an_image_grows_to_the_right_and_bottom_of_other_cells(build):
-    """The convolutional part alone is compared, because attention of the ViT sees the whole image."""
+def test_convolutional_cells_far_from_the_border_do_not_depend_on_the_size_of_the_image(build):
     adapter = drawn(build())
     x = images(1, 3, 96, 96)
     with torch.no_grad():

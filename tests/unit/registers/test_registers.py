@@ -300,7 +300,7 @@ NEURON = RegisterNeuron(BLOCK, CHANNEL)
         (
             lambda e, x: register_neurons(e, x, threshold=1e9),
             InputError,
-            "blocks.4: 0 of 48 tokens .* there are no artifacts whose neurons could be found",
+            "blocks.4: 0 of 48 tokens .* without artifacts, their neurons cannot be found",
         ),
         (lambda e, x: add_registers(e.source, [NEURON]), ArgumentError, "expected an extractor, got ViT"),
         (lambda e, x: add_registers(e, [NEURON], 0), ArgumentError, "count=0: expected an int of at least 1"),

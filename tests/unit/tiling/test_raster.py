@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import featx
-from featx import ArgumentError, DataConfig, ImageError
+from featx import ArgumentError, DataConfig, ImageError, MissingPackageError
 from featx.tiling import ArrayWindows, RasterWindows
 
 rasterio = pytest.importorskip("rasterio")
@@ -148,3 +148,16 @@ def test_what_is_not_a_raster_of_its_own_is_refused(tmp_path):
     for address in ("/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", tmp_path):
         with pytest.raises(ImageError, match="is not a file"):
             RasterWindows(address, CONFIG)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(MissingPackageError, match=r"rasterio: pip install 'featx\[geo\]'"):
+        RasterWindows(tmp_path / "a.tif", CONFIG)
+
+
+def test_a_truncated_file_is_reported(tmp_path):
+    path = raster(tmp_path / "a.tif", pixels_of(3))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"a\.tif cannot be read"):
+        RasterWindows(path, CONFIG).read(150, 250, 50, 50)
